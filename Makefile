@@ -1,0 +1,76 @@
+# Each target makes its own virtual environment first; nothing else has to be installed by hand.
+#   make quickstart   train and score a tiny PaliGemma on real images (CPU or GPU)
+#   make test         the fast tests;  make test-slow: the rest;  make lint: ruff
+# PYTHON=python3.12 picks another interpreter; each interpreter has an environment of its own.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Without PYTHON: python3.11, else python3.12, else the plain python3 if it is one of the two.
+PROBE = -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))'
+ifeq ($(origin PYTHON), undefined)
+  PYTHON := $(shell for p in python3.11 python3.12 python3; do \
+    $$p $(PROBE) >/dev/null 2>&1 && echo $$p && break; done)
+  VENV := .venv
+else
+  VENV := .venv-$(notdir $(PYTHON))
+endif
+PY := $(VENV)/bin/python
+GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+CORE := -r requirements.txt $(if $(GPU),-r requirements-cuda.txt)
+
+CONFIG ?= configs/easyvqa.py
+WORKDIR ?= workdir/easyvqa
+# Two workers suit two cores; WORKERS=0 turns them off, PYTEST_ARGS="-k decode" adds options.
+WORKERS ?= 2
+PYTEST = $(PY) -m pytest -n $(WORKERS) -q
+
+.PHONY: help install install-test quickstart test test-slow test-gpu lint format clean
+help:
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile
+
+install: $(VENV)/.installed
+install-test: $(VENV)/.installed-test
+
+$(PY):
+	@if [ -z "$(PYTHON)" ]; then \
+	  echo "pgjax needs Python 3.11 or 3.12 with venv, and neither python3.11, python3.12 nor python3 is" \
+	    "one. Install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; fi
+	@$(PYTHON) $(PROBE) 2>/dev/null || { \
+	  echo "PYTHON=$(PYTHON) does not run, has no venv module, or is not Python 3.11 or 3.12." >&2; exit 1; }
+	@[ -z "$(findstring 3.11,$(PYTHON))$(findstring 3.12,$(PYTHON))" ] && echo "Using $$($(PYTHON) --version)." || true
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt requirements-cuda.txt | $(PY)
+	@$(if $(GPU),echo "NVIDIA GPU found: installing JAX with CUDA.",echo "No NVIDIA GPU: installing JAX for the CPU.")
+	$(PY) -m pip install --quiet --disable-pip-version-check $(CORE)
+	@touch $@
+
+$(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check $(CORE) -r requirements-test.txt
+	@touch $@
+
+quickstart: $(VENV)/.installed
+	$(PY) -m pgjax.train --config=$(CONFIG) --workdir=$(WORKDIR)
+	$(PY) -m pgjax.evaluate --ckpt=$(WORKDIR) --evals=test --out=$(WORKDIR)/test
+	@echo "Config, checkpoints, metrics.jsonl and TensorBoard files are in $(WORKDIR)"
+
+test: $(VENV)/.installed-test
+	$(PYTEST) -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m "slow and not gpu" $(PYTEST_ARGS)
+
+test-gpu: $(VENV)/.installed-test
+	$(PY) -m pytest -q -m gpu $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+format: $(VENV)/.installed-test
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean:
+	rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache

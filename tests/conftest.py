@@ -1,0 +1,46 @@
+"""What every test runs on: eight simulated CPU devices, one compilation cache, small golden models.
+
+pgjax is not imported here: the jaxtyping hook named in pyproject.toml has to be in place before.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Before jax is imported. `pytest -m gpu` sees the real devices instead.
+if not any(arg == "gpu" for arg in sys.argv):
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  flags = os.environ.get("XLA_FLAGS", "")
+  if "xla_force_host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+
+# Workers, and programs that tests start, share what was compiled, within and across test runs.
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"pgjax-test-cache-{os.getuid()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+GOLDEN = pathlib.Path(os.environ.get("PGJAX_GOLDEN_DIR", ROOT / "tests/golden"))
+
+
+@pytest.fixture(scope="session")
+def golden():
+  """golden("paligemma2_adam") -> (meta dict, flat dict of the file's arrays)."""
+
+  def load(name):
+    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
+      arrays = {key: file[key] for key in file.files}
+    return json.loads(str(arrays.pop("meta"))), arrays
+
+  return load
+
+
+@pytest.fixture
+def root():
+  """The folder that holds pgjax/, configs/ and tests/."""
+  return ROOT
