@@ -1,0 +1,314 @@
+"""The text tower: Gemma 1 and Gemma 2, which differ in fields, not in code.
+
+Parameters have big_vision's names and shapes (models/ppp/gemma.py of the reference), layers
+stacked on axis 0. Axes: B batch, T query, S key, N heads, K key/value heads, G = N/K queries per
+key/value head, H head size, D width, F hidden size of the MLP, V vocabulary, L layers.
+
+Where the numbers come from: activations, products and the residual stream have the compute dtype;
+norms, rotations and the softmax are float32 inside. The rest is spelled next to each line.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int
+
+from pgjax.errors import UserError
+from pgjax.models import attention, remat
+
+VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes of one text tower. `get` makes it from a variant's name, any field overriding."""
+
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  vocab_size: int = VOCAB_SIZE
+  norm_eps: float = 1e-6
+  attn_logits_softcap: float = 0.0  # 0: off.
+  final_logits_softcap: float = 0.0  # 0: off, as in every transfer of the reference.
+  query_pre_attn_norm: str = "rsqrt_head_dim"  # or rsqrt_emb_per_head (27b).
+  post_norms: bool = False
+  dropout: float = 0.0
+  remat_policy: str = "nothing_saveable"
+  scan: bool = True  # False: the layers are unrolled; parameters stay stacked.
+  cache_dtype: str | None = None  # Default: the compute dtype.
+
+  @property
+  def query_scale(self) -> float:
+    if self.query_pre_attn_norm == "rsqrt_emb_per_head":
+      return (self.width // self.num_heads) ** -0.5
+    return self.head_dim**-0.5
+
+
+_GEMMA2 = dict(attn_logits_softcap=50.0, final_logits_softcap=30.0, post_norms=True)
+VARIANTS = {
+  "gemma_2b": dict(width=2048, depth=18, mlp_dim=16_384, num_heads=8, num_kv_heads=1, head_dim=256),
+  "gemma_7b": dict(
+    width=3072, depth=28, mlp_dim=24_576, num_heads=16, num_kv_heads=16, head_dim=256
+  ),
+  "gemma2_2b": dict(
+    width=2304, depth=26, mlp_dim=9216, num_heads=8, num_kv_heads=4, head_dim=256, **_GEMMA2
+  ),
+  "gemma2_9b": dict(
+    width=3584, depth=42, mlp_dim=14_336, num_heads=16, num_kv_heads=8, head_dim=256, **_GEMMA2
+  ),
+  "gemma2_27b": dict(
+    width=4608,
+    depth=46,
+    mlp_dim=36_864,
+    num_heads=32,
+    num_kv_heads=16,
+    head_dim=128,
+    query_pre_attn_norm="rsqrt_emb_per_head",
+    **_GEMMA2,
+  ),
+}
+_SIZES = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
+
+
+def get(variant="gemma_2b", **fields) -> Config:
+  """The named variant with `fields` changed; a name of one's own where all sizes are given.
+
+  A field that is None keeps the variant's value.
+  """
+  known = {f.name for f in dataclasses.fields(Config)}
+  if unknown := sorted(set(fields) - known):
+    raise UserError(f"model.llm has no field {unknown}; allowed: variant, {', '.join(known)}.")
+  fields = {name: value for name, value in fields.items() if value is not None}
+  if variant not in VARIANTS and (missing := [s for s in _SIZES if s not in fields]):
+    raise UserError(
+      f"model.llm.variant={variant!r} is none of {', '.join(VARIANTS)}, and {missing} are not"
+      " given: name a variant or give all sizes."
+    )
+  config = Config(**{**VARIANTS.get(variant, {}), **fields})
+  if config.num_heads % config.num_kv_heads:
+    raise UserError(
+      f"model.llm: num_heads={config.num_heads} is no multiple of"
+      f" num_kv_heads={config.num_kv_heads}."
+    )
+  return config
+
+
+class Cache(NamedTuple):
+  """Keys and values of all layers, written in place while decoding; L S are layers and slots."""
+
+  k_LBSKH: Float[Array, "L B S K H"]
+  v_LBSKH: Float[Array, "L B S K H"]
+
+
+class Mode(NamedTuple):
+  """What a call is for; static under jit."""
+
+  train: bool = False  # Dropout is on.
+  keep: bool = False  # Prefill: return each layer's keys and values, rounded to `cache_dtype`.
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * (1 + scale), in float32; `scale` is zero at the start."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    scale_D = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+    f32 = x.astype(jnp.float32)
+    normed = f32 * jax.lax.rsqrt(jnp.mean(f32 * f32, axis=-1, keepdims=True) + self.eps)
+    return (normed * (1 + scale_D.astype(jnp.float32))).astype(x.dtype)
+
+
+class Einsum(nn.Module):
+  """A weight `w` and the product it takes part in."""
+
+  shape: tuple[int, ...]
+  in_axis: tuple[int, ...]
+  out_axis: tuple[int, ...]
+  dtype: str
+
+  @nn.compact
+  def __call__(self) -> Array:
+    init = nn.initializers.variance_scaling(
+      1.0, "fan_in", "normal", in_axis=self.in_axis, out_axis=self.out_axis, batch_axis=()
+    )
+    return self.param("w", init, self.shape).astype(self.dtype)
+
+
+def rotate(
+  x_BTNH: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"]
+) -> Float[Array, "B T N H"]:
+  """Rotary position embedding, base 10,000, halves rotated against each other; float32."""
+  half = x_BTNH.shape[-1] // 2
+  wavelengths = 10_000.0 ** (jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions_BT[..., None, None].astype(jnp.float32) / wavelengths
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class Attention(nn.Module):
+  """Multi-query, grouped or multi-head attention over x itself or over x and a cache."""
+
+  config: Config
+  dtype: str
+
+  def setup(self):
+    c = self.config
+    N, K, D, H = c.num_heads, c.num_kv_heads, c.width, c.head_dim
+    if K == N:  # The reference fuses the three where there is one key head per query head.
+      self.qkv_einsum = Einsum((3, N, D, H), (2,), (1, 3), self.dtype)
+    else:
+      self.q_einsum = Einsum((N, D, H), (1,), (0, 2), self.dtype)
+      self.kv_einsum = Einsum((2, K, D, H), (2,), (1, 3), self.dtype)
+    self.attn_vec_einsum = Einsum((N, H, D), (0, 1), (2,), self.dtype)
+
+  def __call__(self, x_BTD, positions_BT, mask_BTS, cache=None, layer=None, slot=None, keep=False):
+    c = self.config
+    B, T, _ = x_BTD.shape
+    q_NDH, (k_KDH, v_KDH) = self._weights()
+    q_BTNH = jnp.einsum("BTD,NDH->BTNH", x_BTD, q_NDH)
+    k_BTKH = jnp.einsum("BTD,KDH->BTKH", x_BTD, k_KDH)
+    v_BTKH = jnp.einsum("BTD,KDH->BTKH", x_BTD, v_KDH)
+    q_BTNH = (rotate(q_BTNH, positions_BT) * c.query_scale).astype(self.dtype)
+    k_BTKH = rotate(k_BTKH, positions_BT).astype(self.dtype)
+    q_BTNH, k_BTKH, v_BTKH = (
+      checkpoint_name(a, n) for a, n in ((q_BTNH, "q"), (k_BTKH, "k"), (v_BTKH, "v"))
+    )
+    kept = None
+    if cache is not None:
+      cache = Cache(
+        *(
+          jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), (layer, 0, slot, 0, 0))
+          for old, new in zip(cache, (k_BTKH, v_BTKH), strict=True)
+        )
+      )
+      k_BTKH, v_BTKH = (a[layer].astype(self.dtype) for a in cache)
+    elif keep:
+      kept = tuple(a.astype(c.cache_dtype or self.dtype) for a in (k_BTKH, v_BTKH))
+      k_BTKH, v_BTKH = (a.astype(self.dtype) for a in kept)
+    q_BTKGH = q_BTNH.reshape(B, T, c.num_kv_heads, -1, c.head_dim)
+    out_BTKGH = attention.attend(q_BTKGH, k_BTKH, v_BTKH, mask_BTS, c.attn_logits_softcap)
+    out_BTNH = out_BTKGH.reshape(q_BTNH.shape)
+    return jnp.einsum("BTNH,NHD->BTD", out_BTNH, self.attn_vec_einsum()), cache, kept
+
+  def _weights(self):
+    if self.config.num_kv_heads == self.config.num_heads:
+      q, k, v = self.qkv_einsum()
+      return q, (k, v)
+    return self.q_einsum(), self.kv_einsum()
+
+
+class FeedForward(nn.Module):
+  """GeGLU: gelu(x gate) * (x up), times linear; the tanh form of gelu."""
+
+  config: Config
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    D, F = self.config.width, self.config.mlp_dim
+    init = nn.initializers.variance_scaling
+    gating_2DF = self.param(
+      "gating_einsum", init(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0), (2, D, F)
+    ).astype(self.dtype)
+    linear_FD = self.param("linear", init(1.0, "fan_in", "normal"), (F, D)).astype(self.dtype)
+    gate = checkpoint_name(jnp.einsum("BTD,DF->BTF", x_BTD, gating_2DF[0]), "mlp_gate")
+    up = checkpoint_name(jnp.einsum("BTD,DF->BTF", x_BTD, gating_2DF[1]), "mlp_up")
+    hidden_BTF = jax.nn.gelu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    return jnp.einsum("BTF,FD->BTD", hidden_BTF.astype(self.dtype), linear_FD)
+
+
+class Block(nn.Module):
+  """One layer. The carry is (x, cache or None, number of the layer)."""
+
+  config: Config
+  dtype: str
+  constrain: object  # Places the residual stream on a mesh.
+
+  @nn.compact
+  def __call__(self, carry, positions_BT, mask_BTS, slot, mode):
+    c = self.config
+    x_BTD, cache, layer = carry
+    dropout = nn.Dropout(c.dropout, deterministic=not mode.train)
+    norm = lambda name: RMSNorm(c.norm_eps, name=name)  # noqa: E731
+
+    x_BTD = self.constrain(x_BTD)
+    h = norm("pre_attention_norm")(x_BTD)
+    h, cache, kept = Attention(c, self.dtype, name="attn")(
+      h, positions_BT, mask_BTS, cache, layer, slot, mode.keep
+    )
+    if c.post_norms:
+      h = norm("post_attention_norm")(h)
+    x_BTD = x_BTD + dropout(h)  # Dropout stands after this norm, but before the next post norm.
+    h = FeedForward(c, self.dtype, name="mlp")(norm("pre_ffw_norm")(x_BTD))
+    h = dropout(h)
+    if c.post_norms:
+      h = norm("post_ffw_norm")(h)
+    return (x_BTD + h, cache, layer + 1), kept
+
+
+class Embedder(nn.Module):
+  """The token table, used on both ends. Read through pgjax/models/vocabulary.py."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self) -> Float[Array, "V D"]:
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
+    return self.param("input_embedding", init, (self.config.vocab_size, self.config.width))
+
+
+class Gemma(nn.Module):
+  """Layers and final norm; tokens are embedded and scored in vocabulary.py."""
+
+  config: Config
+  dtype: str
+  constrain: object
+
+  def setup(self):
+    c = self.config
+    self.embedder = Embedder(c)
+    block = remat.checkpointed(Block, c.remat_policy, static_argnums=(5,))  # mode
+    self.layers = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True, "dropout": True},
+      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+      length=c.depth,
+      unroll=1 if c.scan else c.depth,
+    )(c, self.dtype, self.constrain)
+    self.final_norm = RMSNorm(c.norm_eps)
+
+  def table(self) -> Float[Array, "V D"]:
+    return self.embedder()
+
+  def norm(self, x_BTD):
+    return self.final_norm(x_BTD)
+
+  def __call__(
+    self,
+    x_BTD: Float[Array, "B T D"],
+    positions_BT: Int[Array, "B T"],
+    mask_BTS: Bool[Array, "B T S"],
+    *,
+    cache: Cache | None = None,
+    slot=None,
+    mode: Mode = Mode(),
+  ):
+    """Runs the layers; returns (x before the final norm, cache).
+
+    With `cache`, the T new tokens are written at `slot` and S counts its slots. With mode.keep,
+    the returned cache holds the keys and values of this call.
+    """
+    carry = (x_BTD, cache, jnp.zeros((), jnp.int32))
+    (x_BTD, cache, _), kept = self.layers(carry, positions_BT, mask_BTS, slot, mode)
+    return x_BTD, Cache(*kept) if mode.keep else cache

@@ -1,0 +1,207 @@
+"""PaliGemma: image tokens in front of text tokens, a mask over both, one text tower.
+
+Axes: B batch, N images of an example, P patches (soft tokens) of all its images, T text tokens,
+L = P + T, D width, V vocabulary. Tensors, masks, positions and scales are the reference's
+(models/proj/paligemma/paligemma.py, predict_fns.py).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pgjax.errors import UserError
+from pgjax.models import gemma, siglip, vocabulary
+
+TABLE = "llm/embedder/input_embedding"
+_DTYPES = ("float32", "bfloat16")
+
+
+def prefix_lm_mask(
+  mask_ar_BL: Int[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+) -> Bool[Array, "B L L"]:
+  """Which key each query may attend to.
+
+  Tokens with mask_ar 0 join the block before them, tokens with 1 begin a new one; a query sees
+  its own and all earlier blocks, so an image and its prefix see each other and a suffix is causal.
+  Invalid tokens neither see nor are seen.
+  """
+  block_BL = jnp.cumsum(mask_ar_BL, axis=1)
+  allowed = block_BL[:, None, :] <= block_BL[:, :, None]
+  if valid_BL is not None:
+    allowed = allowed & valid_BL[:, None, :] & valid_BL[:, :, None]
+  return allowed
+
+
+class Model(nn.Module):
+  """`Model(**config.model)`; see `__call__` for the whole forward pass.
+
+  img, llm: fields of siglip.get and gemma.get. dtype: compute dtype; parameters may have another.
+  constrain: places activations on a mesh (step.py passes it), the identity by default.
+  """
+
+  img: dict
+  llm: dict
+  dtype: str = "float32"
+  remat: str | None = None  # The policy of both towers, where they name none.
+  cache_dtype: str | None = None
+  constrain: object = lambda x: x  # noqa: E731
+
+  @property
+  def llm_config(self) -> gemma.Config:
+    fields = dict(self.llm)
+    fields.setdefault("remat_policy", self.remat)
+    fields.setdefault("cache_dtype", self.cache_dtype)
+    return gemma.get(**fields)
+
+  @property
+  def img_config(self) -> siglip.Config:
+    fields = dict(self.img)
+    fields.setdefault("remat_policy", self.remat)
+    return siglip.get(**fields)
+
+  def setup(self):
+    if self.dtype not in _DTYPES:
+      raise UserError(f"dtype={self.dtype!r} is not a compute dtype; allowed: {_DTYPES}.")
+    llm = self.llm_config
+    self.img_tower = siglip.SigLIP(
+      self.img_config, llm.width, self.dtype, self.constrain, name="img"
+    )
+    self.llm_tower = gemma.Gemma(llm, self.dtype, self.constrain, name="llm")
+
+  def __call__(
+    self,
+    image: Float[Array, "B H W 3"] | Float[Array, "B N H W 3"],
+    text: Int[Array, "B T"],
+    mask_ar: Int[Array, "B T"],
+    train: bool = False,
+    image_mask: Bool[Array, "B N"] | None = None,
+  ):
+    """(logits float32 [B, T, V], {"img/zimg": image embedding [B, P, D]})."""
+    zimg = self.embed_image(image)
+    x_BTD = vocabulary.embed(self.table(), text)
+    h_BTD = self.hidden(zimg, x_BTD, mask_ar, train=train, image_mask=image_mask)
+    return self.logits(h_BTD), {"img/zimg": zimg}
+
+  def table(self) -> Float[Array, "V D"]:
+    """The token table; its float32 or stored dtype, as given."""
+    return self.llm_tower.table()
+
+  def embed_image(
+    self, image: Float[Array, "B H W 3"] | Float[Array, "B N H W 3"]
+  ) -> Float[Array, "B P D"]:
+    """Soft tokens of one image, or of N frames one after another; neither normed nor scaled."""
+    if image.ndim == 4:
+      return self.img_tower(image)
+    B, N = image.shape[:2]
+    z = self.img_tower(image.reshape(B * N, *image.shape[2:]))
+    return z.reshape(B, N * z.shape[1], z.shape[2])
+
+  def hidden(
+    self,
+    zimg: Float[Array, "B P D"],
+    x_BTD: Float[Array, "B T D"],
+    mask_ar: Int[Array, "B T"],
+    *,
+    train: bool = False,
+    image_mask: Bool[Array, "B N"] | None = None,
+  ) -> Float[Array, "B T D"]:
+    """Normed states of the text tokens, from image tokens and embedded text.
+
+    All text tokens count as valid, as in the reference's training: padding stands last. Images
+    that `image_mask` leaves out are neither seen nor counted in the positions.
+    """
+    B, P = zimg.shape[:2]
+    T = x_BTD.shape[1]
+    mask_ar_BL = jnp.concatenate([jnp.zeros((B, P), mask_ar.dtype), mask_ar], axis=1)
+    positions_BL = jnp.broadcast_to(jnp.arange(P + T), (B, P + T))
+    valid_BL = None
+    if image_mask is not None:
+      valid_BL = _valid(image_mask, P, jnp.ones((B, T), bool))
+      positions_BL = jnp.cumsum(valid_BL, axis=1) - 1
+    x_BLD = jnp.concatenate([zimg.astype(self.dtype), x_BTD.astype(self.dtype)], axis=1)
+    x_BLD, _ = self.llm_tower(
+      x_BLD,
+      positions_BL,
+      prefix_lm_mask(mask_ar_BL, valid_BL),
+      mode=gemma.Mode(train=train),
+    )
+    return self.llm_tower.norm(x_BLD[:, P:])
+
+  def logits(self, h_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """Float32 logits of normed states, with the final soft-cap where it is set."""
+    return vocabulary.logits(h_BTD, self.table(), self.llm_config.final_logits_softcap)
+
+  def prefill(
+    self,
+    zimg: Float[Array, "B P D"],
+    x_BTD: Float[Array, "B T D"],
+    mask_ar: Int[Array, "B T"],
+    mask_input: Bool[Array, "B T"],
+    image_mask: Bool[Array, "B N"] | None,
+    slots: int,
+  ):
+    """Reads the prompts: (state of the last token [B, D], cache of L + slots, lengths [B]).
+
+    Valid tokens are rolled to the right end, so that every row's next token has the same slot.
+    """
+    B, P = zimg.shape[:2]
+    valid_BL = _valid(image_mask, P, mask_input.astype(bool))
+    mask_ar_BL = jnp.concatenate([jnp.zeros((B, P), mask_ar.dtype), mask_ar], axis=1)
+    mask_BLL = prefix_lm_mask(mask_ar_BL, valid_BL)
+    x_BLD = jnp.concatenate([zimg.astype(self.dtype), x_BTD.astype(self.dtype)], axis=1)
+    # Where image_mask leaves images out, the invalid tokens are not all at the end.
+    order_BL = jnp.argsort(valid_BL, axis=1, stable=True)
+    valid_BL = jnp.take_along_axis(valid_BL, order_BL, axis=1)
+    x_BLD = jnp.take_along_axis(x_BLD, order_BL[..., None], axis=1)
+    mask_BLL = jnp.take_along_axis(mask_BLL, order_BL[:, :, None], axis=1)
+    mask_BLL = jnp.take_along_axis(mask_BLL, order_BL[:, None, :], axis=2)
+    positions_BL = jnp.cumsum(valid_BL, axis=1) - 1  # Padding gets -1.
+    x_BLD, cache = self.llm_tower(x_BLD, positions_BL, mask_BLL, mode=gemma.Mode(keep=True))
+    grow = ((0, 0), (0, 0), (0, slots), (0, 0), (0, 0))
+    cache = gemma.Cache(*(jnp.pad(a, grow) for a in cache))
+    return self.llm_tower.norm(x_BLD[:, -1:])[:, 0], cache, jnp.sum(valid_BL, axis=1)
+
+  def extend(
+    self,
+    x_B1D: Float[Array, "B 1 D"],
+    cache: gemma.Cache,
+    position_B: Int[Array, " B"],
+    mask_BS: Bool[Array, "B S"],
+    slot: Int[Array, ""],
+  ):
+    """One more token a row, written at `slot`: (its state [B, D], cache)."""
+    x_B1D, cache = self.llm_tower(
+      x_B1D.astype(self.dtype), position_B[:, None], mask_BS[:, None], cache=cache, slot=slot
+    )
+    return self.llm_tower.norm(x_B1D)[:, 0], cache
+
+
+def _valid(image_mask, num_patches, text_valid_BT):
+  """Which of the image and text tokens are real."""
+  B = text_valid_BT.shape[0]
+  if image_mask is None:
+    image_valid = jnp.ones((B, num_patches), bool)
+  else:
+    image_valid = jnp.repeat(image_mask.astype(bool), num_patches // image_mask.shape[1], axis=1)
+  return jnp.concatenate([image_valid, text_valid_BT], axis=1)
+
+
+def train_flops(model: Model, res: int, text_len: int, num_images: int = 1) -> float:
+  """Model FLOPs of one training example, forward and backward, nothing computed twice.
+
+  3 x [2 P_vit n_img + 4 L_v n_img^2 D_v + 2 P_dec S + 4 L S^2 N H + 2 V D T], S = image + text
+  tokens, P_dec without the embedding; frozen leaves are not discounted.
+  """
+  img, llm = model.img_config, model.llm_config
+  patches = (res // img.patch_size[0]) * (res // img.patch_size[1])
+  S = patches * num_images + text_len
+  vit_layer = 4 * img.width**2 + 2 * img.width * img.mlp_dim
+  vit = img.depth * vit_layer + 3 * img.patch_size[0] * img.patch_size[1] * img.width
+  vit += img.width * llm.width
+  attn = llm.width * llm.head_dim * 2 * (llm.num_heads + llm.num_kv_heads)
+  decoder = llm.depth * (attn + 3 * llm.width * llm.mlp_dim)
+  forward = num_images * (2 * vit * patches + 4 * img.depth * patches**2 * img.width)
+  forward += 2 * decoder * S + 4 * llm.depth * S**2 * llm.num_heads * llm.head_dim
+  forward += 2 * llm.vocab_size * llm.width * text_len
+  return 3.0 * forward

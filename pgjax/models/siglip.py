@@ -1,0 +1,197 @@
+"""The image tower: SigLIP's ViT without pooling, and the connector to the text tower's width.
+
+Parameters have big_vision's names and shapes (models/vit.py of the reference), layers stacked on
+axis 0. Axes: B images, P patches, D width, F hidden size of the MLP, N heads, H head size.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from pgjax.errors import UserError
+from pgjax.models import attention, remat
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes of one image tower. `get` makes it from a variant's name, any field overriding."""
+
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  patch_size: tuple[int, int]
+  pool_type: str = "none"
+  posemb: str = "learn"
+  dropout: float = 0.0
+  remat_policy: str = "nothing_saveable"
+  scan: bool = True  # False: the layers are unrolled; parameters stay stacked.
+  dtype_mm: str | None = None  # Default: the model's compute dtype.
+
+
+_WIDTHS = {
+  "Ti": dict(width=192, depth=12, mlp_dim=768, num_heads=3),
+  "S": dict(width=384, depth=12, mlp_dim=1536, num_heads=6),
+  "B": dict(width=768, depth=12, mlp_dim=3072, num_heads=12),
+  "L": dict(width=1024, depth=24, mlp_dim=4096, num_heads=16),
+  "So400m": dict(width=1152, depth=27, mlp_dim=4304, num_heads=16),
+}
+_SIZES = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
+
+
+def get(variant="So400m/14", **fields) -> Config:
+  """The named variant ("So400m/14": size and patch) with `fields` changed.
+
+  A name of one's own is allowed where all sizes are given.
+  """
+  known = {f.name for f in dataclasses.fields(Config)}
+  if unknown := sorted(set(fields) - known):
+    raise UserError(f"model.img has no field {unknown}; allowed: variant, {', '.join(known)}.")
+  size, _, patch = (variant or "").partition("/")
+  named = dict(_WIDTHS.get(size, {}))
+  if patch.isdigit():
+    named["patch_size"] = (int(patch), int(patch))
+  fields = {name: value for name, value in fields.items() if value is not None}
+  fields = {**named, **fields}
+  if missing := [s for s in _SIZES if s not in fields]:
+    raise UserError(
+      f"model.img.variant={variant!r} is not SIZE/PATCH with a size of {', '.join(_WIDTHS)}, and"
+      f" {missing} are not given: name a variant such as 'So400m/14' or give all sizes."
+    )
+  patch = fields["patch_size"]
+  fields["patch_size"] = (patch, patch) if isinstance(patch, int) else tuple(patch)
+  config = Config(**fields)
+  for name, allowed in (("pool_type", "none"), ("posemb", "learn"), ("dropout", 0.0)):
+    if getattr(config, name) != allowed:
+      raise UserError(
+        f"model.img.{name}={getattr(config, name)!r}: PaliGemma's image tower has {allowed!r}."
+      )
+  if config.width % config.num_heads:
+    raise UserError(
+      f"model.img: width={config.width} is no multiple of num_heads={config.num_heads}."
+    )
+  return config
+
+
+class Attention(nn.Module):
+  """Multi-head attention over all patches, with biases and without a mask."""
+
+  config: Config
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+    c = self.config
+    heads = (c.num_heads, c.width // c.num_heads)
+
+    def project(name):
+      dense = nn.DenseGeneral(
+        heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name
+      )
+      return dense(x_BPD)
+
+    q_BPNH, k_BPNH, v_BPNH = (
+      checkpoint_name(project(name), name[0]) for name in ("query", "key", "value")
+    )
+    q_BPNH = q_BPNH / jnp.asarray(heads[1] ** 0.5, self.dtype)
+    # The reference rounds scores and softmax to the compute dtype here; we round the scores.
+    out = attention.attend(q_BPNH[:, :, :, None], k_BPNH, v_BPNH, None, 0.0, self.dtype)
+    return nn.DenseGeneral(
+      c.width,
+      axis=(-2, -1),
+      dtype=self.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
+      name="out",
+    )(out[:, :, :, 0])
+
+
+class MlpBlock(nn.Module):
+  """Two layers with gelu (its tanh form) between."""
+
+  config: Config
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+    init = dict(
+      kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.normal(1e-6)
+    )
+    h = nn.Dense(self.config.mlp_dim, dtype=self.dtype, name="Dense_0", **init)(x_BPD)
+    h = checkpoint_name(h, "mlp_up")
+    h = jax.nn.gelu(h.astype(jnp.float32)).astype(self.dtype)
+    return nn.Dense(x_BPD.shape[-1], dtype=self.dtype, name="Dense_1", **init)(h)
+
+
+class Block(nn.Module):
+  """One pre-norm layer."""
+
+  config: Config
+  dtype: str
+  constrain: object
+
+  @nn.compact
+  def __call__(self, x_BPD, _):
+    norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)  # noqa: E731
+    attn = Attention(self.config, self.dtype, name="MultiHeadDotProductAttention_0")
+    mlp = MlpBlock(self.config, self.dtype, name="MlpBlock_0")
+    x_BPD = self.constrain(x_BPD)
+    x_BPD = x_BPD + attn(norm("LayerNorm_0")(x_BPD))
+    x_BPD = x_BPD + mlp(norm("LayerNorm_1")(x_BPD))
+    return x_BPD, None
+
+
+class Transformer(nn.Module):
+  """The layers and the norm after them."""
+
+  config: Config
+  dtype: str
+  constrain: object
+
+  @nn.compact
+  def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+    c = self.config
+    x_BPD, _ = nn.scan(
+      remat.checkpointed(Block, c.remat_policy),
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=nn.broadcast,
+      length=c.depth,
+      unroll=1 if c.scan else c.depth,
+    )(c, self.dtype, self.constrain, name="encoderblock")(x_BPD, None)
+    return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x_BPD)
+
+
+class SigLIP(nn.Module):
+  """Images to soft tokens of the text tower's width; `head` is the connector, zero at the start."""
+
+  config: Config
+  out_width: int
+  dtype: str
+  constrain: object
+
+  @nn.compact
+  def __call__(self, image_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B P D"]:
+    c = self.config
+    dtype = c.dtype_mm or self.dtype
+    height, width = image_BHWC.shape[1:3]
+    if height % c.patch_size[0] or width % c.patch_size[1]:
+      raise UserError(
+        f"Images of {height}x{width} pixels are no multiple of the patch size"
+        f" {c.patch_size[0]}x{c.patch_size[1]}; choose another `res` or model.img.patch_size."
+      )
+    x = nn.Conv(
+      c.width, c.patch_size, strides=c.patch_size, padding="VALID", dtype=dtype, name="embedding"
+    )(image_BHWC.astype(dtype))
+    x_BPD = x.reshape(x.shape[0], -1, c.width)
+    posemb = self.param(
+      "pos_embedding", nn.initializers.normal(c.width**-0.5), (1, x_BPD.shape[1], c.width)
+    )
+    x_BPD = x_BPD + posemb.astype(dtype)
+    x_BPD = Transformer(c, dtype, self.constrain, name="Transformer")(x_BPD)
+    return nn.Dense(self.out_width, dtype=dtype, kernel_init=nn.initializers.zeros, name="head")(
+      x_BPD
+    )

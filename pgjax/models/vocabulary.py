@@ -1,0 +1,256 @@
+"""What happens at the vocabulary: token embeddings, logits, and the loss without all the logits.
+
+Axes: B batch, T tokens, D width, V vocabulary (257,152), C tokens of one chunk.
+
+The loss makes logits for one chunk of tokens at a time, only for tokens that carry a loss, and
+turns them into gradients on the spot: nothing of size [B, T, V] exists, and no logit is computed
+twice. On a mesh a table sharded by rows stays where it is: tokens travel instead of the table
+(256 kB a token against 1.2 GB), the loss is Megatron-LM's vocabulary-parallel cross-entropy
+(arXiv:1909.08053, section 3).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+
+class Layout(NamedTuple):
+  """Where batch and table lie on a mesh: the axes that shard the batch, and the table's rows."""
+
+  mesh: Mesh
+  batch_axes: tuple[str, ...]
+  vocab_axes: tuple[str, ...]  # A subset of batch_axes; empty: every device has all rows.
+
+
+class Options(NamedTuple):
+  """What is static about a loss."""
+
+  label_smoothing: float = 0.0
+  softcap: float = 0.0  # 0: off.
+  chunk: int = 1024  # Tokens of a chunk, over all devices that share the table.
+  train_table: bool = True
+  layout: Layout | None = None
+
+
+def embed(
+  table_VD: Float[Array, "V D"], tokens_BT: Int[Array, "B T"], layout: Layout | None = None
+) -> Float[Array, "B T D"]:
+  """Rows of the table times sqrt(D), formed in float32."""
+  lookup = functools.partial(_lookup, axes=layout.vocab_axes if layout else ())
+  if layout:
+    batch = PartitionSpec(layout.batch_axes)
+    lookup = jax.shard_map(
+      lookup,
+      mesh=layout.mesh,
+      in_specs=(_rows(layout), batch),
+      out_specs=batch,
+      check_vma=False,
+    )
+  return lookup(table_VD, tokens_BT)
+
+
+def _rows(layout):
+  return PartitionSpec(layout.vocab_axes or None)
+
+
+def _lookup(table_VD, tokens_BT, axes):
+  scale = table_VD.shape[-1] ** 0.5
+  if not axes:
+    return table_VD[tokens_BT].astype(jnp.float32) * scale
+  tokens = jax.lax.all_gather(tokens_BT, axes, tiled=True)
+  local, mine = _local_ids(tokens, table_VD.shape[0], axes)
+  x = jnp.where(mine[..., None], table_VD[local].astype(jnp.float32), 0.0) * scale
+  return jax.lax.psum_scatter(x, axes, tiled=True)  # One summand is not zero: exact.
+
+
+def _local_ids(tokens, rows, axes):
+  """Row numbers within this device's part of the table, and which tokens are in it."""
+  local = tokens - (jax.lax.axis_index(axes) * rows if axes else 0)
+  mine = (local >= 0) & (local < rows)
+  return jnp.clip(local, 0, rows - 1), mine
+
+
+def add_embed_gradient(
+  dtable_VD: Float[Array, "V D"],
+  tokens_BT: Int[Array, "B T"],
+  dx_BTD: Float[Array, "B T D"],
+  layout: Layout | None = None,
+) -> Float[Array, "V D"]:
+  """The gradient of `embed`, added into the buffer that the loss made for the same table."""
+  add = functools.partial(_scatter_add, layout=layout)
+  if layout:
+    batch = PartitionSpec(layout.batch_axes)
+    add = jax.shard_map(
+      add,
+      mesh=layout.mesh,
+      in_specs=(_rows(layout), batch, batch),
+      out_specs=_rows(layout),
+      check_vma=False,
+    )
+  return add(dtable_VD, tokens_BT, dx_BTD)
+
+
+def _scatter_add(dtable_VD, tokens_BT, dx_BTD, layout):
+  scale = dtable_VD.shape[-1] ** 0.5
+  if layout:  # Every device sees all tokens, and adds those whose rows it has.
+    tokens_BT, dx_BTD = jax.lax.all_gather((tokens_BT, dx_BTD), layout.batch_axes, tiled=True)
+  local, mine = _local_ids(tokens_BT, dtable_VD.shape[0], layout.vocab_axes if layout else ())
+  dx = jnp.where(mine[..., None], dx_BTD.astype(jnp.float32), 0.0) * scale
+  return dtable_VD.at[local].add(dx.astype(dtable_VD.dtype))
+
+
+def logits(
+  h_BTD: Float[Array, "*B D"], table_VD: Float[Array, "V D"], softcap: float = 0.0
+) -> Float[Array, "*B V"]:
+  """All logits in float32, soft-capped where `softcap` is set. For inference."""
+  return _cap(_product(h_BTD, table_VD.astype(h_BTD.dtype)), softcap)
+
+
+def _product(h, table_VD):
+  return jnp.einsum("...D,VD->...V", h, table_VD, preferred_element_type=jnp.float32)
+
+
+def _cap(x, softcap):
+  return softcap * jnp.tanh(x / softcap) if softcap else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def weighted_nll(
+  h_BTD: Float[Array, "B T D"],
+  table_VD: Float[Array, "V D"],
+  targets_BT: Int[Array, "B T"],
+  weights_BT: Float[Array, "B T"],
+  options: Options,
+) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
+  """(sum of weights * nll, nll per token) of the targets; nll is 0 where the weight is 0.
+
+  With label smoothing s the target distribution is 1-s on the token and s/(V-1) on every other
+  (trainers/proj/paligemma/train.py of the reference). Only the first result, and only with respect
+  to h and table, has a gradient.
+  """
+  nll_BT, _, _ = _run(h_BTD, table_VD, targets_BT, weights_BT, options, False)
+  return jnp.sum(nll_BT * weights_BT), nll_BT
+
+
+def _weighted_nll_forward(h_BTD, table_VD, targets_BT, weights_BT, options):
+  nll_BT, dh, dtable = _run(h_BTD, table_VD, targets_BT, weights_BT, options, True)
+  return (jnp.sum(nll_BT * weights_BT), nll_BT), (dh, dtable)
+
+
+def _weighted_nll_backward(options, kept, cotangents):
+  del options
+  g = cotangents[0]
+  dh, dtable = kept
+  return (dh * g).astype(dh.dtype), None if dtable is None else dtable * g, None, None
+
+
+weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward)
+
+
+def _run(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients):
+  run = functools.partial(_run_local, options=options, with_gradients=with_gradients)
+  layout = options.layout
+  if layout:
+    batch, rows = PartitionSpec(layout.batch_axes), _rows(layout)
+    dtable = rows if with_gradients and options.train_table else None
+    run = jax.shard_map(
+      run,
+      mesh=layout.mesh,
+      in_specs=(batch, rows, batch, batch),
+      out_specs=(batch, batch if with_gradients else None, dtable),
+      check_vma=False,
+    )
+  return run(h_BTD, table_VD, targets_BT, weights_BT)
+
+
+def _run_local(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients):
+  """This device's rows: tokens with a loss are packed to the front, then taken chunk by chunk."""
+  layout = options.layout
+  axes = layout.vocab_axes if layout else ()
+  N, D = targets_BT.size, h_BTD.shape[-1]
+  C = min(N, max(1, options.chunk // _group_size(layout)))
+  padding = -N % C
+  order = jnp.argsort(weights_BT.reshape(N) <= 0, stable=True)
+  h, targets, weights = (
+    jnp.pad(a[order], ((0, padding),) + ((0, 0),) * (a.ndim - 1)).reshape(-1, C, *a.shape[1:])
+    for a in (h_BTD.reshape(N, D), targets_BT.reshape(N), weights_BT.reshape(N))
+  )
+  used = jnp.sum(weights_BT > 0)
+  if layout:
+    used = jax.lax.pmax(used, layout.batch_axes)  # A chunk's collectives need every device.
+
+  trained = with_gradients and options.train_table
+  table = table_VD.astype(h_BTD.dtype)  # One copy in the compute dtype, gone after the loss.
+  step = functools.partial(
+    _chunk, table=table, axes=axes, options=options, with_gradients=with_gradients
+  )
+
+  def body(carry, xs):
+    dtable = carry
+    number, h_CD, targets_C, weights_C = xs
+
+    def skip(dtable):
+      dh = jnp.zeros_like(h_CD) if with_gradients else None
+      return dtable, (jnp.zeros((C,), jnp.float32), dh)
+
+    return jax.lax.cond(
+      number * C < used, lambda d: step(d, h_CD, targets_C, weights_C), skip, dtable
+    )
+
+  # Gradients add up in float32.
+  dtable = jnp.zeros(table_VD.shape, jnp.float32) if trained else None
+  dtable, (nll, dh) = jax.lax.scan(body, dtable, (jnp.arange(len(h)), h, targets, weights))
+  if trained:
+    others = tuple(a for a in layout.batch_axes if a not in axes) if layout else ()
+    dtable = (jax.lax.psum(dtable, others) if others else dtable).astype(table_VD.dtype)
+  unpack = lambda a: jnp.zeros_like(a).at[order].set(a)  # noqa: E731
+  nll_BT = unpack(nll.reshape(-1)[:N]).reshape(targets_BT.shape)
+  dh_BTD = unpack(dh.reshape(-1, D)[:N]).reshape(h_BTD.shape) if with_gradients else None
+  return nll_BT, dh_BTD, dtable
+
+
+def _group_size(layout):
+  size = 1
+  for axis in layout.vocab_axes if layout else ():
+    size *= layout.mesh.shape[axis]
+  return size
+
+
+def _chunk(dtable, h_CD, targets_C, weights_C, *, table, axes, options, with_gradients):
+  """One chunk's (table gradient so far, (nll [C], gradient of h [C, D]))."""
+  C = h_CD.shape[0]
+  total = functools.partial(jax.lax.psum, axis_name=axes) if axes else lambda a: a
+  if axes:
+    h_CD, targets_C, weights_C = jax.lax.all_gather((h_CD, targets_C, weights_C), axes, tiled=True)
+  V = table.shape[0] * _group_size(options.layout)
+  rest = options.label_smoothing / (V - 1)
+  extra = 1.0 - options.label_smoothing - rest  # So that the token gets extra + rest = 1 - s.
+  local, mine = _local_ids(targets_C, table.shape[0], axes)
+  target_CV = (jnp.arange(table.shape[0]) == local[:, None]) & mine[:, None]
+
+  logits_CV = _cap(_product(h_CD, table), options.softcap)
+  largest = jnp.max(logits_CV, axis=-1)
+  largest = jax.lax.pmax(largest, axes) if axes else largest
+  lse = largest + jnp.log(total(jnp.sum(jnp.exp(logits_CV - largest[:, None]), axis=-1)))
+  at_target = total(jnp.sum(jnp.where(target_CV, logits_CV, 0.0), axis=-1))
+  nll = lse - extra * at_target
+  if rest:
+    nll = nll - rest * total(jnp.sum(logits_CV, axis=-1))
+  nll = jnp.where(weights_C > 0, nll, 0.0)
+  nll = jax.lax.dynamic_slice_in_dim(nll, jax.lax.axis_index(axes) * C, C) if axes else nll
+  if not with_gradients:
+    return dtable, (nll, None)
+
+  dlogits = jnp.exp(logits_CV - lse[:, None]) - rest - jnp.where(target_CV, extra, 0.0)
+  if options.softcap:
+    dlogits = dlogits * (1 - (logits_CV / options.softcap) ** 2)
+  dlogits = (dlogits * weights_C[:, None]).astype(h_CD.dtype)
+  dh = jnp.einsum("CV,VD->CD", dlogits, table, preferred_element_type=jnp.float32)
+  dh = jax.lax.psum_scatter(dh, axes, tiled=True) if axes else dh
+  if dtable is not None:
+    dtable = dtable + jnp.einsum("CV,CD->VD", dlogits, h_CD, preferred_element_type=jnp.float32)
+  return dtable, (nll, dh.astype(h_CD.dtype))
