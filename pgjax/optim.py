@@ -1,0 +1,302 @@
+"""How does a gradient become an update?
+
+`make` turns the config into one optax chain over a flat dict {name: array} of the trainable leaves
+alone; frozen leaves never come here. With s the schedule's multiplier (0..1), the update is
+  - s(step) * (lr * lr_mult * optimizer(clipped gradient) + wd * wd_mult * parameter),
+so weight decay follows the schedule but not `lr`, as in big_vision (spec: its optax.py, utils.py).
+"""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pgjax import config as config_lib
+from pgjax import params
+from pgjax.errors import UserError
+
+# optax's complete optimizers, linear in their learning rate, which ours then replaces. Those that
+# are not (fromage, rprop) or need the loss (lbfgs, polyak_sgd) have no place in the chain.
+COMPLETE = (
+  *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan"),
+  *("amsgrad", "lamb", "lars", "lion", "nadam", "nadamw", "novograd"),
+  *("radam", "rmsprop", "sgd", "sm3", "yogi"),
+)
+DECAY_TYPES = ("cosine", "linear", "polynomial", "rsqrt", "stair", "const")
+DEFAULT_WD_MULTS = ((".*/kernel", 1.0),)  # With PaliGemma's names: the image tower and its head.
+Schedule = Callable[[Any], jax.Array]
+
+
+def make(
+  config: Any, total_steps: int, names: Iterable[str], *, num_examples: int | None = None
+) -> optax.GradientTransformation:
+  """The chain for the trainable leaves `names`; num_examples is the size of one epoch."""
+  names = list(names)
+  if not names:
+    raise UserError('config.params trains nothing: give at least one pattern the value "train".')
+  parts = []
+  if config.grad_clip_norm:
+    parts.append(optax.clip_by_global_norm(config.grad_clip_norm))
+  parts.append(_optimizer(config.optax_name, dict(config.optax)))
+  parts.append(optax.scale(config.lr))
+  if config.lr_mults:
+    parts.append(_scale_each(_per_name(config.lr_mults, names, "config.lr_mults", default=1.0)))
+  if config.wd:
+    parts.append(_decay_each(config.wd, _wd_mults(config, names)))
+  parts.append(_schedule_each(_schedules(config, total_steps, names, num_examples)))
+  parts.append(optax.scale(-1.0))
+  return optax.chain(*parts)
+
+
+def schedule_fn(config: Any, total_steps: int, *, num_examples: int | None = None) -> Schedule:
+  """Step (from 0) to multiplier, for the log; of several schedules the first that trains."""
+  patterns = _as_list(config.schedule)
+  first = next(value for _, value in patterns if value is not None)
+  return make_schedule(first, config, total_steps, num_examples)
+
+
+def make_schedule(
+  fields: Mapping[str, Any], config: Any, total_steps: int, num_examples: int | None = None
+) -> Schedule:
+  """One schedule's fields, such as dict(decay_type="cosine", warmup_percent=0.05), as a function.
+
+  Raises before anything is traced if a field is unknown or the durations do not fit.
+  """
+  fields = dict(fields)
+  sizes = dict(
+    batch_size=config.input.batch_size, num_examples=num_examples, total_steps=total_steps
+  )
+  warmup = config_lib.steps(fields, "warmup", default=0, **sizes)
+  cooldown = config_lib.steps(fields, "cooldown", default=0, **sizes)
+  if total_steps > 1 and warmup >= total_steps:
+    raise UserError(
+      f"config.schedule: the warm-up of {warmup} steps must be shorter than the run of "
+      f"{total_steps} steps; lower warmup_* or train longer."
+    )
+  decay = _decay(fields, config.input.batch_size, warmup)
+  mult = config.input.batch_size / 256 if fields.get("scale_with_batchsize") else 1.0
+
+  def schedule(step: Any) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    progress = jnp.clip((step - warmup) / max(1.0, total_steps - warmup), 0.0, 1.0)
+    value = mult * decay(step, progress)
+    if warmup:
+      value = value * jnp.minimum(1.0, step / warmup)
+    if cooldown:
+      value = value * jnp.minimum(1.0, (total_steps - step) / cooldown)
+    return jnp.asarray(value, jnp.float32)
+
+  return schedule
+
+
+def _decay(fields: Mapping[str, Any], batch_size: int, warmup: int) -> Callable:
+  """(step, progress) -> multiplier without warm-up and cool-down; progress is 0..1 after warm-up.
+
+  The decay types and their fields are those of big_vision's create_learning_rate_schedule.
+  """
+  kind = fields.get("decay_type", "stair")
+  if kind in ("linear", "polynomial"):
+    end, power = fields.get("end", fields.get("linear_end", 0.0)), fields.get("power", 1.0)
+    return lambda step, progress: end + (1.0 - end) * (1.0 - progress) ** power
+  if kind == "cosine":
+    return lambda step, progress: 0.5 * (1.0 + jnp.cos(math.pi * progress))
+  if kind == "rsqrt":
+    examples, shift = fields.get("timescale_examples"), fields.get("shift", 0)
+    scale = examples / batch_size if examples else fields.get("timescale", 10_000)
+    # During warm-up the value stands still where the decay will begin.
+    return lambda step, progress: 1 / jnp.sqrt(1 + (jnp.maximum(step - warmup, 0) + shift) / scale)
+  if kind == "stair":
+    starts = jnp.array(fields.get("steps", ()), jnp.float32)
+    mults = jnp.array([1.0, *fields.get("mults", ())], jnp.float32)
+    if len(mults) != len(starts) + 1:
+      raise UserError(
+        f'config.schedule: decay_type "stair" needs as many mults ({len(mults) - 1}) as steps '
+        f"({len(starts)})."
+      )
+    return lambda step, progress: mults[jnp.searchsorted(starts, step + 1)]
+  if kind == "const":
+    return lambda step, progress: jnp.ones(())
+  close = difflib.get_close_matches(str(kind), DECAY_TYPES, 1)
+  raise UserError(
+    f"config.schedule: unknown decay_type {kind!r}; there are {', '.join(DECAY_TYPES)}."
+    + (f" Did you mean {close[0]!r}?" if close else "")
+  )
+
+
+class ScheduleState(NamedTuple):
+  """How many updates were made."""
+
+  count: jax.Array  # int32 []
+
+
+def _schedules(
+  config: Any, total_steps: int, names: list[str], num_examples: int | None
+) -> dict[str, Schedule]:
+  """A schedule for each name; patterns that freeze were turned into `params` by then."""
+  patterns = _as_list(config.schedule)
+  where = "config.schedule"
+  matches = params.first_match([p for p, _ in patterns], names, where)
+  for name, i in matches.items():
+    if i is None or patterns[i][1] is None:
+      how = "no pattern covers it" if i is None else f"{patterns[i][0]!r} freezes it"
+      raise UserError(f"{where}: {name} trains (config.params), but {how}.")
+  live = [(p, i) for i, (p, value) in enumerate(patterns) if value is not None]
+  params.check_used([p for p, i in live], _renumber(matches, [i for _, i in live]), where)
+  made = {i: make_schedule(patterns[i][1], config, total_steps, num_examples) for _, i in live}
+  return {name: made[i] for name, i in matches.items()}
+
+
+def _renumber(matches: Mapping[str, int | None], kept: list[int]) -> dict[str, int | None]:
+  return {name: kept.index(i) if i in kept else None for name, i in matches.items()}
+
+
+def _as_list(schedule: Any) -> list[tuple[str, Any]]:
+  return [(".*", schedule)] if hasattr(schedule, "keys") else [(p, value) for p, value in schedule]
+
+
+def _per_name(
+  patterns: Iterable[tuple[str, float]], names: list[str], where: str, default: float
+) -> dict[str, float]:
+  """The value of the first pattern that matches each name, else the default."""
+  patterns = list(patterns)
+  matches = params.first_match([p for p, _ in patterns], names, where)
+  params.check_used([p for p, _ in patterns], matches, where)
+  return {name: default if i is None else patterns[i][1] for name, i in matches.items()}
+
+
+def _wd_mults(config: Any, names: list[str]) -> dict[str, float]:
+  if config.wd_mults is not None:
+    return _per_name(config.wd_mults, names, "config.wd_mults", default=0.0)
+  matches = params.first_match([p for p, _ in DEFAULT_WD_MULTS], names)
+  return {name: 0.0 if i is None else DEFAULT_WD_MULTS[i][1] for name, i in matches.items()}
+
+
+def _scale_each(mults: Mapping[str, float]) -> optax.GradientTransformation:
+  return optax.stateless(lambda updates, _: {n: u * mults[n] for n, u in updates.items()})
+
+
+def _decay_each(wd: float, mults: Mapping[str, float]) -> optax.GradientTransformation:
+  def decay(updates, values):
+    return {n: u + wd * mults[n] * values[n] if mults[n] else u for n, u in updates.items()}
+
+  return optax.stateless(decay)
+
+
+def _schedule_each(schedules: Mapping[str, Schedule]) -> optax.GradientTransformation:
+  def update(updates, state, values=None):
+    del values
+    mults = {fn: fn(state.count) for fn in set(schedules.values())}
+    scaled = {n: u * mults[schedules[n]].astype(u.dtype) for n, u in updates.items()}
+    return scaled, ScheduleState(optax.safe_increment(state.count))
+
+  return optax.GradientTransformation(lambda _: ScheduleState(jnp.zeros([], jnp.int32)), update)
+
+
+def _optimizer(name: str, arguments: dict[str, Any]) -> optax.GradientTransformation:
+  """What stands between clipping and `lr`: any optax `scale_by_*`, or a complete optimizer."""
+  make_tx = _BIG_VISION.get(name) or getattr(optax, name, None)
+  if not callable(make_tx) or name.startswith("_"):
+    known = [*_BIG_VISION, *COMPLETE, *(n for n in dir(optax) if n.startswith("scale_by_"))]
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UserError(f"config.optax_name={name!r} is no optimizer of optax or big_vision.{hint}")
+  if name in COMPLETE:
+    arguments = _complete_arguments(name, make_tx, arguments)
+  elif name not in _BIG_VISION and "learning_rate" in inspect.signature(make_tx).parameters:
+    raise UserError(
+      f"config.optax_name={name!r} does not fit between config.lr and config.schedule; "
+      f"use a scale_by_* of optax, or one of {', '.join(COMPLETE)}."
+    )
+  try:
+    tx = make_tx(**{key: _dtype(key, value) for key, value in arguments.items()})
+  except TypeError:
+    known = ", ".join(inspect.signature(make_tx).parameters) or "nothing"
+    raise UserError(
+      f"config.optax={arguments} does not fit {name}, which takes: {known}."
+    ) from None
+  _try_out(name, tx)
+  return tx
+
+
+def _complete_arguments(name: str, make_tx: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
+  """Without rate and decay of its own: config.lr, config.schedule and config.wd are in charge."""
+  for key, instead in dict(
+    learning_rate="config.lr and config.schedule", weight_decay="config.wd and config.wd_mults"
+  ).items():
+    if key in arguments:
+      raise UserError(f"config.optax.{key} has no effect with {name}: use {instead}.")
+  known = inspect.signature(make_tx).parameters
+  no_decay = {k: 0.0 for k in ("weight_decay", "weight_decay_rate") if k in known}
+  # optax multiplies by minus the rate at the end; the chain does that itself, so undo the sign.
+  return {"learning_rate": -1.0, **no_decay, **arguments}
+
+
+def _dtype(key: str, value: Any) -> Any:
+  """mu_dtype="bfloat16" and the like, as data in a config, to a dtype."""
+  if "dtype" not in key or not isinstance(value, str):
+    return value
+  try:
+    return jnp.dtype(value)
+  except TypeError:
+    raise UserError(f"config.optax.{key}={value!r} is not a dtype; try 'bfloat16'.") from None
+
+
+def _try_out(name: str, tx: Any) -> None:
+  """One update on a toy, by shapes alone, so that a misfit is told now and not while compiling."""
+  toy = {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+  try:
+    jax.eval_shape(lambda w: tx.update(w, tx.init(w), w), toy)
+  except Exception as e:
+    raise UserError(
+      f"config.optax_name={name!r} cannot turn gradients into updates by itself ({e}); "
+      "try scale_by_adam, scale_by_lion or big_vision.sgd."
+    ) from None
+
+
+def _scale_by_adafactor(
+  min_dim_size_to_factor: int = 32,
+  decay_rate: float = 0.8,
+  decay_offset: int = 0,
+  beta2_cap: float = 0.999,
+  clipping_threshold: float | None = None,
+  momentum: float | None = 0.9,
+  dtype_momentum: Any = jnp.bfloat16,
+  eps: float = 1e-30,
+) -> optax.GradientTransformation:
+  """big_vision's Adafactor (arXiv:2106.04560, section 3.4): beta2 capped, bfloat16 momentum."""
+
+  def beta2(step, exponent):
+    return jnp.minimum(beta2_cap, 1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** -exponent)
+
+  parts = [
+    optax.scale_by_factored_rms(
+      min_dim_size_to_factor=min_dim_size_to_factor,
+      decay_rate=decay_rate,
+      step_offset=decay_offset,
+      epsilon=eps,
+      decay_rate_fn=beta2,
+    )
+  ]
+  if clipping_threshold:
+    parts.append(optax.clip_by_block_rms(clipping_threshold))
+  if momentum:
+    parts.append(optax.ema(momentum, debias=False, accumulator_dtype=dtype_momentum))
+  return optax.chain(*parts)
+
+
+def _momentum_hp(
+  momentum: float = 0.9, dtype: Any = jnp.bfloat16, nesterov: bool = False
+) -> optax.GradientTransformation:
+  return optax.trace(decay=momentum, nesterov=nesterov, accumulator_dtype=dtype)
+
+
+_BIG_VISION = {
+  "big_vision.sgd": optax.identity,
+  "big_vision.momentum_hp": _momentum_hp,
+  "big_vision.scale_by_adafactor": _scale_by_adafactor,
+}
