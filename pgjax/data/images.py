@@ -1,0 +1,141 @@
+"""How do encoded bytes become pixels, and pixels other pixels?
+
+Pillow decodes, numpy and scipy compute: no TensorFlow. Images are uint8 [H, W, 3] until
+`value_range`. Semantics are those of big_vision's ops on TensorFlow (named at each function);
+differences: JPEGs are decoded with the accurate DCT (TensorFlow's default is the fast one, which
+differs by a level or two), and EXIF rotation is left alone by both.
+"""
+
+import functools
+import io
+import re
+
+import numpy as np
+import scipy.sparse
+from PIL import Image
+
+from pgjax.errors import UserError
+
+MAX_PIXELS = 89_478_485  # A quarter of a GiB as RGB; also where Pillow begins to warn.
+
+
+def decode(encoded: bytes) -> np.ndarray:
+  """Any format that Pillow reads -> uint8 [H, W, 3]; first frame, grey tripled, alpha dropped.
+
+  The size is read from the header and refused above MAX_PIXELS before any pixel is decoded.
+  """
+  try:
+    with Image.open(io.BytesIO(encoded)) as image:
+      _check_size(*image.size)
+      if image.mode.startswith("I;16"):  # 16-bit grey; Pillow's own conversion would clip it.
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+      return np.array(image.convert("RGB"))
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    pixels = re.search(r"\((\d+) pixels\)", str(error))
+    raise UserError(_too_large(f"{int(pixels[1]):,}" if pixels else "too many")) from None
+  except UserError:
+    raise
+  except Exception as error:  # Pillow raises whatever its decoders raise.
+    what = " ".join(str(error).split())
+    what = re.sub(r"<_io\.BytesIO.*?>", f"these {len(encoded):,} bytes", what)
+    raise UserError(f"the image cannot be decoded ({what}); is the file damaged?") from None
+
+
+def _check_size(width: int, height: int):
+  if width * height > MAX_PIXELS:
+    raise UserError(_too_large(f"{width:,} x {height:,} = {width * height:,}"))
+
+
+def _too_large(pixels: str) -> str:
+  return (
+    f"the image declares {pixels} pixels, more than the {MAX_PIXELS:,} that are decoded; "
+    "shrink or remove it"
+  )
+
+
+def resize(image: np.ndarray, height: int, width: int, *, antialias: bool) -> np.ndarray:
+  """Bilinear [H, W, C] -> [height, width, C] of the same dtype, as tf.image.resize does it.
+
+  Computed in float32, clipped to the dtype's range, and cast to an integer dtype by truncation, not
+  by rounding. An image that has the size already is returned as it is.
+  """
+  if image.shape[:2] == (height, width):
+    return image
+  resized = (_antialiased if antialias else _interpolated)(image, height, width)
+  if image.dtype == np.float32:
+    return resized
+  if np.issubdtype(image.dtype, np.integer):
+    limits = np.iinfo(image.dtype)
+    np.clip(resized, limits.min, limits.max, out=resized)
+  return resized.astype(image.dtype)
+
+
+def _interpolated(image, height, width):
+  """Half-pixel centres, two neighbours a side, no widening when shrinking (so it aliases)."""
+  top, bottom, down = _neighbours(image.shape[0], height)
+  left, right, across = _neighbours(image.shape[1], width)
+  across = across[:, None]
+
+  def rows(index):
+    picked = image[index]
+    from_left = picked[:, left].astype(np.float32)
+    return from_left + (picked[:, right].astype(np.float32) - from_left) * across
+
+  upper = rows(top)
+  return upper + (rows(bottom) - upper) * down[:, None, None]
+
+
+@functools.lru_cache(maxsize=512)
+def _neighbours(size_in: int, size_out: int):
+  """Lower and upper source index of each output, and the float32 weight of the upper one."""
+  centre = (np.arange(size_out, dtype=np.float32) + np.float32(0.5)) * np.float32(
+    size_in / size_out
+  ) - np.float32(0.5)
+  floor = np.floor(centre)
+  lower = np.maximum(floor.astype(np.int64), 0)
+  upper = np.minimum(np.ceil(centre).astype(np.int64), size_in - 1)
+  return lower, upper, centre - floor
+
+
+def _antialiased(image, height, width):
+  """Triangle filter as wide as the shrinking factor, rows first and then columns."""
+  size_in_y, size_in_x, channels = image.shape
+  flat = image.reshape(size_in_y, size_in_x * channels).astype(np.float32)
+  rows = (_triangle_weights(size_in_y, height) @ flat).reshape(height, size_in_x, channels)
+  flat = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(size_in_x, height * channels)
+  columns = (_triangle_weights(size_in_x, width) @ flat).reshape(width, height, channels)
+  return np.ascontiguousarray(columns.transpose(1, 0, 2))
+
+
+@functools.lru_cache(maxsize=512)
+def _triangle_weights(size_in: int, size_out: int) -> scipy.sparse.csr_array:
+  """float32 [size_out, size_in]; each row sums to 1, also at the borders."""
+  scale = np.float32(size_in / size_out)
+  widening = max(scale, np.float32(1))  # Enlarging does not widen.
+  starts, indices, weights = [0], [], []
+  for out in range(size_out):
+    centre = (np.float32(out) + np.float32(0.5)) * scale
+    first = max(int(np.ceil(centre - widening - np.float32(0.5))), 0)
+    last = min(int(np.floor(centre + widening - np.float32(0.5))), size_in - 1)
+    source = np.arange(first, last + 1)
+    distance = np.abs((source.astype(np.float32) + np.float32(0.5) - centre) / widening)
+    weight = np.maximum(np.float32(1) - distance, np.float32(0))
+    indices.append(source)
+    weights.append(weight * (np.float32(1) / np.cumsum(weight)[-1]))
+    starts.append(starts[-1] + len(source))
+  return scipy.sparse.csr_array(
+    (np.concatenate(weights), np.concatenate(indices).astype(np.int32), np.array(starts, np.int32)),
+    shape=(size_out, size_in),
+  )
+
+
+def value_range(image: np.ndarray, vmin, vmax, in_min, in_max) -> np.ndarray:
+  """float32: vmin + (x - in_min) / (in_max - in_min) * (vmax - vmin), in this order."""
+  in_min, in_max = np.asarray(in_min, np.float32), np.asarray(in_max, np.float32)
+  out = image.astype(np.float32)
+  out -= in_min
+  out /= in_max - in_min
+  out *= np.float32(vmax) - np.float32(vmin)
+  out += np.float32(vmin)
+  return out

@@ -1,0 +1,400 @@
+"""Which examples are in the batch of step s, and how does it get to the device in time?
+
+The batch (B rows; a process holds its own rows, in the order of the global batch):
+
+  key          shape, dtype                     meaning
+  image        float32 [B, H, W, 3]             in [-1, 1]; with num_frames: [B, N, H, W, 3]
+  image_mask   bool [B, N]                      only with num_frames; False: this image is padding
+  text         int32 [B, T+1] | [B, T]          training | evaluation; see data/packing.py
+  mask_ar      int32, like text                 0: prefix and newline; 1: suffix and padding
+  mask_loss    int32, like text                 1: learned (training and perplexity)
+  mask_input   int32, like text                 1: a real token (evaluation)
+  _mask        bool [B]                         False: the row only fills the batch (evaluation)
+
+Training data is, in this order: each data set in an order of its own for each epoch (so epochs do
+not mix), repeated for ever, preprocessed, mixed by weight, batched. Example g of this endless
+stream is a function of (seed, g) alone, and step s takes g = s*B ... s*B + B-1, so a run resumes at
+any step without replay, on any number of processes. Random ops draw from (seed, data set, example,
+epoch). Threads do the work (numpy and Pillow release the GIL); processes are an option.
+
+`pp` ends with `image`, `prefix` and `suffix` (text), which are packed here; or, as big_vision's own
+configs do, with `text`, `mask_ar` and `mask_loss` or `mask_input`, which are taken as they are.
+"""
+
+import sys
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from pgjax.data import ops, packing, sources
+from pgjax.errors import UserError
+
+MAX_SCANNED = 10_000  # Texts looked at before a run; 1% of them is told to +-0.1%.
+MAX_TRUNCATED = 0.01
+WHOLE_BATCH_BYTES = 32 << 20  # A batch beyond this is made by several threads, piece by piece.
+TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
+
+
+class Row(NamedTuple):
+  """One example, ready to be stacked."""
+
+  arrays: dict[str, np.ndarray]
+  columns: dict  # What only the host needs: id, answer, question ...
+  truncated: bool
+
+
+class Part(NamedTuple):
+  """One data set of a mixture."""
+
+  name: str
+  source: object
+  weight: float
+
+
+class Layout(NamedTuple):
+  """What every row must look like."""
+
+  res: int
+  text_len: int
+  num_frames: int
+  for_training: bool  # Text with suffix and mask_loss; else the prompt alone.
+
+
+def parts(data) -> list[Part]:
+  """Opens dict(name=..., split=...), or {name: weight, ...} with split and data_dir beside them.
+
+  In a mixture a value may also be a dict, of a weight and of the source's own fields. Weights are
+  relative; a data set of weight 0 is left out.
+  """
+  data = _plain(data)
+  if isinstance(data.get("name"), str):
+    return [Part(data["name"], sources.open(data), 1.0)]
+  shared = {key: data.pop(key) for key in ("split", "data_dir", "root") if key in data}
+  opened = []
+  for name, value in data.items():
+    own = dict(value) if isinstance(value, Mapping) else {"weight": value}
+    weight = own.pop("weight", None)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+      raise UserError(f"data['{name}'] needs a weight, a number >= 0, not {weight!r}.")
+    if weight:
+      opened.append(Part(name, sources.open({"name": name, **shared, **own}), weight))
+  if not opened:
+    raise UserError(f"data={data!r} names no data set with a positive weight.")
+  return opened
+
+
+def _plain(section) -> dict:
+  return section.to_dict() if hasattr(section, "to_dict") else dict(section)
+
+
+class Loader:
+  """(position in the endless stream, index in the source) -> Row."""
+
+  def __init__(self, part: Part, pp: str, tokenizer, layout: Layout, seed: int, cache_bytes=0):
+    self.part, self.layout, self.tokenizer, self.seed = part, layout, tokenizer, seed
+    self.name_hash = zlib.crc32(part.name.encode())  # By name, so that no other data set matters.
+    parsed = ops.parse(pp, tokenizer=tokenizer)
+    self.text_ops = parsed.text_only()
+    self.decode, self.ops = _DecodeCache.split(parsed, cache_bytes)
+
+  def __call__(self, position: int, index: int) -> Row:
+    """Reads, preprocesses, packs; a user's mistake is told with file and line."""
+    try:
+      example = self._start(self.part.source[index], position, index)
+      example = self.ops(self.decode(example))
+      arrays = _images(example.pop("image", None), self.layout)
+      texts, num_tokens, room = self._pack(example)
+    except UserError as error:
+      raise UserError(f"{self.part.source.where(index)}: {error}") from None
+    columns = {k: v for k, v in example.items() if k not in TEXT_KEYS and not k.startswith("_")}
+    return Row({**arrays, **texts}, columns, num_tokens > room)
+
+  def num_tokens(self, index: int) -> tuple[int, int]:
+    """Tokens that the text has, and that fit; without touching the image."""
+    try:
+      example = self._start(self.part.source.texts(index), 0, index)
+      _, num_tokens, room = self._pack(self.text_ops(example))
+    except UserError as error:
+      raise UserError(f"{self.part.source.where(index)}: {error}") from None
+    return num_tokens, room
+
+  def _start(self, example, position, index):
+    epoch = position // len(self.part.source)
+    example["_epoch"], example["_seed"] = epoch, (self.seed, self.name_hash, index, epoch)
+    return example
+
+  def _pack(self, example) -> packing.Packed:
+    text_len = self.layout.text_len
+    if "text" in example and "mask_ar" in example:
+      arrays = {k: np.asarray(example[k]) for k in TEXT_KEYS if k in example}
+      room = len(arrays["text"])
+      return packing.Packed(arrays, example.get("_num_tokens", room), room)
+    prefix = _text(example, "prefix")
+    if self.layout.for_training:
+      return packing.for_training(self.tokenizer, prefix, _text(example, "suffix"), text_len)
+    start = _text(example, "answer_start") if "answer_start" in example else ""
+    return packing.for_decoding(self.tokenizer, prefix, text_len, answer_start=start)
+
+
+def _text(example, key) -> str:
+  if key not in example:
+    there = ", ".join(sorted(k for k in example if not k.startswith("_")))
+    raise UserError(
+      f"there is no '{key}' after pp, only {there}; make it with copy(inkey, outkey) or strfmt"
+    )
+  if not isinstance(example[key], str):
+    raise UserError(f"'{key}' must be text, not {example[key]!r}; strfmt makes text of numbers")
+  return example[key]
+
+
+def _images(value, layout: Layout) -> dict[str, np.ndarray]:
+  """image, and image_mask where there are frames; anything but what the model takes is refused."""
+  several = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 4)
+  frames = list(value) if several else [value]
+  size = (layout.res, layout.res, 3)
+  for frame in frames:
+    if not isinstance(frame, np.ndarray):
+      raise UserError("pp must make pixels of 'image': decode|resize(res)|value_range(-1, 1)")
+    if frame.shape != size:
+      raise UserError(f"the image is {frame.shape} after pp, and res asks for {size}")
+    if frame.dtype != np.float32:
+      raise UserError(f"the image is {frame.dtype} after pp, not float32: end with value_range")
+  if not layout.num_frames:
+    if several:
+      raise UserError(f"there are {len(frames)} images, and num_frames=0 means one; set num_frames")
+    return dict(image=value)
+  missing = layout.num_frames - len(frames)
+  if missing < 0:
+    raise UserError(f"there are {len(frames)} images, more than num_frames={layout.num_frames}")
+  image = np.stack(frames + [np.zeros(size, np.float32)] * missing)
+  return dict(image=image, image_mask=np.arange(layout.num_frames) < len(frames))
+
+
+class _DecodeCache:
+  """Runs the leading decode and resize, and keeps the pixels of the first images it sees.
+
+  Keyed by the encoded bytes, so that questions on one image share its pixels; it changes no result.
+  """
+
+  def __init__(self, leading: ops.Pipeline, limit_bytes: int):
+    self.leading, self.limit_bytes = leading, limit_bytes
+    self.used_bytes, self.pixels = 0, {}
+
+  @classmethod
+  def split(cls, parsed: ops.Pipeline, limit_bytes: int):
+    """The cached beginning and the rest of a pipeline."""
+    written = [op.written for op in parsed.ops]
+    cacheable = [op.name in ("decode", "resize") and "key=" not in op.written for op in parsed.ops]
+    count = cacheable.index(False) if False in cacheable else len(written)
+    return cls(ops.Pipeline(parsed.ops[:count]), limit_bytes), ops.Pipeline(parsed.ops[count:])
+
+  def __call__(self, example):
+    encoded = example.get("image")
+    if not self.leading.ops or not isinstance(encoded, bytes):
+      return self.leading(example)
+    if encoded in self.pixels:
+      example["image"] = self.pixels[encoded]
+      return example
+    example = self.leading(example)
+    size = len(encoded) + example["image"].nbytes
+    if self.used_bytes + size <= self.limit_bytes:
+      self.used_bytes += size
+      example["image"].setflags(write=False)
+      self.pixels[encoded] = example["image"]
+    return example
+
+  def __reduce__(self):
+    return _DecodeCache, (self.leading, self.limit_bytes)
+
+
+class Scan(NamedTuple):
+  """What a look at the texts of one data set found."""
+
+  name: str
+  seen: int
+  truncated: int
+  longest: int  # The text_len that the longest text needs.
+
+
+def scan(loaders, *, allow_truncated: bool) -> list[Scan]:
+  """Counts texts over text_len, without images; above 1% is an error unless it is allowed."""
+  found = []
+  for loader in loaders:
+    name, total, text_len = loader.part.name, len(loader.part.source), loader.layout.text_len
+    seen = min(total, MAX_SCANNED)
+    lengths = [loader.num_tokens(i * total // seen) for i in range(seen)]
+    truncated = sum(tokens > room for tokens, room in lengths)
+    longest = max(tokens - room + text_len for tokens, room in lengths)
+    if truncated > MAX_TRUNCATED * seen and not allow_truncated:
+      raise UserError(
+        f"{truncated:,} of {seen:,} texts of '{name}' ({truncated / seen:.1%}) are longer than "
+        f"text_len={text_len} and would lose their end; the longest needs text_len={longest}. Set "
+        "that, or input.allow_truncated=True."
+      )
+    found.append(Scan(name, seen, truncated, longest))
+  return found
+
+
+class TrainBatches:
+  """Endless host batches of this process, from `start_step` on; see the top of the file.
+
+  Attributes:
+    num_examples: of one epoch, over all data sets.
+    step: whose batch comes next; the whole position in the data.
+    scans: what the look at the texts found, one Scan a data set.
+  """
+
+  def __init__(self, stream, num_examples: int, scans: list[Scan], start_step: int):
+    self.num_examples, self.scans, self.step = num_examples, scans, start_step
+    self._stream, self._seen, self._truncated = stream, 0, 0
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    batch, _, truncated = next(self._stream)
+    self.step += 1
+    self._seen += len(truncated)
+    self._truncated += int(truncated.sum())
+    return batch
+
+  def stats(self) -> dict[str, int]:
+    """Examples of this process given out so far, and how many of them had a cut text."""
+    return dict(examples=self._seen, truncated=self._truncated)
+
+
+def train_batches(
+  config, tokenizer, *, process_index: int = 0, process_count: int = 1, start_step: int = 0
+) -> TrainBatches:
+  """The batches of a run; all that can be known to be wrong with its data is told here."""
+  section, batch_size = config.input, config.input.batch_size
+  local = _local_size(batch_size, process_count)
+  layout = Layout(config.res, config.text_len, config.num_frames, for_training=True)
+  opened = parts(section.data)
+  cache_bytes = section.cache_mb << 20
+  loaders = [Loader(p, section.pp, tokenizer, layout, config.seed, cache_bytes) for p in opened]
+  scans = scan(loaders, allow_truncated=section.allow_truncated)
+  mixed = _mixture(loaders, config.seed)
+
+  def row(j):
+    step, i = divmod(j, local)
+    return mixed[(start_step + step) * batch_size + process_index * local + i]
+
+  rows = grain.MapDataset.range(sys.maxsize - sys.maxsize % local).map(row)
+  stream = _batched(rows, local, layout, section.num_threads, section.num_workers)
+  return TrainBatches(iter(stream), sum(len(p.source) for p in opened), scans, start_step)
+
+
+class EvalBatch(NamedTuple):
+  """One batch of an evaluation, and what stays on the host."""
+
+  arrays: dict[str, np.ndarray]
+  rows: list[dict]  # Of the real rows alone, in their order: id, prefix, answer, question ...
+
+
+class EvalBatches:
+  """A whole split, once each time that it is iterated over; all processes make `len` batches.
+
+  The last batch is filled up with copies of the last example, whose `_mask` is False.
+  """
+
+  def __init__(self, make_stream, num_examples: int, num_batches: int, scans: list[Scan]):
+    self.num_examples, self.scans = num_examples, scans
+    self._make_stream, self._num_batches = make_stream, num_batches
+
+  def __len__(self):
+    return self._num_batches
+
+  def __iter__(self):
+    for arrays, columns, _ in self._make_stream():
+      real = arrays["_mask"]
+      yield EvalBatch(arrays, [row for row, kept in zip(columns, real, strict=True) if kept])
+
+
+def eval_batches(
+  section,
+  tokenizer,
+  *,
+  layout: Layout,
+  num_threads: int = 1,
+  allow_truncated: bool = False,
+  seed: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> EvalBatches:
+  """The batches of one evaluator; `section` has data, pp and batch_size (over all processes).
+
+  With layout.for_training rows are made as in training (for perplexity), else for decoding.
+  """
+  batch_size, local = section.batch_size, _local_size(section.batch_size, process_count)
+  (part, *others) = parts(section.data)
+  if others:
+    raise UserError("An evaluator takes one data set; write one evaluator for each.")
+  loader = Loader(part, section.pp, tokenizer, layout, seed)
+  scans = scan([loader], allow_truncated=allow_truncated)
+  num_examples = len(part.source)
+  num_batches = -(-num_examples // batch_size)
+
+  def row(j):
+    step, i = divmod(j, local)
+    index = step * batch_size + process_index * local + i
+    made = loader(0, min(index, num_examples - 1))
+    return made._replace(arrays=dict(made.arrays, _mask=np.bool_(index < num_examples)))
+
+  def make_stream():
+    rows = grain.MapDataset.range(num_batches * local).map(row)
+    return _batched(rows, local, layout, num_threads, num_workers=0)
+
+  return EvalBatches(make_stream, num_examples, num_batches, scans)
+
+
+def _mixture(loaders, seed) -> grain.MapDataset:
+  """The endless stream of rows, at any position."""
+  streams = []
+  for loader in loaders:
+    shuffle_seed = int(np.random.SeedSequence((seed, loader.name_hash)).generate_state(1)[0])
+    indices = grain.MapDataset.range(len(loader.part.source)).shuffle(seed=shuffle_seed).repeat()
+    streams.append(indices.map_with_index(loader))
+  if len(streams) == 1:
+    return streams[0]
+  return grain.MapDataset.mix(streams, weights=[loader.part.weight for loader in loaders])
+
+
+def _local_size(batch_size: int, process_count: int) -> int:
+  if batch_size % process_count:
+    raise UserError(
+      f"batch_size={batch_size} does not divide among {process_count} processes; take a multiple."
+    )
+  return batch_size // process_count
+
+
+def _batched(rows, batch_size: int, layout: Layout, num_threads: int, num_workers: int):
+  """Grain's iterator over (arrays, columns, truncated) of whole batches, made ahead by threads."""
+  row_bytes = layout.res**2 * 12 * max(layout.num_frames, 1)
+  pieces = 1
+  if row_bytes * batch_size > WHOLE_BATCH_BYTES:  # So that all threads work on the same batch.
+    divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+    pieces = min((n for n in divisors if n >= num_threads), default=batch_size)
+  options = grain.ReadOptions(
+    num_threads=num_threads, prefetch_buffer_size=max(num_threads, 2 * pieces)
+  )
+  dataset = rows.batch(batch_size // pieces, batch_fn=_stack).to_iter_dataset(options)
+  if pieces > 1:
+    dataset = dataset.batch(pieces, batch_fn=_join)
+  if num_workers:
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+  return dataset
+
+
+def _stack(rows: list[Row]):
+  arrays = {key: np.stack([row.arrays[key] for row in rows]) for key in rows[0].arrays}
+  return arrays, [row.columns for row in rows], np.array([row.truncated for row in rows])
+
+
+def _join(pieces):
+  arrays, columns, truncated = zip(*pieces, strict=True)
+  joined = {key: np.concatenate([piece[key] for piece in arrays]) for key in arrays[0]}
+  return joined, [row for piece in columns for row in piece], np.concatenate(truncated)
