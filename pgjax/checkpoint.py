@@ -1,0 +1,301 @@
+"""How do the arrays of a run get to disk and back? The one door to Orbax.
+
+`Saver` decides when a run is saved, finds its newest good state again, and forgets old steps.
+Commands that only need the weights use `restore_params`. What lies beside the arrays in a step
+folder, and how damage is found, is in runs.py; weights in other formats are in weights.py.
+"""
+
+import functools
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from pgjax import runs, sharding
+from pgjax.errors import UserError
+
+
+class Plan(NamedTuple):
+  """When to save and what to keep; 0 or "" turns a rule off."""
+
+  total_steps: int
+  every_steps: int = 0  # ckpt_steps; the last step is always saved.
+  keep_every_steps: int = 0  # keep_ckpt_steps: multiples of it stay for ever.
+  keep_last: int = 2
+  keep_best: str = ""  # A metric such as "eval/acc"; "-eval/avg" where less is better.
+
+
+class Saver:
+  """Saves a run now and then, finds its newest good state again, and forgets old steps.
+
+  All processes call all methods, and the workdir must be visible to all of them. `config` is the
+  run's config as plain data, `identity` what must not change between two starts in one workdir (the
+  data and its order), `checksums` a compiled function from {name: array} to {name: uint32}.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    plan: Plan,
+    config: dict[str, Any],
+    tokenizer: str,
+    identity: dict[str, Any],
+    checksums: Callable[[Any], Any],
+    say: Callable[[str], None],
+  ):
+    """Touches no file; `latest` comes first."""
+    self._workdir, self._folder = workdir, workdir / runs.FOLDER
+    self._plan, self._checksums, self._say = plan, checksums, say
+    self._config, self._identity = runs.plain(config), runs.plain(identity)
+    self._tokenizer = pathlib.Path(tokenizer)
+    self._values: dict[int, float] = {}  # keep_best's metric at the steps that have it.
+    self._saving: tuple[int, dict[str, Any]] | None = None
+    self._manager: ocp.CheckpointManager | None = None
+
+  def latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any] | None]:
+    """(state, position in the data) of the newest good step, or (None, None) in a fresh workdir.
+
+    `abstract_state` is a TrainState of ShapeDtypeStructs with shardings: where each array belongs
+    now, whatever the mesh was when it was written.
+    """
+    state, position = None, None
+    available = runs.steps(self._workdir)
+    while available and state is None:
+      path = self._folder / str(available.pop())
+      try:
+        found = runs.read(path)
+        self._check_same_run(found, abstract_state)
+        state, position = self._restore(found, abstract_state), found.position
+      except runs.DamagedError as error:
+        self._set_aside(path, error, available)
+    if sharding.is_main():
+      (self._workdir / "config.json").write_text(runs.dumps(self._config))
+    self._manager = self._open_manager()
+    return state, position
+
+  def due(self, step: int, scores: Mapping[str, float]) -> bool:
+    """Whether `step` is to be saved; the same on all processes, as `scores` are."""
+    plan = self._plan
+    return (
+      step == plan.total_steps
+      or bool(plan.every_steps and step % plan.every_steps == 0)
+      or bool(plan.keep_every_steps and step % plan.keep_every_steps == 0)
+      or self._is_better(scores)
+    )
+
+  def save(
+    self, step: int, state: Any, position: dict[str, Any], scores: Mapping[str, float]
+  ) -> None:
+    """Copies `state` off the devices and returns; the files are written in the background.
+
+    `scores` are the metrics of an evaluation of exactly this step, or empty.
+    """
+    self._explained(self._manager.wait_until_finished)  # Raises what went wrong last time.
+    if step in self._manager.all_steps():
+      return
+    arrays = _named(state)
+    sums = {name: int(value) for name, value in jax.device_get(self._checksums(arrays)).items()}
+    run = dict(step=step, config=self._config, identity=self._identity, sums=sums)
+    run["position"] = runs.plain(position)
+    run["shapes"] = {name: _shape(leaf) for name, leaf in arrays.items()}
+    self._saving = (step, run)
+    if (value := self._value(scores)) is not None:
+      self._values[step] = run["best_value"] = value
+    args = ocp.args.Composite(
+      params=ocp.args.StandardSave(state.params),
+      optimizer=ocp.args.StandardSave(_without_params(arrays)),
+    )
+    self._explained(functools.partial(self._manager.save, step, args=args))
+
+  def check(self) -> None:
+    """Raises if writing in the background has failed, without waiting for it."""
+    self._explained(self._manager.check_for_errors)
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    if self._manager is not None:
+      self._explained(self._manager.wait_until_finished)
+      self._manager.close()
+      self._manager = None
+
+  def _open_manager(self) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=_Retention(self._plan, self._values),
+      cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._add_files),
+    )
+    logging.getLogger("absl").addFilter(_no_tracebacks_of_saving)
+    found = {step: runs.best_value(self._folder / str(step)) for step in runs.steps(self._workdir)}
+    self._values.update({step: value for step, value in found.items() if value is not None})
+    return ocp.CheckpointManager(self._folder, options=options)
+
+  def _add_files(self) -> None:
+    """Runs on the main process once the arrays are written and before the folder is renamed.
+
+    Orbax names the unfinished folder STEP.orbax-checkpoint-tmp; what is put there now becomes
+    visible together with the arrays, or never.
+    """
+    step, run = self._saving
+    folder = next(self._folder.glob(f"{step}.*tmp*"), self._folder / str(step))
+    runs.add_files(folder, run, self._tokenizer)
+
+  def _restore(self, found: runs.Checkpoint, abstract_state: Any) -> Any:
+    wanted = _named(abstract_state)
+    params = _read_item(found.path / "params", abstract_state.params)
+    arrays = {f"params/{name}": leaf for name, leaf in _named(params).items()}
+    arrays |= _read_item(found.path / "optimizer", _without_params(wanted))
+    _check_sums(found, self._checksums(arrays))
+    return jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[n] for n in wanted])
+
+  def _check_same_run(self, found: runs.Checkpoint, abstract_state: Any) -> None:
+    """The workdir must hold this run, perhaps with other settings, but not another one."""
+    advice = "Give this run a workdir of its own, or set this back to go on with the run in there."
+    here = {name: _shape(leaf) for name, leaf in _named(abstract_state).items()}
+    names = here.keys() | found.shapes.keys()
+    different = sorted(name for name in names if here.get(name) != found.shapes.get(name))
+    if different:
+      raise UserError(
+        f"The workdir {self._workdir} holds another model, or other trainable parts: "
+        f"{_compared(different[0], found.shapes, here)}, and {len(different)} arrays differ in "
+        f"all. {advice}"
+      )
+    for name in sorted(found.identity.keys() | self._identity.keys()):
+      before, now = found.identity.get(name), self._identity.get(name)
+      if before != now:
+        raise UserError(
+          f"The workdir {self._workdir} holds a run on other data: {name} was {_short(before)} "
+          f"there and is {_short(now)} in this config. {advice}"
+        )
+
+  def _set_aside(self, path: pathlib.Path, error: Exception, older: list[int]) -> None:
+    if not older:
+      raise UserError(
+        f"No checkpoint in {self._workdir} can be read (step {path.name}: {error}). Delete "
+        f"{self._folder} to start this run from the beginning, or give another --workdir."
+      ) from error
+    self._say(
+      f"The checkpoint of step {path.name} is damaged ({error}). It was moved to the folder "
+      f"{runs.DAMAGED}, and the run goes back to step {older[-1]}."
+    )
+    sharding.gather_objects("has been read")  # Nobody moves what another is still reading.
+    if sharding.is_main():
+      runs.set_aside(path)
+    sharding.gather_objects("has been moved")
+
+  def _value(self, scores: Mapping[str, float]) -> float | None:
+    """The metric of keep_best, larger is better; None where it was not measured."""
+    name = self._plan.keep_best
+    value = scores.get(name.removeprefix("-"))
+    if value is None or not np.isfinite(value):
+      return None
+    return -float(value) if name.startswith("-") else float(value)
+
+  def _is_better(self, scores: Mapping[str, float]) -> bool:
+    value = self._value(scores)
+    return value is not None and value > max(self._values.values(), default=-np.inf)
+
+  def _explained(self, call: Callable[[], Any]) -> Any:
+    """Turns a full or vanished disk into a sentence; whatever else goes wrong is a bug."""
+    try:
+      return call()
+    except Exception as error:
+      reason = runs.disk_trouble(error)
+      if reason is None:
+        raise
+      step = self._saving[0] if self._saving else 0
+      for folder in self._folder.glob(f"{step}.*tmp*"):
+        shutil.rmtree(folder, ignore_errors=True)
+      complete = runs.steps(self._workdir)
+      kept = f"the one of step {complete[-1]} is complete" if complete else "there is none before"
+      raise UserError(
+        f"The checkpoint of step {step} could not be written to {self._workdir} ({reason}); "
+        f"{kept}. Make room there and start the same command again: it goes on from the newest "
+        "complete checkpoint."
+      ) from error
+
+
+class _Retention(NamedTuple):
+  """Orbax asks it after each save which of the steps on disk stay."""
+
+  plan: Plan
+  values: dict[int, float]
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    del context
+    plan, steps = self.plan, [checkpoint.step for checkpoint in checkpoints]
+    keep = set(steps[-plan.keep_last :])
+    keep |= {s for s in steps if plan.keep_every_steps and s % plan.keep_every_steps == 0}
+    keep |= set(sorted(self.values.keys() & set(steps), key=lambda s: self.values[s])[-1:])
+    return [step in keep for step in steps]
+
+
+def restore_params(
+  found: runs.Checkpoint, abstract_params: Any, checksums: Callable[[Any], Any]
+) -> Any:
+  """The parameters alone, born where the shardings of `abstract_params` say."""
+  here = {f"params/{name}": _shape(leaf) for name, leaf in _named(abstract_params).items()}
+  there = {name: shape for name, shape in found.shapes.items() if name.startswith("params/")}
+  for name in sorted(here.keys() | there.keys()):
+    if here.get(name) != there.get(name):
+      raise UserError(
+        f"The model of this config is not the one in {found.path}: {_compared(name, there, here)}."
+      )
+  try:
+    params = _read_item(found.path / "params", abstract_params)
+    _check_sums(found, checksums({f"params/{n}": leaf for n, leaf in _named(params).items()}))
+  except runs.DamagedError as error:
+    raise UserError(f"The checkpoint {found.path} is damaged: {error}.") from error
+  return params
+
+
+def _read_item(path: pathlib.Path, abstract: Any) -> Any:
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      return checkpointer.restore(path, abstract)
+  except Exception as error:
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+      raise  # Too little memory is not damage.
+    raise runs.DamagedError(f"{path.name}: {str(error).splitlines()[0]}") from error
+
+
+def _check_sums(found: runs.Checkpoint, sums: Mapping[str, jax.Array]) -> None:
+  for name, value in jax.device_get(sums).items():
+    if int(value) != found.sums[name]:
+      raise runs.DamagedError(f"the content of {name} has changed since it was written")
+
+
+def _named(tree: Any) -> dict[str, Any]:
+  """{"params/llm/layers/attn/q_einsum/w": leaf}, in the order of the tree."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _without_params(named: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: leaf for name, leaf in named.items() if not name.startswith("params/")}
+
+
+def _shape(leaf: Any) -> list:
+  return [np.dtype(leaf.dtype).name, list(leaf.shape)]
+
+
+def _compared(name: str, there: Mapping[str, list], here: Mapping[str, list]) -> str:
+  words = ["absent" if s is None else f"{s[0]}{s[1]}" for s in (there.get(name), here.get(name))]
+  return f"{name} is {words[0]} in its checkpoint and {words[1]} in this config"
+
+
+def _short(value: Any) -> str:
+  text = json.dumps(value)
+  return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _no_tracebacks_of_saving(record: logging.LogRecord) -> bool:
+  """Orbax logs a traceback from each of its threads for what is raised here as one sentence."""
+  text = record.getMessage()
+  return "background save thread" not in text and "Save Finalize thread" not in text

@@ -1,0 +1,167 @@
+"""What is in a workdir, and is it whole? Everything about a checkpoint but its arrays.
+
+A workdir holds `checkpoints/STEP/`, written in the background and renamed into place when complete:
+
+  params/         the parameters, nested as the model has them (Orbax)
+  optimizer/      the step counter and the optimizer's state, one array per name (Orbax)
+  run.json        the whole config, the position in the data, shapes and checksums of all arrays
+  tokenizer.model a copy of the tokenizer file; its SHA-256 is in run.json
+  files.json      the size of each file, so that a truncated or missing one is found before reading
+
+so that a step folder says by itself what it is. The arrays are the business of checkpoint.py.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+from pgjax.errors import UserError
+
+FOLDER = "checkpoints"
+DAMAGED = "damaged"  # Step folders that could not be read are moved here, not deleted.
+FORMAT = 1
+
+
+class Checkpoint(NamedTuple):
+  """One readable step folder."""
+
+  path: pathlib.Path
+  step: int
+  config: dict[str, Any]
+  tokenizer: str  # Path of the copied file.
+  identity: dict[str, Any]  # What must not change between two starts: the data and its order.
+  position: dict[str, Any]  # In the data.
+  shapes: dict[str, list]  # {"params/llm/...": ["float32", [4, 8]]}
+  sums: dict[str, int]
+
+
+class DamagedError(Exception):
+  """A step folder is not what was written; the message says which file or array."""
+
+
+def open_workdir(workdir: str, *, process_index: int = 0) -> pathlib.Path:
+  """Makes the folder and proves that it can be written, before anything is compiled."""
+  path = pathlib.Path(workdir).expanduser().absolute()
+  probe = path / f".write-test-{process_index}"
+  try:
+    (path / FOLDER).mkdir(parents=True, exist_ok=True)
+    probe.write_text("this file may be deleted")
+    probe.unlink()
+  except OSError as error:
+    raise UserError(
+      f"The workdir {workdir} cannot be written ({error.strerror}): give --workdir a folder that "
+      "this user may create files in, on a disk with free space."
+    ) from error
+  return path
+
+
+def steps(workdir: str | pathlib.Path) -> list[int]:
+  """The complete checkpoints of a workdir, oldest first."""
+  folder = pathlib.Path(workdir) / FOLDER
+  if not folder.is_dir():
+    return []
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def find(ckpt: str, step: int | None = None) -> Checkpoint:
+  """A workdir of pgjax.train (its newest step, or `step`) or one of its step folders."""
+  path = pathlib.Path(ckpt).expanduser().absolute()
+  if path.suffix == ".npz" or any(path.glob("*.safetensors")):
+    raise UserError(
+      f"{ckpt} is a checkpoint of another program: this command reads workdirs of pgjax.train and "
+      "their step folders, not yet .npz files or Hugging Face folders."
+    )
+  if not path.exists():
+    raise UserError(f"There is no checkpoint at {ckpt}: no such file or folder.")
+  if not (path / "run.json").is_file():  # A workdir, then.
+    available = steps(path)
+    if not available:
+      raise UserError(f"{ckpt} holds no complete checkpoint: neither a workdir nor a step folder.")
+    if step is not None and step not in available:
+      raise UserError(f"{ckpt} has no checkpoint of step {step}; there are {available}.")
+    path = path / FOLDER / str(available[-1] if step is None else step)
+  elif step is not None and path.name != str(step):
+    raise UserError(f"{ckpt} is the folder of one step, so --step={step} cannot be chosen there.")
+  try:
+    return read(path)
+  except DamagedError as error:
+    raise UserError(f"The checkpoint {path} is damaged: {error}. Choose another --step.") from error
+
+
+def read(path: pathlib.Path) -> Checkpoint:
+  """Reads what is beside the arrays, after comparing all files with what was written."""
+  try:
+    for name, size in json.loads((path / "files.json").read_text()).items():
+      actual = (path / name).stat().st_size
+      if actual != size:
+        raise DamagedError(f"{name} has {actual:,} bytes instead of {size:,}")
+    run = json.loads((path / "run.json").read_text())
+    tokenizer = path / "tokenizer.model"
+    if sha256(tokenizer) != run["tokenizer_sha256"]:
+      raise DamagedError("tokenizer.model is not the file that was saved")
+    if run["format"] != FORMAT:
+      raise UserError(f"{path} has format {run['format']}; this version of pgjax reads {FORMAT}.")
+    fields = [run[name] for name in ("identity", "position", "shapes", "sums")]
+    return Checkpoint(path, run["step"], run["config"], str(tokenizer), *fields)
+  except FileNotFoundError as error:
+    raise DamagedError(f"{_relative(error.filename, path)} is missing") from error
+  except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise DamagedError(f"{type(error).__name__}: {error}") from error
+
+
+def add_files(folder: pathlib.Path, run: dict[str, Any], tokenizer: pathlib.Path) -> None:
+  """Puts beside the arrays, in a folder not yet in place, what `read` wants to find."""
+  shutil.copyfile(tokenizer, folder / "tokenizer.model")
+  run = dict(format=FORMAT, **run, tokenizer_sha256=sha256(tokenizer))
+  (folder / "run.json").write_text(dumps(run))
+  files = [*folder.glob("*/**/*"), folder / "run.json"]  # Orbax still writes notes at the top.
+  sizes = {_relative(p, folder): p.stat().st_size for p in files if p.is_file()}
+  (folder / "files.json").write_text(dumps(sizes))
+
+
+def best_value(path: pathlib.Path) -> float | None:
+  """The metric that a step was saved with, if it was evaluated."""
+  try:
+    return json.loads((path / "run.json").read_text())["best_value"]
+  except (OSError, ValueError, KeyError):
+    return None
+
+
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+  """Moves a damaged step out of the way, to where a person can look at it."""
+  target = path.parent.parent / DAMAGED / path.name
+  target.parent.mkdir(exist_ok=True)
+  shutil.rmtree(target, ignore_errors=True)
+  return path.rename(target)
+
+
+def disk_trouble(error: BaseException) -> str | None:
+  """In words, if the disk is what failed: as errno, or inside one of TensorStore's messages."""
+  codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
+  for code in codes:
+    if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
+      return os.strerror(code)
+  return None
+
+
+def plain(value: Any) -> Any:
+  """What JSON gives back for it, so that equal things compare equal."""
+  return json.loads(json.dumps(value))
+
+
+def dumps(value: Any) -> str:
+  """JSON as it stands in the files here."""
+  return json.dumps(value, indent=1) + "\n"
+
+
+def sha256(path: str | pathlib.Path) -> str:
+  """The hash that tells two tokenizer files apart."""
+  return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def _relative(path: str | pathlib.Path, folder: pathlib.Path) -> str:
+  return pathlib.Path(path).relative_to(folder).as_posix()
