@@ -35,8 +35,9 @@ class Saver:
   """Saves a run now and then, finds its newest good state again, and forgets old steps.
 
   All processes call all methods, and the workdir must be visible to all of them. `config` is the
-  run's config as plain data, `identity` what must not change between two starts in one workdir (the
-  data and its order), `checksums` a compiled function from {name: array} to {name: uint32}.
+  run's config as plain data, `tokenizer` the content of its file, `identity` what must not change
+  between two starts in one workdir (the data and its order), `checksums` a compiled function from
+  {name: array} to {name: uint32}.
   """
 
   def __init__(
@@ -45,7 +46,7 @@ class Saver:
     *,
     plan: Plan,
     config: dict[str, Any],
-    tokenizer: str,
+    tokenizer: bytes,
     identity: dict[str, Any],
     checksums: Callable[[Any], Any],
     say: Callable[[str], None],
@@ -54,7 +55,7 @@ class Saver:
     self._workdir, self._folder = workdir, workdir / runs.FOLDER
     self._plan, self._checksums, self._say = plan, checksums, say
     self._config, self._identity = runs.plain(config), runs.plain(identity)
-    self._tokenizer = pathlib.Path(tokenizer)
+    self._tokenizer = tokenizer
     self._values: dict[int, float] = {}  # keep_best's metric at the steps that have it.
     self._saving: tuple[int, dict[str, Any]] | None = None
     self._manager: ocp.CheckpointManager | None = None

@@ -101,7 +101,7 @@ def read(path: pathlib.Path) -> Checkpoint:
         raise DamagedError(f"{name} has {actual:,} bytes instead of {size:,}")
     run = json.loads((path / "run.json").read_text())
     tokenizer = path / "tokenizer.model"
-    if sha256(tokenizer) != run["tokenizer_sha256"]:
+    if hashlib.sha256(tokenizer.read_bytes()).hexdigest() != run["tokenizer_sha256"]:
       raise DamagedError("tokenizer.model is not the file that was saved")
     if run["format"] != FORMAT:
       raise UserError(f"{path} has format {run['format']}; this version of pgjax reads {FORMAT}.")
@@ -113,10 +113,10 @@ def read(path: pathlib.Path) -> Checkpoint:
     raise DamagedError(f"{type(error).__name__}: {error}") from error
 
 
-def add_files(folder: pathlib.Path, run: dict[str, Any], tokenizer: pathlib.Path) -> None:
+def add_files(folder: pathlib.Path, run: dict[str, Any], tokenizer: bytes) -> None:
   """Puts beside the arrays, in a folder not yet in place, what `read` wants to find."""
-  shutil.copyfile(tokenizer, folder / "tokenizer.model")
-  run = dict(format=FORMAT, **run, tokenizer_sha256=sha256(tokenizer))
+  (folder / "tokenizer.model").write_bytes(tokenizer)
+  run = dict(format=FORMAT, **run, tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest())
   (folder / "run.json").write_text(dumps(run))
   files = [*folder.glob("*/**/*"), folder / "run.json"]  # Orbax still writes notes at the top.
   sizes = {_relative(p, folder): p.stat().st_size for p in files if p.is_file()}
@@ -156,11 +156,6 @@ def plain(value: Any) -> Any:
 def dumps(value: Any) -> str:
   """JSON as it stands in the files here."""
   return json.dumps(value, indent=1) + "\n"
-
-
-def sha256(path: str | pathlib.Path) -> str:
-  """The hash that tells two tokenizer files apart."""
-  return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 
 
 def _relative(path: str | pathlib.Path, folder: pathlib.Path) -> str:

@@ -9,7 +9,7 @@ import pgjax
 PACKAGE = pathlib.Path(pgjax.__path__[0])
 RANKS = [
   {"errors"},
-  {"config", "params", "metrics"},
+  {"config", "params", "metrics", "runs"},
   {"sharding", "optim", "models"},
   {"data", "datasets", "step", "decode", "weights", "checkpoint", "metric_log"},
   {"evals", "report"},
