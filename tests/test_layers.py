@@ -9,7 +9,9 @@ import pgjax
 PACKAGE = pathlib.Path(pgjax.__path__[0])
 RANKS = [
   {"errors"},
-  {"config", "params", "metrics", "runs"},
+  {"params", "metrics", "runs"},
+  {"schema"},
+  {"config"},
   {"sharding", "optim", "models"},
   {"data", "datasets", "step", "decode", "weights", "checkpoint", "metric_log"},
   {"evals", "report"},

@@ -1,0 +1,193 @@
+"""Every field that a run has, with its default, and the pieces that configs share.
+
+A config file holds data only: get_config(arg) starts from base(), sets what differs, and returns
+it. What may stand in a field is in pgjax/schema.py. Every duration `x_steps` may also be given as
+`x_epochs`, `x_examples` or `x_percent` (of the whole run, from 0 to 1).
+"""
+
+import ml_collections
+
+VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
+TINY_VOCAB_SIZE = 640 + 1024 + 128  # The small tokenizer that comes with pgjax.
+LLM = {"v1": "gemma_2b", "3b": "gemma2_2b", "10b": "gemma2_9b", "28b": "gemma2_27b"}
+
+# What trains: the first pattern that matches the whole name of a parameter wins. The values are
+# "train", "freeze" and freeze("bfloat16"), which also says how a frozen parameter is stored.
+TUNE = {
+  "full": [(".*", "train")],
+  "no_vit": [("img/head/.*", "train"), ("img/.*", "freeze"), ("llm/.*", "train")],
+  "decoder": [("llm/.*", "train"), ("img/.*", "freeze")],
+  "connector": [("img/head/.*", "train"), (".*", "freeze")],
+  "attention": [("llm/layers/attn/.*", "train"), (".*", 'freeze("bfloat16")')],
+  "lora": [("llm/layers/.*", "lora(rank=8)"), (".*", "freeze")],  # Not available yet.
+  "qlora": [("llm/layers/.*", 'lora(rank=8, base="nf4")'), (".*", "freeze")],  # Not available yet.
+}
+
+# One entry of `evals`: c.evals["val"] = dict(EVAL, type="vqa", data=..., pp=...). A whole split is
+# scored. With none of log_steps, log_epochs, log_examples and log_percent the entry does not run
+# while training, only in pgjax.evaluate; with one, also at the last step.
+EVAL = dict(
+  type="vqa",  # "vqa": acc, acc_any, anls; "chartqa": acc, relaxed_acc; "perplexity": avg, sum.
+  # data: as input.data. pp: ends with image, prefix and what the score needs (the answer's column);
+  # for perplexity with image, prefix and suffix. The true answer never enters a prompt.
+  batch_size=64,
+  max_decode_len=32,  # Tokens; perplexity does not decode.
+  answer="answer",  # The column with the true answer, or with a list of them.
+  to_lower=False,  # Lower-case both sides before they are compared.
+  skip_first=False,  # Do not run before the first step.
+)
+
+
+def base():
+  """All fields of a run."""
+  c = ml_collections.ConfigDict(type_safe=False)
+  c.seed = 0  # Of initial weights, order of the data, random ops and dropout.
+
+  # Data. Set input.data: dict(name="jsonl", fname=...), dict(name=..., split=...), or a mixture
+  # {name: weight, ...}; and input.pp, a string of ops that ends with image, prefix and suffix.
+  c.res = 224  # Pixels a side.
+  c.num_frames = 0  # 0: one image an example; N: a list of up to N.
+  c.text_len = 64  # Tokens of prefix, newline, suffix and <eos>.
+  c.tokenizer = "tokenizer.model"  # A file or folder (Gemma's or PaliGemma's), or "tiny".
+  c.input = ml_collections.ConfigDict(type_safe=False)
+  c.input.batch_size = 32
+  c.input.num_threads = 8  # Decode and resize, while the devices compute.
+  c.input.num_workers = 0  # Processes instead, if Python itself is the bottleneck.
+  c.input.cache_mb = 0  # Memory for decoded images: for small data sets seen many times.
+  c.input.allow_truncated = False  # More than 1% of texts longer than text_len is an error.
+
+  # How long: set one of total_epochs, total_steps, total_examples.
+  c.log_training_steps = 50
+  c.ckpt_steps = 1_000
+  c.keep_ckpt_steps = None  # Checkpoints that are never removed.
+  c.keep_last = 1  # How many others.
+  c.keep_best = ""  # And the best, by a metric such as "val/acc"; "-val/avg" if less is better.
+
+  # Update = -schedule(step) * (lr * optimizer(gradient) + wd * parameter).
+  c.optax_name = "scale_by_adam"  # Any of optax's, or big_vision.{sgd,momentum_hp,...}.
+  c.optax = {}
+  c.lr = 1e-5
+  c.lr_mults = None  # [(regex, factor)], first match, else 1.
+  c.wd = 0.0
+  c.wd_mults = None  # None: [(".*/kernel", 1.0)], the image tower's matrices, as the reference.
+  c.grad_clip_norm = 1.0
+  c.label_smoothing = 0.0
+  c.schedule = dict(decay_type="cosine", warmup_percent=0.05)  # Or [(regex, dict), ...].
+  c.params = TUNE["full"]
+
+  c.model = dict(img={}, llm={})
+  c.model_init = None  # "pt_224", a path, or None: from scratch.
+  c.dtype = "float32"  # Of the computation; what trains is stored in float32.
+  c.remat = "nothing_saveable"  # What the backward pass finds in memory: see models/remat.py.
+  c.microbatches = 1  # Splits a batch that does not fit; the numbers stay the same.
+  c.mesh = [("data", -1)]
+  c.sharding_strategy = [(".*", 'fsdp(axis="data")')]
+
+  c.decode = "greedy"
+  c.evals = {}
+  return c
+
+
+def parse_arg(arg, **defaults):
+  """`res=448,tune=attention,flag` as fields, each of its default's type; others are an error."""
+  c = ml_collections.ConfigDict(defaults, type_safe=False)
+  for part in filter(None, (arg or "").split(",")):
+    name, equals, text = part.partition("=")
+    if name not in defaults:
+      allowed = ", ".join(defaults)
+      raise ValueError(f"it takes no argument {name!r}, only {allowed}.", name, list(defaults))
+    c[name] = _typed(name, text if equals else "true", defaults[name])
+  return c
+
+
+def _typed(name, text, default):
+  if isinstance(default, bool):
+    if text.lower() not in ("true", "false", "1", "0"):
+      raise ValueError(f"argument {name}={text} must be true or false.")
+    return text.lower() in ("true", "1")
+  if not isinstance(default, int | float):
+    return text
+  try:
+    return type(default)(text)
+  except ValueError:
+    kind = "a whole number" if isinstance(default, int) else "a number"
+    raise ValueError(f"argument {name}={text} must be {kind}.") from None
+
+
+def choose(name, value, options):
+  """options[value], for an argument that names one of them."""
+  if value not in options:
+    raise ValueError(f"argument {name}={value} must be one of {', '.join(options)}.")
+  return options[value]
+
+
+def set_model(c, *, size="v1", variant="", dropout=0.0):
+  """A pre-trained PaliGemma 1 (size v1) or 2 (3b, 10b, 28b), or a tiny one from scratch."""
+  if variant:
+    choose("variant", variant, {"tiny": None})
+    set_tiny_model(c, width=64, depth=2, patch_size=16, dropout=dropout)
+    return
+  c.model.img = dict(variant="So400m/14", pool_type="none", scan=True)
+  c.model.llm = dict(
+    variant=choose("size", size or "v1", LLM), vocab_size=VOCAB_SIZE, dropout=dropout
+  )
+  if size in ("", "v1"):
+    c.model_init = f"pt_{c.res}"
+  else:
+    c.model.llm.final_logits_softcap = 0.0  # Better for transfer, as in the reference's forkme.
+    c.model_init = f"pt_{size}_{c.res}"
+  c.dtype = "bfloat16"
+
+
+def set_tiny_model(c, *, width, depth, patch_size, num_heads=4, dropout=0.0):
+  """A PaliGemma of any size from scratch, with the small tokenizer that comes with pgjax."""
+  tower = dict(variant="tiny", width=width, depth=depth, mlp_dim=4 * width, num_heads=num_heads)
+  c.model.img = dict(**tower, patch_size=patch_size)
+  c.model.llm = dict(
+    **tower,
+    num_kv_heads=1,
+    head_dim=width // num_heads,
+    vocab_size=TINY_VOCAB_SIZE,
+    dropout=dropout,
+  )
+  c.tokenizer, c.model_init, c.dtype, c.remat = "tiny", None, "float32", "none"
+
+
+def image_pp(c):
+  """Decodes and squeezes an image to c.res, as most transfers of the reference do."""
+  return f"decode|resize({c.res}, antialias=True)|value_range(-1, 1)"
+
+
+def train_pp(*ops):
+  """Ops that leave image, prefix and suffix; the tokens and masks of these are made by pgjax."""
+  return "|".join([*ops, 'keep("image", "prefix", "suffix")'])
+
+
+def eval_pp(*ops, keep=("answer", "id")):
+  """Ops that leave image, prefix and the columns that an evaluator or a reader needs."""
+  return "|".join([*ops, f"keep({', '.join(map(repr, ('image', 'prefix', *keep)))})"])
+
+
+VQA_PREFIX = 'copy(inkey="question", outkey="prefix")'
+VQA_SUFFIX = 'copy(inkey="answer", outkey="suffix")'
+
+
+def vqa_input(c, data, *ops):
+  """Sets input: the question is the prefix, the answer the suffix; `ops` stand before the image's.
+
+  The image's ops are image_pp's unless some are given.
+  """
+  c.input.data = data
+  c.input.pp = train_pp(*(ops or [image_pp(c)]), VQA_PREFIX, VQA_SUFFIX)
+
+
+def vqa_eval(c, data, *, keep=("id",), **fields):
+  """An entry of evals that asks the question and scores the generated answer."""
+  pp = eval_pp(image_pp(c), VQA_PREFIX, keep=("question", "answer", *keep))
+  return dict(EVAL, data=data, pp=pp, max_decode_len=c.text_len, **fields)
+
+
+def vqa_pplx(c, data, **fields):
+  """An entry of evals for the perplexity of the true answer."""
+  pp = train_pp(image_pp(c), VQA_PREFIX, VQA_SUFFIX)
+  return dict(EVAL, type="perplexity", data=data, pp=pp, **fields)

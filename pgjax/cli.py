@@ -1,0 +1,154 @@
+"""What do all commands share on the command line?
+
+A command is a function main(args) and a call of `run`, which reads the flags, loads and checks the
+config before JAX is touched, prints --help, and tells a user's mistake in one line, without a stack
+trace. Bugs keep theirs.
+
+  def main(args):
+    ... args.workdir, args.config ...
+
+  if __name__ == "__main__":
+    cli.run(main, __doc__, [cli.Flag("workdir", str, required=True, help="...")], examples=[...])
+"""
+
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from absl import flags as absl_flags
+
+from pgjax.errors import UserError
+
+_DEFINE = {
+  str: absl_flags.DEFINE_string,
+  int: absl_flags.DEFINE_integer,
+  float: absl_flags.DEFINE_float,
+  bool: absl_flags.DEFINE_bool,
+  list: absl_flags.DEFINE_list,
+}
+_CONFIG_HELP = "the run's config file, with arguments after a colon: configs/x.py:res=448,tune=full"
+_OVERRIDE_HELP = "replaces a field of the config, such as --config.lr=3e-6 or --config.seed=1"
+
+
+class Flag(NamedTuple):
+  """One flag of a command; its value becomes an attribute of `args`."""
+
+  name: str
+  kind: type  # str, int, float, bool or list (of texts, joined by commas).
+  default: Any = None
+  required: bool = False
+  help: str = ""  # Without a full stop.
+
+
+def run(
+  main: Callable[[SimpleNamespace], int | None],
+  doc: str,
+  flags: Sequence[Flag] = (),
+  *,
+  config: str = "required",
+  examples: Sequence[str] = (),
+  argv: Sequence[str] | None = None,
+) -> None:
+  """Calls main(args) and exits: 0, 1 after a user's mistake, 2 for a command line that is wrong.
+
+  `config` says whether --config is "required", "optional" or "none". With it, args.config is the
+  checked config (None if it was not given), args.config_spec what was written, and args.overrides
+  the --config.x=... as a dict, for commands that apply them to a config from elsewhere.
+  """
+  argv = list(sys.argv if argv is None else argv)
+  if config != "none":
+    flags = [Flag("config", str, required=config == "required", help=_CONFIG_HELP), *flags]
+  if any(arg in ("--help", "-help", "-h", "--helpfull") for arg in argv[1:]):
+    print(help_page(argv[0], doc, flags, config, examples))  # noqa: T201
+    sys.exit(0)
+  try:
+    args = parse(argv, flags, config)
+  except (UserError, absl_flags.Error) as e:
+    _fail(f"{e} (--help lists the flags)", 2)
+  try:
+    if config != "none":
+      _load_config(args)
+    sys.exit(main(args))
+  except UserError as e:
+    _fail(str(e), 1)
+  except KeyboardInterrupt:
+    _fail("interrupted.", 130)
+
+
+def parse(argv: Sequence[str], flags: Sequence[Flag], config: str) -> SimpleNamespace:
+  """The flags' values as attributes; with a config also `overrides`."""
+  values = absl_flags.FlagValues()
+  for flag in flags:
+    _DEFINE[flag.kind](flag.name, flag.default, flag.help, flag_values=values)
+  plain, overrides = _split_overrides(argv) if config != "none" else (argv, {})
+  rest = values(plain)[1:]
+  if rest:
+    raise UserError(f"{rest[0]!r} is not a flag; write --name=value.")
+  absl_flags.FLAGS.mark_as_parsed()  # Libraries below (Grain's processes) look at absl's own.
+  missing = [f"--{flag.name}" for flag in flags if flag.required and not values[flag.name].value]
+  if missing:
+    raise UserError(f"{' and '.join(missing)} must be given.")
+  return SimpleNamespace(
+    **{flag.name: values[flag.name].value for flag in flags}, overrides=overrides
+  )
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+  """Takes `--config.a.b=c` and `--config.a.b c` out of the command line."""
+  plain, overrides = [], {}
+  arguments = iter(argv)
+  for arg in arguments:
+    name, equals, value = arg.lstrip("-").partition("=")
+    if not arg.startswith("-") or not name.startswith("config."):
+      plain.append(arg)
+      continue
+    if not equals and (value := next(arguments, None)) is None:
+      raise UserError(f"{arg} needs a value: {arg}=...")
+    overrides[name.removeprefix("config.")] = value
+  return plain, overrides
+
+
+def _load_config(args: SimpleNamespace) -> None:
+  from pgjax import config as config_lib  # After --help and the flags: it takes a moment.
+
+  args.config_spec, args.config = args.config, None
+  if args.config_spec:
+    args.config = config_lib.validated(config_lib.load(args.config_spec, args.overrides))
+
+
+def help_page(
+  program: str, doc: str, flags: Sequence[Flag], config: str, examples: Sequence[str]
+) -> str:
+  """What --help prints: what the command does, its flags, examples."""
+  name = program.rsplit("/", 1)[-1].removesuffix(".py")
+  rows = [(_left(flag), _right(flag)) for flag in flags]
+  if config != "none":
+    rows.insert(1, ("--config.FIELD=VALUE", _OVERRIDE_HELP))
+  lines = [doc.strip(), "", f"usage: python -m pgjax.{name} [flags]", "", "flags:"]
+  for left, right in rows:
+    wrapped = textwrap.wrap(right, 66) or [""]
+    lines.append(f"  {left:<26}  {wrapped[0]}".rstrip())
+    lines += [" " * 30 + more for more in wrapped[1:]]
+  if examples:
+    lines += ["", "examples:", *(f"  {example}" for example in examples)]
+  return "\n".join(lines)
+
+
+def _left(flag: Flag) -> str:
+  if flag.kind is bool:
+    return f"--{flag.name}" if not flag.default else f"--no{flag.name}"
+  return f"--{flag.name}={'A,B,...' if flag.kind is list else flag.kind.__name__.upper()}"
+
+
+def _right(flag: Flag) -> str:
+  if flag.required:
+    return f"{flag.help} (required)"
+  plain = flag.default in (None, "", []) or flag.kind is bool
+  return flag.help if plain else f"{flag.help} (default: {flag.default})"
+
+
+def _fail(message: str, status: int) -> None:
+  print(f"error: {message}", file=sys.stderr)  # noqa: T201
+  sys.exit(status)
