@@ -223,8 +223,25 @@ class FeedForward(nn.Module):
     linear_FD = self.param("linear", init(1.0, "fan_in", "normal"), (F, D)).astype(self.dtype)
     gate = checkpoint_name(jnp.einsum("BTD,DF->BTF", x_BTD, gating_2DF[0]), "mlp_gate")
     up = checkpoint_name(jnp.einsum("BTD,DF->BTF", x_BTD, gating_2DF[1]), "mlp_up")
-    hidden_BTF = jax.nn.gelu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
-    return jnp.einsum("BTF,FD->BTD", hidden_BTF.astype(self.dtype), linear_FD)
+    return jnp.einsum("BTF,FD->BTD", _gated(gate, up), linear_FD)
+
+
+@jax.custom_vjp
+def _gated(gate, up):
+  """Gelu(gate) * up, in float32; backwards it keeps its operands and nothing wider."""
+  return (jax.nn.gelu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+def _gated_backward(operands, dout):
+  gate, up = operands
+  f32 = jnp.float32
+  value, gelu_vjp = jax.vjp(jax.nn.gelu, gate.astype(f32))
+  dout = dout.astype(f32)
+  (dgate,) = gelu_vjp(dout * up.astype(f32))
+  return dgate.astype(gate.dtype), (dout * value).astype(up.dtype)
+
+
+_gated.defvjp(lambda gate, up: (_gated(gate, up), (gate, up)), _gated_backward)
 
 
 class Block(nn.Module):

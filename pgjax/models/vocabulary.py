@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 
@@ -24,6 +24,20 @@ class Layout(NamedTuple):
   mesh: Mesh
   batch_axes: tuple[str, ...]
   vocab_axes: tuple[str, ...]  # A subset of batch_axes; empty: every device has all rows.
+
+
+def layout(mesh: Mesh, table_sharding: NamedSharding) -> Layout | None:
+  """How to work with a table of that sharding; None on one device.
+
+  A table that is sharded by anything but whole rows is gathered where it is used.
+  """
+  if mesh.size == 1:
+    return None
+  rows, *rest = (*table_sharding.spec, None, None)
+  axes = (rows,) if isinstance(rows, str) else tuple(rows or ())
+  if any(rest):
+    axes = ()
+  return Layout(mesh, tuple(mesh.axis_names), axes)
 
 
 class Options(NamedTuple):
@@ -189,21 +203,15 @@ def _run_local(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients)
     _chunk, table=table, axes=axes, options=options, with_gradients=with_gradients
   )
 
-  def body(carry, xs):
-    dtable = carry
-    number, h_CD, targets_C, weights_C = xs
+  def body(i, carry):
+    dtable, nll, dh = carry
+    dtable, nll_C, dh_CD = step(dtable, h[i], targets[i], weights[i])
+    return dtable, nll.at[i].set(nll_C), None if dh is None else dh.at[i].set(dh_CD)
 
-    def skip(dtable):
-      dh = jnp.zeros_like(h_CD) if with_gradients else None
-      return dtable, (jnp.zeros((C,), jnp.float32), dh)
-
-    return jax.lax.cond(
-      number * C < used, lambda d: step(d, h_CD, targets_C, weights_C), skip, dtable
-    )
-
-  # Gradients add up in float32.
+  # Gradients add up in float32. As many chunks as there are tokens with a loss, not all.
   dtable = jnp.zeros(table_VD.shape, jnp.float32) if trained else None
-  dtable, (nll, dh) = jax.lax.scan(body, dtable, (jnp.arange(len(h)), h, targets, weights))
+  carry = dtable, jnp.zeros(targets.shape), jnp.zeros_like(h) if with_gradients else None
+  dtable, nll, dh = jax.lax.fori_loop(0, (used + C - 1) // C, body, carry)
   if trained:
     others = tuple(a for a in layout.batch_axes if a not in axes) if layout else ()
     dtable = (jax.lax.psum(dtable, others) if others else dtable).astype(table_VD.dtype)
@@ -221,7 +229,7 @@ def _group_size(layout):
 
 
 def _chunk(dtable, h_CD, targets_C, weights_C, *, table, axes, options, with_gradients):
-  """One chunk's (table gradient so far, (nll [C], gradient of h [C, D]))."""
+  """One chunk's (table gradient so far, nll [C], gradient of h [C, D])."""
   C = h_CD.shape[0]
   total = functools.partial(jax.lax.psum, axis_name=axes) if axes else lambda a: a
   if axes:
@@ -243,7 +251,7 @@ def _chunk(dtable, h_CD, targets_C, weights_C, *, table, axes, options, with_gra
   nll = jnp.where(weights_C > 0, nll, 0.0)
   nll = jax.lax.dynamic_slice_in_dim(nll, jax.lax.axis_index(axes) * C, C) if axes else nll
   if not with_gradients:
-    return dtable, (nll, None)
+    return dtable, nll, None
 
   dlogits = jnp.exp(logits_CV - lse[:, None]) - rest - jnp.where(target_CV, extra, 0.0)
   if options.softcap:
@@ -253,4 +261,4 @@ def _chunk(dtable, h_CD, targets_C, weights_C, *, table, axes, options, with_gra
   dh = jax.lax.psum_scatter(dh, axes, tiled=True) if axes else dh
   if dtable is not None:
     dtable = dtable + jnp.einsum("CV,CD->VD", dlogits, h_CD, preferred_element_type=jnp.float32)
-  return dtable, (nll, dh.astype(h_CD.dtype))
+  return dtable, nll, dh.astype(h_CD.dtype)

@@ -1,0 +1,189 @@
+"""Memory of one training step of PaliGemma, compiled for a GPU that need not be there.
+
+  python benchmarks/memory.py [--device=H200] [--only=REGEX] [--hlo=DIR]
+
+XLA's GPU compiler compiles the real step from abstract shapes, on a machine without a GPU; it needs
+the wheels of requirements-deviceless.txt. A row: gigabytes (1e9 bytes) of arguments, of
+temporaries, their sum, and seconds of compilation. What it does not see: cuBLAS workspaces,
+fragmentation, the CUDA context. --hlo writes each compiled program as text.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+# Read when JAX is imported. Triton's matrix products are off because they cannot be compiled
+# without their device.
+ENVIRONMENT = {
+  "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+  "JAX_PLATFORMS": "cpu",
+  "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0",
+  "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+# capability, SMs, fp32/SM, shared memory per SM and opt-in, threads/SM, L2, GHz, bytes/s, bytes.
+# From openxla's target_config specs and the vendor's data sheets.
+DEVICES = {
+  "H200": (9, 0, 132, 128, 233472, 232448, 2048, 52428800, 1.98, 4.80e12, 151397597184),
+  "H100": (9, 0, 132, 128, 233472, 232448, 2048, 52428800, 1.98, 3.352e12, 84942979072),
+  "A100-80": (8, 0, 108, 64, 167936, 166912, 2048, 41943040, 1.41, 2.039e12, 85_000_000_000),
+  "A100-40": (8, 0, 108, 64, 167936, 166912, 2048, 41943040, 1.41, 1.555e12, 42331013120),
+  "B200": (10, 0, 148, 128, 233472, 232448, 2048, 132644864, 1.965, 7.672e12, 191514411008),
+}
+
+TARGET = """
+gpu_device_info {{
+  threads_per_block_limit: 1024  threads_per_warp: 32
+  shared_memory_per_block: 49152  shared_memory_per_core: {4}  shared_memory_per_block_optin: {5}
+  threads_per_core_limit: {6}  core_count: {2}  fpus_per_core: {3}
+  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+  memory_bandwidth: {9:.0f}  l2_cache_size: {7}  clock_rate_ghz: {8}  device_memory_size: {10}
+  cuda_compute_capability {{ major: {0} minor: {1} }}
+  registers_per_core_limit: 65536  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+runtime_version {{ major: 12 minor: 9 patch: 0 }}
+device_description_str: "NVIDIA {name}"
+"""
+
+FULL = dict(params=[(".*", "train")])
+ATTENTION = dict(
+  params=[("llm/layers/attn/.*", "train"), (".*", 'freeze("bfloat16")')],
+  optax_name="big_vision.sgd",
+  grad_clip_norm=None,
+  wd=None,
+)
+F32, BF16 = dict(dtype="float32"), dict(dtype="bfloat16")
+FAST = dict(remat="products_saveable")
+AT_448 = dict(res=448, text_len=512)
+AT_896 = dict(res=896, text_len=512)
+# name: (batch, devices, fields that differ from the PaliGemma 2 3B run at 224 px, 128 tokens)
+CASES = {
+  "full_f32_b32": (32, 1, FULL | F32),
+  "full_f32_b64": (64, 1, FULL | F32),
+  "full_bf16_b32": (32, 1, FULL | BF16),
+  "full_bf16_b64": (64, 1, FULL | BF16),
+  "full_bf16_b32_fast": (32, 1, FULL | BF16 | FAST),
+  "attention_bf16_b32": (32, 1, ATTENTION | BF16),
+  "attention_bf16_b8": (8, 1, ATTENTION | BF16),
+  "full_bf16_448_b8": (8, 1, FULL | BF16 | AT_448),
+  "full_bf16_896_b2": (2, 1, FULL | BF16 | AT_896),
+  "full_bf16_fsdp8_b64": (64, 8, FULL | BF16),
+}
+
+
+def run_config(batch_size, fields):
+  """The config of a case: what step.py and optim.py read."""
+  import ml_collections
+
+  base = dict(
+    seed=0,
+    res=224,
+    num_frames=0,
+    text_len=128,
+    label_smoothing=0.0,
+    microbatches=1,
+    remat="nothing_saveable",
+    sharding_strategy=[(".*", 'fsdp(axis="data")')],
+    input=dict(batch_size=batch_size),
+    optax_name="scale_by_adam",
+    optax={},
+    lr=1e-5,
+    lr_mults=None,
+    wd=3e-7,
+    wd_mults=None,
+    grad_clip_norm=1.0,
+    schedule=dict(decay_type="cosine", warmup_percent=0.05),
+  )
+  config = ml_collections.ConfigDict(base | fields)
+  config.model = dict(
+    img=dict(variant="So400m/14"),
+    llm=dict(variant="gemma2_2b", final_logits_softcap=0.0),
+    dtype=config.dtype,
+    remat=config.remat,
+  )
+  return config
+
+
+def compiled_step(batch_size, num_devices, fields, device):
+  """The step of a case, compiled for `num_devices` of that GPU."""
+  import jax
+  import numpy as np
+  from jax.experimental import topologies
+
+  from pgjax import optim, sharding, step
+  from pgjax.models import paligemma
+
+  config = run_config(batch_size, fields)
+  topology = topologies.get_topology_desc(
+    platform="cuda",
+    target_config=TARGET.format(*DEVICES[device], name=device),
+    topology=f"1x1x{num_devices}",
+  )
+  mesh = jax.sharding.Mesh(np.array(topology.devices), ("data",))
+  model = paligemma.Model(**config.model)
+  trained = [name for name, rule in step.rules(model, config).items() if rule.kind == "train"]
+  tx = optim.make(config, 1000, trained)
+  state = step.abstract_state(model, tx, config, mesh)
+  place = sharding.batch_sharding(mesh)
+  image, _ = step.example_shapes(config)
+  text = jax.ShapeDtypeStruct((batch_size, config.text_len + 1), np.int32, sharding=place)
+  batch = dict(
+    image=jax.ShapeDtypeStruct((batch_size, *image.shape[1:]), image.dtype, sharding=place),
+    **dict.fromkeys(("text", "mask_ar", "mask_loss"), text),
+  )
+  return step.jitted(model, tx, config, mesh).lower(state, batch).compile()
+
+
+def with_trip_counts(text, batch_size, fields):
+  """The program with the most that its one loop of unknown length, the loss, can take.
+
+  It runs as many chunks as there are tokens with a loss; whoever adds up costs must count all.
+  """
+  from pgjax.models import vocabulary
+
+  tokens = batch_size * fields.get("text_len", 128)
+  chunks = -(-tokens // vocabulary.Options().chunk)
+  lines = text.splitlines()
+  for i, line in enumerate(lines):
+    if " while(" in line and "known_trip_count" not in line:
+      lines[i] = line + f', backend_config={{"known_trip_count":{{"n":"{chunks}"}}}}'
+  return "\n".join(lines)
+
+
+def main():
+  """Prints the table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--device", default="H200", choices=sorted(DEVICES))
+  parser.add_argument("--only", default=".*", help="a regex over the names of the cases")
+  parser.add_argument("--hlo", help="a folder for the compiled programs")
+  args = parser.parse_args()
+  print(f"{'case':22s} {'arguments':>9s} {'temporaries':>11s} {'sum':>7s} {'compile':>8s}   GB each")
+  for name, (batch_size, num_devices, fields) in CASES.items():
+    if not re.fullmatch(args.only, name):
+      continue
+    start = time.monotonic()
+    compiled = compiled_step(batch_size, num_devices, fields, args.device)
+    memory = compiled.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    seconds = time.monotonic() - start
+    row = [b / 1e9 for b in (arguments, temporaries, arguments + temporaries)]
+    print(f"{name:22s} {row[0]:9.2f} {row[1]:11.2f} {row[2]:7.2f} {seconds:6.0f} s", flush=True)
+    if args.hlo:
+      folder = pathlib.Path(args.hlo)
+      folder.mkdir(parents=True, exist_ok=True)
+      (folder / f"{name}.txt").write_text(with_trip_counts(compiled.as_text(), batch_size, fields))
+
+
+if __name__ == "__main__":
+  if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):
+    os.execvpe(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
+  main()
