@@ -166,7 +166,9 @@ def main():
   parser.add_argument("--only", default=".*", help="a regex over the names of the cases")
   parser.add_argument("--hlo", help="a folder for the compiled programs")
   args = parser.parse_args()
-  print(f"{'case':22s} {'arguments':>9s} {'temporaries':>11s} {'sum':>7s} {'compile':>8s}   GB each")
+  print(
+    f"{'case':22s} {'arguments':>9s} {'temporaries':>11s} {'sum':>7s} {'compile':>8s}   GB each"
+  )
   for name, (batch_size, num_devices, fields) in CASES.items():
     if not re.fullmatch(args.only, name):
       continue

@@ -254,3 +254,9 @@ def _name(path: Sequence[Any]) -> str:
   if parts and parts[0] == "opt_state":
     parts[0] = "opt"
   return "/".join(parts)
+
+
+def batch_constraint(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+  """A function that keeps axis 0 of an activation split over all devices, inside a jit."""
+  place = batch_sharding(mesh)
+  return lambda x: jax.lax.with_sharding_constraint(x, place)

@@ -59,9 +59,7 @@ def abstract_state(model, tx, config, mesh) -> TrainState:
   rule_of = rules(model, config)
   stored = _stored(param_shapes(model, config), rule_of)
   trained, _ = params_lib.split(stored, rule_of)
-  state = TrainState(
-    jax.ShapeDtypeStruct((), jnp.int32), stored, jax.eval_shape(tx.init, trained)
-  )
+  state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), stored, jax.eval_shape(tx.init, trained))
   places = sharding.shardings(config.sharding_strategy, state, mesh)
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, places
@@ -104,7 +102,7 @@ def jitted(model, tx, config, mesh):
   """
   places = shardings_of(abstract_state(model, tx, config, mesh))
   batch_place = sharding.batch_sharding(mesh)
-  options = _loss_options(model, config, mesh, places.params)
+  options = loss_options(model, config, _layout(mesh, places.params))
   return jax.jit(
     functools.partial(
       train_step,
@@ -121,27 +119,31 @@ def jitted(model, tx, config, mesh):
   )
 
 
-def _loss_options(model, config, mesh, param_places, train=True):
-  table_place = params_lib.flatten(param_places)[TABLE]
+def loss_options(model, config, layout=None, *, train=True):
+  """What is static about the loss; `layout` says where the table lies on a mesh."""
   return vocabulary.Options(
     label_smoothing=config.label_smoothing if train else 0.0,
     softcap=model.llm_config.final_logits_softcap,
     train_table=train and rules(model, config)[TABLE].kind == "train",
-    layout=vocabulary.layout(mesh, table_place),
+    layout=layout,
   )
+
+
+def _layout(mesh, param_places):
+  return vocabulary.layout(mesh, params_lib.flatten(param_places)[TABLE])
 
 
 def train_step(state, batch, *, model, tx, rule_of, options, seed, microbatches):
   """One update; see `jitted`."""
   trained, frozen = params_lib.split(state.params, rule_of)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
-  gradients = functools.partial(
-    _gradients, trained, frozen, model=model, options=options, examples=len(batch["text"])
+  gradients_of = functools.partial(
+    gradients, trained, frozen, model=model, options=options, examples=len(batch["text"])
   )
   if microbatches == 1:
-    grads, loss = gradients(batch, key)
+    grads, loss = gradients_of(batch, key)
   else:
-    grads, loss = _accumulated(gradients, batch, key, microbatches)
+    grads, loss = _accumulated(gradients_of, batch, key, microbatches)
   updates, opt_state = tx.update(grads, state.opt_state, trained)
   trained = optax.apply_updates(trained, updates)
   lengths_B = jnp.sum(batch["mask_loss"][:, 1:], axis=1).astype(jnp.float32)
@@ -156,7 +158,7 @@ def train_step(state, batch, *, model, tx, rule_of, options, seed, microbatches)
   return TrainState(state.step + 1, params_lib.merge(trained, frozen), opt_state), measured
 
 
-def _gradients(trained, frozen, batch, key, *, model, options, examples):
+def gradients(trained, frozen, batch, key, *, model, options, examples):
   """(gradients, loss) of these rows' part of the mean over `examples` examples."""
   table = {**trained, **frozen}[TABLE]
   tokens_BT = batch["text"][:, :-1]
@@ -198,7 +200,7 @@ def _hidden(model, variables, x_BTD, batch, train=False, rngs=None):
   )
 
 
-def _accumulated(gradients, batch, key, microbatches):
+def _accumulated(gradients_of, batch, key, microbatches):
   """Sums over microbatches; each takes every M-th row, so that no row changes its device."""
   parts = jax.tree.map(
     lambda a: jnp.swapaxes(a.reshape(-1, microbatches, *a.shape[1:]), 0, 1), batch
@@ -206,10 +208,10 @@ def _accumulated(gradients, batch, key, microbatches):
 
   def body(total, xs):
     number, part = xs
-    new = gradients(part, jax.random.fold_in(key, number))
+    new = gradients_of(part, jax.random.fold_in(key, number))
     return jax.tree.map(jnp.add, total, new), None
 
-  first = gradients(jax.tree.map(lambda a: a[0], parts), jax.random.fold_in(key, 0))
+  first = gradients_of(jax.tree.map(lambda a: a[0], parts), jax.random.fold_in(key, 0))
   rest = jax.tree.map(lambda a: a[1:], parts)
   total, _ = jax.lax.scan(body, first, (jnp.arange(1, microbatches), rest))
   return total
@@ -220,7 +222,7 @@ def jitted_nll(model, config, mesh, param_places):
 
   Without dropout and label smoothing; the perplexity evaluator divides.
   """
-  options = _loss_options(model, config, mesh, param_places, train=False)
+  options = loss_options(model, config, _layout(mesh, param_places), train=False)
   model = model.clone(constrain=sharding.batch_constraint(mesh))
 
   def nll(params, batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:

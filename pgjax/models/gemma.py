@@ -9,7 +9,7 @@ norms, rotations and the softmax are float32 inside. The rest is spelled next to
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -249,7 +249,7 @@ class Block(nn.Module):
 
   config: Config
   dtype: str
-  constrain: object  # Places the residual stream on a mesh.
+  constrain: Any  # Places the residual stream on a mesh.
 
   @nn.compact
   def __call__(self, carry, positions_BT, mask_BTS, slot, mode):
@@ -289,7 +289,7 @@ class Gemma(nn.Module):
 
   config: Config
   dtype: str
-  constrain: object
+  constrain: Any
 
   def setup(self):
     c = self.config

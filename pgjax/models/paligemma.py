@@ -5,8 +5,9 @@ L = P + T, D width, V vocabulary. Tensors, masks, positions and scales are the r
 (models/proj/paligemma/paligemma.py, predict_fns.py).
 """
 
+from typing import Any
+
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -40,12 +41,12 @@ class Model(nn.Module):
   constrain: places activations on a mesh (step.py passes it), the identity by default.
   """
 
-  img: dict
-  llm: dict
+  img: Any  # A dict or ConfigDict.
+  llm: Any
   dtype: str = "float32"
   remat: str | None = None  # The policy of both towers, where they name none.
   cache_dtype: str | None = None
-  constrain: object = lambda x: x  # noqa: E731
+  constrain: Any = lambda x: x  # noqa: E731
 
   @property
   def llm_config(self) -> gemma.Config:

@@ -5,6 +5,7 @@ axis 0. Axes: B images, P patches, D width, F hidden size of the MLP, N heads, H
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -131,7 +132,7 @@ class Block(nn.Module):
 
   config: Config
   dtype: str
-  constrain: object
+  constrain: Any
 
   @nn.compact
   def __call__(self, x_BPD, _):
@@ -149,7 +150,7 @@ class Transformer(nn.Module):
 
   config: Config
   dtype: str
-  constrain: object
+  constrain: Any
 
   @nn.compact
   def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
@@ -171,7 +172,7 @@ class SigLIP(nn.Module):
   config: Config
   out_width: int
   dtype: str
-  constrain: object
+  constrain: Any
 
   @nn.compact
   def __call__(self, image_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B P D"]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Float, Int
 
 
@@ -26,12 +26,12 @@ class Layout(NamedTuple):
   vocab_axes: tuple[str, ...]  # A subset of batch_axes; empty: every device has all rows.
 
 
-def layout(mesh: Mesh, table_sharding: NamedSharding) -> Layout | None:
+def layout(mesh: Mesh, table_sharding: Sharding) -> Layout | None:
   """How to work with a table of that sharding; None on one device.
 
   A table that is sharded by anything but whole rows is gathered where it is used.
   """
-  if mesh.size == 1:
+  if mesh.size == 1 or not isinstance(table_sharding, NamedSharding):
     return None
   rows, *rest = (*table_sharding.spec, None, None)
   axes = (rows,) if isinstance(rows, str) else tuple(rows or ())

@@ -1,0 +1,220 @@
+"""pgjax against numbers that the reference implementation computed (tests/golden/README.md).
+
+Reads every .npz in the folder named by PGJAX_GOLDEN_DIR (default: tests/golden); a file's `meta`
+holds all that is needed to build model, optimizer and batches.
+"""
+
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+FOLDER = pathlib.Path(os.environ.get("PGJAX_GOLDEN_DIR", pathlib.Path(__file__).parent / "golden"))
+FILES = sorted(FOLDER.glob("*.npz"))
+
+
+class Golden:
+  """One file: arrays by prefix, and what its meta describes."""
+
+  def __init__(self, path):
+    from pgjax.models import paligemma
+
+    with np.load(path, allow_pickle=False) as file:
+      self.arrays = {name: file[name] for name in file.files}
+    self.meta = json.loads(str(self.arrays.pop("meta")))
+    self.model = paligemma.Model(
+      img=self.meta["img"],
+      llm=self.meta["llm"],
+      dtype=self.meta["dtype"],
+      cache_dtype=self.meta["decode"]["cache_dtype"],
+    )
+
+  def flat(self, prefix):
+    return {
+      name.removeprefix(prefix): jnp.asarray(a)
+      for name, a in self.arrays.items()
+      if name.startswith(prefix)
+    }
+
+  def tree(self, prefix):
+    from pgjax import params
+
+    return params.unflatten(self.flat(prefix))
+
+  def config(self, **fields):
+    """The run that the reference made, as a config of ours."""
+    from pgjax import params
+
+    optimizer = dict(self.meta["optimizer"])
+    patterns, schedule = params.from_schedule(optimizer.pop("schedule"))
+    image, text = self.arrays["batch/image"], self.arrays["batch/text"]
+    config = dict(
+      seed=0,
+      res=image.shape[1],
+      num_frames=0,
+      text_len=text.shape[1] - 1,
+      input=dict(batch_size=len(text)),
+      params=patterns or [(".*", "train")],
+      schedule=schedule,
+      lr_mults=None,
+      wd_mults=None,
+      microbatches=1,
+      sharding_strategy=[(".*", "replicate")],
+    )
+    return ml_collections.ConfigDict({**config, **optimizer, **fields})
+
+  def batch(self, step=0):
+    """The batch of a step; meta["train_batches"] says in words what is done here."""
+    batch = self.flat("batch/")
+    vocab_size = self.meta["llm"]["vocab_size"]
+    moved = (batch["text"] - 4 + 7 * step) % (vocab_size - 4) + 4
+    return {**batch, "text": jnp.where(batch["text"] > 3, moved, batch["text"])}
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem, scope="module")
+def golden(request):
+  return Golden(request.param)
+
+
+def assert_close(ours, theirs, tolerance):
+  """Within `tolerance` of the largest value."""
+  scale = np.abs(np.asarray(theirs)).max()
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale)
+
+
+def one_device_mesh():
+  return jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+
+
+def test_there_are_golden_files():
+  assert FILES, f"{FOLDER} holds no .npz"
+
+
+def test_the_tree_of_parameters_is_the_references(golden):
+  from pgjax import params, step
+
+  ours = params.flatten(step.param_shapes(golden.model, golden.config()))
+  assert {n: a.shape for n, a in ours.items()} == {
+    n: a.shape for n, a in golden.flat("params/").items()
+  }
+
+
+def test_logits_and_image_embedding(golden):
+  batch = golden.batch()
+  logits, out = golden.model.apply(
+    {"params": golden.tree("params/")},
+    batch["image"],
+    batch["text"][:, :-1],
+    batch["mask_ar"][:, :-1],
+  )
+  assert_close(out["img/zimg"], golden.arrays["out/zimg"], 1e-4)
+  assert_close(logits, golden.arrays["out/logits"], 1e-4)
+
+
+def test_loss_per_example_and_gradients(golden):
+  from pgjax import params, step
+
+  smoothing = golden.meta["label_smoothing"]
+  config = golden.config(label_smoothing=smoothing, params=[(".*", "train")])
+  trained = golden.flat("params/")
+  grads, loss = step.gradients(
+    trained,
+    {},
+    golden.batch(),
+    jax.random.key(0),
+    model=golden.model,
+    options=step.loss_options(golden.model, config),
+    examples=len(golden.arrays["batch/text"]),
+  )
+  assert_close(loss, golden.arrays[f"out/loss_ls{smoothing:g}"], 1e-4)
+  theirs = golden.flat("grad/")
+  assert grads.keys() == theirs.keys()
+  # Relative to the largest gradient: a key's bias has none, only rounding noise, in both.
+  largest = max(float(jnp.abs(g).max()) for g in theirs.values())
+  for name, grad in theirs.items():
+    scale = max(float(jnp.abs(grad).max()), 1e-6 * largest)
+    tolerance = 1e-4 * (largest if name.endswith("key/bias") else scale)
+    np.testing.assert_allclose(grads[name], grad, rtol=0, atol=tolerance, err_msg=name)
+
+  nll = step.jitted_nll(
+    golden.model, config, one_device_mesh(), single_device(params.unflatten(trained))
+  )
+  nll_B, count_B = nll(params.unflatten(trained), golden.batch())
+  per_example = nll_B / jnp.maximum(1, count_B)
+  assert_close(per_example, golden.arrays["out/per_example_loss_ls0"], 1e-4)
+  assert_close(jnp.mean(per_example), golden.arrays["out/loss_ls0"], 1e-4)
+
+
+def single_device(tree):
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda _: place, tree)
+
+
+def test_losses_and_parameters_of_twenty_updates(golden):
+  from pgjax import optim, params, step
+
+  config = golden.config()
+  rules = step.rules(golden.model, config)
+  trained = [name for name, rule in rules.items() if rule.kind == "train"]
+  tx = optim.make(config, config.total_steps, trained)
+  mesh = one_device_mesh()
+  places = step.shardings_of(step.abstract_state(golden.model, tx, config, mesh))
+  loaded = jax.device_put(golden.tree("params/"), places.params)
+  state = step.init(golden.model, tx, config, mesh, loaded=loaded)
+  train_step = step.jitted(golden.model, tx, config, mesh)
+  losses = []
+  for i in range(config.total_steps):
+    state, measured = train_step(state, golden.batch(i))
+    losses.append(float(measured["training_loss"]))
+  np.testing.assert_allclose(losses, golden.arrays["train/losses"], rtol=1e-3)
+
+  after, before = golden.flat("train/params_after/"), golden.flat("params/")
+  ours = params.flatten(state.params)
+  assert ours.keys() == after.keys()
+  for name, rule in rules.items():
+    if rule.kind == "freeze":
+      np.testing.assert_array_equal(ours[name], before[name], err_msg=name)
+      np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    elif not name.endswith("key/bias"):  # Adam turns its rounding noise into whole steps.
+      moved = np.abs(after[name] - before[name]).max()
+      difference = np.abs(ours[name] - after[name])
+      # A few elements with gradients near zero may go either way under Adam.
+      assert np.mean(difference > 0.02 * moved) < 0.01, name
+
+
+def test_greedy_tokens_up_to_the_first_eos(golden):
+  from pgjax import decode
+
+  settings = golden.meta["decode"]
+  variables = golden.tree("params/")
+  batch = golden.flat("decode/")
+  batch = {
+    "image": golden.batch()["image"],
+    "text": batch["text"],
+    "mask_ar": batch["mask_ar"],
+    "mask_input": batch["mask_input"].astype(bool),
+    "_mask": jnp.ones(len(batch["text"]), bool),
+  }
+  generate = decode.jitted(
+    golden.model,
+    one_device_mesh(),
+    single_device(variables),
+    max_decode_len=settings["max_decode_len"],
+    eos=settings["eos_token"],
+  )
+  tokens, logp = (np.asarray(a) for a in generate(variables, batch))
+  theirs = golden.arrays["decode/greedy_tokens"]
+  for row in range(len(theirs)):
+    ended = np.flatnonzero(theirs[row] == settings["eos_token"])
+    length = ended[0] + 1 if len(ended) else len(theirs[row])
+    np.testing.assert_array_equal(tokens[row, :length], theirs[row, :length])
+    assert not tokens[row, length:].any()
+    # The cache is bfloat16: a value on the edge between two roundings moves a logit.
+    np.testing.assert_allclose(
+      logp[row, :length], golden.arrays["decode/greedy_logp"][row, :length], atol=2e-3
+    )
