@@ -17,33 +17,29 @@ stream is a function of (seed, g) alone, and step s takes g = s*B ... s*B + B-1,
 any step without replay, on any number of processes. Random ops draw from (seed, data set, example,
 epoch). Threads do the work (numpy and Pillow release the GIL); processes are an option.
 
-`pp` ends with `image`, `prefix` and `suffix` (text), which are packed here; or, as big_vision's own
-configs do, with `text`, `mask_ar` and `mask_loss` or `mask_input`, which are taken as they are.
+How one example becomes a row of the batch is in data/rows.py.
 """
 
+import atexit
+import queue
 import sys
-import zlib
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import grain
+import jax
 import numpy as np
 
-from pgjax.data import ops, packing, sources
+from pgjax import sharding
+from pgjax.data import sources
+from pgjax.data.rows import Layout, Loader, Row
 from pgjax.errors import UserError
 
 MAX_SCANNED = 10_000  # Texts looked at before a run; 1% of them is told to +-0.1%.
 MAX_TRUNCATED = 0.01
 WHOLE_BATCH_BYTES = 32 << 20  # A batch beyond this is made by several threads, piece by piece.
-TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
-
-
-class Row(NamedTuple):
-  """One example, ready to be stacked."""
-
-  arrays: dict[str, np.ndarray]
-  columns: dict  # What only the host needs: id, answer, question ...
-  truncated: bool
 
 
 class Part(NamedTuple):
@@ -52,15 +48,6 @@ class Part(NamedTuple):
   name: str
   source: object
   weight: float
-
-
-class Layout(NamedTuple):
-  """What every row must look like."""
-
-  res: int
-  text_len: int
-  num_frames: int
-  for_training: bool  # Text with suffix and mask_loss; else the prompt alone.
 
 
 def parts(data) -> list[Part]:
@@ -88,126 +75,6 @@ def parts(data) -> list[Part]:
 
 def _plain(section) -> dict:
   return section.to_dict() if hasattr(section, "to_dict") else dict(section)
-
-
-class Loader:
-  """(position in the endless stream, index in the source) -> Row."""
-
-  def __init__(self, part: Part, pp: str, tokenizer, layout: Layout, seed: int, cache_bytes=0):
-    self.part, self.layout, self.tokenizer, self.seed = part, layout, tokenizer, seed
-    self.name_hash = zlib.crc32(part.name.encode())  # By name, so that no other data set matters.
-    parsed = ops.parse(pp, tokenizer=tokenizer)
-    self.text_ops = parsed.text_only()
-    self.decode, self.ops = _DecodeCache.split(parsed, cache_bytes)
-
-  def __call__(self, position: int, index: int) -> Row:
-    """Reads, preprocesses, packs; a user's mistake is told with file and line."""
-    try:
-      example = self._start(self.part.source[index], position, index)
-      example = self.ops(self.decode(example))
-      arrays = _images(example.pop("image", None), self.layout)
-      texts, num_tokens, room = self._pack(example)
-    except UserError as error:
-      raise UserError(f"{self.part.source.where(index)}: {error}") from None
-    columns = {k: v for k, v in example.items() if k not in TEXT_KEYS and not k.startswith("_")}
-    return Row({**arrays, **texts}, columns, num_tokens > room)
-
-  def num_tokens(self, index: int) -> tuple[int, int]:
-    """Tokens that the text has, and that fit; without touching the image."""
-    try:
-      example = self._start(self.part.source.texts(index), 0, index)
-      _, num_tokens, room = self._pack(self.text_ops(example))
-    except UserError as error:
-      raise UserError(f"{self.part.source.where(index)}: {error}") from None
-    return num_tokens, room
-
-  def _start(self, example, position, index):
-    epoch = position // len(self.part.source)
-    example["_epoch"], example["_seed"] = epoch, (self.seed, self.name_hash, index, epoch)
-    return example
-
-  def _pack(self, example) -> packing.Packed:
-    text_len = self.layout.text_len
-    if "text" in example and "mask_ar" in example:
-      arrays = {k: np.asarray(example[k]) for k in TEXT_KEYS if k in example}
-      room = len(arrays["text"])
-      return packing.Packed(arrays, example.get("_num_tokens", room), room)
-    prefix = _text(example, "prefix")
-    if self.layout.for_training:
-      return packing.for_training(self.tokenizer, prefix, _text(example, "suffix"), text_len)
-    start = _text(example, "answer_start") if "answer_start" in example else ""
-    return packing.for_decoding(self.tokenizer, prefix, text_len, answer_start=start)
-
-
-def _text(example, key) -> str:
-  if key not in example:
-    there = ", ".join(sorted(k for k in example if not k.startswith("_")))
-    raise UserError(
-      f"there is no '{key}' after pp, only {there}; make it with copy(inkey, outkey) or strfmt"
-    )
-  if not isinstance(example[key], str):
-    raise UserError(f"'{key}' must be text, not {example[key]!r}; strfmt makes text of numbers")
-  return example[key]
-
-
-def _images(value, layout: Layout) -> dict[str, np.ndarray]:
-  """image, and image_mask where there are frames; anything but what the model takes is refused."""
-  several = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 4)
-  frames = list(value) if several else [value]
-  size = (layout.res, layout.res, 3)
-  for frame in frames:
-    if not isinstance(frame, np.ndarray):
-      raise UserError("pp must make pixels of 'image': decode|resize(res)|value_range(-1, 1)")
-    if frame.shape != size:
-      raise UserError(f"the image is {frame.shape} after pp, and res asks for {size}")
-    if frame.dtype != np.float32:
-      raise UserError(f"the image is {frame.dtype} after pp, not float32: end with value_range")
-  if not layout.num_frames:
-    if several:
-      raise UserError(f"there are {len(frames)} images, and num_frames=0 means one; set num_frames")
-    return dict(image=value)
-  missing = layout.num_frames - len(frames)
-  if missing < 0:
-    raise UserError(f"there are {len(frames)} images, more than num_frames={layout.num_frames}")
-  image = np.stack(frames + [np.zeros(size, np.float32)] * missing)
-  return dict(image=image, image_mask=np.arange(layout.num_frames) < len(frames))
-
-
-class _DecodeCache:
-  """Runs the leading decode and resize, and keeps the pixels of the first images it sees.
-
-  Keyed by the encoded bytes, so that questions on one image share its pixels; it changes no result.
-  """
-
-  def __init__(self, leading: ops.Pipeline, limit_bytes: int):
-    self.leading, self.limit_bytes = leading, limit_bytes
-    self.used_bytes, self.pixels = 0, {}
-
-  @classmethod
-  def split(cls, parsed: ops.Pipeline, limit_bytes: int):
-    """The cached beginning and the rest of a pipeline."""
-    written = [op.written for op in parsed.ops]
-    cacheable = [op.name in ("decode", "resize") and "key=" not in op.written for op in parsed.ops]
-    count = cacheable.index(False) if False in cacheable else len(written)
-    return cls(ops.Pipeline(parsed.ops[:count]), limit_bytes), ops.Pipeline(parsed.ops[count:])
-
-  def __call__(self, example):
-    encoded = example.get("image")
-    if not self.leading.ops or not isinstance(encoded, bytes):
-      return self.leading(example)
-    if encoded in self.pixels:
-      example["image"] = self.pixels[encoded]
-      return example
-    example = self.leading(example)
-    size = len(encoded) + example["image"].nbytes
-    if self.used_bytes + size <= self.limit_bytes:
-      self.used_bytes += size
-      example["image"].setflags(write=False)
-      self.pixels[encoded] = example["image"]
-    return example
-
-  def __reduce__(self):
-    return _DecodeCache, (self.leading, self.limit_bytes)
 
 
 class Scan(NamedTuple):
@@ -248,6 +115,7 @@ class TrainBatches:
   """
 
   def __init__(self, stream, num_examples: int, scans: list[Scan], start_step: int):
+    """Made by train_batches."""
     self.num_examples, self.scans, self.step = num_examples, scans, start_step
     self._stream, self._seen, self._truncated = stream, 0, 0
 
@@ -302,6 +170,7 @@ class EvalBatches:
   """
 
   def __init__(self, make_stream, num_examples: int, num_batches: int, scans: list[Scan]):
+    """Made by eval_batches."""
     self.num_examples, self.scans = num_examples, scans
     self._make_stream, self._num_batches = make_stream, num_batches
 
@@ -398,3 +267,69 @@ def _join(pieces):
   arrays, columns, truncated = zip(*pieces, strict=True)
   joined = {key: np.concatenate([piece[key] for piece in arrays]) for key in arrays[0]}
   return joined, [row for piece in columns for row in piece], np.concatenate(truncated)
+
+
+class DeviceFeed:
+  """Batches on the device, put there by a thread before they are asked for.
+
+  Attributes:
+    wait_seconds: how long `next` has waited for a batch, all in all.
+  """
+
+  def __init__(self, batches: Iterable, mesh: jax.sharding.Mesh, depth: int):
+    """Starts the thread; `depth` batches at most lie on the device beside the one in use."""
+    self.wait_seconds = 0.0
+    self._error = None
+    self._ready = queue.Queue(maxsize=depth)
+    self._stopped = threading.Event()
+    self._thread = threading.Thread(target=self._fill, args=(batches, mesh), daemon=True)
+    self._thread.start()
+    atexit.register(self.close)  # A thread that touches a device must not outlive the interpreter.
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    started = time.perf_counter()
+    batch, self._error = self._ready.get() if self._error is None else (None, self._error)
+    self.wait_seconds += time.perf_counter() - started
+    if self._error is not None:
+      self.close()
+      raise self._error
+    return batch
+
+  def close(self):
+    """Stops the thread; what was prepared is dropped."""
+    self._stopped.set()
+    self._thread.join()
+    atexit.unregister(self.close)
+
+  def _fill(self, batches, mesh):
+    try:
+      for batch in batches:
+        if isinstance(batch, EvalBatch):
+          ready = batch._replace(arrays=sharding.global_batch(batch.arrays, mesh))
+        else:
+          ready = sharding.global_batch(batch, mesh)
+        if not self._offer((ready, None)):
+          return
+      self._offer((None, StopIteration()))
+    except Exception as error:  # Whatever it is, the loop that waits for a batch must get it.
+      self._offer((None, error))
+
+  def _offer(self, item) -> bool:
+    while not self._stopped.is_set():
+      try:
+        self._ready.put(item, timeout=0.1)
+        return True
+      except queue.Full:
+        continue
+    return False
+
+
+def to_device(batches: Iterable, mesh: jax.sharding.Mesh, *, depth: int = 2) -> DeviceFeed:
+  """Host batches of this process -> global arrays, in the same order, ahead of their use.
+
+  Takes TrainBatches or EvalBatches; of the latter only `arrays` go to the device.
+  """
+  return DeviceFeed(batches, mesh, depth)
