@@ -231,8 +231,9 @@ class Tfds:
     try:
       self._rows = builder.as_data_source(split=split, decoders=decoders)
     except (NotImplementedError, ValueError) as error:
+      reason = " ".join(str(error).split())
       raise UserError(
-        f"Data set '{name}', split '{split}', cannot be read from {folder}: {error} (the "
+        f"Data set '{name}', split '{split}', cannot be read from {folder}: {reason} (the "
         "files must be ArrayRecord: download_and_prepare(file_format='array_record'))."
       ) from None
     if len(self._rows) == 0:
@@ -275,7 +276,7 @@ def _prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
   base = data_dir / name.replace(":", "/")
   if (base / "dataset_info.json").exists():
     return base
-  inner = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+  inner = sorted(p.name for p in base.glob("[!.]*") if p.is_dir())
   versions = [v for v in inner if re.fullmatch(r"\d+\.\d+\.\d+", v)]
   if versions:
     return base / max(versions, key=lambda v: [int(number) for number in v.split(".")])

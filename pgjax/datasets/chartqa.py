@@ -1,0 +1,92 @@
+"""How is ChartQA's official download turned into a TFDS data set, without TensorFlow?
+
+ChartQA (arXiv 2203.10244) asks questions about charts; `human` ones were written by people,
+`augmented` ones made from captions. The download's layout, for each split of train, val and test:
+
+  DIR/{split}/png/*.png   DIR/{split}/{split}_human.json   DIR/{split}/{split}_augmented.json
+
+with a list of {"imgname", "query", "label"} in each JSON file. Run by pgjax.prepare; read back as
+"chartqa/human" and "chartqa/augmented". Features: image, question, answer, question_id.
+"""
+
+import io
+import json
+import pathlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from pgjax.errors import UserError
+
+PARTS = ("human", "augmented")
+SPLITS = ("train", "val", "test")
+
+
+class ChartQA(tfds.core.GeneratorBasedBuilder):
+  """One config a part; `manual_dir` of the download config is the official download."""
+
+  name = "chartqa"
+  VERSION = tfds.core.Version("1.0.0")
+  MANUAL_DOWNLOAD_INSTRUCTIONS = "python -m pgjax.prepare chartqa --raw=DIR"
+  BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=part) for part in PARTS]  # noqa: RUF012
+
+  def _info(self):
+    features = tfds.features.FeaturesDict(
+      dict(
+        image=tfds.features.Image(encoding_format="png"),
+        question=tfds.features.Text(),
+        answer=tfds.features.Text(),
+        question_id=np.int64,
+      )
+    )
+    return tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager):
+    raw = pathlib.Path(dl_manager.manual_dir)
+    return {split: self._generate_examples(raw, split) for split in SPLITS}
+
+  def _generate_examples(self, raw, split):
+    for i, (image, question, answer) in enumerate(_rows(raw, split, self.builder_config.name)):
+      # As a file object the bytes are stored as they are; an array would need TensorFlow.
+      yield i, dict(image=io.BytesIO(image), question=question, answer=answer, question_id=i)
+
+
+def check(raw: str, parts: tuple[str, ...]):
+  """Tells what is missing from a download before anything is written."""
+  folder = pathlib.Path(raw)
+  unknown = sorted(set(parts) - set(PARTS))
+  if unknown or not parts:
+    raise UserError(f"ChartQA has no part {unknown}; --parts is one or both of {','.join(PARTS)}.")
+  if not folder.is_dir():
+    raise UserError(f"--raw={raw} is not a folder; it is the one that holds train/, val/, test/.")
+  missing = [str(_questions(folder, s, p)) for p in parts for s in SPLITS]
+  missing = [path for path in missing if not pathlib.Path(path).exists()]
+  if not missing:
+    return
+  complete = [p for p in PARTS if all(_questions(folder, s, p).exists() for s in SPLITS)]
+  advice = f"to prepare what is there: --parts={','.join(complete)}" if complete else (
+    "--raw is the folder that holds train/, val/ and test/ of the official download"
+  )  # fmt: skip
+  raise UserError(f"ChartQA's download lacks {', '.join(missing)}; {advice}.")
+
+
+def _questions(raw: pathlib.Path, split: str, part: str) -> pathlib.Path:
+  return raw / split / f"{split}_{part}.json"
+
+
+def _rows(raw, split, part):
+  path = _questions(raw, split, part)
+  try:
+    rows = json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON: {error}.") from None
+  for i, row in enumerate(rows):
+    try:
+      image = raw / split / "png" / row["imgname"]
+      question, answer = row["query"], str(row["label"])
+    except (TypeError, KeyError):
+      raise UserError(f"{path}, entry {i}: it needs imgname, query and label.") from None
+    try:
+      yield image.read_bytes(), question, answer
+    except OSError as error:
+      raise UserError(f"{path}, entry {i}: {image} cannot be read: {error.strerror}.") from None
