@@ -11,17 +11,29 @@ from pgjax.data import images, text_ops
 from pgjax.errors import UserError
 
 
-def _image_op(change, key, inkey, outkey):
+def _image_op(change, key, inkey, outkey, takes=np.ndarray):
   """Routes `change` from one key to another, over one image or each of a list."""
   inkey, outkey = key or inkey or "image", key or outkey or "image"
 
   def apply(example):
     value = example[inkey]
-    several = isinstance(value, (list, tuple))
-    example[outkey] = [change(v) for v in value] if several else change(value)
+    changed = [change(image) for image in _listed(value, inkey, takes)]
+    example[outkey] = changed if isinstance(value, (list, tuple)) else changed[0]
     return example
 
   return apply
+
+
+def _listed(value, name, takes):
+  """One image, or several, as a list; checked to be what the op can work on."""
+  listed = value if isinstance(value, (list, tuple)) else [value]
+  for image in listed:
+    if not isinstance(image, takes):
+      raise UserError(
+        f"'{name}' is {type(image).__name__}; decode takes encoded bytes, and the other ops on "
+        "images take what it has decoded"
+      )
+  return listed
 
 
 def _random_image_op(draw, key, inkey, outkey):
@@ -29,8 +41,7 @@ def _random_image_op(draw, key, inkey, outkey):
   inkey, outkey = key or inkey or "image", key or outkey or "image"
 
   def apply(example):
-    value = example[inkey]
-    first = value[0] if isinstance(value, (list, tuple)) else value
+    first = _listed(example[inkey], inkey, np.ndarray)[0]
     change = draw(text_ops.example_rng(example), first.shape)
     return _image_op(change, None, inkey, outkey)(example)
 
@@ -42,7 +53,7 @@ def decode(channels=3, precise=False, *, key=None, inkey=None, outkey=None):
   del precise
   if channels != 3:
     raise UserError(f"decode makes 3 channels, not {channels}.")
-  return _image_op(images.decode, key, inkey, outkey)
+  return _image_op(images.decode, key, inkey, outkey, takes=bytes)
 
 
 def resize(size, method="bilinear", antialias=False, *, key=None, inkey=None, outkey=None):

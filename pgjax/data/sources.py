@@ -176,6 +176,8 @@ class EasyVqa:
     rows = list(zip(*get_questions(), strict=True))
     self._ids = range(len(rows))[part(len(rows))]
     self._rows = [rows[i] for i in self._ids]
+    if not self._rows:
+      raise UserError(f"easy_vqa has no examples in split '{split}'.")
     paths = get_paths()
     self._paths = {image: paths[image] for image in sorted({row[2] for row in self._rows})}
     self._images = {image: _file_bytes(path) for image, path in self._paths.items()}
@@ -280,10 +282,9 @@ def _prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
   versions = [v for v in inner if re.fullmatch(r"\d+\.\d+\.\d+", v)]
   if versions:
     return base / max(versions, key=lambda v: [int(number) for number in v.split(".")])
-  if any((base / config).is_dir() for config in inner if "incomplete" not in config):
-    raise UserError(
-      f"Data set '{name}' in {data_dir} comes in parts: write '{name}/PART', {inner}."
-    )
+  if inner and "/" not in name:
+    there = " or ".join(f"'{name}/{part}'" for part in inner)
+    raise UserError(f"Data set '{name}' in {data_dir} comes in parts: write {there}.")
   dataset = name.split("/")[0]
   how = (
     f"python -m pgjax.prepare {dataset} --raw=FOLDER_OF_ITS_DOWNLOAD --out={data_dir}"

@@ -65,11 +65,11 @@ def tok(
   eos="sticky" keeps the eos of a text that is cut.
   """
   del model  # big_vision names its Gemma tokenizer here; ours is config.tokenizer.
-  inkey, outkey = key or inkey, key or outkey
+  inkey, outkey = (key if text is None else None) or inkey, key or outkey
   if tokenizer is None:
     raise UserError("tok needs a tokenizer, and none was given to the op string.")
   if outkey is None or (text is None) == (inkey is None):
-    raise UserError("tok takes key=, or outkey= with either inkey= or text=.")
+    raise UserError("tok takes key=, or outkey= with inkey=; with text= no inkey=.")
 
   def encode(value):
     ids = [tokenizer.bos] * (bos == "yes") + tokenizer.encode(value)

@@ -62,8 +62,8 @@ class Tokenizer:
     newline = self.encode("\n")
     if len(newline) != 1:
       raise UserError(
-        f"Tokenizer '{path}' has no piece for a newline, which PaliGemma needs between prompt and "
-        f"answer; {WHERE_FROM}."
+        f"Tokenizer '{path}' is not a Gemma tokenizer: a newline alone, which PaliGemma puts "
+        f"between prompt and answer, becomes {len(newline)} tokens, not one; {WHERE_FROM}."
       )
     self.newline = newline[0]
 
