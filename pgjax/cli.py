@@ -40,6 +40,7 @@ class Flag(NamedTuple):
   default: Any = None
   required: bool = False
   help: str = ""  # Without a full stop.
+  positional: bool = False  # Written without --name=, before or between the flags.
 
 
 def run(
@@ -84,10 +85,13 @@ def parse(argv: Sequence[str], flags: Sequence[Flag], config: str) -> SimpleName
     _DEFINE[flag.kind](flag.name, flag.default, flag.help, flag_values=values)
   plain, overrides = _split_overrides(argv) if config != "none" else (argv, {})
   rest = values(plain)[1:]
+  for flag in flags:
+    if flag.positional and rest:
+      values[flag.name].value = rest.pop(0)
   if rest:
     raise UserError(f"{rest[0]!r} is not a flag; write --name=value.")
   absl_flags.FLAGS.mark_as_parsed()  # Libraries below (Grain's processes) look at absl's own.
-  missing = [f"--{flag.name}" for flag in flags if flag.required and not values[flag.name].value]
+  missing = [_name(flag) for flag in flags if flag.required and not values[flag.name].value]
   if missing:
     raise UserError(f"{' and '.join(missing)} must be given.")
   return SimpleNamespace(
@@ -126,7 +130,8 @@ def help_page(
   rows = [(_left(flag), _right(flag)) for flag in flags]
   if config != "none":
     rows.insert(1, ("--config.FIELD=VALUE", _OVERRIDE_HELP))
-  lines = [doc.strip(), "", f"usage: python -m pgjax.{name} [flags]", "", "flags:"]
+  usage = " ".join([name, *(_name(flag) for flag in flags if flag.positional), "[flags]"])
+  lines = [doc.strip(), "", f"usage: python -m pgjax.{usage}", "", "flags:"]
   for left, right in rows:
     wrapped = textwrap.wrap(right, 66) or [""]
     lines.append(f"  {left:<26}  {wrapped[0]}".rstrip())
@@ -136,7 +141,13 @@ def help_page(
   return "\n".join(lines)
 
 
+def _name(flag: Flag) -> str:
+  return flag.name.upper() if flag.positional else f"--{flag.name}"
+
+
 def _left(flag: Flag) -> str:
+  if flag.positional:
+    return _name(flag)
   if flag.kind is bool:
     return f"--{flag.name}" if not flag.default else f"--no{flag.name}"
   return f"--{flag.name}={'A,B,...' if flag.kind is list else flag.kind.__name__.upper()}"

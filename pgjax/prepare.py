@@ -10,22 +10,24 @@ names the data set as "chartqa/augmented", with data_dir= if --out was another f
 import contextlib
 import io
 import os
-import pathlib
 import sys
 import tempfile
 
 import tensorflow_datasets as tfds
-from absl import app, flags, logging
+from absl import logging
 
+from pgjax import cli
 from pgjax.datasets import chartqa, easyvqa
 from pgjax.errors import UserError
 
 BUILDERS = dict(chartqa=(chartqa, chartqa.ChartQA), easyvqa=(easyvqa, easyvqa.EasyVQA))
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("raw", None, "Folder of the official download.")
-flags.DEFINE_string("out", None, "Where prepared data sets live; default $TFDS_DATA_DIR.")
-flags.DEFINE_list("parts", None, "Parts to prepare; default all.")
+ARGUMENTS = (
+  cli.Flag("dataset", str, required=True, positional=True, help=" or ".join(BUILDERS)),
+  cli.Flag("raw", str, help="folder of the official download"),
+  cli.Flag("out", str, help="where prepared data sets live, if not in $TFDS_DATA_DIR"),
+  cli.Flag("parts", list, help="the parts to prepare, if not all"),
+)
 
 
 def prepare(dataset: str, raw: str | None, out: str, parts: list[str] | None = None) -> list[str]:
@@ -58,24 +60,13 @@ def _prepare_one(builder_class, raw, out, part) -> str:
   return f"{name}: {sizes} in {builder.data_path}"
 
 
-def main(argv):
+def main(args):
   """One data set."""
-  if len(argv) != 2:
-    raise UserError(f"Name one data set: python -m pgjax.prepare {'|'.join(BUILDERS)} --raw=DIR")
   logging.set_verbosity(logging.WARNING)
-  out = FLAGS.out or os.environ.get("TFDS_DATA_DIR") or pathlib.Path("~/tensorflow_datasets")
-  for line in prepare(argv[1], FLAGS.raw, str(pathlib.Path(out).expanduser()), FLAGS.parts):
+  out = args.out or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  for line in prepare(args.dataset, args.raw, os.path.expanduser(out), args.parts):
     sys.stdout.write(line + "\n")
 
 
-def run(argv):
-  """`main`, with a user's mistake told in its one sentence."""
-  try:
-    main(argv)
-  except UserError as error:
-    sys.stderr.write(f"{error}\n")
-    sys.exit(1)
-
-
 if __name__ == "__main__":
-  app.run(run)
+  cli.run(main, __doc__, ARGUMENTS, config="none")

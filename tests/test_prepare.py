@@ -57,6 +57,7 @@ def test_a_part_that_is_missing_is_named(raw, tmp_path):
   done = prepare("chartqa", f"--raw={raw}", f"--out={tmp_path / 'out'}")
   assert done.returncode == 1
   assert done.stderr.count("\n") == 1
+  assert done.stderr.startswith("error: ")
   assert "lacks" in done.stderr
   assert "val_human.json" in done.stderr
   assert "--parts=augmented" in done.stderr
@@ -70,7 +71,6 @@ def test_a_part_that_is_missing_is_named(raw, tmp_path):
     (["chartqa", "--raw=/nowhere"], "--raw=/nowhere is not a folder"),
     (["charts", "--raw=/nowhere"], "knows chartqa, easyvqa, not 'charts'"),
     (["chartqa", "--raw=.", "--parts=machine"], "no part ['machine']"),
-    ([], "Name one data set"),
   ],
 )
 def test_a_mistake_is_one_sentence(args, said):
@@ -78,6 +78,13 @@ def test_a_mistake_is_one_sentence(args, said):
   assert done.returncode == 1
   assert said in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_without_a_data_set_the_command_line_is_wrong():
+  done = prepare("--raw=.")
+  assert done.returncode == 2
+  assert done.stderr == "error: DATASET must be given. (--help lists the flags)\n"
+  assert "pgjax.prepare DATASET [flags]" in prepare("--help").stdout
 
 
 def test_a_chart_that_is_missing_is_told_with_its_entry(raw, tmp_path):
