@@ -63,8 +63,13 @@ class Log:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
-  def start(self, step: int, *, total_steps: int, every_steps: int, work: Work) -> None:
-    """The loop goes on after `step`; rows of later steps, from a run that was killed, go away."""
+  def start(
+    self, step: int, *, evaluated: bool, total_steps: int, every_steps: int, work: Work
+  ) -> None:
+    """The loop goes on after `step`; what a killed run wrote after that goes away.
+
+    `evaluated`: the evaluations after `step` are done, and their rows stay.
+    """
     self._total_steps, self._every_steps, self._work = total_steps, every_steps, work
     self._first = True
     self._restart_clock(step)
@@ -72,7 +77,7 @@ class Log:
     if self._workdir is not None:
       path = self._workdir / "metrics.jsonl"
       with disk_errors(path):
-        forget_after(path, step)
+        forget_after(path, step, evaluated=evaluated)
         self._rows = path.open("a")
         board = self._workdir / "tensorboard"
         self._board = tensorboardX.SummaryWriter(str(board), purge_step=step + 1)
@@ -247,14 +252,16 @@ def seconds_since_process_start() -> float:
   return uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def forget_after(path: pathlib.Path, step: int) -> None:
+def forget_after(path: pathlib.Path, step: int, *, evaluated: bool) -> None:
   """Keeps the rows up to `step`; the last line of a killed run may be cut off in the middle."""
   if not path.exists():
     return
   kept = []
   for line in path.read_text().splitlines():
     with contextlib.suppress(json.JSONDecodeError):
-      if json.loads(line)["step"] <= step:
+      row = json.loads(line)
+      trained = "training_loss" in row
+      if row["step"] < step or (row["step"] == step and (trained or evaluated)):
         kept.append(line + "\n")
   replacement = path.with_suffix(".tmp")
   replacement.write_text("".join(kept))

@@ -13,7 +13,7 @@ RANKS = [
   {"schema"},
   {"config"},
   {"sharding", "optim", "models"},
-  {"data", "datasets", "step", "decode", "weights", "checkpoint", "metric_log"},
+  {"data", "datasets", "step", "decode", "weights", "checkpoint", "metric_log", "start_page"},
   {"evals", "report"},
   {"cli"},
   {"train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"},

@@ -25,9 +25,9 @@ def clock(monkeypatch):
 def opened(tmp_path):
   made = []
 
-  def start(step=0, *, total_steps=10, every_steps=5, main=True):
+  def start(step=0, *, main=True, **settings):
     log = metric_log.Log(tmp_path, main=main)
-    log.start(step, total_steps=total_steps, every_steps=every_steps, work=WORK)
+    log.start(step, **dict(evaluated=True, total_steps=10, every_steps=5, work=WORK) | settings)
     made.append(log)
     return log
 
@@ -108,6 +108,16 @@ def test_rows_after_the_resumed_step_are_forgotten(opened, tmp_path):
   kept = [(row["step"], row.get("training_loss"), row.get("eval/acc")) for row in rows(tmp_path)]
   assert [(s, acc) for s, _, acc in kept if acc] == [(5, 0.5)]
   assert [s for s, loss, _ in kept if loss] == [1, 2, 3, 4, 5, 6]
+
+
+def test_evaluations_that_will_be_repeated_are_forgotten(opened, tmp_path):
+  log = opened()
+  take(log, range(1, 6))
+  log.scores(5, {"eval/acc": 0.5})
+  log.close()
+  opened(5, evaluated=False)
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
+  assert not any("eval/acc" in row for row in rows(tmp_path))
 
 
 def test_other_processes_check_but_write_nothing(opened, tmp_path, capsys):

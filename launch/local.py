@@ -1,0 +1,129 @@
+r"""Starts one program as N processes on this host: for tests, and where there is no scheduler.
+
+python launch/local.py --processes=2 --devices=4 -- -m pgjax.train --config=... --workdir=...
+
+What follows `--` is given to this Python. Each process gets PGJAX_COORDINATOR (a free port on
+127.0.0.1), PGJAX_NUM_PROCESSES and PGJAX_PROCESS_ID, and its lines begin with its number. With
+--devices each process simulates so many CPU devices; without it, it uses what JAX finds (on a host
+with GPUs all processes would see all of them: start one process for all GPUs, or use
+CUDA_VISIBLE_DEVICES through your scheduler). SIGTERM and SIGINT reach all processes. If one fails,
+the others are stopped; the exit code is that of the first that failed.
+"""
+
+import argparse
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+GRACE_SECONDS = 20.0  # Between asking the others to stop and killing them.
+
+
+def main() -> int:
+  """Parses, starts, waits."""
+  args = parse(sys.argv[1:])
+  processes = start(args)
+  printers = [threading.Thread(target=copy, args=(i, p)) for i, p in enumerate(processes)]
+  for printer in printers:
+    printer.start()
+
+  def forward(number, frame):
+    del frame
+    for process in processes:
+      if process.poll() is None:
+        process.send_signal(number)
+
+  signal.signal(signal.SIGTERM, forward)
+  signal.signal(signal.SIGINT, forward)
+  code = wait(processes)
+  for printer in printers:
+    printer.join()
+  return code
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+  """Our options stand before `--`, the program's arguments after it."""
+  description, usage = __doc__.split("\n\n")[:2]
+  parser = argparse.ArgumentParser(description=description, usage=usage)
+  parser.add_argument("--processes", type=int, default=2, help="how many (2)")
+  parser.add_argument("--devices", type=int, help="simulated CPU devices of each process")
+  parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- program")
+  args = parser.parse_args(argv)
+  args.program = args.program[args.program[:1] == ["--"] :]
+  if not args.program or args.processes < 1:
+    parser.error("a program and at least one process are needed")
+  return args
+
+
+def start(args: argparse.Namespace) -> list[subprocess.Popen]:
+  """One process for each number, in a session of its own: a Ctrl-C reaches it only once."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+  processes = []
+  for number in range(args.processes):
+    env = dict(
+      os.environ,
+      PGJAX_COORDINATOR=coordinator,
+      PGJAX_NUM_PROCESSES=str(args.processes),
+      PGJAX_PROCESS_ID=str(number),
+      PYTHONUNBUFFERED="1",
+    )
+    if args.devices:
+      flag = "--xla_force_host_platform_device_count"
+      others = re.sub(rf"{flag}=\d+", "", env.get("XLA_FLAGS", ""))
+      env |= dict(JAX_PLATFORMS="cpu", XLA_FLAGS=f"{others} {flag}={args.devices}".strip())
+    processes.append(
+      subprocess.Popen(
+        [sys.executable, *args.program],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+      )
+    )
+  return processes
+
+
+def copy(number: int, process: subprocess.Popen) -> None:
+  """Prints a process's lines with its number."""
+  for line in process.stdout:
+    sys.stdout.write(f"[{number}] {line}")
+    sys.stdout.flush()
+
+
+def wait(processes: list[subprocess.Popen]) -> int:
+  """Until all have ended; the first failure ends the others."""
+  while True:
+    codes = [process.poll() for process in processes]
+    failed = [code for code in codes if code]
+    if failed:
+      stop(processes)
+      return failed[0] if failed[0] > 0 else 128 - failed[0]
+    if None not in codes:
+      return 0
+    time.sleep(0.1)
+
+
+def stop(processes: list[subprocess.Popen]) -> None:
+  """Asks those that still run to end, and then insists."""
+  for process in processes:
+    if process.poll() is None:
+      process.terminate()
+  deadline = time.monotonic() + GRACE_SECONDS
+  for process in processes:
+    try:
+      process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
+
+
+if __name__ == "__main__":
+  sys.exit(main())

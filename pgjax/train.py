@@ -1,0 +1,306 @@
+"""Fine-tunes a PaliGemma: one config, one workdir. The same command again resumes the run.
+
+Everything that can be wrong is looked for in the order of what it costs: config, workdir, data,
+evaluators, weights, and only then the compilation. SIGTERM and SIGINT save the run and end it.
+"""
+
+import contextlib
+import itertools
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import jax
+
+from pgjax import (
+  checkpoint,
+  cli,
+  evals,
+  metric_log,
+  optim,
+  params,
+  runs,
+  sharding,
+  start_page,
+  weights,
+)
+from pgjax import config as config_lib
+from pgjax import step as step_lib
+from pgjax.data import pipeline
+from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.errors import UserError
+from pgjax.models import paligemma
+
+AGREE_STEPS = 10  # Several processes ask each other this often whether one of them should stop.
+
+
+def main(args: Any) -> None:
+  """One run, from a checked config to its last checkpoint."""
+  config = args.config
+  mesh = sharding.start(config.mesh)
+  workdir = runs.open_workdir(args.workdir, process_index=sharding.process_index())
+  log = metric_log.Log(workdir, main=sharding.is_main())
+  sharding.check_batch_size(config.input.batch_size, mesh)
+  tokenizer = tokenizer_lib.load(config.tokenizer)
+  data = open_data(config, tokenizer)
+  total_steps = config_lib.total_steps(config, data.num_examples)
+  model = paligemma.Model(**config.model)
+  tx = make_optimizer(config, model, total_steps, data.num_examples)
+  abstract = step_lib.abstract_state(model, tx, config, mesh)
+  places = step_lib.shardings_of(abstract.params)
+  every = evals.of_training(config, total_steps, data.num_examples)
+  evaluators = evals.make(config, model, mesh, tokenizer, places, every)
+  saver = make_saver(config, workdir, tokenizer, data, total_steps, log)
+  say_start_page(log, config, mesh, abstract, data, evaluators, total_steps)
+  state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log)
+  first = next(data := data.at(position["step"]))
+  log.say(start_page.example(first, tokenizer) + "\n")
+  train_step = compile_step(config, model, tx, mesh, abstract, first, log)
+  log.start(
+    position["step"],
+    evaluated=position["evaluated"],
+    total_steps=total_steps,
+    every_steps=log_every(config, total_steps, data.num_examples),
+    work=work_of(config, model, mesh),
+  )
+  feed = pipeline.to_device(itertools.chain([first], data), mesh)
+  run = Run(config, mesh, workdir, tokenizer, total_steps, evaluators, saver, log, feed, train_step)
+  with closing(log), closing(saver), closing(feed), Stop() as stop:
+    step, finished = fit(run, state, position, stop)
+    saver.close()
+    log.say(last_words(args.workdir, step, finished, total_steps, stop))
+
+
+class Run(NamedTuple):
+  """What stays the same from one step to the next."""
+
+  config: Any
+  mesh: Any
+  workdir: Any
+  tokenizer: Any
+  total_steps: int
+  evaluators: list[evals.Evaluator]
+  saver: checkpoint.Saver
+  log: metric_log.Log
+  feed: pipeline.DeviceFeed
+  train_step: Callable
+
+  def position(self, step: int, *, evaluated: bool) -> dict[str, Any]:
+    """Where in the data a run is after `step`, and whether its evaluations there are done."""
+    examples = step * self.config.input.batch_size
+    return dict(seed=self.config.seed, step=step, examples=examples, evaluated=evaluated)
+
+  def save(self, step: int, state: Any, scores: dict[str, float] | None) -> None:
+    """Saves, unless a value of a step since the last look was not finite: that raises."""
+    self.log.fetch()
+    with self.log.aside():
+      self.saver.save(step, state, self.position(step, evaluated=scores is not None), scores or {})
+
+  def evaluate(self, step: int, state: Any, stop: "Stop") -> dict[str, float] | None:
+    """The scores of what is due; None if it was not run to its end."""
+    return evals.run_due(
+      self.evaluators,
+      step,
+      state.params,
+      total_steps=self.total_steps,
+      mesh=self.mesh,
+      tokenizer=self.tokenizer,
+      log=self.log,
+      workdir=self.workdir,
+      stopping=stop.agreed,
+    )
+
+
+def fit(run: Run, state: Any, position: dict[str, Any], stop: "Stop") -> tuple[int, bool]:
+  """The loop. Returns the last step, which is saved, and whether nothing is left to do."""
+  step, scores = position["step"], {}
+  if not position["evaluated"]:
+    scores = run.evaluate(step, state, stop)
+  while step < run.total_steps and not stop.agreed(step):
+    with saved_if_broken(run, step, state):
+      waited = run.feed.wait_seconds
+      batch = next(run.feed)
+      waited = run.feed.wait_seconds - waited
+    state, measured = run.train_step(state, batch)
+    step += 1
+    run.log.step(step, measured, waited_seconds=waited)
+    with saved_if_broken(run, step, state):
+      scores = run.evaluate(step, state, stop)
+    if scores is None or run.saver.due(step, scores):
+      run.save(step, state, scores)
+    run.saver.check()
+  if step < run.total_steps:
+    run.save(step, state, scores)
+  return step, step == run.total_steps and scores is not None
+
+
+@contextlib.contextmanager
+def saved_if_broken(run: Run, step: int, state: Any) -> Iterator[None]:
+  """A broken example, or an evaluation that cannot be written, does not cost the run so far.
+
+  With several processes it does, back to the last checkpoint: the others don't know of it.
+  """
+  try:
+    yield
+  except UserError:
+    if step and sharding.process_count() == 1:
+      run.save(step, state, None)
+    raise
+
+
+class Stop:
+  """Whether someone asked this run to end: SIGTERM of a scheduler, Ctrl-C of a person."""
+
+  def __init__(self):
+    """Nobody has."""
+    self.signal: int | None = None
+    self._agreed = False
+
+  def __enter__(self):
+    """From here on signals are only noted."""
+    self._before = {n: signal.signal(n, self._take) for n in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_):
+    """Signals do again what they did."""
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _take(self, number, frame):
+    del frame
+    if self.signal is not None:  # The second time: at once.
+      raise KeyboardInterrupt
+    self.signal = number
+
+  def agreed(self, step: int = 0) -> bool:
+    """The same answer on all processes, which must ask at the same places."""
+    if sharding.process_count() == 1:
+      return self.signal is not None
+    if not self._agreed and step % AGREE_STEPS == 0:
+      self._agreed = any(sharding.gather_objects(self.signal is not None))
+    return self._agreed
+
+
+def open_data(config: Any, tokenizer: Any) -> pipeline.TrainBatches:
+  """Opens the training data; missing files and texts that are too long are told here."""
+  processes = dict(process_index=sharding.process_index(), process_count=sharding.process_count())
+  return pipeline.train_batches(config, tokenizer, **processes)
+
+
+def make_optimizer(config: Any, model: Any, total_steps: int, num_examples: int) -> Any:
+  """The chain for the leaves that train."""
+  rules = step_lib.rules(model, config)
+  trained = [name for name, rule in rules.items() if rule.kind == "train"]
+  return optim.make(config, total_steps, trained, num_examples=num_examples)
+
+
+def make_saver(config, workdir, tokenizer, data, total_steps, log) -> checkpoint.Saver:
+  """Durations to steps, and what makes two runs the same run."""
+  section = config.input
+  sizes = dict(batch_size=section.batch_size, num_examples=data.num_examples)
+  every, keep = (
+    config_lib.steps(config, name, total_steps=total_steps, default=0, **sizes)
+    for name in ("ckpt", "keep_ckpt")
+  )
+  as_dict = config.to_dict()
+  identity = {
+    f"config.input.{name}": as_dict["input"][name] for name in ("data", "pp", "batch_size")
+  }
+  identity |= {f"config.{name}": config[name] for name in ("seed", "res", "text_len", "num_frames")}
+  identity |= {"the number of examples": data.num_examples, "the tokenizer": tokenizer.sha256}
+  return checkpoint.Saver(
+    workdir,
+    plan=checkpoint.Plan(total_steps, every, keep, config.keep_last, config.keep_best),
+    config=as_dict,
+    tokenizer=tokenizer.source,
+    identity=identity,
+    checksums=step_lib.jitted_checksums(),
+    say=log.say,
+  )
+
+
+def say_start_page(log, config, mesh, abstract, data, evaluators, total_steps) -> None:
+  """What will run, before anything slow."""
+  summary = start_page.summary(
+    config,
+    devices=mesh.devices.ravel(),
+    mesh_shape=mesh.shape,
+    total_steps=total_steps,
+    num_examples=data.num_examples,
+    num_processes=sharding.process_count(),
+  )
+  log.say(summary)
+  log.say(start_page.scanned("training", data.scans))
+  for evaluator in evaluators:
+    log.say(start_page.scanned(evaluator.name, evaluator.batches.scans))
+  rules = params.rules(config.params, params.flatten(abstract.params))
+  log.say("\n" + params.table(abstract.params, rules) + "\n")
+
+
+def resume_or_init(config, model, tx, mesh, abstract, saver, log) -> tuple[Any, dict[str, Any]]:
+  """The newest state in the workdir, or else the first one, and the position in the data."""
+  state, position = saver.latest(abstract)
+  if state is not None:
+    log.say(f"Going on from step {position['step']}.")
+    return state, position
+  loaded = None
+  if config.model_init:
+    with log.waiting(f"Loading {config.model_init}"):
+      places = step_lib.shardings_of(abstract.params)
+      loaded = weights.load(config.model_init, abstract.params, places)
+  with log.waiting("Making the first state"):
+    state = jax.block_until_ready(step_lib.init(model, tx, config, mesh, loaded))
+  return state, dict(seed=config.seed, step=0, examples=0, evaluated=False)
+
+
+def compile_step(config, model, tx, mesh, abstract, first, log) -> Callable:
+  """The training step for batches like `first`, so that the loop never waits for a compiler."""
+  batch_place, count = sharding.batch_sharding(mesh), sharding.process_count()
+  batch = {
+    name: jax.ShapeDtypeStruct((count * len(a), *a.shape[1:]), a.dtype, sharding=batch_place)
+    for name, a in first.items()
+  }
+  with log.waiting("Compiling the training step"):
+    return step_lib.jitted(model, tx, config, mesh).lower(abstract, batch).compile()
+
+
+def log_every(config: Any, total_steps: int, num_examples: int) -> int:
+  """log_training, in steps; without it, a hundred times a run."""
+  sizes = dict(batch_size=config.input.batch_size, num_examples=num_examples)
+  every = config_lib.steps(config, "log_training", total_steps=total_steps, **sizes)
+  return every or max(1, total_steps // 100)
+
+
+def work_of(config: Any, model: Any, mesh: Any) -> metric_log.Work:
+  """Examples, tokens (of image and text) and FLOPs of a step."""
+  images, batch_size = max(config.num_frames, 1), config.input.batch_size
+  patch = model.img_config.patch_size
+  tokens = images * (config.res // patch[0]) * (config.res // patch[1]) + config.text_len
+  flops = paligemma.train_flops(model, config.res, config.text_len, images)
+  peak = metric_log.peak_flops(list(mesh.devices.ravel()))
+  return metric_log.Work(batch_size, batch_size * tokens, batch_size * flops, peak)
+
+
+def last_words(workdir: str, step: int, finished: bool, total_steps: int, stop: Stop) -> str:
+  """How it ended, and what to type next."""
+  if finished:
+    return f"Done: {step} steps, saved in {workdir}."
+  name = signal.Signals(stop.signal).name if stop.signal else "a signal to another process"
+  command = shlex.join(["python", "-m", "pgjax.train", *sys.argv[1:]])
+  return f"Stopped by {name} after step {step} of {total_steps}, and saved. To go on:\n  {command}"
+
+
+if __name__ == "__main__":
+  metric_log.use_compilation_cache()
+  cli.run(
+    main,
+    __doc__,
+    [cli.Flag("workdir", str, required=True, help="folder of the run; made if it is not there")],
+    examples=[
+      "python -m pgjax.train --config=configs/easyvqa.py --workdir=/tmp/easyvqa",
+      "python -m pgjax.train --config=configs/chartqa.py:res=448 --workdir=w --config.lr=3e-6",
+    ],
+  )
