@@ -77,6 +77,7 @@ class Saver:
       except runs.DamagedError as error:
         self._set_aside(path, error, available)
     if sharding.is_main():
+      self._folder.mkdir(exist_ok=True)
       (self._workdir / "config.json").write_text(runs.dumps(self._config))
     self._manager = self._open_manager()
     return state, position

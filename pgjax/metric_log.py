@@ -115,8 +115,7 @@ class Log:
   def scores(self, step: int, scores: Mapping[str, float]) -> None:
     """The result of an evaluation of the parameters after `step` steps."""
     self._write([dict(step=step) | dict(scores)])
-    for name, value in scores.items():
-      self.say(f"step {step:>6}  {name} = {value:.6g}")
+    self.say(f"step {step:>6}  " + "  ".join(f"{name} {v:.4g}" for name, v in scores.items()))
 
   @contextlib.contextmanager
   def aside(self) -> Iterator[None]:

@@ -43,18 +43,18 @@ class DamagedError(Exception):
   """A step folder is not what was written; the message says which file or array."""
 
 
-def open_workdir(workdir: str, *, process_index: int = 0) -> pathlib.Path:
+def open_folder(folder: str, flag: str, *, process_index: int = 0) -> pathlib.Path:
   """Makes the folder and proves that it can be written, before anything is compiled."""
-  path = pathlib.Path(workdir).expanduser().absolute()
+  path = pathlib.Path(folder).expanduser().absolute()
   probe = path / f".write-test-{process_index}"
   try:
-    (path / FOLDER).mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     probe.write_text("this file may be deleted")
     probe.unlink()
   except OSError as error:
     raise UserError(
-      f"The workdir {workdir} cannot be written ({error.strerror}): give --workdir a folder that "
-      "this user may create files in, on a disk with free space."
+      f"{flag}={folder} cannot be written ({error.strerror}): name a folder that this user may "
+      "create files in, on a disk with free space."
     ) from error
   return path
 

@@ -41,7 +41,7 @@ def main(args: Any) -> None:
   """One run, from a checked config to its last checkpoint."""
   config = args.config
   mesh = sharding.start(config.mesh)
-  workdir = runs.open_workdir(args.workdir, process_index=sharding.process_index())
+  workdir = runs.open_folder(args.workdir, "--workdir", process_index=sharding.process_index())
   log = metric_log.Log(workdir, main=sharding.is_main())
   sharding.check_batch_size(config.input.batch_size, mesh)
   tokenizer = tokenizer_lib.load(config.tokenizer)
@@ -91,7 +91,8 @@ class Run(NamedTuple):
   def position(self, step: int, *, evaluated: bool) -> dict[str, Any]:
     """Where in the data a run is after `step`, and whether its evaluations there are done."""
     examples = step * self.config.input.batch_size
-    return dict(seed=self.config.seed, step=step, examples=examples, evaluated=evaluated)
+    where = dict(seed=self.config.seed, step=step, examples=examples)
+    return where | dict(total_steps=self.total_steps, evaluated=evaluated)
 
   def save(self, step: int, state: Any, scores: dict[str, float] | None) -> None:
     """Saves, unless a value of a step since the last look was not finite: that raises."""

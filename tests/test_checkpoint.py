@@ -66,7 +66,7 @@ def saver(tmp_path):
 
   def make(said=None, workdir=tmp_path, identity=None, **plan):
     made = checkpoint.Saver(
-      runs.open_workdir(str(workdir)),
+      runs.open_folder(str(workdir), "--workdir"),
       plan=checkpoint.Plan(**{"total_steps": 100, **plan}),
       config=dict(lr=0.1, mesh=[("data", -1)]),
       tokenizer=b"pieces",
@@ -259,8 +259,8 @@ def test_a_full_disk_is_a_sentence_and_keeps_what_there_was(saver, tmp_path, mon
 @pytest.mark.parametrize("workdir", ["a_file/inside", "/proc/nowhere"])
 def test_an_unwritable_workdir_is_found_at_once(tmp_path, workdir):
   (tmp_path / "a_file").write_bytes(b"a file")
-  with pytest.raises(UserError, match="cannot be written"):
-    runs.open_workdir(str(tmp_path / workdir))
+  with pytest.raises(UserError, match=r"--workdir=.* cannot be written"):
+    runs.open_folder(str(tmp_path / workdir), "--workdir")
 
 
 def test_asking_for_what_is_not_there(saver, tmp_path):

@@ -1,0 +1,133 @@
+"""Scores a checkpoint on whole splits: predictions.jsonl, metrics.json and report.html in --out.
+
+Config and tokenizer come from the checkpoint itself; --config names another one, for other data or
+other evaluators, and --config.evals.x.y=... changes a field of either.
+"""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from pgjax import checkpoint, cli, evals, metric_log, report, runs, sharding
+from pgjax import config as config_lib
+from pgjax import step as step_lib
+from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.errors import UserError
+from pgjax.models import paligemma
+
+POLL_SECONDS = 10.0  # How often --watch looks for a new step.
+
+
+def main(args: Any) -> None:
+  """One checkpoint, or with --watch every step that appears, until the run has ended."""
+  out = runs.open_folder(args.out, "--out")
+  if not args.watch:
+    score(args, runs.find(args.ckpt, args.step), out)
+    return
+  if args.step is not None:
+    raise UserError("--watch scores every step that appears, so --step cannot be given with it.")
+  done: set[int] = set()
+  while True:
+    for step in [s for s in runs.steps(args.ckpt) if s not in done]:
+      found = runs.find(args.ckpt, step)
+      score(args, found, out / f"step_{step}")
+      done.add(step)
+      if step == found.position["total_steps"]:
+        return
+    time.sleep(POLL_SECONDS)
+
+
+def score(args: Any, found: runs.Checkpoint, out: pathlib.Path) -> None:
+  """All evaluators that --evals matches, on the parameters of one step."""
+  config = args.config
+  if config is None:
+    saved = config_lib.overridden(config_lib.from_dict(found.config), args.overrides)
+    config = config_lib.validated(saved)
+  mesh = sharding.start(config.mesh)
+  log = metric_log.Log(None, main=sharding.is_main())
+  tokenizer = tokenizer_lib.load(found.tokenizer)
+  model = paligemma.Model(**config.model)
+  abstract = abstract_params(model, config, mesh, found)
+  places = step_lib.shardings_of(abstract)
+  evaluators = evals.make(
+    config, model, mesh, tokenizer, places, evals.matching(config, args.evals)
+  )
+  log.say(f"Scoring step {found.step} of {found.path} on {mesh.size} x {mesh.devices.flat[0]}")
+  with log.waiting("Loading the parameters"):
+    params = checkpoint.restore_params(found, abstract, step_lib.jitted_checksums())
+  scores, rows, pictures = {}, {}, {}
+  for evaluator in evaluators:
+    pictures[evaluator.name] = album = Album(evaluator)
+    with log.waiting(f"Evaluating {evaluator.name}, {evaluator.batches.num_examples:,} examples"):
+      result = evals.run(evaluator, params, mesh=mesh, tokenizer=tokenizer, seen=album.take)
+    scores, rows[evaluator.name] = scores | result.scores, result.rows
+  log.say("\n".join(f"{name} = {value:.6g}" for name, value in scores.items()))
+  if sharding.is_main():
+    write(out, found, scores, rows, {name: album.pictures for name, album in pictures.items()})
+  log.say(f"Written to {out}: metrics.json, predictions.jsonl, report.html")
+
+
+class Album:
+  """Small pictures of the first examples of a split, by their position in it."""
+
+  def __init__(self, evaluator: evals.Evaluator):
+    """Empty."""
+    self.pictures: dict[int, str] = {}
+    self._start, self._batch_size = 0, evaluator.section.batch_size
+
+  def take(self, batch: Any) -> None:
+    """Process 0 holds the first rows of each batch."""
+    if self._start < report.EXAMPLES and sharding.is_main():
+      images = sharding.local_rows(batch.arrays["image"])
+      for i in range(min(len(batch.rows), report.EXAMPLES - self._start)):
+        self.pictures[self._start + i] = report.picture(images[i])
+    self._start += self._batch_size
+
+
+def abstract_params(model: Any, config: Any, mesh: Any, found: runs.Checkpoint) -> Any:
+  """Shapes and shardings for this mesh, with the dtypes that the checkpoint has."""
+  params = step_lib.abstract_state(model, optax.identity(), config, mesh).params
+
+  def stored(path, leaf):
+    name = "params/" + jax.tree_util.keystr(path, simple=True, separator="/")
+    dtype = found.shapes[name][0] if name in found.shapes else leaf.dtype
+    return jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype), sharding=leaf.sharding)
+
+  return jax.tree_util.tree_map_with_path(stored, params)
+
+
+def write(out: pathlib.Path, found: runs.Checkpoint, scores, rows, pictures) -> None:
+  """The three files; a row of predictions.jsonl also says which evaluator it is of."""
+  facts = dict(checkpoint=str(found.path), step=found.step)
+  together = [dict(eval=name) | row for name, of_one in rows.items() for row in of_one]
+  evals.write(out, facts | scores, together)
+  with metric_log.disk_errors(out):
+    title = f"pgjax: step {found.step}"
+    (out / "report.html").write_text(report.page(title, facts, scores, rows, pictures))
+    (out / "config.json").write_text(json.dumps(found.config, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  metric_log.use_compilation_cache()
+  cli.run(
+    main,
+    __doc__,
+    [
+      cli.Flag("ckpt", str, required=True, help="a workdir of pgjax.train, or one of its steps"),
+      cli.Flag("out", str, required=True, help="folder for the results; made if it is not there"),
+      cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
+      cli.Flag("step", int, help="which step of the workdir; without it the newest"),
+      cli.Flag("watch", bool, False, help="score each new step of the workdir until the run ends"),
+    ],
+    config="optional",
+    examples=[
+      "python -m pgjax.evaluate --ckpt=/tmp/easyvqa --out=/tmp/easyvqa/scores",
+      "python -m pgjax.evaluate --ckpt=w --evals=test --step=2000 --out=w/test --config.evals."
+      "test.batch_size=64",
+    ],
+  )
