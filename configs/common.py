@@ -60,7 +60,7 @@ def base():
   c.log_training_steps = 50
   c.ckpt_steps = 1_000
   c.keep_ckpt_steps = None  # Checkpoints that are never removed.
-  c.keep_last = 1  # How many others.
+  c.keep_last = 2  # How many others: should the newest be damaged, there is one before it.
   c.keep_best = ""  # And the best, by a metric such as "val/acc"; "-val/avg" if less is better.
 
   # Update = -schedule(step) * (lr * optimizer(gradient) + wd * parameter).

@@ -114,10 +114,15 @@ class TrainBatches:
     scans: what the look at the texts found, one Scan a data set.
   """
 
-  def __init__(self, stream, num_examples: int, scans: list[Scan], start_step: int):
+  def __init__(self, make_stream, num_examples: int, scans: list[Scan], start_step: int):
     """Made by train_batches."""
     self.num_examples, self.scans, self.step = num_examples, scans, start_step
-    self._stream, self._seen, self._truncated = stream, 0, 0
+    self._make_stream, self._stream = make_stream, make_stream(start_step)
+    self._seen = self._truncated = 0
+
+  def at(self, step: int) -> "TrainBatches":
+    """The same data from another step on, without opening it again."""
+    return TrainBatches(self._make_stream, self.num_examples, self.scans, step)
 
   def __iter__(self):
     return self
@@ -147,13 +152,15 @@ def train_batches(
   scans = scan(loaders, allow_truncated=section.allow_truncated)
   mixed = _mixture(loaders, config.seed)
 
-  def row(j):
-    step, i = divmod(j, local)
-    return mixed[(start_step + step) * batch_size + process_index * local + i]
+  def make_stream(first_step):
+    def row(j):
+      step, i = divmod(j, local)
+      return mixed[(first_step + step) * batch_size + process_index * local + i]
 
-  rows = grain.MapDataset.range(sys.maxsize - sys.maxsize % local).map(row)
-  stream = _batched(rows, local, layout, section.num_threads, section.num_workers)
-  return TrainBatches(iter(stream), sum(len(p.source) for p in opened), scans, start_step)
+    rows = grain.MapDataset.range(sys.maxsize - sys.maxsize % local).map(row)
+    return iter(_batched(rows, local, layout, section.num_threads, section.num_workers))
+
+  return TrainBatches(make_stream, sum(len(p.source) for p in opened), scans, start_step)
 
 
 class EvalBatch(NamedTuple):
