@@ -165,7 +165,8 @@ def train_pp(*ops):
 
 def eval_pp(*ops, keep=("answer", "id")):
   """Ops that leave image, prefix and the columns that an evaluator or a reader needs."""
-  return "|".join([*ops, f"keep({', '.join(map(repr, ('image', 'prefix', *keep)))})"])
+  columns = ", ".join(f'"{name}"' for name in ("image", "prefix", *keep))
+  return "|".join([*ops, f"keep({columns})"])
 
 
 VQA_PREFIX = 'copy(inkey="question", outkey="prefix")'
@@ -173,21 +174,20 @@ VQA_SUFFIX = 'copy(inkey="answer", outkey="suffix")'
 
 
 def vqa_input(c, data, *ops):
-  """Sets input: the question is the prefix, the answer the suffix; `ops` stand before the image's.
-
-  The image's ops are image_pp's unless some are given.
-  """
+  """Sets input: question is prefix, answer is suffix; image_pp unless other ops are given."""
   c.input.data = data
   c.input.pp = train_pp(*(ops or [image_pp(c)]), VQA_PREFIX, VQA_SUFFIX)
 
 
-def vqa_eval(c, data, *, keep=("id",), **fields):
+def vqa_eval(c, data, **fields):
   """An entry of evals that asks the question and scores the generated answer."""
-  pp = eval_pp(image_pp(c), VQA_PREFIX, keep=("question", "answer", *keep))
-  return dict(EVAL, data=data, pp=pp, max_decode_len=c.text_len, **fields)
+  pp = eval_pp(image_pp(c), VQA_PREFIX, keep=("answer", "id", "question_id"))
+  sizes = dict(batch_size=c.input.batch_size, max_decode_len=c.text_len)
+  return {**EVAL, "data": data, "pp": pp, **sizes, **fields}
 
 
 def vqa_pplx(c, data, **fields):
   """An entry of evals for the perplexity of the true answer."""
   pp = train_pp(image_pp(c), VQA_PREFIX, VQA_SUFFIX)
-  return dict(EVAL, type="perplexity", data=data, pp=pp, **fields)
+  sizes = dict(batch_size=c.input.batch_size)
+  return {**EVAL, "type": "perplexity", "data": data, "pp": pp, **sizes, **fields}

@@ -20,7 +20,7 @@ def get_config(arg=None):
   preset = common.choose("preset", a.preset, PRESETS)
   c = common.base()
 
-  c.res, c.text_len = 64, 24
+  c.res, c.text_len = 64, 16
   common.vqa_input(c, dict(name="easy_vqa", split="train[2000:]"))
   c.input.batch_size, c.input.num_threads, c.input.cache_mb = a.batch_size, 2, 256
   common.set_tiny_model(c, width=preset["width"], depth=preset["depth"], patch_size=8)
@@ -32,6 +32,6 @@ def get_config(arg=None):
   c.evals["val"] = common.vqa_eval(c, val, log_steps=preset["every"], skip_first=True)
   c.evals["test"] = common.vqa_eval(c, test)  # By pgjax.evaluate.
   for entry in c.evals.values():
-    entry.update(max_decode_len=4, batch_size=256)
+    entry.max_decode_len, entry.batch_size = 4, 256
   c.log_training_steps, c.ckpt_steps = 20, preset["every"]
   return c

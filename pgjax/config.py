@@ -10,6 +10,7 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import logging
 import pathlib
 import re
 import sys
@@ -19,9 +20,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pgjax import params, schema
+from pgjax import big_vision, params, schema
 from pgjax.errors import UserError
 
+log = logging.getLogger("pgjax")
 UNITS = ("steps", "epochs", "examples", "percent")
 _ROOT = pathlib.Path(__file__).resolve().parents[1]  # Holds configs/ in a source checkout.
 
@@ -38,7 +40,11 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     raise UserError(f"--config={spec}: there is no file {path}.{schema.did_you_mean(path, near)}")
   with _import_paths(path):
     common = importlib.import_module("configs.common")
-    config = ConfigDict(_get_config(path, arg), type_safe=False)
+    with big_vision.stand_ins(common.parse_arg):
+      config = ConfigDict(_get_config(path, arg), type_safe=False)
+    if big_vision.is_original(config):
+      config, ignored = big_vision.translated(config)
+      log.warning("%s: without a meaning here: %s.", path, ", ".join(ignored))
     _fill(config, common.base())
     _fill(config.input, common.base().input)
     for entry in config.evals.values():

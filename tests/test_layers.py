@@ -11,6 +11,7 @@ RANKS = [
   {"errors"},
   {"params", "metrics", "runs"},
   {"schema"},
+  {"big_vision"},
   {"config"},
   {"sharding", "optim", "models"},
   {"data", "datasets", "step", "decode", "weights", "checkpoint", "metric_log", "start_page"},
