@@ -1,0 +1,85 @@
+import pytest
+
+from pgjax import cli
+from pgjax.errors import UserError
+
+TINY = "configs/chartqa.py:variant=tiny,batch_size=8,parts=augmented"
+
+
+@pytest.fixture(autouse=True)
+def _in_root(root, monkeypatch):
+  monkeypatch.chdir(root)
+
+
+DOC = """Trains a model.
+
+In words."""
+FLAGS = [
+  cli.Flag("workdir", str, required=True, help="where checkpoints go"),
+  cli.Flag("num", int, 8, help="how many"),
+]
+
+
+def run(capsys, *argv, main=lambda args: None, **kwargs):
+  with pytest.raises(SystemExit) as caught:
+    cli.run(main, DOC, FLAGS, argv=["pgjax/train.py", *argv], **kwargs)
+  out = capsys.readouterr()
+  return caught.value.code or 0, out.out, out.err
+
+
+def test_a_command_gets_its_flags_and_a_checked_config(capsys):
+  got = []
+  argv = [f"--config={TINY}", "--config.lr=0.5", "--config.seed", "3", "--workdir=x", "--num=2"]
+  assert run(capsys, *argv, main=got.append) == (0, "", "")
+  [args] = got
+  assert (args.config.lr, args.config.seed, args.workdir, args.num) == (0.5, 3, "x", 2)
+  assert args.overrides == {"lr": "0.5", "seed": "3"}
+  assert args.config_spec == TINY
+
+
+def test_help_shows_the_doc_the_flags_and_the_examples(capsys):
+  status, out, _ = run(capsys, "--help", examples=["python -m pgjax.train --config=x"])
+  assert status == 0
+  assert out.startswith(DOC)
+  for text in (
+    "--workdir=STR",
+    "where checkpoints go (required)",
+    "(default: 8)",
+    "--config.FIELD",
+  ):
+    assert text in out
+  assert out.rstrip().endswith("python -m pgjax.train --config=x")
+
+
+@pytest.mark.parametrize(
+  ("argv", "status", "message"),
+  [
+    (["--workdr=x"], 2, "Unknown command line flag 'workdr'. Did you mean: workdir"),
+    ([], 2, "--config and --workdir must be given"),
+    (["--workdir=x", f"--config={TINY}", "--num=two"], 2, "--num=two"),
+    (["--workdir=x", f"--config={TINY}", "extra"], 2, "'extra' is not a flag"),
+    (["--workdir=x", f"--config={TINY}", "--config.lrr=3"], 1, "Did you mean 'lr'"),
+    (["--workdir=x", "--config=configs/nope.py"], 1, "there is no file configs/nope.py"),
+    (["--workdir=x", f"--config={TINY}", "--config.lr"], 2, "--config.lr needs a value"),
+  ],
+)
+def test_a_wrong_command_line_is_one_line_on_stderr(capsys, argv, status, message):
+  got, out, err = run(capsys, *argv)
+  assert (got, out) == (status, "")
+  assert err.startswith("error: ")
+  assert message in err
+  assert err.count("\n") == 1
+
+
+def test_a_users_mistake_ends_a_command_without_a_trace_but_a_bug_keeps_it(capsys):
+  def fails(error):
+    def main(args):
+      raise error
+
+    return main
+
+  argv = [f"--config={TINY}", "--workdir=x"]
+  mistake = run(capsys, *argv, main=fails(UserError("the disk is full.")))
+  assert mistake == (1, "", "error: the disk is full.\n")
+  with pytest.raises(ZeroDivisionError):
+    cli.run(fails(ZeroDivisionError()), DOC, FLAGS, argv=["x", *argv])
