@@ -1,0 +1,193 @@
+"""Initial weights: what is read is what was written, on any mesh, and misfits are told."""
+
+import zipfile
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pgjax import params, weights
+from pgjax.errors import UserError
+
+
+def tree(dtype=np.float32, patches=4, rows=24, width=8):
+  """A small model's leaves, random, under the names that have rules of their own and others."""
+  rng = np.random.default_rng(0)
+  flat = {
+    "img/pos_embedding": rng.normal(size=(1, patches, 16)),
+    "img/head/kernel": rng.normal(size=(16, width)),
+    "llm/embedder/input_embedding": rng.normal(size=(rows, width)),
+    "llm/layers/mlp/linear": rng.normal(size=(3, 32, width)),
+    "llm/final_norm/scale": rng.normal(size=width),
+  }
+  return {name: a.astype(dtype) for name, a in flat.items()}
+
+
+def load(spec, like, dtype=np.float32, parts=("data",)):
+  """weights.load onto eight devices; dim 1 (where it divides) is sharded."""
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+  def place(a):
+    sharded = a.ndim > 1 and a.shape[1] % 8 == 0
+    return NamedSharding(mesh, PartitionSpec(*((None, *parts) if sharded else ())))
+
+  shapes = {n: jax.ShapeDtypeStruct(a.shape, dtype) for n, a in like.items()}
+  shardings = {n: place(a) for n, a in like.items()}
+  loaded = weights.load(spec, params.unflatten(shapes), params.unflatten(shardings))
+  return params.flatten(loaded)
+
+
+@pytest.mark.parametrize("prefix", ["params/", "", "opt/target/"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_every_layout_loads_to_the_bit_and_sharded(tmp_path, prefix, save):
+  flat = tree()
+  other = {"opt/mu": np.ones(3, np.float32)} if prefix == "params/" else {}
+  save(tmp_path / "w.npz", **{prefix + n: a for n, a in flat.items()}, **other)
+  loaded = load(str(tmp_path / "w.npz"), flat)
+  assert set(loaded) == set(flat)
+  for name, array in loaded.items():
+    np.testing.assert_array_equal(array, flat[name])
+  linear = loaded["llm/layers/mlp/linear"]
+  assert {s.data.shape for s in linear.addressable_shards} == {(3, 4, 8)}
+
+
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("wanted", [np.float32, ml_dtypes.bfloat16])
+def test_half_precision_is_read_and_cast_to_what_the_model_stores(tmp_path, stored, wanted):
+  flat = tree(stored)
+  np.savez(tmp_path / "w.npz", **flat)
+  with np.load(tmp_path / "w.npz") as file:
+    assert file["img/head/kernel"].dtype == (np.float16 if stored is np.float16 else "V2")
+  loaded = load(str(tmp_path / "w.npz"), flat, wanted)
+  for name, array in loaded.items():
+    assert array.dtype == wanted
+    np.testing.assert_array_equal(np.asarray(array), flat[name].astype(wanted))
+
+
+def test_arrays_in_fortran_order_keep_their_indices(tmp_path):
+  flat = {n: np.asfortranarray(a) for n, a in tree().items()}
+  np.savez(tmp_path / "w.npz", **flat)
+  loaded = load(str(tmp_path / "w.npz"), flat)
+  np.testing.assert_array_equal(
+    loaded["llm/layers/mlp/linear"], np.ascontiguousarray(flat["llm/layers/mlp/linear"])
+  )
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 16), (16, 64), (64, 16), (9, 4), (1, 4), (4, 1)])
+def test_position_embeddings_are_resampled_as_the_reference_does(tmp_path, old, new, caplog):
+  zoom = pytest.importorskip("scipy.ndimage").zoom
+  flat = tree(patches=old)
+  np.savez(tmp_path / "w.npz", **flat)
+  with caplog.at_level("INFO", "pgjax"):
+    loaded = load(str(tmp_path / "w.npz"), tree(patches=new))
+  side, new_side = int(old**0.5), int(new**0.5)
+  grid = flat["img/pos_embedding"].reshape(side, side, -1)
+  expected = zoom(grid, (new_side / side, new_side / side, 1), order=1).reshape(1, new, -1)
+  np.testing.assert_allclose(loaded["img/pos_embedding"], expected, rtol=0, atol=1e-6)
+  assert f"resampled from {side}x{side} to {new_side}x{new_side}" in caplog.text
+
+
+def test_a_larger_vocabulary_gets_small_new_rows(tmp_path):
+  old, new = tree(rows=24), tree(rows=1024)
+  np.savez(tmp_path / "w.npz", **old)
+  table = np.asarray(load(str(tmp_path / "w.npz"), new)["llm/embedder/input_embedding"])
+  np.testing.assert_array_equal(table[:24], old["llm/embedder/input_embedding"])
+  assert 0.019 < table[24:].std() < 0.021
+  # The rows are the same however the table is sharded.
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  shapes = {n: jax.ShapeDtypeStruct(a.shape, np.float32) for n, a in new.items()}
+  shardings = {n: rows if n.startswith("llm/emb") else everywhere for n in new}
+  spec = str(tmp_path / "w.npz")
+  loaded = weights.load(spec, params.unflatten(shapes), params.unflatten(shardings))
+  np.testing.assert_array_equal(loaded["llm"]["embedder"]["input_embedding"], table)
+
+
+def test_misfits_are_listed_in_one_sentence(tmp_path):
+  flat = tree()
+  np.savez(tmp_path / "w.npz", **flat)
+  wanted = dict(flat)
+  wanted["llm/extra/w"] = wanted.pop("llm/final_norm/scale")
+  wanted["img/head/kernel"] = np.zeros((16, 4), np.float32)
+  wanted["llm/embedder/input_embedding"] = np.zeros((23, 8), np.float32)
+  with pytest.raises(UserError) as e:
+    load(str(tmp_path / "w.npz"), wanted)
+  told = str(e.value)
+  assert "missing: llm/extra/w" in told
+  assert "unexpected: llm/final_norm/scale" in told
+  assert "img/head/kernel is (16, 8), the model has (16, 4)" in told
+  assert "input_embedding is (24, 8), the model has (23, 8)" in told  # Never cut.
+
+
+def test_parts_come_from_files_of_their_own(tmp_path):
+  flat, other = tree(), {n: a + 1 for n, a in tree().items()}
+  np.savez(tmp_path / "a.npz", **{f"params/{n}": a for n, a in flat.items()})
+  np.savez(tmp_path / "b.npz", **other)
+  np.savez(tmp_path / "img.npz", **{n[4:]: a for n, a in other.items() if n.startswith("img/")})
+  a, b, img = (str(tmp_path / f"{f}.npz") for f in ("a", "b", "img"))
+  for spec in (dict(img=img, llm=a), dict(img=f"{b}:img", llm=f"{a}:llm"), dict(img=b, llm=a)):
+    loaded = load(spec, flat)
+    assert set(loaded) == set(flat)
+    for name, array in loaded.items():
+      np.testing.assert_array_equal(array, (other if name.startswith("img/") else flat)[name])
+  assert {n.split("/")[0] for n in load(dict(img=img), flat)} == {"img"}
+  with pytest.raises(UserError, match=r"no part \['txt'\]"):
+    load(dict(txt=img), flat)
+  with pytest.raises(UserError, match="has no part 'txt', but"):
+    load(dict(img=f"{a}:txt"), flat)
+
+
+def test_damaged_files_are_told(tmp_path):
+  flat, path = tree(), tmp_path / "w.npz"
+  np.savez(path, **flat)
+  whole = path.read_bytes()
+  at = whole.index(flat["llm/layers/mlp/linear"].tobytes())
+  for damaged in (
+    whole[: len(whole) // 2],  # A download that stopped.
+    whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :],  # One bit.
+    b"not a zip file",
+    b"",
+  ):
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"w\.npz is damaged or no \.npz file"):
+      load(str(path), flat)
+  np.savez(path, **flat, **{"img/x": np.array([{}], dtype=object)})
+  with pytest.raises(UserError, match="damaged"):
+    load(str(path), flat)
+  np.savez(path, **flat, **{"img/x": np.arange(3)})
+  with pytest.raises(UserError, match="'img/x' holds int64"):
+    load(str(path), flat)
+  with zipfile.ZipFile(path, "w") as file:
+    file.writestr("readme.txt", "weights are elsewhere")
+  with pytest.raises(UserError, match="damaged"):
+    load(str(path), flat)
+
+
+def test_known_names_are_found_and_their_absence_explained(tmp_path, monkeypatch):
+  monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
+  with pytest.raises(
+    UserError, match=r"not set: download paligemma-3b-pt-224\.npz \(Kaggle google"
+  ):
+    weights.resolve("pt_224")
+  monkeypatch.setenv("PGJAX_WEIGHTS_DIR", str(tmp_path))
+  with pytest.raises(UserError, match=r"has none of paligemma2-10b-pt-448\.b16\.npz"):
+    weights.resolve("pt_10b_448")
+  for name, file in {
+    "pt_448": "paligemma-3b-pt-448.f16.npz",
+    "pt_448.f16": "paligemma-3b-pt-448.f16.npz",
+    "pt_3b_896": "paligemma2-3b-pt-896.b16.npz",
+    "pt_3b_896.bf16": "paligemma2-3b-pt-896.b16.npz",
+    "pt_28b_224": "pt_28b_224.bf16.npz",
+  }.items():
+    (tmp_path / file).touch()
+    assert weights.resolve(name) == tmp_path / file
+  with pytest.raises(UserError, match=r"none of paligemma-3b-pt-448\.bf16\.npz"):
+    weights.resolve("pt_448.bf16")
+  for wrong in ("pt_225", "pt_7b_224", "weights"):
+    with pytest.raises(UserError, match=r"neither a path that ends in \.npz nor a known name"):
+      weights.resolve(wrong)
+  with pytest.raises(UserError, match="there is no such file"):
+    weights.resolve(str(tmp_path / "none.npz"))
