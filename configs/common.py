@@ -48,7 +48,7 @@ def base():
   c.res = 224  # Pixels a side.
   c.num_frames = 0  # 0: one image an example; N: a list of up to N.
   c.text_len = 64  # Tokens of prefix, newline, suffix and <eos>.
-  c.tokenizer = "tokenizer.model"  # A file or folder (Gemma's or PaliGemma's), or "tiny".
+  c.tokenizer = "tokenizer.model"  # Gemma's or PaliGemma's, here or beside the weights; or "tiny".
   c.input = ml_collections.ConfigDict(type_safe=False)
   c.input.batch_size = 32
   c.input.num_threads = 8  # Decode and resize, while the devices compute.

@@ -41,9 +41,6 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
   return dict(sorted(flat.items()))
 
 
-names = flatten  # Iterating over a flat dict gives its names.
-
-
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   """The inverse of `flatten`."""
   tree: dict[str, Any] = {}

@@ -107,7 +107,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, where: str = "config.input.bat
 def global_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Global arrays made of the rows that each process brings, in the order of the processes."""
   rows = len(next(iter(host_batch.values())))
-  check_batch_size(rows * jax.process_count(), mesh)
+  check_batch_size(rows * jax.process_count(), mesh, "batch_size")
   sharding = batch_sharding(mesh)
   return {
     key: jax.make_array_from_process_local_data(sharding, np.asarray(value))

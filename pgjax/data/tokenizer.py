@@ -91,10 +91,13 @@ class Tokenizer:
 
 @functools.lru_cache(maxsize=4)
 def load(name_or_path: str) -> Tokenizer:
-  """Loads "tiny", a tokenizer.model file, or a folder that holds one."""
+  """Loads "tiny", a tokenizer.model file (here or in $PGJAX_WEIGHTS_DIR), or a folder with one."""
   if name_or_path == "tiny":
     return Tokenizer(TINY.read_bytes(), "tiny")
   path = pathlib.Path(os.path.expanduser(name_or_path))
+  if not path.exists() and not path.is_absolute():  # It may lie beside the weights.
+    beside = pathlib.Path(os.environ.get("PGJAX_WEIGHTS_DIR", "")).expanduser() / path
+    path = beside if beside.exists() else path
   if path.is_dir():
     path = path / "tokenizer.model"
   try:
