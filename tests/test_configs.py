@@ -141,3 +141,11 @@ def test_configs_can_be_read_from_another_folder(tmp_path, monkeypatch):
   mine.write_text((ROOT / "configs" / "forkme.py").read_text())
   assert config.validated(config.load("mine.py:batch_size=3")).input.batch_size == 3
   assert importlib.import_module("configs.common") is common
+
+
+def test_the_default_tokenizer_may_lie_beside_the_weights(tmp_path, monkeypatch):
+  with pytest.raises(UserError, match=r"'tokenizer\.model' cannot be read"):
+    tokenizer.load(built("forkme.py").tokenizer)
+  (tmp_path / "tokenizer.model").write_bytes(tokenizer.TINY.read_bytes())
+  monkeypatch.setenv("PGJAX_WEIGHTS_DIR", str(tmp_path))
+  assert tokenizer.load(built("forkme.py").tokenizer).vocab_size == common.TINY_VOCAB_SIZE
