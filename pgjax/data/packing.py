@@ -13,19 +13,21 @@ What is too long loses its end, as in big_vision, and `num_tokens` tells (big_vi
 Values follow big_vision's combine_and_keep_train and combine_and_keep_eval.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Packed(NamedTuple):
-  """One row, and how many tokens the whole text had (> `room`: it was cut)."""
+  """One row (read-only), and how many tokens the whole text had (> `room`: it was cut)."""
 
   arrays: dict[str, np.ndarray]
   num_tokens: int
   room: int
 
 
+@functools.lru_cache(maxsize=4096)  # VQA data asks the same things again and again.
 def for_training(tokenizer, prefix: str, suffix: str, text_len: int) -> Packed:
   """text, mask_ar, mask_loss: int32[text_len + 1]."""
   prompt = [tokenizer.bos, *tokenizer.encode(prefix), tokenizer.newline]
@@ -33,6 +35,7 @@ def for_training(tokenizer, prefix: str, suffix: str, text_len: int) -> Packed:
   return _packed(tokenizer.pad, prompt, answer, text_len + 1, mask_loss=(0, 1))
 
 
+@functools.lru_cache(maxsize=4096)
 def for_decoding(tokenizer, prefix: str, text_len: int, *, answer_start: str = "") -> Packed:
   """text, mask_ar, mask_input: int32[text_len]; `answer_start` forces the answer's beginning."""
   prompt = [tokenizer.bos, *tokenizer.encode(prefix), tokenizer.newline]
@@ -52,4 +55,6 @@ def _packed(pad, prompt, answer, room, **mask) -> Packed:
     arrays[name] = np.zeros(room, np.int32)
     arrays[name][:num_prompt] = in_prompt
     arrays[name][num_prompt:num_text] = in_answer
+  for array in arrays.values():
+    array.setflags(write=False)
   return Packed(arrays, len(prompt) + len(answer), room)
