@@ -64,7 +64,14 @@ def test_a_huge_declared_size_is_refused_from_the_header(size):
 
 
 @pytest.mark.parametrize(
-  "damaged", [png(noise(9, 9))[:60], b"", b"not an image", png(noise(9, 9))[:-30] + b"\0" * 30]
+  "damaged",
+  [
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    png(noise(9, 9))[:60],
+    b"",
+    b"not an image",
+    png(noise(9, 9))[:-30] + b"\0" * 30,
+  ],
 )
 def test_a_damaged_image_is_told_in_one_sentence(damaged):
   with pytest.raises(

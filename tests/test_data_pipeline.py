@@ -183,6 +183,17 @@ def test_original_op_strings_pack_to_the_same_arrays():
     assert_equal(a, b)
 
 
+def test_original_op_strings_that_are_incomplete_are_told():
+  tok = '|tok(key="prefix", bos="yes")|tok(key="suffix", eos="yes")'
+  concat = '|masked_concat(["prefix", "suffix"], mask_ar=[0, 1], {})'
+  said = error(run_config(**{"input.pp": PP + tok + concat.format("mask_loss=[0, 1]")}))
+  assert "texts of different lengths" in said
+  said = error(run_config(**{"input.pp": PP + tok + concat.format("mask_input=[1, 1]")}))
+  assert "must make mask_loss too" in said
+  one_cut = concat.format("mask_loss=[0, 1]") + '|tolen(17, key="text")'
+  assert "as long" in error(run_config(**{"input.pp": PP + tok + one_cut}))
+
+
 # Evaluation
 
 

@@ -17,15 +17,17 @@ from PIL import Image
 from pgjax.errors import UserError
 
 MAX_PIXELS = 89_478_485  # A quarter of a GiB as RGB; also where Pillow begins to warn.
+# Pillow knows many more, some of which start other programs (EPS).
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
 
 def decode(encoded: bytes) -> np.ndarray:
-  """Any format that Pillow reads -> uint8 [H, W, 3]; first frame, grey tripled, alpha dropped.
+  """Bytes of one of FORMATS -> uint8 [H, W, 3]; first frame, grey tripled, alpha dropped.
 
   The size is read from the header and refused above MAX_PIXELS before any pixel is decoded.
   """
   try:
-    with Image.open(io.BytesIO(encoded)) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       _check_size(*image.size)
       if image.mode.startswith("I;16"):  # 16-bit grey; Pillow's own conversion would clip it.
         grey = (np.asarray(image) >> 8).astype(np.uint8)

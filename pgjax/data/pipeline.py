@@ -266,6 +266,9 @@ def _batched(rows, batch_size: int, layout: Layout, num_threads: int, num_worker
 
 
 def _stack(rows: list[Row]):
+  lengths = sorted({len(row.arrays["text"]) for row in rows})
+  if len(lengths) > 1:
+    raise UserError(f"pp makes texts of different lengths, {lengths}; end it with tolen(length).")
   arrays = {key: np.stack([row.arrays[key] for row in rows]) for key in rows[0].arrays}
   return arrays, [row.columns for row in rows], np.array([row.truncated for row in rows])
 

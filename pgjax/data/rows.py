@@ -78,6 +78,10 @@ class Loader:
     text_len = self.layout.text_len
     if "text" in example and "mask_ar" in example:
       arrays = {k: np.asarray(example[k]) for k in TEXT_KEYS if k in example}
+      needed = "mask_loss" if self.layout.for_training else "mask_input"
+      if needed not in arrays or len({np.shape(array) for array in arrays.values()}) > 1:
+        shapes = {key: np.shape(array) for key, array in arrays.items()}
+        raise UserError(f"pp makes tokens itself, so it must make {needed} too, as long: {shapes}")
       room = len(arrays["text"])
       return packing.Packed(arrays, example.get("_num_tokens", room), room)
     prefix = _text(example, "prefix")
