@@ -57,7 +57,7 @@ def greedy(params, batch, *, model, layout, max_decode_len, eos):
     zimg,
     embed(batch["text"]),
     batch["mask_ar"],
-    batch["mask_input"],
+    batch["mask_input"].astype(bool),
     batch.get("image_mask"),
     max_decode_len,
     method="prefill",

@@ -112,22 +112,19 @@ def write(out: pathlib.Path, found: runs.Checkpoint, scores, rows, pictures) -> 
     (out / "config.json").write_text(json.dumps(found.config, indent=1) + "\n")
 
 
+FLAGS = [
+  cli.Flag("ckpt", str, required=True, help="a workdir of pgjax.train, or one of its steps"),
+  cli.Flag("out", str, required=True, help="folder for the results; made if it is not there"),
+  cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
+  cli.Flag("step", int, help="which step of the workdir; without it the newest"),
+  cli.Flag("watch", bool, False, help="score each new step of the workdir until the run ends"),
+]
+CONFIG = "optional"
+EXAMPLES = [
+  "python -m pgjax.evaluate --ckpt=/tmp/easyvqa --out=/tmp/easyvqa/scores",
+  "python -m pgjax.evaluate --ckpt=w --evals=test --out=o --config.evals.test.batch_size=64",
+]
+
 if __name__ == "__main__":
   metric_log.use_compilation_cache()
-  cli.run(
-    main,
-    __doc__,
-    [
-      cli.Flag("ckpt", str, required=True, help="a workdir of pgjax.train, or one of its steps"),
-      cli.Flag("out", str, required=True, help="folder for the results; made if it is not there"),
-      cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
-      cli.Flag("step", int, help="which step of the workdir; without it the newest"),
-      cli.Flag("watch", bool, False, help="score each new step of the workdir until the run ends"),
-    ],
-    config="optional",
-    examples=[
-      "python -m pgjax.evaluate --ckpt=/tmp/easyvqa --out=/tmp/easyvqa/scores",
-      "python -m pgjax.evaluate --ckpt=w --evals=test --step=2000 --out=w/test --config.evals."
-      "test.batch_size=64",
-    ],
-  )
+  cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

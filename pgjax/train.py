@@ -294,14 +294,13 @@ def last_words(workdir: str, step: int, finished: bool, total_steps: int, stop: 
   return f"Stopped by {name} after step {step} of {total_steps}, and saved. To go on:\n  {command}"
 
 
+FLAGS = [cli.Flag("workdir", str, required=True, help="folder of the run; made if it is not there")]
+CONFIG = "required"
+EXAMPLES = [
+  "python -m pgjax.train --config=configs/easyvqa.py --workdir=/tmp/easyvqa",
+  "python -m pgjax.train --config=configs/chartqa.py:res=448 --workdir=w --config.lr=3e-6",
+]
+
 if __name__ == "__main__":
   metric_log.use_compilation_cache()
-  cli.run(
-    main,
-    __doc__,
-    [cli.Flag("workdir", str, required=True, help="folder of the run; made if it is not there")],
-    examples=[
-      "python -m pgjax.train --config=configs/easyvqa.py --workdir=/tmp/easyvqa",
-      "python -m pgjax.train --config=configs/chartqa.py:res=448 --workdir=w --config.lr=3e-6",
-    ],
-  )
+  cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)
