@@ -55,6 +55,7 @@ class Log:
     self._workdir, self._main = workdir if main else None, main
     self._rows = self._board = self._bar = None
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
+    self._restart_clock(0)
 
   def say(self, text: str) -> None:
     """A line for whoever watches; above the progress bar, if there is one."""

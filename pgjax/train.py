@@ -6,6 +6,7 @@ evaluators, weights, and only then the compilation. SIGTERM and SIGINT save the 
 
 import contextlib
 import itertools
+import pathlib
 import shlex
 import signal
 import sys
@@ -199,28 +200,40 @@ def make_optimizer(config: Any, model: Any, total_steps: int, num_examples: int)
 
 
 def make_saver(config, workdir, tokenizer, data, total_steps, log) -> checkpoint.Saver:
-  """Durations to steps, and what makes two runs the same run."""
+  """What is saved when, in steps."""
   section = config.input
   sizes = dict(batch_size=section.batch_size, num_examples=data.num_examples)
   every, keep = (
     config_lib.steps(config, name, total_steps=total_steps, default=0, **sizes)
     for name in ("ckpt", "keep_ckpt")
   )
-  as_dict = config.to_dict()
-  identity = {
-    f"config.input.{name}": as_dict["input"][name] for name in ("data", "pp", "batch_size")
-  }
-  identity |= {f"config.{name}": config[name] for name in ("seed", "res", "text_len", "num_frames")}
-  identity |= {"the number of examples": data.num_examples, "the tokenizer": tokenizer.sha256}
   return checkpoint.Saver(
     workdir,
     plan=checkpoint.Plan(total_steps, every, keep, config.keep_last, config.keep_best),
-    config=as_dict,
+    config=config.to_dict(),
     tokenizer=tokenizer.source,
-    identity=identity,
+    identity=identity_of(config, tokenizer, data.num_examples),
     checksums=step_lib.jitted_checksums(),
     say=log.say,
   )
+
+
+def identity_of(config: Any, tokenizer: Any, num_examples: int) -> dict[str, Any]:
+  """What makes batch s the same in two starts of a run; folders may have been moved meanwhile."""
+  section = config.input.to_dict()
+  identity = {f"config.input.{name}": section[name] for name in ("pp", "batch_size")}
+  identity["config.input.data"] = _without_folders(section["data"])
+  identity |= {f"config.{name}": config[name] for name in ("seed", "res", "text_len", "num_frames")}
+  return identity | {"the number of examples": num_examples, "the tokenizer": tokenizer.sha256}
+
+
+def _without_folders(data: Any) -> Any:
+  if not isinstance(data, dict):
+    return data
+  kept = {k: _without_folders(v) for k, v in data.items() if k not in ("root", "data_dir")}
+  if "fname" in kept:
+    kept["fname"] = pathlib.PurePath(kept["fname"]).name
+  return kept
 
 
 def say_start_page(log, config, mesh, abstract, data, evaluators, total_steps) -> None:
