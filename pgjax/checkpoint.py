@@ -20,6 +20,8 @@ import orbax.checkpoint as ocp
 from pgjax import runs, sharding
 from pgjax.errors import UserError
 
+COMPRESSED = 0.9  # Orbax's files, as a share of the arrays' bytes: float32 weights hardly shrink.
+
 
 class Plan(NamedTuple):
   """When to save and what to keep; 0 or "" turns a rule off."""
@@ -66,6 +68,7 @@ class Saver:
     `abstract_state` is a TrainState of ShapeDtypeStructs with shardings: where each array belongs
     now, whatever the mesh was when it was written.
     """
+    self._check_room("A checkpoint", _named(abstract_state))
     state, position = None, None
     available = runs.steps(self._workdir)
     while available and state is None:
@@ -103,6 +106,7 @@ class Saver:
     if step in self._manager.all_steps():
       return
     arrays = _named(state)
+    self._check_room(f"The checkpoint of step {step}", arrays)
     sums = {name: int(value) for name, value in jax.device_get(self._checksums(arrays)).items()}
     run = dict(step=step, config=self._config, identity=self._identity, sums=sums)
     run["position"] = runs.plain(position)
@@ -134,6 +138,10 @@ class Saver:
       async_options=ocp.AsyncOptions(post_finalization_callback=self._add_files),
     )
     logging.getLogger("absl").addFilter(_no_tracebacks_of_saving)
+    # Else a replicated array is cut into a slice for each device before it is written, on the
+    # device: memory there, and 1.5 s instead of 0.1 s a save for a small model on 8 devices.
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
     found = {step: runs.best_value(self._folder / str(step)) for step in runs.steps(self._workdir)}
     self._values.update({step: value for step, value in found.items() if value is not None})
     return ocp.CheckpointManager(self._folder, options=options)
@@ -176,6 +184,24 @@ class Saver:
           f"there and is {_short(now)} in this config. {advice}"
         )
 
+  def _check_room(self, what: str, arrays: Mapping[str, Any]) -> None:
+    """Most full disks are seen here, before Orbax's threads each tell of it in their own way."""
+    needed_bytes = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in arrays.values())
+    free_bytes = shutil.disk_usage(self._workdir).free
+    if free_bytes < COMPRESSED * needed_bytes:
+      raise UserError(
+        f"{what} takes up to {_size(needed_bytes)}, and the disk of {self._workdir} has "
+        f"{_size(free_bytes)} free; {self._what_there_is()}"
+      )
+
+  def _what_there_is(self) -> str:
+    complete = runs.steps(self._workdir)
+    kept = f"the one of step {complete[-1]} is complete" if complete else "there is none before"
+    return (
+      f"{kept}. Make room there and start the same command again: it goes on from the newest "
+      "complete checkpoint."
+    )
+
   def _set_aside(self, path: pathlib.Path, error: Exception, older: list[int]) -> None:
     if not older:
       raise UserError(
@@ -214,12 +240,9 @@ class Saver:
       step = self._saving[0] if self._saving else 0
       for folder in self._folder.glob(f"{step}.*tmp*"):
         shutil.rmtree(folder, ignore_errors=True)
-      complete = runs.steps(self._workdir)
-      kept = f"the one of step {complete[-1]} is complete" if complete else "there is none before"
       raise UserError(
         f"The checkpoint of step {step} could not be written to {self._workdir} ({reason}); "
-        f"{kept}. Make room there and start the same command again: it goes on from the newest "
-        "complete checkpoint."
+        f"{self._what_there_is()}"
       ) from error
 
 
@@ -292,6 +315,10 @@ def _compared(name: str, there: Mapping[str, list], here: Mapping[str, list]) ->
   return f"{name} is {words[0]} in its checkpoint and {words[1]} in this config"
 
 
+def _size(num_bytes: int) -> str:
+  return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
+
+
 def _short(value: Any) -> str:
   text = json.dumps(value)
   return text if len(text) <= 120 else text[:117] + "..."
@@ -299,5 +326,4 @@ def _short(value: Any) -> str:
 
 def _no_tracebacks_of_saving(record: logging.LogRecord) -> bool:
   """Orbax logs a traceback from each of its threads for what is raised here as one sentence."""
-  text = record.getMessage()
-  return "background save thread" not in text and "Save Finalize thread" not in text
+  return not (record.exc_info and "orbax" in record.pathname)

@@ -104,11 +104,7 @@ class Log:
       bad = [name for name, value in row.items() if not math.isfinite(value)]
       if bad:
         self._write(rows[:i])
-        raise UserError(
-          f"{bad[0]} became {row[bad[0]]} at step {row['step']}; the run stops here, and what was "
-          "saved before is intact. The same start would end the same way: lower config.lr, clip "
-          "with config.grad_clip_norm, or look at the data of that step."
-        )
+        raise _not_finite(row, sorted(bad, key=lambda name: name != "training_loss"))
     rows[-1] |= self._rates(rows[-1]["step"])
     self._write(rows)
     self._show(rows[-1])
@@ -192,6 +188,15 @@ class Log:
     elif not left or time.monotonic() - self._last_line >= LINE_SECONDS:
       self._last_line = time.monotonic()
       self.say(f"step {row['step']:>6}/{self._total_steps}  {text}")
+
+
+def _not_finite(row: Mapping[str, float], bad: list[str]) -> UserError:
+  also = f" (and {', '.join(bad[1:])} with it)" if bad[1:] else ""
+  return UserError(
+    f"{bad[0]} became {row[bad[0]]}{also} at step {row['step']}; the run stops here, and what was "
+    "saved before is intact. The same start would end the same way: lower config.lr, clip with "
+    "config.grad_clip_norm, or look at the data of that step."
+  )
 
 
 def describe(row: Mapping[str, float], steps_left: int) -> str:

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -235,6 +236,17 @@ def test_other_data_in_the_same_workdir_is_refused(saver):
   save(saver(), [3])
   with pytest.raises(UserError, match="other data: batch_size was 4 there and is 8"):
     saver(identity=dict(seed=0, batch_size=8)).latest(abstract(make_state(0)))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(saver, tmp_path, monkeypatch):
+  first = saver()
+  first.latest(abstract(make_state(0)))
+  monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=4))
+  with pytest.raises(UserError, match=r"step 3 takes up to .* MB, and the disk .* has 4e-06 MB"):
+    first.save(3, make_state(3), {}, {})
+  with pytest.raises(UserError, match=r"A checkpoint takes up to .* there is none before"):
+    saver().latest(abstract(make_state(0)))
+  assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_a_full_disk_is_a_sentence_and_keeps_what_there_was(saver, tmp_path, monkeypatch):

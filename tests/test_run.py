@@ -219,6 +219,12 @@ def test_evaluate_takes_an_older_step_and_another_config(whole, tmp_path):
   assert (again / "predictions.jsonl").read_text() == (out / "predictions.jsonl").read_text()
 
 
+def test_watching_scores_every_step_and_ends_with_the_run(whole, tmp_path):
+  assert run_here(evaluate, [f"--ckpt={whole}", f"--out={tmp_path}", "--evals=val", "--watch"]) == 0
+  found = {p.name: json.loads((p / "metrics.json").read_text()) for p in tmp_path.iterdir()}
+  assert {name: metrics["step"] for name, metrics in found.items()} == dict(step_35=35, step_40=40)
+
+
 def wait_for_rows(workdir, count, process, seconds=120):
   """Until the run has written so many steps; says the rest of its output if it has died."""
   path, deadline = pathlib.Path(workdir) / "metrics.jsonl", time.monotonic() + seconds
