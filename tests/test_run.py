@@ -148,7 +148,7 @@ class Killed(BaseException):
 
 def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch):
   log_step = train.metric_log.Log.step
-  for last_step in (5, 18, 33):
+  for last_step in (5, 24):  # Before the first checkpoint, and between two of them.
 
     def cut(log, step, *args, last_step=last_step, **kwargs):
       log_step(log, step, *args, **kwargs)
