@@ -75,6 +75,9 @@ CASES = {
   "full_bf16_448_b8": (8, 1, FULL | BF16 | AT_448),
   "full_bf16_896_b2": (2, 1, FULL | BF16 | AT_896),
   "full_bf16_fsdp8_b64": (64, 8, FULL | BF16),
+  "x_full_896_attn": (2, 1, FULL | BF16 | AT_896 | dict(remat="attention_saveable")),
+  "x_attention_b32_attn": (32, 1, ATTENTION | BF16 | dict(remat="attention_saveable")),
+  "x_full_b32_attn": (32, 1, FULL | BF16 | dict(remat="attention_saveable")),
 }
 
 

@@ -1,8 +1,9 @@
 """Grouped-query attention with a soft-cap and a mask, and its backward pass.
 
-Axes: B batch, T query, S key, K key/value heads, G query heads per key/value head, H head size.
+Axes: B batch, T query, S key, K key/value heads, G query heads per key/value head, M = G * T rows
+of one key/value head, H head size.
 
-The scores are the widest array of a layer ([B, K, T, G, S]); at 896 px they are most of a step's
+The scores are the widest array of a layer ([B, K, M, S]); at 896 px they are most of a step's
 memory traffic. So the backward pass is written by hand. It keeps the output and the logarithm of
 the softmax's denominator, which a remat policy may save under the names attn_out and attn_lse;
 it makes the scores once more and needs no reduction over them. A soft-cap bounds the scores, so
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+MASKED = -2.3819763e38  # What the reference adds up to for a key that may not be seen.
 _MAX_EXPONENT = 80.0  # exp(80) and its sum over any sequence fit float32.
 
 
@@ -31,41 +33,61 @@ def attend(
   """Softmax(cap(q k)) v, where cap(x) is softcap * tanh(x / softcap), or x if softcap is 0.
 
   Queries come scaled. The softmax is float32; `score_dtype` is what the products q k are rounded
-  to before it. A query that may attend to no key gets zeros (the reference: the mean of all
-  values; nothing ever reads either). The result has v's dtype.
+  to before it. A query that may attend to no key gets zeros with a
+  soft-cap, else the mean of all values, as in the reference; nothing ever reads either. The result has v's dtype.
   """
   return _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype)[0]
 
 
-def _capped(q_BTKGH, k_BSKH, mask_BTS, softcap, score_dtype):
-  """Masked scores in float32, and tanh's value for its derivative (None without a soft-cap)."""
-  scores = jnp.einsum("BTKGH,BSKH->BKTGS", q_BTKGH, k_BSKH, preferred_element_type=score_dtype)
-  scores = scores.astype(jnp.float32)
+def _rows(x_BTKGH):
+  """[B, T, K, G, H] to [B, K, M, H], M = G * T: the matrix products below are plain batched ones."""
+  B, T, K, G, H = x_BTKGH.shape
+  return jnp.transpose(x_BTKGH, (0, 2, 3, 1, 4)).reshape(B, K, G * T, H)
+
+
+def _unrows(x_BKMH, like):
+  B, T, K, G, H = like.shape
+  return jnp.transpose(x_BKMH.reshape(B, K, G, T, H), (0, 3, 1, 2, 4)).astype(like.dtype)
+
+
+def _product(equation, a, b, dtype=jnp.float32):
+  return jnp.einsum(equation, a, b, preferred_element_type=dtype)
+
+
+def _capped(q_BKMH, k_BSKH, mask_BTS, softcap, score_dtype):
+  """Masked scores in float32, and tanh's value for its derivative (None without a soft-cap).
+
+  JAX moves what does not depend on the layer out of a scan over layers; the barrier, and a sum
+  instead of a choice, keep it from making masks and constants of the scores' size there.
+  """
+  if mask_BTS is not None:
+    mask_BTS, q_BKMH = jax.lax.optimization_barrier((mask_BTS, q_BKMH))
+  scores = _product("BKMH,BSKH->BKMS", q_BKMH, k_BSKH, score_dtype).astype(jnp.float32)
   tanh = jnp.tanh(scores / softcap) if softcap else None
   scores = softcap * tanh if softcap else scores
   if mask_BTS is not None:
-    scores = jnp.where(mask_BTS[:, None, :, None], scores, -jnp.inf)
+    B, T, S = mask_BTS.shape
+    bias_B1TS = (mask_BTS[:, None].astype(jnp.float32) - 1.0) * -MASKED
+    groups = scores.shape[2] // T
+    scores = scores + jnp.broadcast_to(bias_B1TS, (B, groups, T, S)).reshape(B, 1, -1, S)
   return scores, tanh
 
 
 def _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype):
-  scores_BKTGS, _ = _capped(q_BTKGH, k_BSKH, mask_BTS, softcap, score_dtype)
-  shift_BKTG = jnp.zeros(scores_BKTGS.shape[:-1])
-  if not 0 < softcap <= _MAX_EXPONENT:
-    shift_BKTG = jnp.max(scores_BKTGS, axis=-1)
-    shift_BKTG = jnp.where(jnp.isfinite(shift_BKTG), shift_BKTG, 0.0)
-  probs_BKTGS = jnp.exp(scores_BKTGS - shift_BKTG[..., None])
-  total_BKTG = jnp.sum(probs_BKTGS, axis=-1)
-  out = jnp.einsum(
-    "BKTGS,BSKH->BKTGH",
-    probs_BKTGS.astype(v_BSKH.dtype),
-    v_BSKH,
-    preferred_element_type=jnp.float32,
-  )
-  total_BKTG = jnp.where(total_BKTG > 0, total_BKTG, 1.0)
-  out_BTKGH = jnp.einsum("BKTGH->BTKGH", (out / total_BKTG[..., None]).astype(v_BSKH.dtype))
-  lse_BKTG = jnp.log(total_BKTG) + shift_BKTG
-  return checkpoint_name(out_BTKGH, "attn_out"), checkpoint_name(lse_BKTG, "attn_lse")
+  scores_BKMS, _ = _capped(_rows(q_BTKGH), k_BSKH, mask_BTS, softcap, score_dtype)
+  if bounded := 0 < softcap <= _MAX_EXPONENT:
+    probs_BKMS = jnp.exp(scores_BKMS).astype(v_BSKH.dtype)
+  else:
+    largest_BKM = jnp.max(scores_BKMS, axis=-1)
+    probs_BKMS = jnp.exp(scores_BKMS - largest_BKM[..., None]).astype(v_BSKH.dtype)
+  # The barrier keeps XLA from writing the scores once more for the sum.
+  probs_BKMS = jax.lax.optimization_barrier(probs_BKMS)
+  total_BKM = jnp.sum(probs_BKMS.astype(jnp.float32), axis=-1)
+  total_BKM = jnp.where(total_BKM > 0, total_BKM, 1.0)
+  out_BKMH = _product("BKMS,BSKH->BKMH", probs_BKMS, v_BSKH) / total_BKM[..., None]
+  out_BTKGH = _unrows(out_BKMH, like=q_BTKGH).astype(v_BSKH.dtype)
+  lse_BKM = jnp.log(total_BKM) if bounded else jnp.log(total_BKM) + largest_BKM
+  return checkpoint_name(out_BTKGH, "attn_out"), checkpoint_name(lse_BKM, "attn_lse")
 
 
 def _forward_rule(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype):
@@ -74,21 +96,21 @@ def _forward_rule(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype):
 
 
 def _backward_rule(softcap, score_dtype, kept, dout_BTKGH):
-  q_BTKGH, k_BSKH, v_BSKH, mask_BTS, out_BTKGH, lse_BKTG = kept
+  q_BTKGH, k_BSKH, v_BSKH, mask_BTS, out_BTKGH, lse_BKM = kept
   f32 = jnp.float32
-  product = functools.partial(jnp.einsum, preferred_element_type=f32)
-  scores, tanh = _capped(q_BTKGH, k_BSKH, mask_BTS, softcap, score_dtype)
-  probs = jnp.exp(scores - lse_BKTG[..., None])
-  dprobs = product("BTKGH,BSKH->BKTGS", dout_BTKGH, v_BSKH)
-  mean_BKTG = product("BTKGH,BTKGH->BKTG", dout_BTKGH.astype(f32), out_BTKGH.astype(f32))
-  dscores = probs * (dprobs - mean_BKTG[..., None])
+  q_BKMH, out_BKMH, dout_BKMH = _rows(q_BTKGH), _rows(out_BTKGH), _rows(dout_BTKGH)
+  scores, tanh = _capped(q_BKMH, k_BSKH, mask_BTS, softcap, score_dtype)
+  probs = jnp.exp(scores - lse_BKM[..., None])
+  dprobs = _product("BKMH,BSKH->BKMS", dout_BKMH, v_BSKH, score_dtype).astype(f32)
+  mean_BKM = jnp.sum(dout_BKMH.astype(f32) * out_BKMH.astype(f32), axis=-1)
+  dscores = probs * (dprobs - mean_BKM[..., None])
   if softcap:
     dscores = dscores * (1 - tanh * tanh)
   dscores, probs = dscores.astype(q_BTKGH.dtype), probs.astype(v_BSKH.dtype)
-  dq = product("BKTGS,BSKH->BTKGH", dscores, k_BSKH).astype(q_BTKGH.dtype)
-  dk = product("BKTGS,BTKGH->BSKH", dscores, q_BTKGH).astype(k_BSKH.dtype)
-  dv = product("BKTGS,BTKGH->BSKH", probs, dout_BTKGH).astype(v_BSKH.dtype)
-  return dq, dk, dv, None
+  dq_BKMH = _product("BKMS,BSKH->BKMH", dscores, k_BSKH)
+  dk = _product("BKMS,BKMH->BSKH", dscores, q_BKMH).astype(k_BSKH.dtype)
+  dv = _product("BKMS,BKMH->BSKH", probs, dout_BKMH).astype(v_BSKH.dtype)
+  return _unrows(dq_BKMH, like=q_BTKGH), dk, dv, None
 
 
 attend.defvjp(_forward_rule, _backward_rule)

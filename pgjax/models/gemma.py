@@ -9,6 +9,7 @@ norms, rotations and the softmax are float32 inside. The rest is spelled next to
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -221,27 +222,50 @@ class FeedForward(nn.Module):
       "gating_einsum", init(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0), (2, D, F)
     ).astype(self.dtype)
     linear_FD = self.param("linear", init(1.0, "fan_in", "normal"), (F, D)).astype(self.dtype)
-    gate = checkpoint_name(jnp.einsum("BTD,DF->BTF", x_BTD, gating_2DF[0]), "mlp_gate")
-    up = checkpoint_name(jnp.einsum("BTD,DF->BTF", x_BTD, gating_2DF[1]), "mlp_up")
-    return jnp.einsum("BTF,FD->BTD", _gated(gate, up), linear_FD)
+    return geglu(x_BTD, gating_2DF, linear_FD)
 
 
 @jax.custom_vjp
-def _gated(gate, up):
-  """Gelu(gate) * up, in float32; backwards it keeps its operands and nothing wider."""
-  return (jax.nn.gelu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
+def geglu(
+  x_BTD: Float[Array, "B T D"], gating_2DF: Float[Array, "2 D F"], linear_FD: Float[Array, "F D"]
+) -> Float[Array, "B T D"]:
+  """(gelu(x gate) * (x up)) linear.
+
+  The backward pass is written by hand so that what is between the products is made in one pass
+  over [B, T, F] arrays of the compute dtype; left alone, XLA keeps one of them in float32.
+  """
+  return _geglu_forward(x_BTD, gating_2DF, linear_FD)[0]
 
 
-def _gated_backward(operands, dout):
-  gate, up = operands
+def _geglu_forward(x_BTD, gating_2DF, linear_FD):
+  gate_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", x_BTD, gating_2DF[0]), "mlp_gate")
+  up_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", x_BTD, gating_2DF[1]), "mlp_up")
   f32 = jnp.float32
-  value, gelu_vjp = jax.vjp(jax.nn.gelu, gate.astype(f32))
-  dout = dout.astype(f32)
-  (dgate,) = gelu_vjp(dout * up.astype(f32))
-  return dgate.astype(gate.dtype), (dout * value).astype(up.dtype)
+  hidden_BTF = (jax.nn.gelu(gate_BTF.astype(f32)) * up_BTF.astype(f32)).astype(x_BTD.dtype)
+  out_BTD = checkpoint_name(jnp.einsum("BTF,FD->BTD", hidden_BTF, linear_FD), "mlp_out")
+  return out_BTD, (x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF)
 
 
-_gated.defvjp(lambda gate, up: (_gated(gate, up), (gate, up)), _gated_backward)
+def _geglu_backward(kept, dout_BTD):
+  x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF = kept
+  dtype, f32 = x_BTD.dtype, jnp.float32
+  dhidden_BTF = jnp.einsum("BTD,FD->BTF", dout_BTD, linear_FD)
+  # Without the barrier XLA shares gelu with the recomputed forward pass, by a float32 array.
+  gate_BTF, up_BTF, dhidden_BTF = jax.lax.optimization_barrier((gate_BTF, up_BTF, dhidden_BTF))
+  gelu_BTF, gelu_vjp = jax.vjp(jax.nn.gelu, gate_BTF.astype(f32))
+  up, dhidden = up_BTF.astype(f32), dhidden_BTF.astype(f32)
+  hidden_BTF = (gelu_BTF * up).astype(dtype)
+  dgate_BTF = gelu_vjp(dhidden * up)[0].astype(dtype)
+  dup_BTF = (dhidden * gelu_BTF).astype(dtype)
+  weight_gradient = functools.partial(jnp.einsum, "BTD,BTF->DF", x_BTD)
+  dgating_2DF = jnp.stack([weight_gradient(dgate_BTF), weight_gradient(dup_BTF)])
+  dlinear_FD = jnp.einsum("BTF,BTD->FD", hidden_BTF, dout_BTD)
+  dx_BTD = jnp.einsum("BTF,DF->BTD", dgate_BTF, gating_2DF[0], preferred_element_type=f32)
+  dx_BTD += jnp.einsum("BTF,DF->BTD", dup_BTF, gating_2DF[1], preferred_element_type=f32)
+  return dx_BTD.astype(dtype), dgating_2DF, dlinear_FD
+
+
+geglu.defvjp(_geglu_forward, _geglu_backward)
 
 
 class Block(nn.Module):
