@@ -60,24 +60,31 @@ ATTENTION = dict(
   wd=None,
 )
 F32, BF16 = dict(dtype="float32"), dict(dtype="bfloat16")
-FAST = dict(remat="products_saveable")
 AT_448 = dict(res=448, text_len=512)
 AT_896 = dict(res=896, text_len=512)
-# name: (batch, devices, fields that differ from the PaliGemma 2 3B run at 224 px, 128 tokens)
+LEAST, PRODUCTS, MLP_OUT, ATTENTION_OUT = (
+  dict(remat=name)
+  for name in ("least_memory", "products_saveable", "mlp_out_saveable", "attention_saveable")
+)
+# name: (batch, devices, fields that differ from PaliGemma 2 3B, 224 px, 128 text tokens)
 CASES = {
   "full_f32_b32": (32, 1, FULL | F32),
-  "full_f32_b64": (64, 1, FULL | F32),
-  "full_bf16_b32": (32, 1, FULL | BF16),
-  "full_bf16_b64": (64, 1, FULL | BF16),
-  "full_bf16_b32_fast": (32, 1, FULL | BF16 | FAST),
-  "attention_bf16_b32": (32, 1, ATTENTION | BF16),
-  "attention_bf16_b8": (8, 1, ATTENTION | BF16),
-  "full_bf16_448_b8": (8, 1, FULL | BF16 | AT_448),
-  "full_bf16_896_b2": (2, 1, FULL | BF16 | AT_896),
-  "full_bf16_fsdp8_b64": (64, 8, FULL | BF16),
-  "x_full_896_attn": (2, 1, FULL | BF16 | AT_896 | dict(remat="attention_saveable")),
-  "x_attention_b32_attn": (32, 1, ATTENTION | BF16 | dict(remat="attention_saveable")),
-  "x_full_b32_attn": (32, 1, FULL | BF16 | dict(remat="attention_saveable")),
+  "full_f32_b32_least": (32, 1, FULL | F32 | LEAST),
+  "full_f32_b64_least": (64, 1, FULL | F32 | LEAST),
+  "full_b32": (32, 1, FULL | BF16),
+  "full_b32_least": (32, 1, FULL | BF16 | LEAST),
+  "full_b32_products": (32, 1, FULL | BF16 | PRODUCTS),
+  "full_b64": (64, 1, FULL | BF16),
+  "full_b64_least": (64, 1, FULL | BF16 | LEAST),
+  "attention_b32": (32, 1, ATTENTION | BF16),
+  "attention_b32_mlp_out": (32, 1, ATTENTION | BF16 | MLP_OUT),
+  "attention_b8": (8, 1, ATTENTION | BF16),
+  "attention_b8_least": (8, 1, ATTENTION | BF16 | LEAST),
+  "full_448_b8": (8, 1, FULL | BF16 | AT_448),
+  "full_896_b2": (2, 1, FULL | BF16 | AT_896),
+  "full_896_b2_attention": (2, 1, FULL | BF16 | AT_896 | ATTENTION_OUT),
+  "full_fsdp8_b64": (64, 8, FULL | BF16),
+  "full_fsdp8_b64_least": (64, 8, FULL | BF16 | LEAST),
 }
 
 
@@ -144,15 +151,14 @@ def compiled_step(batch_size, num_devices, fields, device):
   return step.jitted(model, tx, config, mesh).lower(state, batch).compile()
 
 
-def with_trip_counts(text, batch_size, fields):
+def with_trip_counts(text, tokens, train_table):
   """The program with the most that its one loop of unknown length, the loss, can take.
 
   It runs as many chunks as there are tokens with a loss; whoever adds up costs must count all.
   """
   from pgjax.models import vocabulary
 
-  tokens = batch_size * fields.get("text_len", 128)
-  chunks = -(-tokens // vocabulary.Options().chunk)
+  chunks = -(-tokens // vocabulary.chunk_size(tokens, train_table))
   lines = text.splitlines()
   for i, line in enumerate(lines):
     if " while(" in line and "known_trip_count" not in line:
@@ -185,7 +191,9 @@ def main():
     if args.hlo:
       folder = pathlib.Path(args.hlo)
       folder.mkdir(parents=True, exist_ok=True)
-      (folder / f"{name}.txt").write_text(with_trip_counts(compiled.as_text(), batch_size, fields))
+      train_table = fields["params"] == FULL["params"]
+      tokens = batch_size // num_devices * fields.get("text_len", 128)
+      (folder / f"{name}.txt").write_text(with_trip_counts(compiled.as_text(), tokens, train_table))
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ def _forward_rule(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype):
 def _backward_rule(softcap, score_dtype, kept, dout_BTKGH):
   q_BTKGH, k_BSKH, v_BSKH, mask_BTS, out_BTKGH, lse_BKM = kept
   f32 = jnp.float32
+  # Else XLA shares the scores with a recomputed forward pass, and keeps them until here.
+  q_BTKGH, dout_BTKGH = jax.lax.optimization_barrier((q_BTKGH, dout_BTKGH))
   q_BKMH, out_BKMH, dout_BKMH = _rows(q_BTKGH), _rows(out_BTKGH), _rows(dout_BTKGH)
   scores, tanh = _capped(q_BKMH, k_BSKH, mask_BTS, softcap, score_dtype)
   probs = jnp.exp(scores - lse_BKM[..., None])

@@ -10,6 +10,7 @@ norms, rotations and the softmax are float32 inside. The rest is spelled next to
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -222,7 +223,10 @@ class FeedForward(nn.Module):
       "gating_einsum", init(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0), (2, D, F)
     ).astype(self.dtype)
     linear_FD = self.param("linear", init(1.0, "fan_in", "normal"), (F, D)).astype(self.dtype)
-    return geglu(x_BTD, gating_2DF, linear_FD)
+    chunks = math.gcd(remat.mlp_chunks(self.config.remat_policy), x_BTD.shape[1])
+    if chunks == 1:
+      return geglu(x_BTD, gating_2DF, linear_FD)
+    return checkpoint_name(chunked_geglu(x_BTD, gating_2DF, linear_FD, chunks), "mlp_out")
 
 
 @jax.custom_vjp
@@ -239,7 +243,9 @@ def geglu(
 
 def _geglu_forward(x_BTD, gating_2DF, linear_FD):
   gate_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", x_BTD, gating_2DF[0]), "mlp_gate")
-  up_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", x_BTD, gating_2DF[1]), "mlp_up")
+  # Else XLA makes one product of the two where x is small, and a copy of both weights for it.
+  again_BTD, gate_BTF = jax.lax.optimization_barrier((x_BTD, gate_BTF))
+  up_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", again_BTD, gating_2DF[1]), "mlp_up")
   f32 = jnp.float32
   hidden_BTF = (jax.nn.gelu(gate_BTF.astype(f32)) * up_BTF.astype(f32)).astype(x_BTD.dtype)
   out_BTD = checkpoint_name(jnp.einsum("BTF,FD->BTD", hidden_BTF, linear_FD), "mlp_out")
@@ -266,6 +272,59 @@ def _geglu_backward(kept, dout_BTD):
 
 
 geglu.defvjp(_geglu_forward, _geglu_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def chunked_geglu(
+  x_BTD: Float[Array, "B T D"],
+  gating_2DF: Float[Array, "2 D F"],
+  linear_FD: Float[Array, "F D"],
+  chunks: int,
+) -> Float[Array, "B T D"]:
+  """`geglu` for T / chunks tokens at a time, forwards and backwards; keeps x alone."""
+  gating, C = _two(gating_2DF), x_BTD.shape[1] // chunks
+
+  def body(i, out_BTD):
+    out_BCD, _ = _geglu_forward(_take(x_BTD, i, C), gating, linear_FD)
+    return _put(out_BTD, out_BCD, i)
+
+  return jax.lax.fori_loop(0, chunks, body, jnp.zeros_like(x_BTD))
+
+
+def _two(gating_2DF):
+  """Sliced before a loop over chunks, which would copy the slices each time."""
+  return jax.lax.optimization_barrier((gating_2DF[0], gating_2DF[1]))
+
+
+def _take(x_BTD, i, size):
+  return jax.lax.dynamic_slice_in_dim(x_BTD, i * size, size, axis=1)
+
+
+def _put(x_BTD, piece_BCD, i):
+  return jax.lax.dynamic_update_slice_in_dim(x_BTD, piece_BCD, i * piece_BCD.shape[1], axis=1)
+
+
+def _chunked_forward(x_BTD, gating_2DF, linear_FD, chunks):
+  return chunked_geglu(x_BTD, gating_2DF, linear_FD, chunks), (x_BTD, gating_2DF, linear_FD)
+
+
+def _chunked_backward(chunks, kept, dout_BTD):
+  x_BTD, gating_2DF, linear_FD = kept
+
+  gating, C = _two(gating_2DF), x_BTD.shape[1] // chunks
+
+  def body(i, carry):
+    dx_BTD, *weight_gradients = carry
+    _, operands = _geglu_forward(_take(x_BTD, i, C), gating, linear_FD)
+    dx_BCD, *new = _geglu_backward(operands, _take(dout_BTD, i, C))
+    return _put(dx_BTD, dx_BCD, i), *(a + b for a, b in zip(weight_gradients, new, strict=True))
+
+  zeros = (jnp.zeros(w.shape, jnp.float32) for w in (gating_2DF, linear_FD))
+  dx_BTD, dgating, dlinear = jax.lax.fori_loop(0, chunks, body, (jnp.zeros_like(x_BTD), *zeros))
+  return dx_BTD, dgating.astype(gating_2DF.dtype), dlinear.astype(linear_FD.dtype)
+
+
+chunked_geglu.defvjp(_chunked_forward, _chunked_backward)
 
 
 class Block(nn.Module):

@@ -45,7 +45,7 @@ class Options(NamedTuple):
 
   label_smoothing: float = 0.0
   softcap: float = 0.0  # 0: off.
-  chunk: int = 1024  # Tokens of a chunk, over all devices that share the table.
+  chunk: int | None = None  # Tokens of a chunk on a device; default: `chunk_size`.
   train_table: bool = True
   layout: Layout | None = None
 
@@ -186,7 +186,7 @@ def _run_local(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients)
   layout = options.layout
   axes = layout.vocab_axes if layout else ()
   N, D = targets_BT.size, h_BTD.shape[-1]
-  C = min(N, max(1, options.chunk // _group_size(layout)))
+  C = min(N, options.chunk or chunk_size(N, options.train_table))
   padding = -N % C
   order = jnp.argsort(weights_BT.reshape(N) <= 0, stable=True)
   h, targets, weights = (
@@ -219,6 +219,14 @@ def _run_local(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients)
   nll_BT = unpack(nll.reshape(-1)[:N]).reshape(targets_BT.shape)
   dh_BTD = unpack(dh.reshape(-1, D)[:N]).reshape(h_BTD.shape) if with_gradients else None
   return nll_BT, dh_BTD, dtable
+
+
+def chunk_size(tokens: int, train_table: bool = True) -> int:
+  """How many of so many tokens the loss takes at a time: logits of 1 GB at most.
+
+  Each chunk reads the table, and reads and writes its gradient if it trains.
+  """
+  return min(1024, max(128, -(-tokens // (4 if train_table else 8))))
 
 
 def _group_size(layout):
