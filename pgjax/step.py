@@ -218,7 +218,7 @@ def _accumulated(gradients_of, batch, key, microbatches):
 
 
 def jitted_nll(model, config, mesh, param_places):
-  """`f(params, batch) -> (nll [B], count [B])`: -log p summed over learned tokens, and their number.
+  """`f(params, batch) -> (nll [B], count [B])`: sum of -log p over learned tokens, their number.
 
   Without dropout and label smoothing; the perplexity evaluator divides.
   """

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 MASKED = -2.3819763e38  # What the reference adds up to for a key that may not be seen.
-_MAX_EXPONENT = 80.0  # exp(80) and its sum over any sequence fit float32.
+_MAX_EXPONENT = 80.0  # exp(80), and its sum over any sequence, fit float32.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -33,14 +33,14 @@ def attend(
   """Softmax(cap(q k)) v, where cap(x) is softcap * tanh(x / softcap), or x if softcap is 0.
 
   Queries come scaled. The softmax is float32; `score_dtype` is what the products q k are rounded
-  to before it. A query that may attend to no key gets zeros with a
-  soft-cap, else the mean of all values, as in the reference; nothing ever reads either. The result has v's dtype.
+  to before it. A query that may attend to no key gets zeros if there is a soft-cap, else the mean
+  of all values, as in the reference; nothing reads either. The result has v's dtype.
   """
   return _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype)[0]
 
 
 def _rows(x_BTKGH):
-  """[B, T, K, G, H] to [B, K, M, H], M = G * T: the matrix products below are plain batched ones."""
+  """[B, T, K, G, H] to [B, K, M, H], so that the products below are plain batched ones."""
   B, T, K, G, H = x_BTKGH.shape
   return jnp.transpose(x_BTKGH, (0, 2, 3, 1, 4)).reshape(B, K, G * T, H)
 

@@ -46,7 +46,7 @@ class Model(nn.Module):
   dtype: str = "float32"
   remat: str | None = None  # The policy of both towers, where they name none.
   cache_dtype: str | None = None
-  constrain: Any = lambda x: x  # noqa: E731
+  constrain: Any = lambda x: x
 
   @property
   def llm_config(self) -> gemma.Config:
