@@ -35,6 +35,7 @@ PEAK_FLOPS = {
   r"\bT4\b": 65e12,
 }
 STILL_SECONDS = 30.0  # How often a long wait says that it goes on.
+BAR_FORMAT = "{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
 LINE_SECONDS = 5.0  # Without a terminal: at most one progress line in so many seconds.
 
 
@@ -83,7 +84,9 @@ class Log:
         board = self._workdir / "tensorboard"
         self._board = tensorboardX.SummaryWriter(str(board), purge_step=step + 1)
     if self._main and sys.stderr.isatty():
-      self._bar = tqdm.tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
+      self._bar = tqdm.tqdm(
+        total=total_steps, initial=step, dynamic_ncols=True, bar_format=BAR_FORMAT
+      )
 
   def step(self, step: int, measured: Mapping[str, Any], *, waited_seconds: float) -> None:
     """Takes the device scalars of a step; they are read only if this is a logging step."""
