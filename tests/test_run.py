@@ -288,10 +288,13 @@ MESHES = {
 }  # fmt: skip
 
 
+SHORT = dict(total_steps=12, log_training_steps=1, evals__val__log_steps=6)
+
+
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run") / "one_device"
-  code, out = finish(start(arguments(workdir), devices=1))
+  code, out = finish(start(arguments(workdir, **SHORT), devices=1))
   assert code == 0, out
   return workdir
 
@@ -299,27 +302,27 @@ def one_device(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_eight_devices_equal_one(one_device, tmp_path, mesh):
-  assert run_here(train, arguments(tmp_path, **MESHES[mesh])) == 0
+  assert run_here(train, arguments(tmp_path, **SHORT, **MESHES[mesh])) == 0
   close(losses(tmp_path), losses(one_device))
 
 
 @pytest.mark.slow
 def test_two_processes_of_four_devices_equal_one_device(one_device, tmp_path):
-  def launch(**settings):
+  def launch():
     argv = ["--processes=2", "--devices=4", "--", "-m", "pgjax.train"]
+    settings = SHORT | MESHES["fsdp"]
     command = [sys.executable, "launch/local.py", *argv, *arguments(tmp_path, **settings)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
 
-  settings = dict(MESHES["fsdp"], log_training_steps=1)
-  process = launch(**settings)
-  wait_for_rows(tmp_path, 8, process)
+  process = launch()
+  wait_for_rows(tmp_path, 2, process, seconds=300)
   process.send_signal(signal.SIGTERM)  # Both processes get it, and agree on a step.
   code, out = finish(process)
   assert code == 0, out
-  [step] = re.findall(r"\[0\] Stopped by SIGTERM after step (\d+) of 40", out)
+  [step] = re.findall(r"\[0\] Stopped by SIGTERM after step (\d+) of 12", out)
   assert runs.steps(tmp_path)[-1] == int(step)
-  code, out = finish(launch(**settings))
+  code, out = finish(launch())
   assert code == 0, out
   assert f"[0] Going on from step {step}." in out
   assert "[1] step" not in out  # Only the main process talks.
