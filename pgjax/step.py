@@ -42,7 +42,12 @@ def param_shapes(model, config):
 
 def rules(model, config) -> dict[str, params_lib.Rule]:
   """What trains: the config's list applied to the model's names."""
-  return params_lib.rules(config.params, params_lib.flatten(param_shapes(model, config)))
+  return _rules(config, param_shapes(model, config))
+
+
+def _rules(config, tree):
+  """The same, for who has the names already: finding them means tracing the whole model."""
+  return params_lib.rules(config.params, params_lib.flatten(tree))
 
 
 def _stored(shapes, rule_of):
@@ -56,8 +61,9 @@ def _stored(shapes, rule_of):
 
 def abstract_state(model, tx, config, mesh) -> TrainState:
   """The state as shapes, dtypes and shardings; nothing is allocated."""
-  rule_of = rules(model, config)
-  stored = _stored(param_shapes(model, config), rule_of)
+  shapes = param_shapes(model, config)
+  rule_of = _rules(config, shapes)
+  stored = _stored(shapes, rule_of)
   trained, _ = params_lib.split(stored, rule_of)
   state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), stored, jax.eval_shape(tx.init, trained))
   places = sharding.shardings(config.sharding_strategy, state, mesh)
@@ -76,7 +82,7 @@ def init(model, tx, config, mesh, loaded=None) -> TrainState:
   abstract = abstract_state(model, tx, config, mesh)
   places = shardings_of(abstract)
   image, text = (jnp.zeros(s.shape, s.dtype) for s in example_shapes(config))
-  rule_of = rules(model, config)
+  rule_of = _rules(config, abstract.params)
 
   @functools.partial(jax.jit, out_shardings=places.params)
   def random_params():
@@ -100,7 +106,8 @@ def jitted(model, tx, config, mesh):
   training_loss (with label smoothing), l2_grads (before clipping), l2_params, l2_updates (of the
   trained leaves), avg_sup_seqlen and max_sup_seqlen (tokens with a loss, per example).
   """
-  places = shardings_of(abstract_state(model, tx, config, mesh))
+  abstract = abstract_state(model, tx, config, mesh)
+  places = shardings_of(abstract)
   batch_place = sharding.batch_sharding(mesh)
   options = loss_options(model, config, _layout(mesh, places.params))
   return jax.jit(
@@ -108,7 +115,7 @@ def jitted(model, tx, config, mesh):
       train_step,
       model=model.clone(constrain=sharding.batch_constraint(mesh)),
       tx=tx,
-      rule_of=rules(model, config),
+      rule_of=_rules(config, abstract.params),
       options=options,
       seed=config.seed,
       microbatches=config.microbatches,

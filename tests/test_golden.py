@@ -4,6 +4,7 @@ Reads every .npz in the folder named by PGJAX_GOLDEN_DIR (default: tests/golden)
 holds all that is needed to build model, optimizer and batches.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -106,7 +107,7 @@ def test_the_tree_of_parameters_is_the_references(golden):
 
 def test_logits_and_image_embedding(golden):
   batch = golden.batch()
-  logits, out = golden.model.apply(
+  logits, out = jax.jit(golden.model.apply)(
     {"params": golden.tree("params/")},
     batch["image"],
     batch["text"][:, :-1],
@@ -122,15 +123,13 @@ def test_loss_per_example_and_gradients(golden):
   smoothing = golden.meta["label_smoothing"]
   config = golden.config(label_smoothing=smoothing, params=[(".*", "train")])
   trained = golden.flat("params/")
-  grads, loss = step.gradients(
-    trained,
-    {},
-    golden.batch(),
-    jax.random.key(0),
+  gradients = functools.partial(
+    step.gradients,
     model=golden.model,
     options=step.loss_options(golden.model, config),
     examples=len(golden.arrays["batch/text"]),
   )
+  grads, loss = jax.jit(gradients)(trained, {}, golden.batch(), jax.random.key(0))
   assert_close(loss, golden.arrays[f"out/loss_ls{smoothing:g}"], 1e-4)
   theirs = golden.flat("grad/")
   assert grads.keys() == theirs.keys()
