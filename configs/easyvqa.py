@@ -8,24 +8,31 @@ python -m pgjax.train --config=configs/easyvqa.py[:preset=long] --workdir=/tmp/e
 
 from configs import common
 
+# Tried: on few cores one image layer learns shapes sooner than two or three, 8-pixel patches sooner
+# than 16-pixel ones; 48 pixels halve the cost of a step at the same accuracy for its time.
 PRESETS = {
-  "quick": dict(epochs=6, lr=2e-3, width=96, depth=3, every=400),
-  "long": dict(epochs=40, lr=1e-3, width=128, depth=4, every=2_000),
+  "quick": dict(res=48, shift=4, img_depth=1, epochs=6, lr=2e-3, batch_size=32, every=2_000),
+  "long": dict(res=64, shift=6, img_depth=2, epochs=20, lr=1e-3, batch_size=64, every=2_000),
 }
 
 
 def get_config(arg=None):
   """The package has no validation split, so the first 2,000 training questions serve as one."""
-  a = common.parse_arg(arg, preset="quick", batch_size=128)
+  a = common.parse_arg(arg, preset="quick", batch_size=0)
   preset = common.choose("preset", a.preset, PRESETS)
   c = common.base()
 
-  c.res, c.text_len = 64, 16
-  common.vqa_input(c, dict(name="easy_vqa", split="train[2000:]"))
-  c.input.batch_size, c.input.num_threads, c.input.cache_mb = a.batch_size, 2, 256
-  common.set_tiny_model(c, width=preset["width"], depth=preset["depth"], patch_size=8)
+  c.res, c.text_len = preset["res"], 14
+  # What is asked for does not change when an image is mirrored or moved.
+  resize = f"decode|resize({c.res}, antialias=True)"
+  move = f"flip_lr|random_shift({preset['shift']})|value_range(-1, 1)"
+  common.vqa_input(c, dict(name="easy_vqa", split="train[2000:]"), resize, move)
+  c.input.batch_size = a.batch_size or preset["batch_size"]
+  c.input.num_threads, c.input.cache_mb = 2, 256
+  common.set_tiny_model(c, width=64, depth=2, patch_size=8)
+  c.model.img.depth, c.model.llm.mlp_dim = preset["img_depth"], 128
   c.total_epochs = preset["epochs"]
-  c.lr, c.wd = preset["lr"], 1e-4
+  c.lr, c.optax = preset["lr"], dict(b2=0.95)
 
   val = dict(name="easy_vqa", split="train[:2000]")
   test = dict(name="easy_vqa", split="test")
@@ -33,5 +40,5 @@ def get_config(arg=None):
   c.evals["test"] = common.vqa_eval(c, test)  # By pgjax.evaluate.
   for entry in c.evals.values():
     entry.max_decode_len, entry.batch_size = 4, 256
-  c.log_training_steps, c.ckpt_steps = 20, preset["every"]
+  c.log_training_steps, c.ckpt_steps = 50, preset["every"]
   return c
