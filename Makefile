@@ -53,6 +53,9 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 quickstart: $(VENV)/.installed
 	$(PY) -m pgjax.train --config=$(CONFIG) --workdir=$(WORKDIR)
 	$(PY) -m pgjax.evaluate --ckpt=$(WORKDIR) --evals=test --out=$(WORKDIR)/test
+	@echo; echo "Some questions with their answers:"
+	@$(PY) -c 'import itertools, json, sys; [print("  {prompt:42} {prediction:10} (right: {answer})".format(**json.loads(r))) \
+	  for r in itertools.islice(sys.stdin, 0, 1500, 250)]' < $(WORKDIR)/test/predictions.jsonl
 	@echo "Config, checkpoints, metrics.jsonl and TensorBoard files are in $(WORKDIR)"
 
 test: $(VENV)/.installed-test
