@@ -85,7 +85,8 @@ def _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype):
   total_BKM = jnp.sum(probs_BKMS.astype(jnp.float32), axis=-1)
   total_BKM = jnp.where(total_BKM > 0, total_BKM, 1.0)
   out_BKMH = _product("BKMS,BSKH->BKMH", probs_BKMS, v_BSKH) / total_BKM[..., None]
-  out_BTKGH = _unrows(out_BKMH, like=q_BTKGH).astype(v_BSKH.dtype)
+  # Else a recomputed forward pass keeps the float32 product until the backward pass.
+  out_BTKGH = jax.lax.optimization_barrier(_unrows(out_BKMH, like=q_BTKGH).astype(v_BSKH.dtype))
   lse_BKM = jnp.log(total_BKM) if bounded else jnp.log(total_BKM) + largest_BKM
   return checkpoint_name(out_BTKGH, "attn_out"), checkpoint_name(lse_BKM, "attn_lse")
 

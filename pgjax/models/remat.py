@@ -27,10 +27,10 @@ POLICIES = {
   # The reference's: a layer keeps its input alone.
   "nothing_saveable": Policy(_rules.nothing_saveable),
   # The same, and the MLP's wide arrays exist for a quarter of the tokens at a time.
-  "least_memory": Policy(_rules.nothing_saveable, mlp_chunks=4),
+  "least_memory": Policy(_rules.nothing_saveable, mlp_chunks=8),
   # What the MLP returned is kept, so that its last product is not computed twice.
   "mlp_out_saveable": Policy(_rules.save_only_these_names("mlp_out")),
-  "mlp_out_saveable_chunked": Policy(_rules.save_only_these_names("mlp_out"), mlp_chunks=4),
+  "mlp_out_saveable_chunked": Policy(_rules.save_only_these_names("mlp_out"), mlp_chunks=8),
   # What attention returned is kept, so that no score is computed twice more: for long sequences.
   "attention_saveable": Policy(_rules.save_only_these_names(*_ATTENTION)),
   # Every product with a weight, and attention: no product is computed twice.
