@@ -73,6 +73,7 @@ CASES = {
   "full_f32_b64_least": (64, 1, FULL | F32 | LEAST),
   "full_b32": (32, 1, FULL | BF16),
   "full_b32_least": (32, 1, FULL | BF16 | LEAST),
+  "full_b32_mlp_out": (32, 1, FULL | BF16 | MLP_OUT),
   "full_b32_products": (32, 1, FULL | BF16 | PRODUCTS),
   "full_b64": (64, 1, FULL | BF16),
   "full_b64_least": (64, 1, FULL | BF16 | LEAST),

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from pgjax import params as params_lib
 from pgjax import sharding
-from pgjax.models import vocabulary
+from pgjax.models import mixed, vocabulary
 
 TABLE = "llm/embedder/input_embedding"
 
@@ -171,17 +171,19 @@ def gradients(trained, frozen, batch, key, *, model, options, examples):
   tokens_BT = batch["text"][:, :-1]
   x_BTD = vocabulary.embed(table, tokens_BT, options.layout).astype(model.dtype)
 
-  def loss_fn(trained, x_BTD):
-    variables = {"params": params_lib.merge(trained, frozen)}
+  def loss_fn(moving, x_BTD):
+    leaves = mixed.restored(trained, moving, model.dtype)
+    variables = {"params": params_lib.merge(leaves, frozen)}
     return _loss(model, variables, x_BTD, batch, options, examples, key)
 
-  if not options.train_table:
-    loss, grads = jax.value_and_grad(loss_fn)(trained, x_BTD)
-    return grads, loss
-  # The lookup's gradient goes into the buffer of the loss's: one table-sized array, not two.
-  loss, (grads, dx_BTD) = jax.value_and_grad(loss_fn, argnums=(0, 1))(trained, x_BTD)
-  grads[TABLE] = vocabulary.add_embed_gradient(grads[TABLE], tokens_BT, dx_BTD, options.layout)
-  return grads, loss
+  moving = mixed.differentiable(trained, model.dtype)
+  if options.train_table:
+    # The lookup's gradient goes into the buffer of the loss's: one table-sized array, not two.
+    loss, (grads, dx_BTD) = jax.value_and_grad(loss_fn, argnums=(0, 1))(moving, x_BTD)
+    grads[TABLE] = vocabulary.add_embed_gradient(grads[TABLE], tokens_BT, dx_BTD, options.layout)
+  else:
+    loss, grads = jax.value_and_grad(loss_fn)(moving, x_BTD)
+  return {name: g.astype(trained[name].dtype) for name, g in grads.items()}, loss
 
 
 def _loss(model, variables, x_BTD, batch, options, examples, key):

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax.errors import UserError
-from pgjax.models import attention, geglu, remat
+from pgjax.models import attention, geglu, mixed, remat
 
 VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
 
@@ -144,7 +144,7 @@ class Einsum(nn.Module):
     init = nn.initializers.variance_scaling(
       1.0, "fan_in", "normal", in_axis=self.in_axis, out_axis=self.out_axis, batch_axis=()
     )
-    return self.param("w", init, self.shape).astype(self.dtype)
+    return mixed.weight(self.param("w", init, self.shape), self.dtype)
 
 
 def rotate(
@@ -223,8 +223,9 @@ class FeedForward(nn.Module):
     init = nn.initializers.variance_scaling
     gating_2DF = self.param(
       "gating_einsum", init(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0), (2, D, F)
-    ).astype(self.dtype)
-    linear_FD = self.param("linear", init(1.0, "fan_in", "normal"), (F, D)).astype(self.dtype)
+    )
+    linear_FD = self.param("linear", init(1.0, "fan_in", "normal"), (F, D))
+    gating_2DF, linear_FD = (mixed.weight(w, self.dtype) for w in (gating_2DF, linear_FD))
     chunks = math.gcd(remat.mlp_chunks(self.config.remat_policy), x_BTD.shape[1])
     if chunks == 1:
       return geglu.geglu(x_BTD, gating_2DF, linear_FD)
