@@ -118,7 +118,7 @@ class Run(NamedTuple):
 
 def fit(run: Run, state: Any, position: dict[str, Any], stop: "Stop") -> tuple[int, bool]:
   """The loop. Returns the last step, which is saved, and whether nothing is left to do."""
-  step, scores = position["step"], {}
+  step, scores, measured = position["step"], {}, None
   if not position["evaluated"]:
     scores = run.evaluate(step, state, stop)
   while step < run.total_steps and not stop.agreed(step):
@@ -126,6 +126,8 @@ def fit(run: Run, state: Any, position: dict[str, Any], stop: "Stop") -> tuple[i
       waited = run.feed.wait_seconds
       batch = next(run.feed)
       waited = run.feed.wait_seconds - waited
+    if measured is not None and not measured["training_loss"].is_ready():
+      waited = 0.0  # The loop is ahead of the device, which was computing all the while.
     state, measured = run.train_step(state, batch)
     step += 1
     run.log.step(step, measured, waited_seconds=waited)
