@@ -156,9 +156,9 @@ def train_step(state, batch, *, model, tx, rule_of, options, seed, microbatches)
   lengths_B = jnp.sum(batch["mask_loss"][:, 1:], axis=1).astype(jnp.float32)
   measured = dict(
     training_loss=loss,
-    l2_grads=optax.global_norm(grads),
-    l2_params=optax.global_norm(trained),
-    l2_updates=optax.global_norm(updates),
+    l2_grads=optax.tree.norm(grads),
+    l2_params=optax.tree.norm(trained),
+    l2_updates=optax.tree.norm(updates),
     avg_sup_seqlen=jnp.mean(lengths_B),
     max_sup_seqlen=jnp.max(lengths_B),
   )
