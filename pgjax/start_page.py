@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pgjax.models import remat
+
 WIDTH = 100
 
 
@@ -18,6 +20,7 @@ def summary(config: Any, *, devices: Sequence[Any], mesh_shape: Mapping[str, int
   batch_size = config.input.batch_size
   mesh = ", ".join(f"{name}={size}" for name, size in mesh_shape.items())
   epochs = total_steps * batch_size / num_examples
+  policy = remat.chosen(config.remat, config.dtype, len(devices))
   frames = f" x {config.num_frames} frames" if config.num_frames else ""
   lines = [
     ("devices", f"{len(devices)} x {devices[0].device_kind} in {num_processes} process(es)"),
@@ -27,7 +30,7 @@ def summary(config: Any, *, devices: Sequence[Any], mesh_shape: Mapping[str, int
     ("input", f"{config.res} px{frames}, {config.text_len} tokens, batch of {batch_size}"),
     ("data", f"{num_examples:,} examples; {total_steps:,} steps are {epochs:.2f} epochs"),
     ("optimizer", f"{config.optax_name}, lr {config.lr:g}, wd {config.wd:g}"),
-    ("computes in", f"{config.dtype}, {config.microbatches} microbatch(es), remat {config.remat}"),
+    ("computes in", f"{config.dtype}, {config.microbatches} microbatch(es), remat {policy}"),
   ]
   return "\n".join(f"{name:<12} {value}" for name, value in lines)
 

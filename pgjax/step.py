@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from pgjax import params as params_lib
 from pgjax import sharding
-from pgjax.models import mixed, vocabulary
+from pgjax.models import mixed, remat, vocabulary
 
 TABLE = "llm/embedder/input_embedding"
 
@@ -113,12 +113,16 @@ def jitted(model, tx, config, mesh):
   return jax.jit(
     functools.partial(
       train_step,
-      model=model.clone(constrain=sharding.batch_constraint(mesh)),
+      model=model.clone(
+        constrain=sharding.batch_constraint(mesh),
+        remat=remat.chosen(model.remat, model.dtype, mesh.size),
+      ),
       tx=tx,
       rule_of=_rules(config, abstract.params),
       options=options,
       seed=config.seed,
       microbatches=config.microbatches,
+      cast_first=_copied_to_gather(places.params),
     ),
     in_shardings=(places, batch_place),
     out_shardings=(places, sharding.replicated(mesh)),
@@ -136,16 +140,30 @@ def loss_options(model, config, layout=None, *, train=True):
   )
 
 
+def _copied_to_gather(param_places):
+  """Names of stacked leaves whose slices of a layer do not lie in the order of their shards."""
+  places = params_lib.flatten(param_places)
+  return frozenset(
+    name for name, place in places.items() if place.mesh.size > 1 and any(place.spec[2:])
+  )
+
+
 def _layout(mesh, param_places):
   return vocabulary.layout(mesh, params_lib.flatten(param_places)[TABLE])
 
 
-def train_step(state, batch, *, model, tx, rule_of, options, seed, microbatches):
+def train_step(state, batch, *, model, tx, rule_of, options, seed, microbatches, cast_first):
   """One update; see `jitted`."""
   trained, frozen = params_lib.split(state.params, rule_of)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   gradients_of = functools.partial(
-    gradients, trained, frozen, model=model, options=options, examples=len(batch["text"])
+    gradients,
+    trained,
+    frozen,
+    model=model,
+    options=options,
+    examples=len(batch["text"]),
+    cast_first=cast_first,
   )
   if microbatches == 1:
     grads, loss = gradients_of(batch, key)
@@ -165,14 +183,14 @@ def train_step(state, batch, *, model, tx, rule_of, options, seed, microbatches)
   return TrainState(state.step + 1, params_lib.merge(trained, frozen), opt_state), measured
 
 
-def gradients(trained, frozen, batch, key, *, model, options, examples):
+def gradients(trained, frozen, batch, key, *, model, options, examples, cast_first=()):
   """(gradients, loss) of these rows' part of the mean over `examples` examples."""
   table = {**trained, **frozen}[TABLE]
   tokens_BT = batch["text"][:, :-1]
   x_BTD = vocabulary.embed(table, tokens_BT, options.layout).astype(model.dtype)
 
   def loss_fn(moving, x_BTD):
-    leaves = mixed.restored(trained, moving, model.dtype)
+    leaves = mixed.restored(trained, moving, model.dtype, cast_first)
     variables = {"params": params_lib.merge(leaves, frozen)}
     return _loss(model, variables, x_BTD, batch, options, examples, key)
 

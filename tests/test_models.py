@@ -226,7 +226,7 @@ def test_more_images_and_text_cost_what_they_add():
     (lambda: siglip.get("So400m"), r"'So400m' is not SIZE/PATCH .*\['patch_size'\]"),
     (lambda: siglip.get("B/16", num_heads=7), "width=768 is no multiple of num_heads=7"),
     (lambda: siglip.get("B/16", pool_type="map"), "pool_type='map': .* has 'none'"),
-    (lambda: remat.policy("nothing"), "'nothing' is not a policy; allowed: nothing_saveable"),
+    (lambda: remat.policy("nothing"), "'nothing' is not a policy; allowed: balanced"),
     (lambda: step.param_shapes(tiny.model(), tiny.config(res=20)), "20x20 .* patch size 8x8"),
     (lambda: step.param_shapes(tiny.model(dtype="float8"), tiny.config()), "dtype='float8'"),
   ],

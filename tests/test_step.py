@@ -160,11 +160,11 @@ def test_a_nan_in_an_image_shows_in_what_is_measured(one, values):
 
 @pytest.fixture(scope="module")
 def compiled_gradients(values):
-  """compiled(remat) -> (loss, flat gradients, bytes of temporary arrays)."""
+  """compiled(remat, dtype) -> (loss, flat gradients, bytes of temporary arrays)."""
 
   @functools.cache
-  def compiled(policy):
-    model = tiny.model(remat=policy)
+  def compiled(policy, dtype="float32"):
+    model = tiny.model(remat=policy, dtype=dtype)
     options = step.loss_options(model, tiny.config())
     gradients = functools.partial(step.gradients, model=model, options=options, examples=8)
     arguments = params.flatten(values), {}, BATCHES[0], jax.random.key(0)
@@ -185,6 +185,44 @@ def test_every_remat_policy_gives_the_same_gradients(policy, compiled_gradients)
   for name, a in expected.items():
     atol = 1e-5 * (largest if name.endswith("key/bias") else np.abs(a).max())
     np.testing.assert_allclose(grads[name], a, rtol=0, atol=atol, err_msg=name)
+
+
+def test_the_default_in_bfloat16_keeps_less_and_gives_the_same(compiled_gradients):
+  loss, grads, temporary_bytes = compiled_gradients("mlp_out_saveable_chunked", "bfloat16")
+  expected_loss, expected, most_bytes = compiled_gradients("none", "bfloat16")
+  assert temporary_bytes < most_bytes
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-3)
+  for name, a in expected.items():
+    a = np.float32(a)
+    error = np.linalg.norm(np.float32(grads[name]) - a) / np.linalg.norm(a)
+    assert error < 0.02 or name.endswith("key/bias"), name
+
+
+def test_casting_weights_before_the_layers_changes_no_number(values):
+  """What a step does with leaves that a mesh would copy to gather them."""
+  model = tiny.model(dtype="bfloat16")
+  options = step.loss_options(model, tiny.config())
+  gradients = functools.partial(step.gradients, model=model, options=options, examples=8)
+  flat = params.flatten(values)
+  run = jax.jit(gradients, static_argnames="cast_first")
+  early, late = (
+    run(flat, {}, BATCHES[0], jax.random.key(0), cast_first=names)
+    for names in (frozenset(flat), frozenset())
+  )
+  assert early[1] == late[1]
+  for name, gradient in late[0].items():
+    np.testing.assert_array_equal(early[0][name], gradient, err_msg=name)
+
+
+def test_leaves_that_a_mesh_would_copy_are_cast_first():
+  config = tiny.config(sharding_strategy=tiny.FSDP, dtype="bfloat16")
+  one, eight = (
+    tiny.Run(config, tiny.model(dtype="bfloat16"), tiny.mesh(devices=n)) for n in (1, 8)
+  )
+  cast = lambda run: step._copied_to_gather(step.shardings_of(run.abstract.params))  # noqa: E731, SLF001
+  assert not cast(one)
+  assert "llm/layers/mlp/gating_einsum" in cast(eight)
+  assert "llm/layers/mlp/linear" not in cast(eight)  # Sharded on the first axis of a layer.
 
 
 def test_bfloat16_compute_is_close_to_float32(values, one_log):

@@ -41,7 +41,7 @@ class Config:
   query_pre_attn_norm: str = "rsqrt_head_dim"  # or rsqrt_emb_per_head (27b).
   post_norms: bool = False
   dropout: float = 0.0
-  remat_policy: str = "nothing_saveable"
+  remat_policy: str | None = None  # See remat.py.
   scan: bool = True  # False: the layers are unrolled; parameters stay stacked.
   cache_dtype: str | None = None  # Default: the compute dtype.
 

@@ -6,6 +6,7 @@ twice the bytes its numbers need. A `Master` keeps it narrow: the same numbers, 
 """
 
 import re
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -40,10 +41,19 @@ def differentiable(leaves: dict[str, Any], dtype: str) -> dict[str, Any]:
   }
 
 
-def restored(leaves: dict[str, Any], moving: dict[str, Any], dtype: str) -> dict[str, Any]:
-  """What the modules read, from the leaves and what `differentiable` made of them."""
+def restored(
+  leaves: dict[str, Any], moving: dict[str, Any], dtype: str, cast_first: Collection[str] = ()
+) -> dict[str, Any]:
+  """What the modules read, from the leaves and what `differentiable` made of them.
+
+  `cast_first`: names of stacked leaves to cast as a whole, before the scan over layers. The numbers
+  are the same. It pays where a leaf is sharded so that XLA copies it into another order to gather
+  it: the copy is then of the narrow numbers.
+  """
   return {
-    name: Master(leaf, moving[name]) if _is_wider(name, leaf, dtype) else moving[name]
+    name: Master(leaf.astype(dtype) if name in cast_first else leaf, moving[name])
+    if _is_wider(name, leaf, dtype)
+    else moving[name]
     for name, leaf in leaves.items()
   }
 

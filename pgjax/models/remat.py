@@ -20,37 +20,51 @@ class Policy(NamedTuple):
 
 
 _rules = jax.checkpoint_policies
-# Names given with `jax.ad_checkpoint.checkpoint_name` in attention.py, gemma.py and siglip.py.
-_ATTENTION = ("attn_out", "attn_lse")
+# Names given with `jax.ad_checkpoint.checkpoint_name` in attention.py, geglu.py and gemma.py.
+_MLP_OUT = _rules.save_only_these_names("mlp_out")
+_ATTENTION = _rules.save_only_these_names("attn_out", "attn_lse")
 
 POLICIES = {
   # The reference's: a layer keeps its input alone.
   "nothing_saveable": Policy(_rules.nothing_saveable),
   # The same, and the MLP's wide arrays exist for a quarter of the tokens at a time.
-  "least_memory": Policy(_rules.nothing_saveable, mlp_chunks=8),
+  "least_memory": Policy(_rules.nothing_saveable, mlp_chunks=4),
   # What the MLP returned is kept, so that its last product is not computed twice.
-  "mlp_out_saveable": Policy(_rules.save_only_these_names("mlp_out")),
-  "mlp_out_saveable_chunked": Policy(_rules.save_only_these_names("mlp_out"), mlp_chunks=8),
+  "mlp_out_saveable": Policy(_MLP_OUT),
+  "mlp_out_saveable_chunked": Policy(_MLP_OUT, mlp_chunks=4),
   # What attention returned is kept, so that no score is computed twice more: for long sequences.
-  "attention_saveable": Policy(_rules.save_only_these_names(*_ATTENTION)),
+  "attention_saveable": Policy(_ATTENTION),
   # Every product with a weight, and attention: no product is computed twice.
   "products_saveable": Policy(
-    _rules.save_from_both_policies(
-      _rules.dots_with_no_batch_dims_saveable, _rules.save_only_these_names(*_ATTENTION)
-    )
+    _rules.save_from_both_policies(_rules.dots_with_no_batch_dims_saveable, _ATTENTION)
   ),
   "dots_with_no_batch_dims_saveable": Policy(_rules.dots_with_no_batch_dims_saveable),
   "dots_saveable": Policy(_rules.dots_saveable),
   "none": Policy(None),
 }
-DEFAULT = "nothing_saveable"
+BALANCED = "balanced"  # The policy that suits where the step runs; see `chosen`.
+
+
+def chosen(name: str | None, dtype: str, num_devices: int) -> str:
+  """The name of the policy itself, for "balanced" (or None) and where the step runs.
+
+  On one device chunks save more memory than the MLP's outputs take, if these are bfloat16. Over
+  several, each chunk would have to gather the weights again.
+  """
+  if name not in (None, BALANCED):
+    return name
+  if num_devices > 1:
+    return "nothing_saveable"
+  return "least_memory" if dtype == "float32" else "mlp_out_saveable_chunked"
 
 
 def policy(name: str | None) -> Policy:
-  """The policy of that name; the default where it is None."""
-  if name is not None and name not in POLICIES:
-    raise UserError(f"remat={name!r} is not a policy; allowed: {', '.join(POLICIES)}.")
-  return POLICIES[name or DEFAULT]
+  """The policy of that name; for "balanced" and None the reference's, which suits everywhere."""
+  if name in (None, BALANCED):
+    name = "nothing_saveable"
+  if name not in POLICIES:
+    raise UserError(f"remat={name!r} is not a policy; allowed: {', '.join([BALANCED, *POLICIES])}.")
+  return POLICIES[name]
 
 
 def mlp_chunks(name: str | None) -> int:

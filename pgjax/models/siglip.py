@@ -29,7 +29,7 @@ class Config:
   pool_type: str = "none"
   posemb: str = "learn"
   dropout: float = 0.0
-  remat_policy: str = "nothing_saveable"
+  remat_policy: str | None = None  # See remat.py.
   scan: bool = True  # False: the layers are unrolled; parameters stay stacked.
   dtype_mm: str | None = None  # Default: the model's compute dtype.
 
