@@ -10,7 +10,7 @@ from configs import common
 
 # On two cores one image layer learns shapes sooner than three, and 8-pixel patches than 16-pixel.
 PRESETS = {
-  "quick": dict(res=48, shift=4, img_depth=1, epochs=6, lr=2e-3, batch_size=32, every=2_000),
+  "quick": dict(res=48, shift=4, img_depth=1, epochs=5, lr=2e-3, batch_size=32, every=2_000),
   "long": dict(res=64, shift=6, img_depth=2, epochs=10, lr=1e-3, batch_size=64, every=2_000),
 }
 

@@ -25,7 +25,7 @@ td.number { font-variant-numeric: tabular-nums; text-align: right; }
 .card { border: 1px solid #ddd; border-left: 5px solid #999; border-radius: 4px; padding: .7rem;
   overflow-wrap: anywhere; white-space: pre-wrap; }
 .right { border-left-color: #2a8f4f; } .wrong { border-left-color: #c0392b; }
-.card img { max-width: 160px; display: block; margin-bottom: .4rem; image-rendering: auto; }
+.card img { width: 160px; display: block; margin-bottom: .4rem; }
 .label { color: #666; font-size: .85em; }
 """
 
