@@ -25,7 +25,7 @@ WORKDIR ?= workdir/easyvqa
 WORKERS ?= 2
 PYTEST = $(PY) -m pytest -n $(WORKERS) -q
 
-.PHONY: help install install-test quickstart test test-slow test-gpu lint format clean
+.PHONY: help install install-test quickstart test test-slow test-gpu test-parity lint format clean
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
 
@@ -50,6 +50,12 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(PY) -m pip install --quiet --disable-pip-version-check $(CORE) -r requirements-test.txt
 	@touch $@
 
+# torch first: it is the CPU's where pip finds that one, and transformers leaves it as it is.
+$(VENV)/.installed-parity: requirements-parity.txt $(VENV)/.installed-test
+	$(PY) -m pip install --quiet --disable-pip-version-check $$(grep ^torch== $<)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(CORE) -r requirements-test.txt -r $<
+	@touch $@
+
 quickstart: $(VENV)/.installed
 	$(PY) -m pgjax.train --config=$(CONFIG) --workdir=$(WORKDIR)
 	$(PY) -m pgjax.evaluate --ckpt=$(WORKDIR) --evals=test --out=$(WORKDIR)/test
@@ -59,13 +65,18 @@ quickstart: $(VENV)/.installed
 	@echo "Config, checkpoints, metrics.jsonl and TensorBoard files are in $(WORKDIR)"
 
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not gpu and not parity" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test
-	$(PYTEST) -m "slow and not gpu" $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not gpu and not parity" $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-test
 	$(PY) -m pytest -q -m gpu $(PYTEST_ARGS)
+
+# TRANSFORMERS=4.57.6 compares with that version instead, and leaves it installed.
+test-parity: $(VENV)/.installed-parity
+	$(if $(TRANSFORMERS),$(PY) -m pip install --quiet --disable-pip-version-check transformers==$(TRANSFORMERS))
+	$(PY) -m pytest -q -m parity $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check .

@@ -159,7 +159,11 @@ LLM = {
   "norm_eps": _number(0, optional=True),
   "attn_logits_softcap": _number(0, optional=True),
   "final_logits_softcap": _number(0, optional=True),
-  "query_pre_attn_norm": _one_of("rsqrt_head_dim", "rsqrt_emb_per_head", optional=True),
+  "query_pre_attn_norm": Field(
+    "rsqrt_head_dim, rsqrt_emb_per_head or a number > 0",
+    lambda v: v in ("rsqrt_head_dim", "rsqrt_emb_per_head") or (_is_number(v) and v > 0),
+    optional=True,
+  ),
   "post_norms": OPTIONAL_FLAG,
   "cache_dtype": _one_of(*DTYPES, "float16", optional=True),
 }

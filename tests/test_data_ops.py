@@ -99,9 +99,29 @@ def test_resize_equals_the_reference(antialias, size):
   np.testing.assert_array_equal(as_bytes[clear], np.floor(reference)[clear])
 
 
+@pytest.mark.parametrize("size", [(24, 24), (7, 31), (90, 50)])
+def test_bicubic_is_antialiased_and_rounds(size):
+  image = noise(33, 60, 3)
+  resized = ops.parse(f'resize({size}, method="bicubic")')({"image": image})["image"]
+  reference = jax.image.resize(image.astype(np.float32), (*size, 3), "cubic", antialias=True)
+  reference = np.clip(np.round(reference), 0, 255)
+  assert resized.dtype == np.uint8
+  difference = np.abs(resized - reference)
+  inside = (reference > 0) & (reference < 255)  # Pillow clips between its two passes as well.
+  assert (difference[inside] == 0).mean() > 0.5
+  assert np.median(difference) <= 1
+  assert difference.mean() < 1
+
+
+def test_bicubic_takes_bytes_only():
+  with pytest.raises(UserError, match=r"not float32; put resize before value_range"):
+    ops.parse('value_range|resize(8, method="bicubic")')({"image": noise(9, 9, 3)})
+
+
 def test_an_image_of_the_right_size_is_returned_unchanged():
   image = noise(8, 9, 3)
   assert images.resize(image, 8, 9, antialias=True) is image
+  assert images.resize_bicubic(image, 8, 9) is image
 
 
 def test_value_range_maps_bytes_to_minus_one_and_one():
@@ -132,7 +152,8 @@ def test_an_unknown_op_is_answered_with_a_guess():
     ("a.b()", "is not an op"),
     ("resize()", "missing a required argument: 'size'"),
     ("resize(224, antialis=True)", "unexpected keyword argument 'antialis'"),
-    ("resize(224, method='area')", "only 'bilinear'"),
+    ("resize(224, method='area')", "only 'bilinear' and 'bicubic'"),
+    ("inception_crop(224, method='bicubic')", "only 'bilinear'"),
     ("resize(-1)", "positive number of pixels"),
     ("decode(4)", "3 channels"),
     ("tok(key='prefix')", "needs a tokenizer"),

@@ -57,9 +57,15 @@ def decode(channels=3, precise=False, *, key=None, inkey=None, outkey=None):
 
 
 def resize(size, method="bilinear", antialias=False, *, key=None, inkey=None, outkey=None):
-  """To a square of `size`, or to (height, width); the aspect ratio is not kept."""
+  """To a square of `size`, or to (height, width); the aspect ratio is not kept.
+
+  "bilinear" as big_vision does it; "bicubic" as Hugging Face does it, which is always antialiased.
+  """
   height, width = _size(size)
-  _only_bilinear("resize", method)
+  if method == "bicubic":
+    return _image_op(lambda image: images.resize_bicubic(image, height, width), key, inkey, outkey)
+  if method != "bilinear":
+    raise UserError(f"resize: method '{method}' is not there; only 'bilinear' and 'bicubic' are.")
   return _image_op(
     lambda image: images.resize(image, height, width, antialias=antialias), key, inkey, outkey
   )
@@ -156,7 +162,8 @@ def inception_crop(
 
   As big_vision's; the draws themselves are numpy's. After 100 misfits the whole image is taken.
   """
-  _only_bilinear("inception_crop", method)
+  if method != "bilinear":
+    raise UserError(f"inception_crop: method '{method}' is not there; only 'bilinear' is.")
 
   def draw(rng, shape):
     top, left, height, width = _inception_window(rng, shape, area_min / 100, area_max / 100)
@@ -186,8 +193,3 @@ def _size(size) -> tuple[int, int]:
   if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
     raise UserError(f"A size is a positive number of pixels or (height, width), not {size!r}.")
   return height, width
-
-
-def _only_bilinear(name, method):
-  if method != "bilinear":
-    raise UserError(f"{name}: method '{method}' is not there; only 'bilinear' is.")

@@ -73,6 +73,22 @@ def resize(image: np.ndarray, height: int, width: int, *, antialias: bool) -> np
   return resized.astype(image.dtype)
 
 
+def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """uint8 [H, W, 3] -> uint8 [height, width, 3] by Pillow's bicubic filter, to the bit.
+
+  Hugging Face's processors without torchvision call the same; it antialiases and rounds, where
+  `resize` truncates. An image that has the size already is returned as it is.
+  """
+  if image.dtype != np.uint8:
+    raise UserError(
+      f"bicubic resizing takes the uint8 pixels that decode makes, not {image.dtype}; put resize"
+      " before value_range."
+    )
+  if image.shape[:2] == (height, width):
+    return image
+  return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
 def _interpolated(image, height, width):
   """Half-pixel centres, two neighbours a side, no widening when shrinking (so it aliases)."""
   top, bottom, down = _neighbours(image.shape[0], height)

@@ -16,6 +16,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
@@ -31,6 +32,14 @@ WHERE_FROM = (
   "the file tokenizer.model of a Hugging Face folder); tokenizer='tiny' is the small one that "
   "needs no download"
 )
+
+
+class Piece(NamedTuple):
+  """One piece of a model: `kind` is normal, unknown, control, user_defined, unused or byte."""
+
+  text: str
+  score: float
+  kind: str
 
 
 class Tokenizer:
@@ -51,7 +60,8 @@ class Tokenizer:
     self.path = path
     self.source = source
     self.sha256 = hashlib.sha256(source).hexdigest()
-    self._model = sentencepiece.SentencePieceProcessor(model_proto=_with_tokensets(source, path))
+    self._proto = _with_tokensets(source, path)
+    self._model = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
     self.vocab_size = self._model.vocab_size()
     ids = [getattr(self._model, f"{name}_id")() for name in ("pad", "eos", "bos", "unk")]
     if ids != [PAD, EOS, BOS, UNK]:
@@ -87,6 +97,30 @@ class Tokenizer:
   def piece(self, token: int) -> str:
     """The piece as it stands in the model, for tables that show tokens one by one."""
     return self._model.id_to_piece(int(token)) if 0 <= token < self.vocab_size else "<beyond>"
+
+  def pieces(self) -> list[Piece]:
+    """All pieces in the order of their ids, for those who write them in another format.
+
+    A model that does more to a text than BPE over it with "▁" for a space is refused.
+    """
+    model = sentencepiece_model_pb2.ModelProto.FromString(self._proto)
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    plain = dict(
+      model_type=(trainer.model_type, trainer.BPE),
+      byte_fallback=(trainer.byte_fallback, True),
+      treat_whitespace_as_suffix=(trainer.treat_whitespace_as_suffix, False),
+      precompiled_charsmap=(normalizer.precompiled_charsmap, b""),
+      add_dummy_prefix=(normalizer.add_dummy_prefix, False),
+      remove_extra_whitespaces=(normalizer.remove_extra_whitespaces, False),
+      escape_whitespaces=(normalizer.escape_whitespaces, True),
+    )
+    if odd := [name for name, (value, wanted) in plain.items() if value != wanted]:
+      raise UserError(
+        f"Tokenizer '{self.path}' differs from Gemma's in {', '.join(odd)}, which is not written in"
+        f" other formats; {WHERE_FROM}."
+      )
+    kinds = model.SentencePiece.Type
+    return [Piece(p.piece, p.score, kinds.Name(p.type).lower()) for p in model.pieces]
 
 
 @functools.lru_cache(maxsize=4)

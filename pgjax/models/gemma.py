@@ -38,7 +38,7 @@ class Config:
   norm_eps: float = 1e-6
   attn_logits_softcap: float = 0.0  # 0: off.
   final_logits_softcap: float = 0.0  # 0: off, as in every transfer of the reference.
-  query_pre_attn_norm: str = "rsqrt_head_dim"  # or rsqrt_emb_per_head (27b).
+  query_pre_attn_norm: str | int | float = "rsqrt_head_dim"  # See query_scalar.
   post_norms: bool = False
   dropout: float = 0.0
   remat_policy: str | None = None  # See remat.py.
@@ -46,10 +46,17 @@ class Config:
   cache_dtype: str | None = None  # Default: the compute dtype.
 
   @property
+  def query_scalar(self) -> float:
+    """What the scores are divided by the root of, Hugging Face's query_pre_attn_scalar.
+
+    "rsqrt_head_dim": head_dim. "rsqrt_emb_per_head" (27b): width // num_heads. Or a number.
+    """
+    named = {"rsqrt_head_dim": self.head_dim, "rsqrt_emb_per_head": self.width // self.num_heads}
+    return float(named.get(self.query_pre_attn_norm, self.query_pre_attn_norm))
+
+  @property
   def query_scale(self) -> float:
-    if self.query_pre_attn_norm == "rsqrt_emb_per_head":
-      return (self.width // self.num_heads) ** -0.5
-    return self.head_dim**-0.5
+    return self.query_scalar**-0.5
 
 
 _GEMMA2 = dict(attn_logits_softcap=50.0, final_logits_softcap=30.0, post_norms=True)
@@ -97,6 +104,12 @@ def get(variant="gemma_2b", **fields) -> Config:
     raise UserError(
       f"model.llm: num_heads={config.num_heads} is no multiple of"
       f" num_kv_heads={config.num_kv_heads}."
+    )
+  norm = config.query_pre_attn_norm
+  if isinstance(norm, str) and norm not in ("rsqrt_head_dim", "rsqrt_emb_per_head"):
+    raise UserError(
+      f"model.llm.query_pre_attn_norm={norm!r} must be rsqrt_head_dim,"
+      " rsqrt_emb_per_head, or the number that the scores are divided by the root of."
     )
   return config
 
