@@ -1,14 +1,15 @@
 """How do the arrays of a run get to disk and back? The one door to Orbax.
 
 `Saver` decides when a run is saved, finds its newest good state again, and forgets old steps.
-Commands that only need the weights use `restore_params`. What lies beside the arrays in a step
-folder, and how damage is found, is in runs.py; weights in other formats are in weights.py.
+Commands that only need the weights use checkpoint_params.py. What lies beside the arrays in a step
+folder, and how damage is found, is in runs.py.
 """
 
 import functools
 import json
 import logging
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ import orbax.checkpoint as ocp
 
 from pgjax import runs, sharding
 from pgjax.errors import UserError
+from pgjax.params import flatten, unflatten
+from pgjax.weight_files import CHUNK_BYTES
 
 COMPRESSED = 0.9  # Orbax's files, as a share of the arrays' bytes: float32 weights hardly shrink.
 
@@ -68,7 +71,7 @@ class Saver:
     `abstract_state` is a TrainState of ShapeDtypeStructs with shardings: where each array belongs
     now, whatever the mesh was when it was written.
     """
-    self._check_room("A checkpoint", _named(abstract_state))
+    self._check_room("A checkpoint", named(abstract_state))
     state, position = None, None
     available = runs.steps(self._workdir)
     while available and state is None:
@@ -105,17 +108,17 @@ class Saver:
     self._explained(self._manager.wait_until_finished)  # Raises what went wrong last time.
     if step in self._manager.all_steps():
       return
-    arrays = _named(state)
+    arrays = named(state)
     self._check_room(f"The checkpoint of step {step}", arrays)
     sums = {name: int(value) for name, value in jax.device_get(self._checksums(arrays)).items()}
     run = dict(step=step, config=self._config, identity=self._identity, sums=sums)
     run["position"] = runs.plain(position)
-    run["shapes"] = {name: _shape(leaf) for name, leaf in arrays.items()}
+    run["shapes"] = {name: shape(leaf) for name, leaf in arrays.items()}
     self._saving = (step, run)
     if (value := self._value(scores)) is not None:
       self._values[step] = run["best_value"] = value
     args = ocp.args.Composite(
-      params=ocp.args.StandardSave(state.params),
+      params=ocp.args.StandardSave(state.params, in_pieces(flatten(state.params))),
       optimizer=ocp.args.StandardSave(_without_params(arrays)),
     )
     self._explained(functools.partial(self._manager.save, step, args=args))
@@ -137,7 +140,7 @@ class Saver:
       cleanup_tmp_directories=True,
       async_options=ocp.AsyncOptions(post_finalization_callback=self._add_files),
     )
-    logging.getLogger("absl").addFilter(_not_said_twice)
+    logging.getLogger("absl").addFilter(not_said_twice)
     # Else a replicated array is cut into a slice for each device before it is written, on the
     # device: memory there, and 1.5 s instead of 0.1 s a save for a small model on 8 devices.
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
@@ -157,23 +160,23 @@ class Saver:
     runs.add_files(folder, run, self._tokenizer)
 
   def _restore(self, found: runs.Checkpoint, abstract_state: Any) -> Any:
-    wanted = _named(abstract_state)
-    params = _read_item(found.path / "params", abstract_state.params)
-    arrays = {f"params/{name}": leaf for name, leaf in _named(params).items()}
-    arrays |= _read_item(found.path / "optimizer", _without_params(wanted))
-    _check_sums(found, self._checksums(arrays))
+    wanted = named(abstract_state)
+    params = read_item(found.path / "params", abstract_state.params)
+    arrays = {f"params/{name}": leaf for name, leaf in named(params).items()}
+    arrays |= read_item(found.path / "optimizer", _without_params(wanted))
+    check_sums(found, self._checksums(arrays))
     return jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[n] for n in wanted])
 
   def _check_same_run(self, found: runs.Checkpoint, abstract_state: Any) -> None:
     """The workdir must hold this run, perhaps with other settings, but not another one."""
     advice = "Give this run a workdir of its own, or set this back to go on with the run in there."
-    here = {name: _shape(leaf) for name, leaf in _named(abstract_state).items()}
+    here = {name: shape(leaf) for name, leaf in named(abstract_state).items()}
     names = here.keys() | found.shapes.keys()
     different = sorted(name for name in names if here.get(name) != found.shapes.get(name))
     if different:
       raise UserError(
         f"The workdir {self._workdir} holds another model, or other trainable parts: "
-        f"{_compared(different[0], found.shapes, here)}, and {len(different)} arrays differ in "
+        f"{compared(different[0], found.shapes, here)}, and {len(different)} arrays differ in "
         f"all. {advice}"
       )
     for name in sorted(found.identity.keys() | self._identity.keys()):
@@ -261,26 +264,24 @@ class _Retention(NamedTuple):
     return [step in keep for step in steps]
 
 
-def restore_params(
-  found: runs.Checkpoint, abstract_params: Any, checksums: Callable[[Any], Any]
-) -> Any:
-  """The parameters alone, born where the shardings of `abstract_params` say."""
-  here = {f"params/{name}": _shape(leaf) for name, leaf in _named(abstract_params).items()}
-  there = {name: shape for name, shape in found.shapes.items() if name.startswith("params/")}
-  for name in sorted(here.keys() | there.keys()):
-    if here.get(name) != there.get(name):
-      raise UserError(
-        f"The model of this config is not the one in {found.path}: {_compared(name, there, here)}."
-      )
-  try:
-    params = _read_item(found.path / "params", abstract_params)
-    _check_sums(found, checksums({f"params/{n}": leaf for n, leaf in _named(params).items()}))
-  except runs.DamagedError as error:
-    raise UserError(f"The checkpoint {found.path} is damaged: {error}.") from error
-  return params
+def in_pieces(params: Mapping[str, Any]) -> Any:
+  """Orbax's save_args, nested: large arrays lie on disk by layers, or by blocks of rows.
+
+  So that a program that copies or converts a checkpoint holds one layer, and a mesh of another
+  shape reads little that it does not keep. `params`: {name: array or Leaf}.
+  """
+
+  def pieces(name, leaf):
+    if leaf.nbytes <= CHUNK_BYTES:
+      return ocp.SaveArgs()
+    by_layer = name.startswith(("llm/layers/", "img/Transformer/encoderblock/"))
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if by_layer else ())
+
+  return unflatten({name: pieces(name, leaf) for name, leaf in params.items()})
 
 
-def _read_item(path: pathlib.Path, abstract: Any) -> Any:
+def read_item(path: pathlib.Path, abstract: Any) -> Any:
+  """One Orbax item of a step folder, born where the shardings of `abstract` say."""
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       return checkpointer.restore(path, abstract)
@@ -290,13 +291,14 @@ def _read_item(path: pathlib.Path, abstract: Any) -> Any:
     raise runs.DamagedError(f"{path.name}: {str(error).splitlines()[0]}") from error
 
 
-def _check_sums(found: runs.Checkpoint, sums: Mapping[str, jax.Array]) -> None:
+def check_sums(found: runs.Checkpoint, sums: Mapping[str, jax.Array]) -> None:
+  """Raises DamagedError if an array is not the one that was saved."""
   for name, value in jax.device_get(sums).items():
     if int(value) != found.sums[name]:
       raise runs.DamagedError(f"the content of {name} has changed since it was written")
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def named(tree: Any) -> dict[str, Any]:
   """{"params/llm/layers/attn/q_einsum/w": leaf}, in the order of the tree."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
@@ -306,11 +308,13 @@ def _without_params(named: Mapping[str, Any]) -> dict[str, Any]:
   return {name: leaf for name, leaf in named.items() if not name.startswith("params/")}
 
 
-def _shape(leaf: Any) -> list:
+def shape(leaf: Any) -> list:
+  """As run.json has it."""
   return [np.dtype(leaf.dtype).name, list(leaf.shape)]
 
 
-def _compared(name: str, there: Mapping[str, list], here: Mapping[str, list]) -> str:
+def compared(name: str, there: Mapping[str, list], here: Mapping[str, list]) -> str:
+  """How a leaf differs, for messages."""
   words = ["absent" if s is None else f"{s[0]}{s[1]}" for s in (there.get(name), here.get(name))]
   return f"{name} is {words[0]} in its checkpoint and {words[1]} in this config"
 
@@ -324,10 +328,10 @@ def _short(value: Any) -> str:
   return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _not_said_twice(record: logging.LogRecord) -> bool:
+def not_said_twice(record: logging.LogRecord) -> bool:
   """Orbax logs a traceback from each of its threads for what is raised here as one sentence.
 
-  It also warns of the array handler that is replaced on purpose.
+  It also warns of array handlers that are replaced on purpose.
   """
-  overriding = "Type handler registry" in record.getMessage()
+  overriding = re.search("Type handler registry|TypeHandlerRegistry", record.getMessage())
   return "orbax" not in record.pathname or not (record.exc_info or overriding)

@@ -11,6 +11,7 @@ trace. Bugs keep theirs.
     cli.run(main, __doc__, [cli.Flag("workdir", str, required=True, help="...")], examples=[...])
 """
 
+import logging
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -58,6 +59,8 @@ def run(
   checked config (None if it was not given), args.config_spec what was written, and args.overrides
   the --config.x=... as a dict, for commands that apply them to a config from elsewhere.
   """
+  logging.basicConfig(format="%(message)s")
+  logging.getLogger("pgjax").setLevel(logging.INFO)  # What was changed on the way is said.
   argv = list(sys.argv if argv is None else argv)
   if config != "none":
     flags = [Flag("config", str, required=config == "required", help=_CONFIG_HELP), *flags]

@@ -1,7 +1,8 @@
 """Scores a checkpoint on whole splits: predictions.jsonl, metrics.json and report.html in --out.
 
-Config and tokenizer come from the checkpoint itself; --config names another one, for other data or
-other evaluators, and --config.evals.x.y=... changes a field of either.
+Config and tokenizer come from the checkpoint itself, where pgjax.train wrote it; --config names
+another one, for other data, other evaluators or weights in another format, and
+--config.evals.x.y=... changes a field of either.
 """
 
 import json
@@ -10,10 +11,9 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
-from pgjax import checkpoint, cli, evals, metric_log, report, runs, sharding
+from pgjax import checkpoint_params, ckpt, cli, evals, loading, metric_log, report, runs, sharding
 from pgjax import config as config_lib
 from pgjax import step as step_lib
 from pgjax.data import tokenizer as tokenizer_lib
@@ -27,39 +27,40 @@ def main(args: Any) -> None:
   """One checkpoint, or with --watch every step that appears, until the run has ended."""
   out = runs.open_folder(args.out, "--out")
   if not args.watch:
-    score(args, runs.find(args.ckpt, args.step), out)
+    score(args, ckpt.open_source(args.ckpt, args.step), out)
     return
   if args.step is not None:
     raise UserError("--watch scores every step that appears, so --step cannot be given with it.")
   done: set[int] = set()
   while True:
     for step in [s for s in runs.steps(args.ckpt) if s not in done]:
-      found = runs.find(args.ckpt, step)
-      score(args, found, out / f"step_{step}")
+      source = ckpt.open_source(args.ckpt, step)
+      score(args, source, out / f"step_{step}")
       done.add(step)
-      if step == found.position["total_steps"]:
+      if step == source.run.position["total_steps"]:
         return
     time.sleep(POLL_SECONDS)
 
 
-def score(args: Any, found: runs.Checkpoint, out: pathlib.Path) -> None:
-  """All evaluators that --evals matches, on the parameters of one step."""
-  config = args.config
-  if config is None:
-    saved = config_lib.overridden(config_lib.from_dict(found.config), args.overrides)
-    config = config_lib.validated(saved)
+def score(args: Any, source: ckpt.Source, out: pathlib.Path) -> None:
+  """All evaluators that --evals matches, on the parameters of one checkpoint."""
+  config = args.config or saved_config(source, args.overrides)
   mesh = sharding.start(config.mesh)
   log = metric_log.Log(None, main=sharding.is_main())
-  tokenizer = tokenizer_lib.load(found.tokenizer)
+  tokenizer = (
+    tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
+    if source.tokenizer is not None
+    else tokenizer_lib.load(config.tokenizer)
+  )
   model = paligemma.Model(**config.model)
-  abstract = abstract_params(model, config, mesh, found)
+  abstract = abstract_params(model, config, mesh, source)
   places = step_lib.shardings_of(abstract)
   evaluators = evals.make(
     config, model, mesh, tokenizer, places, evals.matching(config, args.evals)
   )
-  log.say(f"Scoring step {found.step} of {found.path} on {mesh.size} x {mesh.devices.flat[0]}")
+  log.say(f"Scoring {source.path} on {mesh.size} x {mesh.devices.flat[0]}")
   with log.waiting("Loading the parameters"):
-    params = checkpoint.restore_params(found, abstract, step_lib.jitted_checksums())
+    params = restored(source, abstract)
   scores, rows, pictures = {}, {}, {}
   for evaluator in evaluators:
     pictures[evaluator.name] = album = Album(evaluator)
@@ -68,8 +69,28 @@ def score(args: Any, found: runs.Checkpoint, out: pathlib.Path) -> None:
     scores, rows[evaluator.name] = scores | result.scores, result.rows
   log.say("\n".join(f"{name} = {value:.6g}" for name, value in scores.items()))
   if sharding.is_main():
-    write(out, found, scores, rows, {name: album.pictures for name, album in pictures.items()})
+    write(
+      out, source, config, scores, rows, {name: album.pictures for name, album in pictures.items()}
+    )
   log.say(f"Written to {out}: metrics.json, predictions.jsonl, report.html")
+
+
+def saved_config(source: ckpt.Source, overrides: Any) -> Any:
+  """The config that a checkpoint of pgjax.train was saved with."""
+  saved = source.run.config if source.run else {}
+  if "evals" not in saved:
+    raise UserError(
+      f"--ckpt={source.name} holds weights without a config that says what to score: give --config."
+    )
+  return config_lib.validated(config_lib.overridden(config_lib.from_dict(saved), overrides))
+
+
+def restored(source: ckpt.Source, abstract: Any) -> Any:
+  """The parameters on the mesh."""
+  if source.run:
+    checksums = step_lib.jitted_checksums()
+    return checkpoint_params.restore_params(source.run, abstract, checksums)
+  return loading.load(source.leaves, abstract, step_lib.shardings_of(abstract), source.name)
 
 
 class Album:
@@ -89,31 +110,31 @@ class Album:
     self._start += self._batch_size
 
 
-def abstract_params(model: Any, config: Any, mesh: Any, found: runs.Checkpoint) -> Any:
+def abstract_params(model: Any, config: Any, mesh: Any, source: ckpt.Source) -> Any:
   """Shapes and shardings for this mesh, with the dtypes that the checkpoint has."""
   params = step_lib.abstract_state(model, optax.identity(), config, mesh).params
 
-  def stored(path, leaf):
-    name = "params/" + jax.tree_util.keystr(path, simple=True, separator="/")
-    dtype = found.shapes[name][0] if name in found.shapes else leaf.dtype
-    return jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype), sharding=leaf.sharding)
+  def as_stored(path, leaf):
+    stored = source.leaves.get(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, stored.dtype, sharding=leaf.sharding)
 
-  return jax.tree_util.tree_map_with_path(stored, params)
+  return jax.tree_util.tree_map_with_path(as_stored, params)
 
 
-def write(out: pathlib.Path, found: runs.Checkpoint, scores, rows, pictures) -> None:
+def write(out: pathlib.Path, source: ckpt.Source, config, scores, rows, pictures) -> None:
   """The three files; a row of predictions.jsonl also says which evaluator it is of."""
-  facts = dict(checkpoint=str(found.path), step=found.step)
+  step = source.run.step if source.run else 0
+  facts = dict(checkpoint=str(source.path), step=step)
   together = [dict(eval=name) | row for name, of_one in rows.items() for row in of_one]
   evals.write(out, facts | scores, together)
   with metric_log.disk_errors(out):
-    title = f"pgjax: step {found.step}"
+    title = f"pgjax: step {step}" if step else f"pgjax: {source.path.name}"
     (out / "report.html").write_text(report.page(title, facts, scores, rows, pictures))
-    (out / "config.json").write_text(json.dumps(found.config, indent=1) + "\n")
+    (out / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
 
 
 FLAGS = [
-  cli.Flag("ckpt", str, required=True, help="a workdir of pgjax.train, or one of its steps"),
+  cli.Flag("ckpt", str, required=True, help=f"what to score; {ckpt.ALLOWED}"),
   cli.Flag("out", str, required=True, help="folder for the results; made if it is not there"),
   cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
   cli.Flag("step", int, help="which step of the workdir; without it the newest"),

@@ -32,7 +32,7 @@ class Checkpoint(NamedTuple):
   path: pathlib.Path
   step: int
   config: dict[str, Any]
-  tokenizer: str  # Path of the copied file.
+  tokenizer: str | None  # Path of the copied file; None only where weights came without one.
   identity: dict[str, Any]  # What must not change between two starts: the data and its order.
   position: dict[str, Any]  # In the data.
   shapes: dict[str, list]  # {"params/llm/...": ["float32", [4, 8]]}
@@ -70,11 +70,6 @@ def steps(workdir: str | pathlib.Path) -> list[int]:
 def find(ckpt: str, step: int | None = None) -> Checkpoint:
   """A workdir of pgjax.train (its newest step, or `step`) or one of its step folders."""
   path = pathlib.Path(ckpt).expanduser().absolute()
-  if path.suffix == ".npz" or any(path.glob("*.safetensors")):
-    raise UserError(
-      f"{ckpt} is a checkpoint of another program: this command reads workdirs of pgjax.train and "
-      "their step folders, not yet .npz files or Hugging Face folders."
-    )
   if not path.exists():
     raise UserError(f"There is no checkpoint at {ckpt}: no such file or folder.")
   if not (path / "run.json").is_file():  # A workdir, then.
@@ -100,23 +95,26 @@ def read(path: pathlib.Path) -> Checkpoint:
       if actual != size:
         raise DamagedError(f"{name} has {actual:,} bytes instead of {size:,}")
     run = json.loads((path / "run.json").read_text())
-    tokenizer = path / "tokenizer.model"
-    if hashlib.sha256(tokenizer.read_bytes()).hexdigest() != run["tokenizer_sha256"]:
+    tokenizer = path / "tokenizer.model" if run["tokenizer_sha256"] else None
+    if tokenizer and hashlib.sha256(tokenizer.read_bytes()).hexdigest() != run["tokenizer_sha256"]:
       raise DamagedError("tokenizer.model is not the file that was saved")
     if run["format"] != FORMAT:
       raise UserError(f"{path} has format {run['format']}; this version of pgjax reads {FORMAT}.")
     fields = [run[name] for name in ("identity", "position", "shapes", "sums")]
-    return Checkpoint(path, run["step"], run["config"], str(tokenizer), *fields)
+    return Checkpoint(path, run["step"], run["config"], tokenizer and str(tokenizer), *fields)
   except FileNotFoundError as error:
     raise DamagedError(f"{_relative(error.filename, path)} is missing") from error
   except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
     raise DamagedError(f"{type(error).__name__}: {error}") from error
 
 
-def add_files(folder: pathlib.Path, run: dict[str, Any], tokenizer: bytes) -> None:
+def add_files(folder: pathlib.Path, run: dict[str, Any], tokenizer: bytes | None) -> None:
   """Puts beside the arrays, in a folder not yet in place, what `read` wants to find."""
-  (folder / "tokenizer.model").write_bytes(tokenizer)
-  run = dict(format=FORMAT, **run, tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest())
+  digest = None
+  if tokenizer is not None:
+    (folder / "tokenizer.model").write_bytes(tokenizer)
+    digest = hashlib.sha256(tokenizer).hexdigest()
+  run = dict(format=FORMAT, **run, tokenizer_sha256=digest)
   (folder / "run.json").write_text(dumps(run))
   files = [*folder.glob("*/**/*"), folder / "run.json"]  # Orbax still writes notes at the top.
   sizes = {_relative(p, folder): p.stat().st_size for p in files if p.is_file()}

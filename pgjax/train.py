@@ -18,6 +18,7 @@ import jax
 
 from pgjax import (
   checkpoint,
+  ckpt,
   cli,
   evals,
   metric_log,
@@ -26,7 +27,6 @@ from pgjax import (
   runs,
   sharding,
   start_page,
-  weights,
 )
 from pgjax import config as config_lib
 from pgjax import step as step_lib
@@ -45,7 +45,7 @@ def main(args: Any) -> None:
   workdir = runs.open_folder(args.workdir, "--workdir", process_index=sharding.process_index())
   log = metric_log.Log(workdir, main=sharding.is_main())
   sharding.check_batch_size(config.input.batch_size, mesh)
-  tokenizer = tokenizer_lib.load(config.tokenizer)
+  tokenizer = load_tokenizer(config)
   data = open_data(config, tokenizer)
   total_steps = config_lib.total_steps(config, data.num_examples)
   model = paligemma.Model(**config.model)
@@ -188,6 +188,19 @@ class Stop:
     return self._agreed
 
 
+def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
+  """The config's, or the one that lies with the initial weights where that is not to be found."""
+  try:
+    return tokenizer_lib.load(config.tokenizer)
+  except UserError:
+    if not isinstance(config.model_init, str):
+      raise
+    source = ckpt.tokenizer_of(config.model_init)
+    if source is None:
+      raise
+    return tokenizer_lib.Tokenizer(source, config.model_init)
+
+
 def open_data(config: Any, tokenizer: Any) -> pipeline.TrainBatches:
   """Opens the training data; missing files and texts that are too long are told here."""
   processes = dict(process_index=sharding.process_index(), process_count=sharding.process_count())
@@ -266,7 +279,7 @@ def resume_or_init(config, model, tx, mesh, abstract, saver, log) -> tuple[Any, 
   if config.model_init:
     with log.waiting(f"Loading {config.model_init}"):
       places = step_lib.shardings_of(abstract.params)
-      loaded = weights.load(config.model_init, abstract.params, places)
+      loaded = ckpt.initial(config.model_init, abstract.params, places)
   with log.waiting("Making the first state"):
     state = jax.block_until_ready(step_lib.init(model, tx, config, mesh, loaded))
   return state, dict(seed=config.seed, step=0, examples=0, evaluated=False)

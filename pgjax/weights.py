@@ -1,301 +1,315 @@
-"""How do initial weights get from a file onto the mesh?
+"""What is each weight called here, and what at Hugging Face?
 
-A checkpoint is read leaf by leaf, and of a leaf each process reads the slices that its devices
-keep: neither a host nor a device ever holds the whole model a second time. Names and shapes are
-big_vision's, which are ours. What is here: big_vision's `.npz` files and the names they are known
-by. A workdir of pgjax.train is checkpoint.py's business.
+One table serves both directions. Our names, shapes and values are big_vision's, layers stacked on
+axis 0; Hugging Face keeps one tensor a layer, with heads flattened and matrices transposed. Nothing
+is read before it is asked for: both directions give arrays that are made as they are read. How
+weights get onto a mesh is in loading.py, what a checkpoint's name means in ckpt.py.
 """
 
 import functools
-import logging
 import math
-import os
-import pathlib
 import re
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-import jax
-import ml_dtypes
+import einops
 import numpy as np
 
-from pgjax import params
 from pgjax.errors import UserError
+from pgjax.weight_files import Leaf, Tensor
 
-log = logging.getLogger("pgjax")
-
-WEIGHTS_DIR = "PGJAX_WEIGHTS_DIR"
 POS_EMBEDDING = "img/pos_embedding"
 TOKEN_TABLE = "llm/embedder/input_embedding"
-NEW_ROWS_STDDEV = 0.02  # big_vision's value for tokens that the checkpoint lacks.
-_FLOATS = ("float32", "float16", "bfloat16", "float64")
-_NAME = re.compile(r"pt_(?:(3b|10b|28b)_)?(224|448|896)(?:\.(bf16|f16))?")
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, struct.error)
+VOCAB_SIZE, HF_VOCAB_SIZE = 257_152, 257_216  # Hugging Face adds <image> and 63 unused rows.
 
 
-class Leaf(NamedTuple):
-  """One array of a checkpoint, not read yet; `open` gives it, from the disk where it can."""
+class Row(NamedTuple):
+  """One line of the table; with {i} in `hf` it is about one layer of a stacked array.
 
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  open: Callable[[], np.ndarray]
+  The patterns are einops'. Several names in `hf` are the parts on the first axis of what is left.
+  """
+
+  name: str
+  ours: str
+  theirs: str
+  hf: tuple[str, ...]
+
+  @property
+  def stacked(self) -> bool:
+    """Whether axis 0 of ours is the layer."""
+    return "{i}" in self.hf[0]
 
 
-def load(
-  model_init: str | Mapping[str, str], shapes: Mapping[str, Any], shardings: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Nested dict of the checkpoint's arrays, cast, placed and (where the rules say so) adapted.
+def _rows(ours: str, theirs: str, names: Mapping[str, str | tuple[str, ...]]) -> Iterator[Row]:
+  """Rows with one pattern; `names` are written without what a tower's names have in common."""
+  for pattern, hf in names.items():
+    together = (hf,) if isinstance(hf, str) else hf
+    yield Row(_expanded(pattern, _OURS), ours, theirs, tuple(_expanded(n, _HF) for n in together))
+
+
+_OURS = {"V": "img/Transformer/encoderblock/", "G": "llm/layers/"}
+_HF = {
+  "V": "vision_tower.vision_model.encoder.layers.{i}.",
+  "G": "language_model.model.layers.{i}.",
+}
+
+
+def _expanded(name: str, prefixes: Mapping[str, str]) -> str:
+  letter, colon, rest = name.partition(":")
+  return prefixes[letter] + rest if colon else name
+
+
+_ATTENTION = "V:MultiHeadDotProductAttention_0/"
+_SIGLIP = {
+  ("d", "d"): {
+    "img/Transformer/encoder_norm/bias": "vision_tower.vision_model.post_layernorm.bias",
+    "img/Transformer/encoder_norm/scale": "vision_tower.vision_model.post_layernorm.weight",
+    "V:LayerNorm_0/bias": "V:layer_norm1.bias",
+    "V:LayerNorm_0/scale": "V:layer_norm1.weight",
+    "V:LayerNorm_1/bias": "V:layer_norm2.bias",
+    "V:LayerNorm_1/scale": "V:layer_norm2.weight",
+    "V:MlpBlock_0/Dense_0/bias": "V:mlp.fc1.bias",
+    "V:MlpBlock_0/Dense_1/bias": "V:mlp.fc2.bias",
+    f"{_ATTENTION}out/bias": "V:self_attn.out_proj.bias",
+    "img/embedding/bias": "vision_tower.vision_model.embeddings.patch_embedding.bias",
+    "img/head/bias": "multi_modal_projector.linear.bias",
+  },
+  ("i o", "o i"): {
+    "V:MlpBlock_0/Dense_0/kernel": "V:mlp.fc1.weight",
+    "V:MlpBlock_0/Dense_1/kernel": "V:mlp.fc2.weight",
+    "img/head/kernel": "multi_modal_projector.linear.weight",
+  },
+  ("n h", "(n h)"): {
+    f"{_ATTENTION}{ours}/bias": f"V:self_attn.{hf}_proj.bias"
+    for ours, hf in (("query", "q"), ("key", "k"), ("value", "v"))
+  },
+  ("d n h", "(n h) d"): {
+    f"{_ATTENTION}{ours}/kernel": f"V:self_attn.{hf}_proj.weight"
+    for ours, hf in (("query", "q"), ("key", "k"), ("value", "v"))
+  },
+  ("n h d", "d (n h)"): {f"{_ATTENTION}out/kernel": "V:self_attn.out_proj.weight"},
+  ("h w c d", "d c h w"): {
+    "img/embedding/kernel": "vision_tower.vision_model.embeddings.patch_embedding.weight"
+  },
+  ("1 p d", "p d"): {
+    POS_EMBEDDING: "vision_tower.vision_model.embeddings.position_embedding.weight"
+  },
+}
+_GEMMA = {
+  ("v d", "v d"): {TOKEN_TABLE: "language_model.model.embed_tokens.weight"},
+  ("d", "d"): {
+    "llm/final_norm/scale": "language_model.model.norm.weight",
+    "G:pre_attention_norm/scale": "G:input_layernorm.weight",
+  },
+  ("n h d", "d (n h)"): {"G:attn/attn_vec_einsum/w": "G:self_attn.o_proj.weight"},
+  ("i o", "o i"): {
+    "G:mlp/gating_einsum": ("G:mlp.gate_proj.weight", "G:mlp.up_proj.weight"),
+    "G:mlp/linear": "G:mlp.down_proj.weight",
+  },
+}
+_Q, _K, _V = (f"G:self_attn.{name}_proj.weight" for name in "qkv")
+_GROUPED = {"G:attn/q_einsum/w": _Q, "G:attn/kv_einsum/w": (_K, _V)}
+_MULTI_HEAD = {"G:attn/qkv_einsum/w": (_Q, _K, _V)}  # As many key heads as query heads.
+_GEMMA1 = {"G:pre_ffw_norm/scale": "G:post_attention_layernorm.weight"}
+_GEMMA2 = {  # post_attention_layernorm means another place than in Gemma 1.
+  "G:post_attention_norm/scale": "G:post_attention_layernorm.weight",
+  "G:pre_ffw_norm/scale": "G:pre_feedforward_layernorm.weight",
+  "G:post_ffw_norm/scale": "G:post_feedforward_layernorm.weight",
+}
+
+
+def table(shapes: Mapping[str, Sequence[int]]) -> list[Row]:
+  """The rows of the model that has these leaves; each leaf stands in exactly one.
+
+  `shapes`: {our name: shape}. Which Gemma it is shows in its names.
+  """
+  gemma2 = "llm/layers/post_ffw_norm/scale" in shapes
+  heads = _MULTI_HEAD if "llm/layers/attn/qkv_einsum/w" in shapes else _GROUPED
+  parts = [
+    *_SIGLIP.items(),
+    *_GEMMA.items(),
+    (("n d h", "(n h) d"), heads),
+    (("d", "d"), _GEMMA2 if gemma2 else _GEMMA1),
+  ]
+  found = [row for (ours, theirs), names in parts for row in _rows(ours, theirs, names)]
+  names = {row.name for row in found}
+  if names != set(shapes):
+    raise UserError(
+      "These are not the parameters of a PaliGemma:"
+      + _listed(dict(missing=names - set(shapes), unexpected=set(shapes) - names))
+    )
+  return sorted(found, key=lambda row: row.name)
+
+
+def hf_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+  """{Hugging Face's name: shape} of a model with our `shapes`."""
+  return {
+    hf: _their_shape(row, shapes[row.name])
+    for row in table(shapes)
+    for _, hf in _pieces(row, shapes[row.name])
+  }
+
+
+def _axes(row: Row, shape: Sequence[int]) -> dict[str, int]:
+  """{axis of the pattern: size}."""
+  inside = shape[row.stacked + (len(row.hf) > 1) :]
+  return dict(zip(row.ours.split(), inside, strict=True))
+
+
+def _their_shape(row: Row, shape: Sequence[int]) -> tuple[int, ...]:
+  sizes = _axes(row, shape)
+  groups = re.findall(r"\(.*?\)|\S+", row.theirs)
+  return tuple(math.prod(sizes[a] for a in group.strip("()").split()) for group in groups)
+
+
+def _pieces(row: Row, shape: Sequence[int]) -> list[tuple[tuple[int, ...], str]]:
+  """(index into our array, their name), in the order of our bytes."""
+  layers = range(shape[0]) if row.stacked else [None]
+  parts = range(len(row.hf)) if len(row.hf) > 1 else [None]
+  return [
+    (tuple(n for n in (i, part) if n is not None), row.hf[part or 0].format(i=i))
+    for i in layers
+    for part in parts
+  ]
+
+
+def canonical(name: str) -> str:
+  """Any spelling of transformers (4.4x to 5.x, on disk or in memory) in that of the hub's files."""
+  name = name.removeprefix("model.")
+  if name == "lm_head.weight":
+    return "language_model.lm_head.weight"
+  for tower, inside in (("vision_tower.", "vision_model."), ("language_model.", "model.")):
+    rest = name.removeprefix(tower)
+    if rest != name and not rest.startswith((inside, "lm_head.")):
+      return tower + inside + rest
+  return name
+
+
+def from_hf(found: Mapping[str, Leaf], shapes: Mapping[str, Sequence[int]]) -> dict[str, Leaf]:
+  """Our leaves, made of Hugging Face's tensors as they are read.
 
   Args:
-    model_init: a name ("pt_224"), a path ("x.npz", or "x.npz:img" for a part of it), or a dict
-      from the parts of the model to such strings; parts that it leaves out are not returned.
-    shapes: nested dict of the model's leaves, with shapes and storage dtypes.
-    shardings: the same tree of shardings.
+    found: tensors by their name in any of transformers' spellings.
+    shapes: {our name: shape} of the model that config.json describes.
   """
-  wanted, placed = params.flatten(shapes), params.flatten(shardings)
-  if isinstance(model_init, str):
-    found, source = leaves(model_init), model_init
-  else:
-    parts = {name.split("/")[0] for name in wanted}
-    if unknown := sorted(set(model_init) - parts):
-      raise UserError(f"model_init has no part {unknown}; the model has {sorted(parts)}.")
-    wanted = {n: shape for n, shape in wanted.items() if n.split("/")[0] in model_init}
-    found = {
-      f"{part}/{name}": leaf for part in model_init for name, leaf in _part(model_init, part)
-    }
-    source = ", ".join(model_init.values())
-  _check(found, wanted, source)
-  loaded = {}
-  for name, want in wanted.items():
-    cut = _adapted(name, found[name], want)
-    array = jax.make_array_from_callback(tuple(want.shape), placed[name], cut)
-    loaded[name] = jax.block_until_ready(array)  # Frees what the host read for it.
-  return params.unflatten(loaded)
-
-
-def leaves(spec: str) -> dict[str, Leaf]:
-  """The arrays of the file that `spec` names, under the model's names."""
-  path, _, part = spec.rpartition(":")
-  if not path or part.endswith(".npz"):  # No part is named; the path may hold a colon.
-    path, part = spec, ""
-  found = _npz_leaves(resolve(path))
-  if not part:
-    return found
-  inside = {
-    n.removeprefix(f"{part}/"): leaf for n, leaf in found.items() if n.startswith(f"{part}/")
-  }
-  if not inside:
-    tops = sorted({name.split("/")[0] for name in found})
-    raise UserError(f"model_init='{spec}': the file has no part '{part}', but {tops}.")
-  return inside
-
-
-def _part(model_init, part):
-  """(name inside the part, leaf) of the file for it: the part's own, or a whole model's part."""
-  found = leaves(model_init[part])
-  inside = {
-    n.removeprefix(f"{part}/"): leaf for n, leaf in found.items() if n.startswith(f"{part}/")
-  }
-  return (inside or found).items()
-
-
-def resolve(name: str) -> pathlib.Path:
-  """The file of a path, or of a name such as pt_448 or pt_3b_224 in PGJAX_WEIGHTS_DIR."""
-  match = _NAME.fullmatch(name)
-  if not match:
-    path = pathlib.Path(name).expanduser()
-    if not name.endswith(".npz"):
+  tensors = {canonical(name): leaf for name, leaf in found.items()}
+  if len(tensors) != len(found):
+    raise UserError("Two tensors of the checkpoint mean the same weight in different spellings.")
+  head, embedded = (
+    tensors.get(f"language_model.{n}.weight") for n in ("lm_head", "model.embed_tokens")
+  )
+  if head is not None:
+    if embedded is None or not _same(head, embedded):
       raise UserError(
-        f"model_init='{name}' is neither a path that ends in .npz nor a known name; names are"
-        " pt_224, pt_448, pt_896 (PaliGemma 1) and pt_3b_224, pt_10b_448, pt_28b_896, ..."
-        " (PaliGemma 2), with .bf16 or .f16 behind to pick a precision."
+        "lm_head.weight differs from embed_tokens.weight: PaliGemma ties the two, and here is one"
+        " array for both."
       )
-    if not path.is_file():
-      raise UserError(f"model_init='{name}': there is no such file.")
-    return path
-  files, where = _files_of(*match.groups())
-  folder = os.environ.get(WEIGHTS_DIR)
-  if not folder:
-    raise UserError(
-      f"model_init='{name}' is looked for in the folder that the environment variable"
-      f" {WEIGHTS_DIR} names, which is not set: download {files[0]} ({where}), and set"
-      f" {WEIGHTS_DIR} to the folder that holds it."
-    )
-  for file in files:
-    if (path := pathlib.Path(folder, file)).is_file():
-      return path
-  raise UserError(
-    f"model_init='{name}': {folder} ({WEIGHTS_DIR}) has none of {', '.join(files)}; download the"
-    f" first of them ({where}) into it."
+    del tensors["language_model.lm_head.weight"]
+  wanted = hf_shapes(shapes)
+  check_same(wanted, {n: leaf.shape for n, leaf in tensors.items()}, "The Hugging Face folder")
+  return {row.name: _joined(row, tuple(shapes[row.name]), tensors) for row in table(shapes)}
+
+
+def _same(a: Leaf, b: Leaf) -> bool:
+  return a.shape == b.shape and all(
+    x.tobytes() == y.tobytes() for x, y in zip(a.chunks(), b.chunks(), strict=True)
   )
 
 
-def _files_of(size, res, precision):
-  """(file names that a name stands for, the preferred one first; where to get it)."""
-  if size is None:
-    model, short, page = f"paligemma-3b-pt-{res}", f"pt_{res}", "paligemma"
-    endings = ["", ".bf16", ".f16"]
-  else:
-    model, short, page = f"paligemma2-{size}-pt-{res}", f"pt_{size}_{res}", "paligemma-2"
-    endings = [".b16", ".bf16", "", ".f16"]  # Kaggle spells PaliGemma 2's bfloat16 b16.
-  if precision:
-    spellings = {"bf16": (".b16", ".bf16"), "f16": (".f16",)}[precision]
-    endings = [ending for ending in endings if ending in spellings]
-  where = (
-    f"Kaggle google/{page}/jax/{model}, or Hugging Face google/{model}-jax; both ask you to accept"
-    " the licence first"
-  )
-  return [f"{stem}{ending}.npz" for ending in endings for stem in (model, short)], where
+def _joined(row: Row, shape, tensors: Mapping[str, Leaf]) -> Leaf:
+  pieces = [(index, tensors[hf]) for index, hf in _pieces(row, shape)]
+  dtype = np.result_type(*(leaf.dtype for _, leaf in pieces))
+  if row.ours == row.theirs and not row.stacked:
+    return pieces[0][1]
+  sizes = {axis: size for axis, size in _axes(row, shape).items() if axis != "1"}
+  back = functools.partial(einops.rearrange, pattern=f"{row.theirs} -> {row.ours}", **sizes)
+
+  def read(start, stop):
+    if not row.stacked:
+      return back(pieces[0][1].whole())[start:stop]
+    rows = np.empty((stop - start, *shape[1:]), dtype)
+    for (layer, *part), leaf in pieces:
+      if start <= layer < stop:
+        rows[(layer - start, *part)] = back(leaf.whole())
+    return rows
+
+  return Leaf(shape, dtype, read)
 
 
-def _npz_leaves(path: pathlib.Path) -> dict[str, Leaf]:
-  """The parameters in an `.npz`, whichever of the reference's three layouts it has."""
-  try:
-    with zipfile.ZipFile(path) as file:
-      found = {
-        info.filename.removesuffix(".npy"): _npy_leaf(path, file, info) for info in file.infolist()
-      }
-  except _DAMAGED as e:
-    raise _damaged(path, e) from e
-  for prefix in ("params/", "opt/target/"):
-    if inside := {n.removeprefix(prefix): a for n, a in found.items() if n.startswith(prefix)}:
-      found = inside
-      break
-  for name, leaf in found.items():
-    if leaf.dtype.name not in _FLOATS:
-      raise UserError(
-        f"{path}: '{name}' holds {leaf.dtype}; weights are one of {', '.join(_FLOATS)}."
-      )
-  return found
+def to_hf(leaves: Mapping[str, Leaf], rows: int | None = None) -> list[Tensor]:
+  """What a Hugging Face checkpoint of these leaves holds, in the order in which they are read.
 
-
-def _damaged(path, error):
-  return UserError(
-    f"{path} is damaged or no .npz file ({str(error).rstrip('.')}): download or write it again."
-  )
-
-
-def _npy_leaf(path, file, info) -> Leaf:
-  """Reads the header of one member; of a member that is stored as it is, its place in the file."""
-  with file.open(info) as member:
-    version = np.lib.format.read_magic(member)
-    if version not in ((1, 0), (2, 0)):
-      raise ValueError(f"'{info.filename}' has .npy version {version}")
-    read = (
-      np.lib.format.read_array_header_1_0
-      if version == (1, 0)
-      else np.lib.format.read_array_header_2_0
-    )
-    shape, fortran, dtype = read(member)
-    header_bytes = member.tell()
-  if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
-    dtype = np.dtype(ml_dtypes.bfloat16)  # numpy has no name for it and writes two void bytes.
-  if dtype.hasobject or info.file_size != header_bytes + math.prod(shape) * dtype.itemsize:
-    raise ValueError(f"'{info.filename}' does not hold the {shape} numbers it announces")
-  read_member = functools.partial(
-    _read_member, path, info, header_bytes, dtype, shape, "F" if fortran else "C"
-  )
-  return Leaf(shape, dtype, read_member)
-
-
-def _read_member(path, info, header_bytes, dtype, shape, order) -> np.ndarray:
-  """One array: mapped from the file if it is stored uncompressed, else decompressed.
-
-  Either way its checksum is compared, so that a damaged download is never trained on.
+  Args:
+    leaves: all of ours.
+    rows: of the token table; more than there are become zeros, fewer are not allowed.
   """
-  try:
-    if info.compress_type != zipfile.ZIP_STORED or not math.prod(shape):
-      with zipfile.ZipFile(path) as file:
-        data = file.read(info)  # Compares the checksum.
-      return np.frombuffer(data, dtype, offset=header_bytes).reshape(shape, order=order)
-    with path.open("rb") as file:
-      file.seek(info.header_offset + 26)
-      name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
-    start = info.header_offset + 30 + name_bytes + extra_bytes
-    mapped = np.memmap(path, np.uint8, "r", start, info.file_size)
-    if _crc32(mapped) != info.CRC:
-      raise ValueError(f"the checksum of '{info.filename}' is wrong")
-    return np.memmap(path, dtype, "r", start + header_bytes, shape, order)
-  except _DAMAGED as e:
-    raise _damaged(path, e) from e
+  shapes = {name: leaf.shape for name, leaf in leaves.items()}
+  tensors = []
+  for row in table(shapes):
+    leaf = leaves[row.name]
+    if row.name == TOKEN_TABLE:
+      leaf = with_rows(leaf, rows or leaf.shape[0])
+      tensors.append(Tensor(row.hf[0], leaf.shape, leaf.dtype, leaf.chunks))
+      continue
+    shape = _their_shape(row, leaf.shape)
+    for index, hf in _pieces(row, leaf.shape):
+      tensors.append(Tensor(hf, shape, leaf.dtype, functools.partial(_cut, row, leaf, index)))
+  return tensors
 
 
-def _crc32(data, chunk_bytes=64 << 20):
-  crc = 0
-  for start in range(0, len(data), chunk_bytes):
-    crc = zlib.crc32(data[start : start + chunk_bytes], crc)
-  return crc
+def _cut(row: Row, leaf: Leaf, index: tuple[int, ...]) -> Iterator[np.ndarray]:
+  """One tensor of theirs, out of our leaf."""
+  if row.stacked:
+    layer, *part = index
+    array = leaf.read(layer, layer + 1)[(0, *part)]
+  else:
+    array = leaf.whole()
+  yield einops.rearrange(array, f"{row.ours} -> {row.theirs}")
 
 
-def _check(found, wanted, source):
-  """Every leaf of the model is in the file, and the reverse, with a shape that fits."""
-  missing = sorted(set(wanted) - set(found))
-  unexpected = sorted(set(found) - set(wanted))
+def with_rows(leaf: Leaf, rows: int) -> Leaf:
+  """The first `rows` rows, zeros behind those that there are."""
+  have = leaf.shape[0]
+  if rows == have:
+    return leaf
+
+  def read(start, stop):
+    old = leaf.read(min(start, have), min(stop, have))
+    new = np.zeros((max(stop - max(start, have), 0), *leaf.shape[1:]), leaf.dtype)
+    return np.concatenate([old, new])
+
+  return Leaf((rows, *leaf.shape[1:]), leaf.dtype, read)
+
+
+def check_same(
+  want: Mapping[str, Sequence[int]],
+  have: Mapping[str, Sequence[int]],
+  source: str,
+  fits: Callable[[str, tuple, tuple], bool] = lambda name, have, want: have == want,
+) -> None:
+  """Every leaf of the model is in the checkpoint, and the reverse, with a shape that fits."""
   wrong = [
-    f"{name} is {found[name].shape}, the model has {tuple(want.shape)}"
-    for name, want in wanted.items()
-    if name in found and not _fits(name, found[name].shape, tuple(want.shape))
+    f"{name} is {tuple(have[name])}, the model has {tuple(want[name])}"
+    for name in want.keys() & have.keys()
+    if not fits(name, tuple(have[name]), tuple(want[name]))
   ]
-  told = [
-    f"{what} {_some(names)}"
-    for what, names in (("missing:", missing), ("unexpected:", unexpected), ("wrong shape:", wrong))
-    if names
-  ]
-  if told:
+  told = {
+    "missing": want.keys() - have.keys(),
+    "unexpected": have.keys() - want.keys(),
+    "wrong shape": wrong,
+  }
+  if any(told.values()):
     raise UserError(
-      f"model_init='{source}' does not fit the model; {'; '.join(told)}. Check model.img.variant,"
+      f"{source} does not fit the model;{_listed(told)} Check model.img.variant,"
       " model.llm.variant and res against the checkpoint."
     )
 
 
-def _some(names, limit=4):
-  return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" * (len(names) > limit))
-
-
-def _fits(name, shape, want):
-  if name == POS_EMBEDDING and len(shape) == 3 and shape[::2] == want[::2]:
-    return all(math.isqrt(n) ** 2 == n for n in (shape[1], want[1]))
-  if name == TOKEN_TABLE and len(shape) == 2:
-    return shape[1] == want[1] and shape[0] <= want[0]
-  return shape == want
-
-
-def _adapted(name, leaf, want) -> Callable[[tuple[slice, ...]], np.ndarray]:
-  """From the index of a slice to that slice of the leaf, as the model wants it."""
-  array, shape = leaf.open(), tuple(want.shape)
-  if name == POS_EMBEDDING and leaf.shape != shape:
-    old, new = math.isqrt(leaf.shape[1]), math.isqrt(shape[1])
-    log.info("%s is resampled from %dx%d to %dx%d patches.", name, old, old, new, new)
-    array = resample_pos_embedding(array, new)
-  if name == TOKEN_TABLE and leaf.shape != shape:
-    more = shape[0] - leaf.shape[0]
-    log.info("%s gets %d new rows, normal with stddev %g.", name, more, NEW_ROWS_STDDEV)
-    new_rows = np.random.default_rng(0).normal(0, NEW_ROWS_STDDEV, (more, shape[1]))
-    return lambda index: _rows(array, new_rows, index).astype(want.dtype)
-  return lambda index: np.asarray(array[index]).astype(want.dtype)
-
-
-def _rows(array, new_rows, index):
-  """array[index] of the table that continues `array` with `new_rows`."""
-  rows, columns = index
-  start, stop, _ = rows.indices(len(array) + len(new_rows))
-  old = np.asarray(array[start : min(stop, len(array)), columns], np.float32)
-  new = new_rows[max(start - len(array), 0) : max(stop - len(array), 0), columns]
-  return np.concatenate([old, new.astype(np.float32)])
-
-
-def resample_pos_embedding(table_1PD: np.ndarray, new: int) -> np.ndarray:
-  """Linear, corner-aligned: what the reference gets from scipy.ndimage.zoom(order=1)."""
-  old = math.isqrt(table_1PD.shape[1])
-  at = np.linspace(0, old - 1, new)
-  low = np.minimum(at.astype(int), max(old - 2, 0))
-  weights = np.zeros((new, old))  # Row i: how much each old position gives to new position i.
-  weights[np.arange(new), low] = 1 - (at - low)
-  if old > 1:
-    weights[np.arange(new), low + 1] = at - low
-  grid = table_1PD[0].astype(np.float64).reshape(old, old, -1)
-  grid = np.einsum("ia,jb,abd->ijd", weights, weights, grid, optimize=True)
-  return grid.reshape(1, new * new, -1).astype(np.float32)
+def _listed(told: Mapping[str, Collection[str]], limit: int = 40) -> str:
+  """ " missing: a, b; unexpected: c and 3 more."."""
+  parts = []
+  for what, names in told.items():
+    if names:
+      more = f" and {len(names) - limit} more" * (len(names) > limit)
+      parts.append(f" {what}: {', '.join(sorted(names)[:limit])}{more}")
+  return ";".join(parts) + "."

@@ -14,8 +14,12 @@ RANKS = [
   {"big_vision"},
   {"config"},
   {"sharding", "optim", "models"},
-  {"data", "datasets", "step", "decode", "weights", "checkpoint", "metric_log", "start_page"},
-  {"evals", "report"},
+  {"weight_files"},
+  {"weights", "hf"},
+  {"data", "datasets", "step", "decode", "loading", "checkpoint", "metric_log", "start_page"},
+  {"checkpoint_params"},
+  {"ckpt"},
+  {"verify", "evals", "report"},
   {"cli"},
   {"train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"},
 ]
@@ -25,10 +29,11 @@ RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 COMMANDS = RANKS[-1] | {"cli"}
 IMPORT_DOORS = {
   "absl.flags": COMMANDS,
-  "orbax": {"checkpoint"},
+  "orbax": {"checkpoint", "checkpoint_params"},
   "tensorflow_datasets": {"data/sources", "datasets", "prepare"},
   "datasets": {"data/sources"},
-  "safetensors": {"weights"},
+  "huggingface_hub": {"ckpt", "convert"},
+  "tensorstore": {"checkpoint_params"},
   "tensorboardX": {"metric_log"},
   "gradio": {"demo"},
   "sentencepiece": {"data/tokenizer"},
@@ -38,7 +43,7 @@ IMPORT_DOORS = {
 TEXT_DOORS = {
   r"\bjax\.jit\b": {"step", "decode"},
   r"\bjax\.distributed\b|\bjax\.process_(index|count)\b": {"sharding"},
-  r"\bnp\.load\b|\bnumpy\.load\b|\bnp\.savez": {"weights"},
+  r"\bnp\.load\b|\bnumpy\.load\b|\bnp\.savez": {"weight_files"},
 }
 FORBIDDEN_IMPORTS = {"pickle", "dill", "cloudpickle", "tensorflow", "torch", "transformers", "clu"}
 MAX_LINES = 400

@@ -20,7 +20,7 @@ import time
 import numpy as np
 import pytest
 
-from pgjax import cli, evaluate, runs, train
+from pgjax import cli, convert, evaluate, runs, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 40
@@ -217,6 +217,27 @@ def test_evaluate_takes_an_older_step_and_another_config(whole, tmp_path):
   argv = [f"--ckpt={whole / 'checkpoints/35'}", f"--out={again}", "--evals=test"]
   assert run_here(evaluate, [*argv, *arguments("")[:1], *arguments("")[2:]]) == 0
   assert (again / "predictions.jsonl").read_text() == (out / "predictions.jsonl").read_text()
+
+
+def test_a_converted_checkpoint_scores_the_same_and_starts_another_run(whole, tmp_path, capsys):
+  """Weights in other formats: no config of their own, the tokenizer comes along."""
+  rows = []
+  for to, name in (("hf", "hf"), ("bv", "x.npz"), ("orbax", "o")):
+    flags = [f"--src={whole}", f"--dst={tmp_path / name}", f"--to={to}", "--verify"]
+    assert run_here(convert, flags) == 0
+    # Without --config, only pgjax's own format knows what to score.
+    config = [] if to == "orbax" else arguments(tmp_path)[:1] + arguments(tmp_path)[2:]
+    flags = [f"--ckpt={tmp_path / name}", f"--out={tmp_path}/{to}-scores", "--evals=test", *config]
+    assert run_here(evaluate, flags) == 0
+    rows.append((tmp_path / f"{to}-scores/predictions.jsonl").read_text())
+  assert rows[0] == rows[1] == rows[2]
+  assert run_here(evaluate, [f"--ckpt={tmp_path}/hf", f"--out={tmp_path}/none"]) == 1
+  assert "without a config that says what to score: give --config" in capsys.readouterr().err
+  more = arguments(tmp_path / "w", model_init=f"{tmp_path}/hf", tokenizer="missing.model")
+  short = ["--config.total_steps=1", "--config.evals={}"]
+  assert run_here(train, [*more, *short]) == 0
+  first, trained = losses(tmp_path / "w")[1], losses(whole)
+  assert abs(first - trained[STEPS]) < 0.5 * abs(trained[1] - trained[STEPS])
 
 
 def test_watching_scores_every_step_and_ends_with_the_run(whole, tmp_path):

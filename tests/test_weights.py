@@ -1,14 +1,18 @@
 """Initial weights: what is read is what was written, on any mesh, and misfits are told."""
 
 import zipfile
+from types import SimpleNamespace
+from unittest import mock
 
+import huggingface_hub
+import huggingface_hub.errors
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pgjax import params, weights
+from pgjax import ckpt, params
 from pgjax.errors import UserError
 
 
@@ -26,7 +30,7 @@ def tree(dtype=np.float32, patches=4, rows=24, width=8):
 
 
 def load(spec, like, dtype=np.float32, parts=("data",)):
-  """weights.load onto eight devices; dim 1 (where it divides) is sharded."""
+  """ckpt.initial onto eight devices; dim 1 (where it divides) is sharded."""
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
   def place(a):
@@ -35,7 +39,7 @@ def load(spec, like, dtype=np.float32, parts=("data",)):
 
   shapes = {n: jax.ShapeDtypeStruct(a.shape, dtype) for n, a in like.items()}
   shardings = {n: place(a) for n, a in like.items()}
-  loaded = weights.load(spec, params.unflatten(shapes), params.unflatten(shardings))
+  loaded = ckpt.initial(spec, params.unflatten(shapes), params.unflatten(shardings))
   return params.flatten(loaded)
 
 
@@ -102,7 +106,7 @@ def test_a_larger_vocabulary_gets_small_new_rows(tmp_path):
   shapes = {n: jax.ShapeDtypeStruct(a.shape, np.float32) for n, a in new.items()}
   shardings = {n: rows if n.startswith("llm/emb") else everywhere for n in new}
   spec = str(tmp_path / "w.npz")
-  loaded = weights.load(spec, params.unflatten(shapes), params.unflatten(shardings))
+  loaded = ckpt.initial(spec, params.unflatten(shapes), params.unflatten(shardings))
   np.testing.assert_array_equal(loaded["llm"]["embedder"]["input_embedding"], table)
 
 
@@ -166,28 +170,67 @@ def test_damaged_files_are_told(tmp_path):
     load(str(path), flat)
 
 
-def test_known_names_are_found_and_their_absence_explained(tmp_path, monkeypatch):
+@pytest.fixture
+def hub(monkeypatch):
+  """What a download does: `hub.error` is raised, or the folder `hub.answer` returned."""
+
+  def download(repo, allow_patterns):
+    assert all(not pattern.endswith((".bin", ".pkl", ".py")) for pattern in allow_patterns)
+    asked.repos.append(repo)
+    if asked.error:
+      raise asked.error
+    return str(asked.answer)
+
+  asked = SimpleNamespace(repos=[], error=None, answer=None)
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  return asked
+
+
+def hub_error(kind, status):
+  """An error as the hub's client raises it."""
+  response = mock.Mock(status_code=status, headers={})
+  return kind("the hub's own words", response=response)
+
+
+def test_known_names_are_found_and_their_absence_explained(tmp_path, monkeypatch, hub):
   monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
-  with pytest.raises(
-    UserError, match=r"not set: download paligemma-3b-pt-224\.npz \(Kaggle google"
-  ):
-    weights.resolve("pt_224")
+  hub.error = OSError("no network")
+  with pytest.raises(UserError, match=r"PGJAX_WEIGHTS_DIR is not set.*\(no network\)"):
+    ckpt.resolve("pt_224")
   monkeypatch.setenv("PGJAX_WEIGHTS_DIR", str(tmp_path))
-  with pytest.raises(UserError, match=r"has none of paligemma2-10b-pt-448\.b16\.npz"):
-    weights.resolve("pt_10b_448")
+  with pytest.raises(UserError, match=r"none of paligemma2-10b-pt-448\.b16\.npz"):
+    ckpt.resolve("pt_10b_448")
   for name, file in {
     "pt_448": "paligemma-3b-pt-448.f16.npz",
     "pt_448.f16": "paligemma-3b-pt-448.f16.npz",
     "pt_3b_896": "paligemma2-3b-pt-896.b16.npz",
     "pt_3b_896.bf16": "paligemma2-3b-pt-896.b16.npz",
     "pt_28b_224": "pt_28b_224.bf16.npz",
+    "paligemma-3b-mix-224": "paligemma-3b-mix-224.bf16.npz",
+    "paligemma2-3b-ft-docci-448": "paligemma2-3b-ft-docci-448",
   }.items():
     (tmp_path / file).touch()
-    assert weights.resolve(name) == tmp_path / file
+    assert ckpt.resolve(name) == tmp_path / file
   with pytest.raises(UserError, match=r"none of paligemma-3b-pt-448\.bf16\.npz"):
-    weights.resolve("pt_448.bf16")
-  for wrong in ("pt_225", "pt_7b_224", "weights"):
-    with pytest.raises(UserError, match=r"neither a path that ends in \.npz nor a known name"):
-      weights.resolve(wrong)
-  with pytest.raises(UserError, match="there is no such file"):
-    weights.resolve(str(tmp_path / "none.npz"))
+    ckpt.resolve("pt_448.bf16")
+  hub.repos.clear()
+  for wrong in ("pt_225", "pt_7b_224", "weights", str(tmp_path / "none.npz"), "a/b/c"):
+    with pytest.raises(UserError, match="no such file or folder; allowed are a workdir"):
+      ckpt.resolve(wrong)
+  assert not hub.repos
+
+
+def test_what_is_not_here_comes_from_the_hub(tmp_path, monkeypatch, hub):
+  monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
+  hub.answer = tmp_path
+  assert ckpt.resolve("me/mine") == ckpt.resolve("pt_3b_448") == tmp_path
+  (tmp_path / "x.npz").touch()
+  assert ckpt.resolve("google/paligemma2-3b-pt-224-jax") == tmp_path / "x.npz"
+  assert hub.repos == ["me/mine", "google/paligemma2-3b-pt-448", "google/paligemma2-3b-pt-224-jax"]
+  hub.error = hub_error(huggingface_hub.errors.GatedRepoError, 403)
+  page = "https://huggingface.co/google/paligemma2-3b-pt-224 in a browser, accept it"
+  with pytest.raises(UserError, match=page):
+    ckpt.resolve("google/paligemma2-3b-pt-224")
+  hub.error = hub_error(huggingface_hub.errors.RepositoryNotFoundError, 404)
+  with pytest.raises(UserError, match=r"the hub shows no https://huggingface.co/me/mine"):
+    ckpt.resolve("me/mine")

@@ -1,0 +1,271 @@
+"""Weights in, weights out: between big_vision's .npz, Hugging Face folders and pgjax's own.
+
+What --src is shows in itself. Leaves are read, cast and written one after another, so that a model
+of any size passes through a machine that holds its largest leaf. Nothing stands under the target's
+name before it is complete and, with --verify, has been read back and compared.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pgjax import checkpoint_params, ckpt, cli, hf, metric_log, runs, verify, weight_files, weights
+from pgjax.data import hf_processor
+from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.errors import UserError
+from pgjax.weight_files import Leaf
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(args: Any) -> int:
+  """One conversion. 1 if --verify finds a difference: then the target is not written."""
+  log = metric_log.Log(None, main=True)
+  target = _checked(args)
+  source = ckpt.open_source(args.src, args.step)
+  if args.tokenizer:
+    source = source._replace(tokenizer=tokenizer_lib.load(args.tokenizer).source)
+  if args.softcap is not None:
+    llm = dict(source.model["llm"], final_logits_softcap=args.softcap)
+    source = source._replace(model=dict(source.model, llm=llm), notes=())
+  leaves = _as_asked(source, args.to, args.dtype)
+  log.say(f"{args.src}: {_described(source)}")
+  for note in [*source.notes, *_changes(source, leaves, args.to)]:
+    log.say(f"- {note}")
+  _check_room(target, leaves)
+  start = time.monotonic()
+  with _unfinished(target) as path:
+    WRITERS[args.to](path, source, leaves)
+    log.say(f"Written in {time.monotonic() - start:.1f} s.")
+    if args.verify:
+      table, same = verify.compare(leaves, source, ckpt.open_source(str(path)))
+      log.say(table)
+      if not same:
+        log.say(f"What was read back differs from {args.src}: {target} is not written.")
+        return 1
+    path.rename(target)
+    for ending in ckpt.BESIDE:
+      if (beside := _beside(path, ending)).exists():
+        beside.rename(_beside(target, ending))
+  size = sum(leaf.nbytes for leaf in leaves.values())
+  log.say(f"{target}: {len(leaves)} arrays, {size / 1e9:.3g} GB, complete.")
+  if args.push:
+    _push(target, args.push)
+    log.say(f"Uploaded to https://huggingface.co/{args.push}")
+  return 0
+
+
+def _checked(args: Any) -> pathlib.Path:
+  """The target, after all that can be wrong without opening the source."""
+  if args.to == "peft":
+    raise UserError(
+      "--to=peft is not available yet: LoRA adapters are not trained by this version."
+    )
+  if args.to not in WRITERS:
+    raise UserError(f"--to={args.to} must be one of {', '.join(WRITERS)}.")
+  if args.dtype and args.dtype not in DTYPES:
+    raise UserError(f"--dtype={args.dtype} must be one of {', '.join(DTYPES)}.")
+  if args.push and args.to != "hf":
+    raise UserError(f"--push uploads Hugging Face folders: it goes with --to=hf, not {args.to}.")
+  target = pathlib.Path(args.dst).expanduser().absolute()
+  if args.to == "bv" and target.suffix != ".npz":
+    raise UserError(f"--dst={args.dst}: big_vision's format is one file; write a name with .npz.")
+  if args.to != "bv" and target.suffix == ".npz":
+    raise UserError(f"--dst={args.dst}: --to={args.to} makes a folder; leave .npz to --to=bv.")
+  if target.is_dir() and not any(target.iterdir()):
+    target.rmdir()
+  if target.exists():
+    raise UserError(f"--dst={args.dst} is there already: name another, or remove it first.")
+  return target
+
+
+def _as_asked(source: ckpt.Source, to: str, dtype: str | None) -> dict[str, Leaf]:
+  """The leaves as they will be written; they are cast while they are read."""
+  leaves = dict(source.leaves)
+  table = leaves[weights.TOKEN_TABLE]
+  if to == "bv" and table.shape[0] == weights.HF_VOCAB_SIZE:
+    leaves[weights.TOKEN_TABLE] = weights.with_rows(table, weights.VOCAB_SIZE)
+  if dtype:
+    leaves = {name: leaf.astype(np.dtype(dtype), name) for name, leaf in leaves.items()}
+  return leaves
+
+
+def _described(source: ckpt.Source) -> str:
+  kinds = dict(orbax="a checkpoint of pgjax", bv="big_vision's .npz", hf="a Hugging Face folder")
+  count = sum(int(np.prod(leaf.shape)) for leaf in source.leaves.values())
+  dtypes = sorted({leaf.dtype.name for leaf in source.leaves.values()})
+  llm, img = (source.model[part].get("variant", "custom") for part in ("llm", "img"))
+  return (
+    f"{kinds[source.kind]}, {img} and {llm}, {source.res} px, {count:,} parameters in"
+    f" {' and '.join(dtypes)}"
+  )
+
+
+def _changes(source: ckpt.Source, leaves: Mapping[str, Leaf], to: str) -> Iterator[str]:
+  """Everything that will not be the same afterwards."""
+  for dtype in DTYPES:
+    cast = [n for n, leaf in leaves.items() if leaf.dtype == dtype != source.leaves[n].dtype]
+    if cast:
+      before = sorted({source.leaves[name].dtype.name for name in cast})
+      before = " and ".join(before)
+      yield f"{len(cast)} arrays go from {before} to {dtype}, rounded to nearest even."
+  have, rows = source.leaves[weights.TOKEN_TABLE].shape[0], leaves[weights.TOKEN_TABLE].shape[0]
+  if rows < have:
+    yield (
+      f"The token table's last {have - rows} rows (Hugging Face's <image> and padding) have no"
+      " place in big_vision's form and are dropped."
+    )
+  if to == "hf" and rows == weights.VOCAB_SIZE:
+    more = weights.HF_VOCAB_SIZE - rows
+    yield f"The token table gets {more} rows of zeros, for Hugging Face's <image> and padding."
+  if to == "hf" and _resize_method(source) == "bilinear":
+    yield "Its processor resizes images bilinearly with antialiasing, as this run did."
+  if source.tokenizer is None:
+    yield (
+      f"{source.name} comes without a tokenizer.model, so none is written: what needs one (answers,"
+      " Hugging Face's processor) will ask for it. --tokenizer=FILE adds it."
+    )
+
+
+def _check_room(target: pathlib.Path, leaves: Mapping[str, Leaf]) -> None:
+  needed, free = sum(leaf.nbytes for leaf in leaves.values()), weight_files.free_bytes(target)
+  if needed > free:
+    raise UserError(
+      f"--dst={target} needs {needed / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB free: make"
+      " room or name another disk."
+    )
+
+
+@contextlib.contextmanager
+def _unfinished(target: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A name next to the target's that is gone afterwards, unless it was renamed."""
+  path = target.with_name(f".unfinished-{os.getpid()}-{target.name}")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield path
+  except UserError:
+    raise
+  except Exception as error:
+    reason = runs.disk_trouble(error)
+    if reason is None:
+      raise
+    raise UserError(f"{target} could not be written ({reason}); nothing is left of it.") from error
+  finally:
+    shutil.rmtree(path, ignore_errors=True)
+    for ending in ("", *ckpt.BESIDE):
+      _beside(path, ending).unlink(missing_ok=True)
+
+
+def _beside(path: pathlib.Path, ending: str) -> pathlib.Path:
+  return path.with_name(path.name + ending)
+
+
+def _write_orbax(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf]) -> None:
+  """A step folder without an optimizer; the config is the run's, or says only what the model is."""
+  facts = _facts(source, leaves)
+  identity = dict(image_token=facts.pop("image_token"))
+  config = (dict(source.run.config) if source.run else {}) | facts
+  position = source.run.position if source.run else dict(step=0, total_steps=0, evaluated=False)
+  step = source.run.step if source.run else 0
+  run = dict(step=step, config=config, identity=identity, position=position)
+  checkpoint_params.write_params(path, leaves, run, source.tokenizer)
+
+
+def _write_bv(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf]) -> None:
+  """One .npz, names as in the released files; next to it what an .npz cannot say."""
+  weight_files.write_npz(path, {f"params/{name}": leaf for name, leaf in leaves.items()})
+  facts, tokenizer = (_beside(path, ending) for ending in ckpt.BESIDE)
+  facts.write_text(runs.dumps(_facts(source, leaves)))
+  if source.tokenizer is not None:
+    tokenizer.write_bytes(source.tokenizer)
+
+
+def _write_hf(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf]) -> None:
+  """Everything that transformers and vLLM look for, in files that both read."""
+  path.mkdir()
+  rows = leaves[weights.TOKEN_TABLE].shape[0]
+  rows = weights.HF_VOCAB_SIZE if rows == weights.VOCAB_SIZE else rows
+  weight_files.write_safetensors(path, weights.to_hf(leaves, rows))
+  dtype = np.result_type(*{leaf.dtype for leaf in leaves.values()}).name
+  image_token = _image_token(source)
+  config = hf.config_json(
+    source.model, res=source.res, vocab_size=rows, image_token_id=image_token, dtype=dtype
+  )
+  (path / "config.json").write_text(runs.dumps(config))
+  (path / "generation_config.json").write_text(runs.dumps(hf.generation_config_json()))
+  if source.tokenizer is not None:
+    files = hf_processor.processor_files(
+      source.tokenizer,
+      res=source.res,
+      patch_size=config["vision_config"]["patch_size"],
+      image_token_id=image_token,
+      method=_resize_method(source),
+    )
+    for name, content in files.items():
+      (path / name).write_bytes(content)
+
+
+def _resize_method(source: ckpt.Source) -> str:
+  """How the model's images were resized: as its run says, else as in the hub's folders."""
+  pp = str(source.run.config.get("input", {}).get("pp", "")) if source.run else ""
+  return "bicubic" if "resize(" not in pp or "bicubic" in pp else "bilinear"
+
+
+def _image_token(source: ckpt.Source) -> int:
+  """The id of <image>: where the source had it, or the first that no text has."""
+  if source.image_token is not None:
+    return source.image_token
+  if source.tokenizer is not None:
+    return tokenizer_lib.Tokenizer(source.tokenizer, source.name).vocab_size
+  rows = source.leaves[weights.TOKEN_TABLE].shape[0]
+  return weights.VOCAB_SIZE if rows == weights.HF_VOCAB_SIZE else rows
+
+
+def _facts(source: ckpt.Source, leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+  """What arrays do not say of their model."""
+  llm = dict(source.model["llm"], vocab_size=leaves[weights.TOKEN_TABLE].shape[0])
+  facts = dict(model=dict(img=dict(source.model["img"]), llm=llm), res=source.res)
+  return runs.plain(facts | dict(image_token=_image_token(source)))
+
+
+def _push(folder: pathlib.Path, repo: str) -> None:
+  """Uploads a complete folder; the token is huggingface_hub's, from HF_TOKEN or its login."""
+  import huggingface_hub
+
+  try:
+    huggingface_hub.create_repo(repo, private=True, exist_ok=True)
+    huggingface_hub.upload_folder(repo_id=repo, folder_path=folder)
+  except Exception as error:  # Many types: no network, no token, no right to write.
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise UserError(
+      f"--push={repo} failed ({reason}); {folder} is complete: set HF_TOKEN to a token that may"
+      f" write, and upload it with `hf upload {repo} {folder}`."
+    ) from error
+
+
+WRITERS = dict(hf=_write_hf, bv=_write_bv, orbax=_write_orbax)
+FLAGS = [
+  cli.Flag("src", str, required=True, help=f"what to convert; {ckpt.ALLOWED}"),
+  cli.Flag("dst", str, required=True, help="a new folder, or for --to=bv a new .npz file"),
+  cli.Flag("to", str, required=True, help="hf, bv (big_vision's .npz) or orbax (pgjax's own)"),
+  cli.Flag("dtype", str, help="float32, bfloat16 or float16; without it each array keeps its own"),
+  cli.Flag("verify", bool, False, help="read back, compare every array and a forward pass"),
+  cli.Flag("step", int, help="which step of a workdir; without it the newest"),
+  cli.Flag("tokenizer", str, help="a tokenizer.model for weights that come without one"),
+  cli.Flag("softcap", float, help="of the final logits, as trained; 0 is off; for .npz files"),
+  cli.Flag("push", str, help="upload the folder to the hub as org/name, private if it is new"),
+]
+CONFIG = "none"
+EXAMPLES = [
+  "python -m pgjax.convert --src=workdir/chartqa --dst=out/chartqa-hf --to=hf --dtype=bfloat16",
+  "python -m pgjax.convert --src=google/paligemma2-3b-pt-224 --dst=pt.npz --to=bv --verify",
+]
+
+if __name__ == "__main__":
+  cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

@@ -1,0 +1,116 @@
+"""How do weights get from a checkpoint onto the mesh?
+
+Leaf by leaf, and of a leaf each process keeps the slices that its devices need: neither a host nor
+a device ever holds the whole model a second time. Where a checkpoint and the model differ by the
+reference's own rules (resolution, size of the vocabulary), the leaf is adapted, and that is said.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from pgjax import params, weights
+from pgjax.weight_files import CHUNK_BYTES, Leaf, of_array
+
+log = logging.getLogger("pgjax")
+
+NEW_ROWS_STDDEV = 0.02  # big_vision's value for tokens that the checkpoint lacks.
+
+
+def load(
+  found: Mapping[str, Leaf], shapes: Mapping[str, Any], shardings: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+  """Nested dict of the checkpoint's arrays, cast, placed and (where the rules say so) adapted.
+
+  Args:
+    found: leaves under our names; all that the model has, and no others.
+    shapes: nested dict of the model's leaves, with shapes and storage dtypes.
+    shardings: the same tree of shardings.
+    source: what the user called it, for messages.
+  """
+  wanted, placed = params.flatten(shapes), params.flatten(shardings)
+  have = {name: leaf.shape for name, leaf in found.items()}
+  want = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+  weights.check_same(want, have, f"'{source}'", fits=_fits)
+  loaded = {}
+  for name, leaf in wanted.items():
+    adapted = _adapted(name, found[name], want[name])
+    loaded[name] = _placed(adapted.astype(leaf.dtype, name), placed[name])
+  return params.unflatten(loaded)
+
+
+def _placed(leaf: Leaf, sharding: Any) -> jax.Array:
+  """Reads the rows that this process's devices keep, block by block, into their slices."""
+  slices = {}
+  for index in sharding.addressable_devices_indices_map(leaf.shape).values():
+    spans = tuple(axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True))
+    slices[spans] = np.empty([stop - start for start, stop in spans], leaf.dtype)
+  rows = max(1, CHUNK_BYTES * leaf.shape[0] // max(1, leaf.nbytes))
+  first, last = min(s[0][0] for s in slices), max(s[0][1] for s in slices)
+  for start in range(first, last, rows):
+    stop = min(start + rows, last)
+    if not any(max(start, s[0][0]) < min(stop, s[0][1]) for s in slices):
+      continue
+    block = leaf.read(start, stop)
+    for spans, array in slices.items():
+      (begin, end), *rest = spans
+      low, high = max(start, begin), min(stop, end)
+      if low < high:
+        inside = tuple(slice(*span) for span in rest)
+        array[low - begin : high - begin] = block[(slice(low - start, high - start), *inside)]
+
+  def at(index):
+    return slices[tuple(a.indices(size)[:2] for a, size in zip(index, leaf.shape, strict=True))]
+
+  array = jax.make_array_from_callback(leaf.shape, sharding, at)
+  return jax.block_until_ready(array)  # Frees what the host read for it.
+
+
+def _fits(name: str, have: tuple[int, ...], want: tuple[int, ...]) -> bool:
+  if name == weights.POS_EMBEDDING and len(have) == 3 and have[::2] == want[::2]:
+    return all(math.isqrt(n) ** 2 == n for n in (have[1], want[1]))
+  if name == weights.TOKEN_TABLE and len(have) == 2 and have[1] == want[1]:
+    return have[0] <= want[0] or (have[0], want[0]) == (weights.HF_VOCAB_SIZE, weights.VOCAB_SIZE)
+  return have == want
+
+
+def _adapted(name: str, leaf: Leaf, shape: tuple[int, ...]) -> Leaf:
+  """The leaf as the model wants it; what is changed is said."""
+  if leaf.shape == shape:
+    return leaf
+  if name == weights.POS_EMBEDDING:
+    old, new = math.isqrt(leaf.shape[1]), math.isqrt(shape[1])
+    log.info("%s is resampled from %dx%d to %dx%d patches.", name, old, old, new, new)
+    return of_array(resample_pos_embedding(leaf.whole(), new))
+  have, want = leaf.shape[0], shape[0]
+  if want < have:
+    log.info("%s: the last %d rows, Hugging Face's <image> and padding, go.", name, have - want)
+    return weights.with_rows(leaf, want)
+  more = want - have
+  log.info("%s gets %d new rows, normal with stddev %g.", name, more, NEW_ROWS_STDDEV)
+  new_rows = np.random.default_rng(0).normal(0, NEW_ROWS_STDDEV, (more, shape[1]))
+
+  def read(start, stop):
+    old = leaf.read(min(start, have), min(stop, have)).astype(np.float32)
+    new = new_rows[max(start - have, 0) : max(stop - have, 0)].astype(np.float32)
+    return np.concatenate([old, new])
+
+  return Leaf(shape, np.dtype(np.float32), read)
+
+
+def resample_pos_embedding(table_1PD: np.ndarray, new: int) -> np.ndarray:
+  """Linear, corner-aligned: what the reference gets from scipy.ndimage.zoom(order=1)."""
+  old = math.isqrt(table_1PD.shape[1])
+  at = np.linspace(0, old - 1, new)
+  low = np.minimum(at.astype(int), max(old - 2, 0))
+  weights = np.zeros((new, old))  # Row i: how much each old position gives to new position i.
+  weights[np.arange(new), low] = 1 - (at - low)
+  if old > 1:
+    weights[np.arange(new), low + 1] = at - low
+  grid = table_1PD[0].astype(np.float64).reshape(old, old, -1)
+  grid = np.einsum("ia,jb,abd->ijd", weights, weights, grid, optimize=True)
+  return grid.reshape(1, new * new, -1).astype(np.float32)
