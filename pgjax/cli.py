@@ -59,7 +59,7 @@ def run(
   checked config (None if it was not given), args.config_spec what was written, and args.overrides
   the --config.x=... as a dict, for commands that apply them to a config from elsewhere.
   """
-  logging.basicConfig(format="%(message)s")
+  logging.basicConfig(format="%(message)s", force=True)  # Some library below has set its own.
   logging.getLogger("pgjax").setLevel(logging.INFO)  # What was changed on the way is said.
   argv = list(sys.argv if argv is None else argv)
   if config != "none":
