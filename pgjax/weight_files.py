@@ -11,8 +11,8 @@ import functools
 import itertools
 import json
 import math
-import os
 import pathlib
+import shutil
 import struct
 import zipfile
 import zlib
@@ -347,4 +347,4 @@ def free_bytes(path: pathlib.Path) -> int:
   """What the disk of `path`, or of the nearest folder above that exists, has free."""
   while not path.exists():
     path = path.parent
-  return os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
+  return shutil.disk_usage(path).free

@@ -16,11 +16,13 @@ import einops
 import numpy as np
 
 from pgjax.errors import UserError
+from pgjax.models import gemma
 from pgjax.weight_files import Leaf, Tensor
 
 POS_EMBEDDING = "img/pos_embedding"
 TOKEN_TABLE = "llm/embedder/input_embedding"
-VOCAB_SIZE, HF_VOCAB_SIZE = 257_152, 257_216  # Hugging Face adds <image> and 63 unused rows.
+VOCAB_SIZE = gemma.VOCAB_SIZE
+HF_VOCAB_SIZE = VOCAB_SIZE + 64  # Hugging Face adds <image> and 63 unused rows.
 
 
 class Row(NamedTuple):

@@ -85,14 +85,8 @@ def test_the_image_processor_makes_pixels_and_tokens_of_this_size(tiny):
   assert config["resample"] == 2
 
 
-def test_the_tokenizer_comes_back_byte_for_byte(tiny, tmp_path):
-  assert hf_processor.tokenizer_bytes(tmp_path) is None
-  files = hf_processor.processor_files(tiny.source, res=28)
-  (tmp_path / "tokenizer.json").write_bytes(files["tokenizer.json"])
-  with pytest.raises(UserError, match="json but no tokenizer"):
-    hf_processor.tokenizer_bytes(tmp_path)
-  (tmp_path / "tokenizer.model").write_bytes(files["tokenizer.model"])
-  assert hf_processor.tokenizer_bytes(tmp_path) == tiny.source
+def test_the_tokenizer_comes_back_byte_for_byte(tiny):
+  assert hf_processor.processor_files(tiny.source, res=28)["tokenizer.model"] == tiny.source
 
 
 @pytest.mark.parametrize(

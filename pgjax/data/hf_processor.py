@@ -1,4 +1,4 @@
-"""Which files make a Hugging Face folder's processor, and which tokenizer does a folder hold?
+"""Which files make a Hugging Face folder's processor?
 
 `processor_files` writes them all from the bytes of a SentencePiece model; `AutoProcessor` then
 needs no network, and its ids are those of data/tokenizer.py and data/packing.py. How:
@@ -15,7 +15,6 @@ needs no network, and its ids are those of data/tokenizer.py and data/packing.py
 """
 
 import json
-import pathlib
 from typing import Any
 
 from pgjax.data import tokenizer
@@ -65,19 +64,6 @@ def processor_files(
   }
   encoded = {name: json.dumps(value, ensure_ascii=False).encode() for name, value in files.items()}
   return encoded | {"tokenizer.model": tokenizer_source}
-
-
-def tokenizer_bytes(folder: str | pathlib.Path) -> bytes | None:
-  """The SentencePiece model of a Hugging Face folder; None where there is no tokenizer at all."""
-  folder = pathlib.Path(folder)
-  if (folder / "tokenizer.model").is_file():
-    return (folder / "tokenizer.model").read_bytes()
-  if (folder / "tokenizer.json").is_file():
-    raise UserError(
-      f"{folder} has a tokenizer.json but no tokenizer.model, which it cannot be turned back into:"
-      f" put the file beside it; {tokenizer.WHERE_FROM}."
-    )
-  return None
 
 
 def tokenizer_json(pieces: list[tokenizer.Piece], image_token_id: int) -> dict[str, Any]:
