@@ -28,7 +28,7 @@ def get_config(arg=None):
   c.optax_name, c.optax = "scale_by_adam", dict(b2=0.999)
   c.lr, c.wd, c.label_smoothing = 1e-5, 1e-6, 0.2
   common.set_model(c, size=a.size, variant=a.variant, dropout=0.1)
-  c.params = common.choose("tune", a.tune, common.TUNE)
+  common.set_tune(c, a.tune)
   for part in weights:
     for name, split in SPLITS.items():
       data = dict(name=part, split=split, **place)

@@ -11,17 +11,34 @@ VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
 TINY_VOCAB_SIZE = 640 + 1024 + 128  # The small tokenizer that comes with pgjax.
 LLM = {"v1": "gemma_2b", "3b": "gemma2_2b", "10b": "gemma2_9b", "28b": "gemma2_27b"}
 
-# What trains: the first pattern that matches the whole name of a parameter wins. The values are
-# "train", "freeze" and freeze("bfloat16"), which also says how a frozen parameter is stored.
+# What trains: the first pattern that matches the whole name of a parameter wins. The values:
+#   train, train("bfloat16")   kept in float32 unless said otherwise
+#   freeze, freeze("nf4")      and how it is kept: float32, bfloat16, float16, nf4 or int8 (matrices
+#                              alone; the rest in bfloat16); without a dtype as the compute dtype
+#   lora(rank=8, alpha=16, dropout=0.0, rslora=False, base="nf4")
+#                              adapters on the matrices, the rest frozen; base as in freeze
+_MATRICES = "llm/layers/(attn|mlp)/.*"
+_REST = (".*", 'freeze("bfloat16")')
 TUNE = {
   "full": [(".*", "train")],
   "no_vit": [("img/head/.*", "train"), ("img/.*", "freeze"), ("llm/.*", "train")],
   "decoder": [("llm/.*", "train"), ("img/.*", "freeze")],
   "connector": [("img/head/.*", "train"), (".*", "freeze")],
-  "attention": [("llm/layers/attn/.*", "train"), (".*", 'freeze("bfloat16")')],
-  "lora": [("llm/layers/.*", "lora(rank=8)"), (".*", "freeze")],  # Not available yet.
-  "qlora": [("llm/layers/.*", 'lora(rank=8, base="nf4")'), (".*", "freeze")],  # Not available yet.
-}
+  "attention": [("llm/layers/attn/.*", "train"), _REST],
+  "lora": [(_MATRICES, 'lora(rank=8, alpha=16, base="bfloat16")'), _REST],
+  "lora_connector": [
+    ("img/head/.*", "train"), (_MATRICES, 'lora(rank=8, alpha=16, base="bfloat16")'), _REST
+  ],
+  "lora_vit": [
+    (f"{_MATRICES}|img/.*/kernel", 'lora(rank=8, alpha=16, base="bfloat16")'), _REST
+  ],
+  "qlora": [
+    (_MATRICES, 'lora(rank=8, alpha=16, base="nf4")'), ("img/.*/kernel", 'freeze("nf4")'), _REST
+  ],
+  "qlora8": [
+    (_MATRICES, 'lora(rank=8, alpha=16, base="int8")'), ("img/.*/kernel", 'freeze("int8")'), _REST
+  ],
+}  # fmt: skip
 
 # One entry of `evals`: c.evals["val"] = dict(EVAL, type="vqa", data=..., pp=...). A whole split is
 # scored. With none of log_steps, log_epochs, log_examples and log_percent the entry does not run
@@ -151,6 +168,16 @@ def set_tiny_model(c, *, width, depth, patch_size, num_heads=4, dropout=0.0):
     dropout=dropout,
   )
   c.tokenizer, c.model_init, c.dtype, c.remat = "tiny", None, "float32", "none"
+
+
+def set_tune(c, name):
+  """What trains, and the optimizer and rate that go with it; c.lr is set for full training."""
+  c.params = choose("tune", name, TUNE)
+  if name == "attention":  # As big_vision's Colab: plain SGD.
+    c.optax_name, c.optax, c.lr = "big_vision.sgd", {}, 0.03
+    c.grad_clip_norm, c.wd = None, 0.0
+  if "lora" in name:  # Adapters want about ten times the rate of full training (docs/lora.md).
+    c.lr, c.wd = 10 * c.lr, 0.0
 
 
 def image_pp(c):

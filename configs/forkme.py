@@ -26,7 +26,7 @@ def get_config(arg=None):
   c.total_epochs = 15
   c.lr, c.wd = 1e-5, 3e-7
   common.set_model(c, size=a.size, variant=a.variant)
-  c.params = common.choose("tune", a.tune, common.TUNE)
+  common.set_tune(c, a.tune)
   c.log_training_steps, c.ckpt_steps = 1, 200
 
   if a.val:  # val= (empty) trains without evaluation.

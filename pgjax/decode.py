@@ -28,18 +28,20 @@ class State(NamedTuple):
   ended: Bool[Array, " B"]
 
 
-def jitted(model, mesh, param_places, *, max_decode_len, eos=1):
+def jitted(model, mesh, param_places, *, max_decode_len, eos=1, readable=params_lib.unflatten):
   """`f(params, batch) -> (tokens int32 [B, max_decode_len], logp float32 likewise)`, greedily.
 
   batch: image, text, mask_ar, mask_input [B, T], optionally image_mask, and `_mask` [B], false for
   rows that only fill the batch. A row's tokens end with its eos, zeros follow; logp is each
   token's log-probability, 0 after the eos. Stops when every row has ended.
+  readable: from a flat dict of what is kept of the parameters to what modules read (step.readable).
   """
   layout = vocabulary.layout(mesh, params_lib.flatten(param_places)[TABLE])
   decode = functools.partial(
     greedy,
     model=model.clone(constrain=sharding.batch_constraint(mesh)),
     layout=layout,
+    readable=readable,
     max_decode_len=max_decode_len,
     eos=eos,
   )
@@ -47,10 +49,11 @@ def jitted(model, mesh, param_places, *, max_decode_len, eos=1):
   return jax.jit(decode, in_shardings=(param_places, place), out_shardings=place)
 
 
-def greedy(params, batch, *, model, layout, max_decode_len, eos):
+def greedy(params, batch, *, model, layout, max_decode_len, eos, readable=params_lib.unflatten):
   """The most probable token at each step; ties go to the lowest id."""
-  variables = {"params": params}
-  embed = functools.partial(_embed, params_lib.flatten(params)[TABLE], layout)
+  flat = params_lib.flatten(params)
+  variables = {"params": readable(flat)}
+  embed = functools.partial(_embed, flat[TABLE], layout)
   zimg = model.apply(variables, batch["image"], method="embed_image")
   h_BD, cache, lengths_B = model.apply(
     variables,

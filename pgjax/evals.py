@@ -64,6 +64,7 @@ def matching(config, pattern: str) -> dict[str, None]:
 def make(config, model, mesh, tokenizer, param_places, every: Mapping[str, int | None]):
   """Opens the data of the evaluators named in `every`; nothing is compiled yet."""
   decoders: dict[int, Callable] = {}
+  readable = step_lib.readable(step_lib.leaves_of(model, config), mesh)
   made = []
   for name, every_steps in every.items():
     section = config.evals[name]
@@ -73,7 +74,9 @@ def make(config, model, mesh, tokenizer, param_places, every: Mapping[str, int |
     else:
       length = section.max_decode_len
       if length not in decoders:
-        decoders[length] = decode.jitted(model, mesh, param_places, max_decode_len=length)
+        decoders[length] = decode.jitted(
+          model, mesh, param_places, max_decode_len=length, readable=readable
+        )
       compute = decoders[length]
     try:
       batches = _open(config, section, tokenizer)

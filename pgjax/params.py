@@ -1,33 +1,82 @@
 """What is each parameter called, and which ones train?
 
 Names are the paths of the tree joined with slashes ("llm/layers/attn/q_einsum/w"). One ordered list
-of (regex, spec) decides what trains; the first pattern that matches a whole name wins. Where the
-arrays live is sharding.py's business, what happens to their gradients optim.py's.
+of (regex, spec) decides what trains; the first pattern that matches a whole name wins. How a leaf
+is kept is leaves.py's business, where it lives sharding.py's, what its gradient becomes optim.py's.
 """
 
 import ast
 import difflib
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pgjax.errors import UserError
 
 STORAGE_DTYPES = ("float32", "bfloat16", "float16")
-_LATER = ("lora", "nf4", "int8")  # Known words whose meaning is not there yet.
-_PARTS = (("img/head", "img/head/.*"), ("img", "img/.*"), ("llm", "llm/.*"), ("other", ".*"))
+QUANTIZED = ("nf4", "int8")  # For matrices; what else such a pattern covers is kept in bfloat16.
+LORA = "lora/"  # The factors of llm/x are lora/llm/x/a and lora/llm/x/b.
+STACKED = ("llm/layers/", "img/Transformer/encoderblock/")  # Axis 0 of these leaves is the layer.
+_SPECS = (
+  'allowed are "train", "freeze", freeze("bfloat16") (or float16, float32, nf4, int8) and'
+  ' lora(rank=8, alpha=16, dropout=0.0, rslora=False, base="nf4")'
+)
 
 
 class Rule(NamedTuple):
   """What happens to one leaf.
 
   `dtype` is the storage dtype; None means float32 for a trained leaf, and for a frozen one the
-  dtype that it has in the file it came from.
+  dtype that it has in the file it came from. A lora leaf is frozen, and two factors of it train.
   """
 
-  kind: str  # "train" or "freeze"
+  kind: str  # "train", "freeze" or "lora"
   dtype: str | None = None
+  rank: int = 0
+  alpha: float = 0.0
+  dropout: float = 0.0
+  rslora: bool = False
+  block: int = 64  # Numbers that share a scale, where the dtype is quantized.
+  double: bool = False  # The scales are quantized too.
+
+  @property
+  def scale(self) -> float:
+    """What the product of the factors is multiplied by (rslora: arXiv:2312.03732)."""
+    return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+class Matrix(NamedTuple):
+  """The axes of a leaf that is a matrix in a product: each is shared, summed over, or new."""
+
+  axes: str
+  shared: str
+  summed: str
+
+  @property
+  def new(self) -> str:
+    """The axes of the product that x did not have."""
+    return "".join(a for a in self.axes if a not in self.shared + self.summed)
+
+
+# Every product with a weight; L layers, C the parts of a fused leaf. The patch embedding is a
+# convolution, the token table a lookup: neither is adapted or quantized.
+_VISION = "img/Transformer/encoderblock/"
+_MATRICES = {
+  "llm/layers/attn/q_einsum/w": Matrix("LNDH", "L", "D"),
+  "llm/layers/attn/q?kv_einsum/w": Matrix("LCKDH", "LC", "D"),
+  "llm/layers/attn/attn_vec_einsum/w": Matrix("LNHD", "L", "NH"),
+  "llm/layers/mlp/gating_einsum": Matrix("LCDF", "LC", "D"),
+  "llm/layers/mlp/linear": Matrix("LFD", "L", "F"),
+  f"{_VISION}MultiHeadDotProductAttention_0/(query|key|value)/kernel": Matrix("LDNH", "L", "D"),
+  f"{_VISION}MultiHeadDotProductAttention_0/out/kernel": Matrix("LNHD", "L", "NH"),
+  f"{_VISION}MlpBlock_0/Dense_[01]/kernel": Matrix("LDF", "L", "D"),
+  "img/head/kernel": Matrix("DF", "", "D"),
+}
+
+
+def matrix(name: str) -> Matrix | None:
+  """The axes of the leaf of that name; None if it is no matrix, such as a norm's scale."""
+  return next((m for pattern, m in _MATRICES.items() if re.fullmatch(pattern, name)), None)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,21 +103,56 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_spec(spec: str) -> Rule:
-  """Reads `train`, `train("bfloat16")`, `freeze` or `freeze("bfloat16")`."""
-  allowed = 'allowed are "train", "freeze" and freeze("bfloat16") (or float16, float32)'
-  if any(re.search(rf"\b{word}\b", str(spec)) for word in _LATER):
-    raise UserError(f"config.params: {spec!r} is not available yet; {allowed}.")
+  """Reads a value of config.params, such as `freeze("nf4")` or `lora(rank=8, base="bfloat16")`."""
   try:
     node = ast.parse(spec, mode="eval").body
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     kind, args = call.func.id, [ast.literal_eval(arg) for arg in call.args]
+    fields = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
   except (SyntaxError, ValueError, AttributeError, TypeError):
-    raise UserError(f"config.params: cannot read {spec!r}; {allowed}.") from None
-  if kind not in ("train", "freeze") or call.keywords or len(args) > 1:
-    raise UserError(f"config.params: unknown value {spec!r}; {allowed}.")
-  if args and args[0] not in STORAGE_DTYPES:
-    raise UserError(f"config.params: {spec!r} names an unknown dtype {args[0]!r}; {allowed}.")
-  return Rule(kind, *args)
+    raise UserError(f"config.params: cannot read {spec!r}; {_SPECS}.") from None
+  if kind not in _FIELDS:
+    raise UserError(f"config.params: unknown value {spec!r}; {_SPECS}.")
+  names = _FIELDS[kind]
+  if unknown := sorted(fields.keys() - set(names)) or args[len(names) :]:
+    raise UserError(
+      f"config.params: {spec!r}: {kind} takes no {unknown[0]!r}, only {', '.join(names)}."
+    )
+  fields = dict(zip(names, args, strict=False)) | fields
+  rule = Rule(kind, **{"dtype" if name == "base" else name: v for name, v in fields.items()})
+  if kind == "lora":
+    rank = fields.get("rank", 8)
+    rule = rule._replace(rank=rank, alpha=fields.get("alpha", 2 * rank))
+  _check_rule(spec, rule)
+  return rule
+
+
+_FIELDS = {
+  "train": ("dtype",),
+  "freeze": ("dtype", "block", "double"),
+  "lora": ("rank", "alpha", "dropout", "rslora", "base", "block", "double"),
+}
+
+
+def _check_rule(spec: str, rule: Rule) -> None:
+  dtypes = STORAGE_DTYPES + (() if rule.kind == "train" else QUANTIZED)
+  number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)  # noqa: E731
+  wrong = None
+  if rule.dtype not in (None, *dtypes):
+    wrong = f"stores in an unknown dtype {rule.dtype!r}; a leaf that is to {rule.kind} may have "
+    wrong += ", ".join(dtypes)
+  elif rule.kind == "lora" and not (type(rule.rank) is int and rule.rank >= 1):
+    wrong = f"has rank={rule.rank!r}, which must be a whole number >= 1"
+  elif rule.kind == "lora" and not (number(rule.alpha) and rule.alpha > 0):
+    wrong = f"has alpha={rule.alpha!r}, which must be a number > 0"
+  elif not (number(rule.dropout) and 0 <= rule.dropout < 1):
+    wrong = f"has dropout={rule.dropout!r}, which must be a number >= 0 and < 1"
+  elif type(rule.block) is not int or rule.block < 8 or rule.block & (rule.block - 1):
+    wrong = f"has block={rule.block!r}, which must be a power of two >= 8, such as 64"
+  elif not isinstance(rule.rslora, bool) or not isinstance(rule.double, bool):
+    wrong = "has a flag (rslora, double) that is neither True nor False"
+  if wrong:
+    raise UserError(f"config.params: {spec!r} {wrong}.")
 
 
 def compile_pattern(pattern: str, where: str = "config.params") -> re.Pattern[str]:
@@ -106,7 +190,11 @@ def check_used(patterns: Sequence[str], matches: Mapping[str, int | None], where
 
 
 def rules(patterns: Sequence[tuple[str, str]], names: Iterable[str]) -> dict[str, Rule]:
-  """The rule of every leaf: first full match wins, nothing uncovered, no pattern unused."""
+  """The rule of every leaf: first full match wins, nothing uncovered, no pattern unused.
+
+  Where a pattern that adapts or quantizes covers leaves that are no matrices, these are frozen as
+  they are, in bfloat16 if the matrices are quantized; but one matrix it must cover.
+  """
   specs = [parse_spec(spec) for _, spec in patterns]
   matches = first_match([p for p, _ in patterns], names)
   uncovered = [name for name, i in matches.items() if i is None]
@@ -116,7 +204,28 @@ def rules(patterns: Sequence[tuple[str, str]], names: Iterable[str]) -> dict[str
       'every parameter needs one, so end the list with (".*", "freeze") or (".*", "train").'
     )
   check_used([p for p, _ in patterns], matches, "config.params")
-  return {name: specs[i] for name, i in matches.items()}
+  for i, (pattern, spec) in enumerate(patterns):
+    covered = [name for name, match in matches.items() if match == i]
+    if specs[i] != _plain(specs[i]) and not any(map(matrix, covered)):
+      raise UserError(
+        f"config.params: {pattern!r} has the value {spec!r}, which is for matrices of products, "
+        f"and covers none, only {_some(covered)}. Matrices are, for example, "
+        "llm/layers/attn/q_einsum/w and img/head/kernel."
+      )
+  return {n: specs[i] if matrix(n) else _plain(specs[i]) for n, i in matches.items()}
+
+
+def _plain(rule: Rule) -> Rule:
+  """The rule for what is neither adapted nor quantized."""
+  dtype = "bfloat16" if rule.dtype in QUANTIZED else rule.dtype
+  return Rule("train" if rule.kind == "train" else "freeze", dtype)
+
+
+def trained_names(rules: Mapping[str, Rule]) -> list[str]:
+  """Flat names of what the optimizer sees: trained leaves, and the factors of adapted ones."""
+  names = [name for name, rule in rules.items() if rule.kind == "train"]
+  adapted = [name for name, rule in rules.items() if rule.kind == "lora"]
+  return sorted(names + [f"{LORA}{name}/{factor}" for name in adapted for factor in "ab"])
 
 
 def from_schedule(schedule: Any) -> tuple[list[tuple[str, str]] | None, Any]:
@@ -131,77 +240,17 @@ def from_schedule(schedule: Any) -> tuple[list[tuple[str, str]] | None, Any]:
 
 
 def split(
-  tree: Mapping[str, Any], rules: Mapping[str, Rule]
+  tree: Mapping[str, Any], is_trained: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The leaves that train and those that do not, as flat dicts."""
+  """The leaves with those names (see `trained_names`) and the others, as flat dicts."""
   flat = flatten(tree)
-  trained = {name: leaf for name, leaf in flat.items() if rules[name].kind == "train"}
-  return trained, {name: leaf for name, leaf in flat.items() if name not in trained}
+  trained = {name: leaf for name, leaf in flat.items() if name in is_trained}
+  return trained, {name: leaf for name, leaf in flat.items() if name not in is_trained}
 
 
 def merge(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
   """The inverse of `split`."""
   return unflatten(dict(sorted({**trained, **frozen}.items())))
-
-
-def table(
-  tree: Mapping[str, Any], rules: Mapping[str, Rule], shardings: Mapping[str, Any] | None = None
-) -> str:
-  """Text with a row for each leaf (arrays or shapes) and a total for each part.
-
-  Without `shardings` a leaf's own sharding is shown, if it has one.
-  """
-  flat = flatten(tree)
-  where = flatten(shardings) if shardings is not None else {}
-  rows = [("parameter", "", "shape", "dtype", "size", "sharding")]
-  for name, leaf in flat.items():
-    shape = "x".join(map(str, leaf.shape)) or "scalar"
-    sharding = _sharding_text(where.get(name, getattr(leaf, "sharding", None)), len(leaf.shape))
-    size = _size_text(_num_bytes(leaf))
-    rows.append((name, rules[name].kind, shape, str(leaf.dtype), size, sharding))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
-  lines.insert(1, "-" * max(map(len, lines)))
-  lines.append(lines[1])
-  parts = first_match([pattern for _, pattern in _PARTS], flat)
-  for i, (part, _) in enumerate(_PARTS):
-    if inside := [name for name, match in parts.items() if match == i]:
-      lines.append(_total(part, inside, flat, rules))
-  lines.append(_total("all", list(flat), flat, rules))
-  return "\n".join(line.rstrip() for line in lines)
-
-
-def _total(part: str, inside: list[str], flat: Mapping[str, Any], rules: Mapping[str, Rule]) -> str:
-  count = sum(math.prod(flat[name].shape) for name in inside)
-  trained = sum(math.prod(flat[n].shape) for n in inside if rules[n].kind == "train")
-  size = _size_text(sum(_num_bytes(flat[name]) for name in inside))
-  share = 100 * trained / count if count else 0.0
-  return f"{part:<9} {count:>14,} parameters  {trained:>14,} train ({share:5.1f}%)  {size:>10}"
-
-
-def _sharding_text(sharding: Any, ndim: int) -> str:
-  """`[None, data]` for a PartitionSpec over dimension 1, `replicated` where nothing is split."""
-  spec = getattr(sharding, "spec", None)
-  if sharding is None:
-    return ""
-  if spec is None or not any(spec):
-    return "replicated"
-  cells = [*spec, *[None] * (ndim - len(spec))]
-  return (
-    "[" + ", ".join("+".join(c) if isinstance(c, tuple) else str(c or "-") for c in cells) + "]"
-  )
-
-
-def _num_bytes(leaf: Any) -> int:
-  return math.prod(leaf.shape) * leaf.dtype.itemsize
-
-
-def _size_text(num_bytes: int) -> str:
-  """Decimal units, as GPUs and disks are sold: 1,500,000 -> `1.5 MB`."""
-  for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-    if num_bytes >= scale:
-      return f"{num_bytes / scale:.1f} {unit}"
-  return f"{num_bytes} B"
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:

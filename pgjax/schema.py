@@ -106,7 +106,7 @@ RUN = {
       or (_pairs("", lambda s: s is None or _is_mapping(s)).accepts(v) and len(v) > 0)
     ),
   ),
-  "params": _pairs('(regex, "train" or "freeze")', lambda v: isinstance(v, str)),
+  "params": _pairs('(regex, "train", "freeze(...)" or "lora(...)")', lambda v: isinstance(v, str)),
   "model": MAPPING,
   "model_init": Field(
     "a name such as 'pt_224', a path, or a dict of them",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from pgjax import leaves as leaves_lib
 from pgjax import params as params_lib
 from pgjax import sharding
 from pgjax.models import mixed, remat, vocabulary
@@ -23,7 +24,7 @@ class TrainState(NamedTuple):
   """What a step reads and writes, and what a checkpoint holds."""
 
   step: Int[Array, ""]
-  params: dict[str, Any]  # Nested, all leaves; frozen ones in their storage dtype.
+  params: dict[str, Any]  # Nested, all that is kept; see leaves.py.
   opt_state: Any  # Of the trained leaves alone, keyed by their flat names.
 
 
@@ -40,31 +41,29 @@ def param_shapes(model, config):
   return jax.eval_shape(model.init, jax.random.key(0), image, text, text)["params"]
 
 
+def leaves_of(model, config) -> leaves_lib.Leaves:
+  """What happens to each parameter: the config's list applied to the model's names.
+
+  What is frozen without a dtype of its own is kept in the compute dtype.
+  """
+  shapes = params_lib.flatten(param_shapes(model, config))
+  rules = params_lib.rules(config.params, shapes)
+  for name, rule in rules.items():
+    if rule.kind != "train" and rule.dtype is None:
+      rules[name] = rule._replace(dtype=model.dtype)
+  return leaves_lib.Leaves(shapes, rules)
+
+
 def rules(model, config) -> dict[str, params_lib.Rule]:
-  """What trains: the config's list applied to the model's names."""
-  return _rules(config, param_shapes(model, config))
-
-
-def _rules(config, tree):
-  """The same, for who has the names already: finding them means tracing the whole model."""
-  return params_lib.rules(config.params, params_lib.flatten(tree))
-
-
-def _stored(shapes, rule_of):
-  """Shapes with the dtype that each leaf is kept in."""
-  flat = params_lib.flatten(shapes)
-  dtypes = {name: rule_of[name].dtype or leaf.dtype for name, leaf in flat.items()}
-  return params_lib.unflatten(
-    {name: jax.ShapeDtypeStruct(leaf.shape, dtypes[name]) for name, leaf in flat.items()}
-  )
+  """The rule of each parameter."""
+  return leaves_of(model, config).rules
 
 
 def abstract_state(model, tx, config, mesh) -> TrainState:
   """The state as shapes, dtypes and shardings; nothing is allocated."""
-  shapes = param_shapes(model, config)
-  rule_of = _rules(config, shapes)
-  stored = _stored(shapes, rule_of)
-  trained, _ = params_lib.split(stored, rule_of)
+  leaves = leaves_of(model, config)
+  stored = leaves.stored()
+  trained, _ = params_lib.split(stored, params_lib.trained_names(leaves.rules))
   state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), stored, jax.eval_shape(tx.init, trained))
   places = sharding.shardings(config.sharding_strategy, state, mesh)
   return jax.tree.map(
@@ -78,22 +77,30 @@ def shardings_of(tree):
 
 
 def init(model, tx, config, mesh, loaded=None) -> TrainState:
-  """The first state, born sharded: random from config.seed, or `loaded` (all parameters)."""
+  """The first state, born sharded: random from config.seed, or `loaded`.
+
+  loaded: all that is kept of the parameters; factors of adapters may be missing, and are fresh.
+  """
   abstract = abstract_state(model, tx, config, mesh)
   places = shardings_of(abstract)
   image, text = (jnp.zeros(s.shape, s.dtype) for s in example_shapes(config))
-  rule_of = _rules(config, abstract.params)
+  leaves = leaves_of(model, config)
 
   @functools.partial(jax.jit, out_shardings=places.params)
   def random_params():
     made = model.init(jax.random.key(config.seed), image, text, text)["params"]
-    return jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), made, abstract.params)
+    return leaves.kept(made, config.seed)
 
   values = random_params() if loaded is None else loaded
+  flat_places, flat = params_lib.flatten(places.params), params_lib.flatten(values)
+  if missing := flat_places.keys() - flat.keys():
+    fresh = leaves.fresh_factors(config.seed)
+    flat |= {name: jax.device_put(fresh[name], flat_places[name]) for name in missing}
+    values = params_lib.unflatten(dict(sorted(flat.items())))
 
   @functools.partial(jax.jit, out_shardings=places.opt_state)
   def fresh_opt_state(values):
-    return tx.init(params_lib.split(values, rule_of)[0])
+    return tx.init(params_lib.split(values, params_lib.trained_names(leaves.rules))[0])
 
   step = jax.device_put(jnp.zeros((), jnp.int32), places.step)
   return TrainState(step, values, fresh_opt_state(values))
@@ -110,6 +117,7 @@ def jitted(model, tx, config, mesh):
   places = shardings_of(abstract)
   batch_place = sharding.batch_sharding(mesh)
   options = loss_options(model, config, _layout(mesh, places.params))
+  leaves = leaves_of(model, config)
   return jax.jit(
     functools.partial(
       train_step,
@@ -118,7 +126,8 @@ def jitted(model, tx, config, mesh):
         remat=remat.chosen(model.remat, model.dtype, mesh.size),
       ),
       tx=tx,
-      rule_of=_rules(config, abstract.params),
+      readable=readable(leaves, mesh),
+      is_trained=frozenset(params_lib.trained_names(leaves.rules)),
       options=options,
       seed=config.seed,
       microbatches=config.microbatches,
@@ -140,6 +149,12 @@ def loss_options(model, config, layout=None, *, train=True):
   )
 
 
+def readable(leaves, mesh):
+  """A function from a flat dict of what is kept to what the modules read on that mesh."""
+  place = sharding.replicated(mesh) if mesh.size > 1 else None
+  return functools.partial(leaves.readable, place=place)
+
+
 def _copied_to_gather(param_places):
   """Names of stacked leaves whose slices of a layer do not lie in the order of their shards."""
   places = params_lib.flatten(param_places)
@@ -152,15 +167,18 @@ def _layout(mesh, param_places):
   return vocabulary.layout(mesh, params_lib.flatten(param_places)[TABLE])
 
 
-def train_step(state, batch, *, model, tx, rule_of, options, seed, microbatches, cast_first):
+def train_step(
+  state, batch, *, model, tx, readable, is_trained, options, seed, microbatches, cast_first
+):
   """One update; see `jitted`."""
-  trained, frozen = params_lib.split(state.params, rule_of)
+  trained, frozen = params_lib.split(state.params, is_trained)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   gradients_of = functools.partial(
     gradients,
     trained,
     frozen,
     model=model,
+    readable=readable,
     options=options,
     examples=len(batch["text"]),
     cast_first=cast_first,
@@ -183,15 +201,26 @@ def train_step(state, batch, *, model, tx, rule_of, options, seed, microbatches,
   return TrainState(state.step + 1, params_lib.merge(trained, frozen), opt_state), measured
 
 
-def gradients(trained, frozen, batch, key, *, model, options, examples, cast_first=()):
+def gradients(
+  trained,
+  frozen,
+  batch,
+  key,
+  *,
+  model,
+  options,
+  examples,
+  readable=params_lib.unflatten,
+  cast_first=(),
+):
   """(gradients, loss) of these rows' part of the mean over `examples` examples."""
   table = {**trained, **frozen}[TABLE]
   tokens_BT = batch["text"][:, :-1]
   x_BTD = vocabulary.embed(table, tokens_BT, options.layout).astype(model.dtype)
 
   def loss_fn(moving, x_BTD):
-    leaves = mixed.restored(trained, moving, model.dtype, cast_first)
-    variables = {"params": params_lib.merge(leaves, frozen)}
+    masters = mixed.restored(trained, moving, model.dtype, cast_first)
+    variables = {"params": readable({**masters, **frozen})}
     return _loss(model, variables, x_BTD, batch, options, examples, key)
 
   moving = mixed.differentiable(trained, model.dtype)
@@ -208,19 +237,21 @@ def _loss(model, variables, x_BTD, batch, options, examples, key):
   """Mean over an example's learned tokens, then over examples."""
   mask_BT = batch["mask_loss"][:, 1:].astype(jnp.float32)
   weights_BT = mask_BT / jnp.maximum(1.0, jnp.sum(mask_BT, axis=1, keepdims=True)) / examples
-  h_BTD = _hidden(model, variables, x_BTD, batch, train=True, rngs={"dropout": key})
+  h_BTD = _hidden(model, variables, x_BTD, batch, key)
   table = params_lib.flatten(variables["params"])[TABLE]
   return vocabulary.weighted_nll(h_BTD, table, batch["text"][:, 1:], weights_BT, options)[0]
 
 
-def _hidden(model, variables, x_BTD, batch, train=False, rngs=None):
-  zimg = model.apply(variables, batch["image"], method="embed_image")
+def _hidden(model, variables, x_BTD, batch, key=None):
+  """Normed states of the text tokens; with a key as in training, with dropout."""
+  rngs = {"dropout": key} if key is not None else None
+  zimg = model.apply(variables, batch["image"], rngs=rngs, method="embed_image")
   return model.apply(
     variables,
     zimg,
     x_BTD,
     batch["mask_ar"][:, :-1],
-    train=train,
+    train=key is not None,
     image_mask=batch.get("image_mask"),
     rngs=rngs,
     method="hidden",
@@ -250,12 +281,14 @@ def jitted_nll(model, config, mesh, param_places):
   Without dropout and label smoothing; the perplexity evaluator divides.
   """
   options = loss_options(model, config, _layout(mesh, param_places), train=False)
+  read = readable(leaves_of(model, config), mesh)
   model = model.clone(constrain=sharding.batch_constraint(mesh))
 
   def nll(params, batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    table = params_lib.flatten(params)[TABLE]
+    flat = params_lib.flatten(params)
+    table = flat[TABLE]
     x_BTD = vocabulary.embed(table, batch["text"][:, :-1], options.layout).astype(model.dtype)
-    h_BTD = _hidden(model, {"params": params}, x_BTD, batch)
+    h_BTD = _hidden(model, {"params": read(flat)}, x_BTD, batch)
     mask_BT = batch["mask_loss"][:, 1:].astype(jnp.float32)
     _, nll_BT = vocabulary.weighted_nll(h_BTD, table, batch["text"][:, 1:], mask_BT, options)
     return jnp.sum(nll_BT, axis=1), jnp.sum(mask_BT, axis=1)

@@ -23,6 +23,7 @@ from pgjax import (
   evals,
   metric_log,
   optim,
+  param_table,
   params,
   runs,
   sharding,
@@ -55,7 +56,7 @@ def main(args: Any) -> None:
   every = evals.of_training(config, total_steps, data.num_examples)
   evaluators = evals.make(config, model, mesh, tokenizer, places, every)
   saver = make_saver(config, workdir, tokenizer, data, total_steps, log)
-  say_start_page(log, config, mesh, abstract, data, evaluators, total_steps)
+  say_start_page(log, config, mesh, model, abstract, data, evaluators, total_steps)
   state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log)
   first = next(data := data.at(position["step"]))
   log.say(start_page.example(first, tokenizer) + "\n")
@@ -209,8 +210,7 @@ def open_data(config: Any, tokenizer: Any) -> pipeline.TrainBatches:
 
 def make_optimizer(config: Any, model: Any, total_steps: int, num_examples: int) -> Any:
   """The chain for the leaves that train."""
-  rules = step_lib.rules(model, config)
-  trained = [name for name, rule in rules.items() if rule.kind == "train"]
+  trained = params.trained_names(step_lib.rules(model, config))
   return optim.make(config, total_steps, trained, num_examples=num_examples)
 
 
@@ -251,7 +251,7 @@ def _without_folders(data: Any) -> Any:
   return kept
 
 
-def say_start_page(log, config, mesh, abstract, data, evaluators, total_steps) -> None:
+def say_start_page(log, config, mesh, model, abstract, data, evaluators, total_steps) -> None:
   """What will run, before anything slow."""
   summary = start_page.summary(
     config,
@@ -265,8 +265,7 @@ def say_start_page(log, config, mesh, abstract, data, evaluators, total_steps) -
   log.say(start_page.scanned("training", data.scans))
   for evaluator in evaluators:
     log.say(start_page.scanned(evaluator.name, evaluator.batches.scans))
-  rules = params.rules(config.params, params.flatten(abstract.params))
-  log.say("\n" + params.table(abstract.params, rules) + "\n")
+  log.say("\n" + param_table.table(abstract.params, step_lib.leaves_of(model, config)) + "\n")
 
 
 def resume_or_init(config, model, tx, mesh, abstract, saver, log) -> tuple[Any, dict[str, Any]]:

@@ -87,7 +87,7 @@ def test_freezing_by_schedule_becomes_params():
     ("configs/chartqa.py:res=big", "res=big must be a whole number"),
     ("configs/chartqa.py:final_split=maybe", "must be true or false"),
     ("configs/chartqa.py:parts=humans", "parts=humans must be one of human, augmented"),
-    ("configs/chartqa.py:tune=lora", "not available yet"),
+    ("configs/chartqa.py:tune=loro", "tune=loro must be one of full, "),
     ("configs/easyvqa.py:preset=quik", "must be one of quick, long"),
   ],
 )

@@ -19,6 +19,7 @@ SPECS = [
   *("chartqa.py:variant=tiny,parts=augmented,batch_size=8", "chartqa.py:final_split,parts=human"),
   *("forkme.py", "forkme.py:size=v1,tune=decoder,prompt=caption en", "forkme.py:variant=tiny,val="),
   "forkme.py:tune=connector",
+  *(f"forkme.py:tune={name}" for name in common.TUNE if "lora" in name),
 ]
 
 
@@ -46,11 +47,10 @@ def test_every_config_is_valid_and_traces(spec):
   total = config.total_steps(c, 10_000)
   model = paligemma.Model(**c.model)
   rules = step.rules(model, c)
-  trained = [name for name, rule in rules.items() if rule.kind == "train"]
-  tx = optim.make(c, total, trained)
+  tx = optim.make(c, total, params.trained_names(rules))
   mesh = sharding.make_mesh(c.mesh, jax.devices())
   state = step.abstract_state(model, tx, c, mesh)
-  assert set(params.flatten(state.params)) == set(rules)
+  assert set(params.flatten(state.params)) >= {n for n in rules if rules[n].dtype != "nf4"}
   tiny = tokenizer.load("tiny")
   if c.tokenizer == "tiny":
     assert model.llm_config.vocab_size == tiny.vocab_size
@@ -86,29 +86,42 @@ def test_the_published_settings():
   assert (c.model_init, c.model.llm.final_logits_softcap) == ("pt_3b_224", 0.0)
 
 
+LORA = "adapters"
 TRAINED = dict(
   full={"img/embedding", "img/Transformer", "img/pos_embedding", "img/head", "llm"},
   no_vit={"img/head", "llm"},
   decoder={"llm"},
   connector={"img/head"},
   attention={"llm"},
+  lora={LORA},
+  lora_connector={LORA, "img/head"},
+  lora_vit={LORA},
+  qlora={LORA},
+  qlora8={LORA},
 )
 
 
 @pytest.mark.parametrize("tune", common.TUNE)
 def test_what_a_preset_trains(tune):
-  if tune in ("lora", "qlora"):
-    with pytest.raises(UserError, match="not available yet"):
-      built(f"forkme.py:tune={tune}")
-    return
   c = built(f"forkme.py:tune={tune}")
   rules = step.rules(paligemma.Model(**c.model), c)
   trained = [name for name, rule in rules.items() if rule.kind == "train"]
   parts = {n.split("/")[0] if n[:3] == "llm" else "/".join(n.split("/")[:2]) for n in trained}
-  assert parts == TRAINED[tune]
+  adapted = {name: rule for name, rule in rules.items() if rule.kind == "lora"}
+  assert parts | ({LORA} if adapted else set()) == TRAINED[tune]
+  if adapted:
+    assert c.lr == 10 * built("forkme.py").lr
+    assert {rule.dtype for rule in adapted.values()} == {
+      {"qlora": "nf4", "qlora8": "int8"}.get(tune, "bfloat16")
+    }
+    matrices = {f"attn/{n}/w" for n in ("q_einsum", "kv_einsum", "attn_vec_einsum")}
+    matrices |= {"mlp/gating_einsum", "mlp/linear"}
+    assert {n for n in adapted if n[:3] == "llm"} == {f"llm/layers/{n}" for n in matrices}
+    assert any(n[:3] == "img" for n in adapted) == (tune == "lora_vit")
   if tune == "attention":
     assert all(name.startswith("llm/layers/attn/") for name in trained)
     assert rules["llm/embedder/input_embedding"].dtype == "bfloat16"
+    assert (c.optax_name, c.lr, c.wd, c.grad_clip_norm) == ("big_vision.sgd", 0.03, 0.0, None)
 
 
 def test_base_has_every_field_of_the_schema_and_no_other():

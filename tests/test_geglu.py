@@ -1,17 +1,30 @@
 """The MLP and its backward pass by hand, whole and in chunks of the sequence."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pgjax.models import geglu
+from pgjax.models.lora import Linear
 
 B, T, D, F = 2, 12, 8, 24
+
+
+def whole(x, gating, linear):
+  return geglu.geglu(x, Linear(gating), Linear(linear))
+
+
+def chunked(chunks, x, gating, linear):
+  return geglu.chunked(x, Linear(gating), Linear(linear), chunks)
+
+
 MLPS = {
-  "whole": geglu.geglu,
-  "chunks of 4": lambda x, gating, linear: geglu.chunked(x, gating, linear, 3),
-  "chunks of 1": lambda x, gating, linear: geglu.chunked(x, gating, linear, 12),
+  "whole": whole,
+  "chunks of 4": functools.partial(chunked, 3),
+  "chunks of 1": functools.partial(chunked, 12),
 }
 
 

@@ -90,7 +90,7 @@ class Run:
   def __init__(self, config, model, mesh):
     self.config, self.model, self.mesh = config, model, mesh
     self.rules = step.rules(model, config)
-    names = [name for name, rule in self.rules.items() if rule.kind == "train"]
+    names = params.trained_names(self.rules)
     self.tx = optim.make(self.config, 100, names)
     self.abstract = step.abstract_state(self.model, self.tx, self.config, self.mesh)
     self.train_step = step.jitted(self.model, self.tx, self.config, self.mesh)

@@ -1,9 +1,11 @@
 """Gemma's MLP, (gelu(x gate) * (x up)) linear, with its backward pass; gelu in its tanh form.
 
 Axes: B batch, T tokens, C tokens of one chunk, D width, F hidden size. [B, T, F] arrays are the
-widest of a layer at 224 px; this file is about how many of them exist, and for how long.
+widest of a layer at 224 px; this file is about how many of them exist, and for how long. Both
+matrices may have adapters (see lora.py).
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,12 +13,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from pgjax.models.lora import Linear, dropped
+
 
 @jax.custom_vjp
 def geglu(
-  x_BTD: Float[Array, "B T D"], gating_2DF: Float[Array, "2 D F"], linear_FD: Float[Array, "F D"]
+  x_BTD: Float[Array, "B T D"], gating_2DF: Linear, linear_FD: Linear
 ) -> Float[Array, "B T D"]:
-  """(gelu(x gate) * (x up)) linear.
+  """(gelu(x gate) * (x up)) linear; gate and up are the two parts of `gating_2DF`.
 
   The backward pass is written by hand so that what is between the products is made in one pass
   over [B, T, F] arrays of the compute dtype; left alone, XLA keeps one of them in float32.
@@ -25,20 +29,51 @@ def geglu(
 
 
 def _forward(x_BTD, gating_2DF, linear_FD):
-  gate_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", x_BTD, gating_2DF[0]), "mlp_gate")
+  gate_BTF = checkpoint_name(_product(x_BTD, gating_2DF[0]), "mlp_gate")
   # Else XLA makes one product of the two where x is small, and a copy of both weights for it.
   again_BTD, gate_BTF = jax.lax.optimization_barrier((x_BTD, gate_BTF))
-  up_BTF = checkpoint_name(jnp.einsum("BTD,DF->BTF", again_BTD, gating_2DF[1]), "mlp_up")
+  up_BTF = checkpoint_name(_product(again_BTD, gating_2DF[1]), "mlp_up")
   f32 = jnp.float32
   hidden_BTF = (jax.nn.gelu(gate_BTF.astype(f32)) * up_BTF.astype(f32)).astype(x_BTD.dtype)
-  out_BTD = checkpoint_name(jnp.einsum("BTF,FD->BTD", hidden_BTF, linear_FD), "mlp_out")
+  out_BTD = checkpoint_name(_product(hidden_BTF, linear_FD), "mlp_out")
   return out_BTD, (x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF)
+
+
+def _product(x, linear):
+  """x w + dropout(x) a b."""
+  y = jnp.einsum("BTX,XY->BTY", x, linear.w)
+  if linear.a is None:
+    return y
+  low_BTR = jnp.einsum("BTX,XR->BTR", dropped(x, linear), linear.a)
+  return y + jnp.einsum("BTR,RY->BTY", low_BTR, linear.b)
+
+
+def _transposed(dy, linear, dtype=None):
+  """What `_product` does to the gradient of its result."""
+  product = functools.partial(jnp.einsum, preferred_element_type=dtype)
+  dx = product("BTY,XY->BTX", dy, linear.w)
+  if linear.a is None:
+    return dx
+  dlow_BTR = jnp.einsum("BTY,RY->BTR", dy, linear.b)
+  return dx + dropped(product("BTR,XR->BTX", dlow_BTR, linear.a), linear)
+
+
+def _gradients(x, dy, linear):
+  """With respect to the matrix and its factors; what is not asked for, XLA does not compute."""
+  gradient = functools.partial(jnp.einsum, "BTX,BTY->XY")
+  dw = gradient(x, dy)
+  if linear.a is None:
+    return Linear(dw)
+  x = dropped(x, linear)
+  low_BTR = jnp.einsum("BTX,XR->BTR", x, linear.a)
+  dlow_BTR = jnp.einsum("BTY,RY->BTR", dy, linear.b)
+  return Linear(dw, gradient(x, dlow_BTR), gradient(low_BTR, dy), dropout=linear.dropout)
 
 
 def _backward(kept, dout_BTD):
   x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF = kept
   dtype, f32 = x_BTD.dtype, jnp.float32
-  dhidden_BTF = jnp.einsum("BTD,FD->BTF", dout_BTD, linear_FD)
+  dhidden_BTF = _transposed(dout_BTD, linear_FD)
   # Without the barrier XLA shares gelu with the recomputed forward pass, by a float32 array.
   gate_BTF, up_BTF, dhidden_BTF = jax.lax.optimization_barrier((gate_BTF, up_BTF, dhidden_BTF))
   gelu_BTF, gelu_vjp = jax.vjp(jax.nn.gelu, gate_BTF.astype(f32))
@@ -46,11 +81,11 @@ def _backward(kept, dout_BTD):
   hidden_BTF = (gelu_BTF * up).astype(dtype)
   dgate_BTF = gelu_vjp(dhidden * up)[0].astype(dtype)
   dup_BTF = (dhidden * gelu_BTF).astype(dtype)
-  weight_gradient = functools.partial(jnp.einsum, "BTD,BTF->DF", x_BTD)
-  dgating_2DF = jnp.stack([weight_gradient(dgate_BTF), weight_gradient(dup_BTF)])
-  dlinear_FD = jnp.einsum("BTF,BTD->FD", hidden_BTF, dout_BTD)
-  dx_BTD = jnp.einsum("BTF,DF->BTD", dgate_BTF, gating_2DF[0], preferred_element_type=f32)
-  dx_BTD += jnp.einsum("BTF,DF->BTD", dup_BTF, gating_2DF[1], preferred_element_type=f32)
+  gate, up = gating_2DF[0], gating_2DF[1]
+  dgate, dup = _gradients(x_BTD, dgate_BTF, gate), _gradients(x_BTD, dup_BTF, up)
+  dgating_2DF = jax.tree.map(lambda *parts: jnp.stack(parts), dgate, dup)
+  dlinear_FD = _gradients(hidden_BTF, dout_BTD, linear_FD)
+  dx_BTD = _transposed(dgate_BTF, gate, f32) + _transposed(dup_BTF, up, f32)
   return dx_BTD.astype(dtype), dgating_2DF, dlinear_FD
 
 
@@ -59,24 +94,27 @@ geglu.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def chunked(
-  x_BTD: Float[Array, "B T D"],
-  gating_2DF: Float[Array, "2 D F"],
-  linear_FD: Float[Array, "F D"],
-  chunks: int,
+  x_BTD: Float[Array, "B T D"], gating_2DF: Linear, linear_FD: Linear, chunks: int
 ) -> Float[Array, "B T D"]:
   """`geglu` for T / chunks tokens at a time, forwards and backwards; keeps x alone."""
-  gating, C = _two(gating_2DF), x_BTD.shape[1] // chunks
+  matrices, C = (_two(gating_2DF), linear_FD), x_BTD.shape[1] // chunks
 
   def body(i, out_BTD):
-    out_BCD, _ = _forward(_take(x_BTD, i, C), gating, linear_FD)
+    out_BCD, _ = _forward(_take(x_BTD, i, C), *_of_chunk(matrices, i))
     return _put(out_BTD, out_BCD, i)
 
   return jax.lax.fori_loop(0, chunks, body, jnp.zeros_like(x_BTD))
 
 
 def _two(gating_2DF):
-  """Sliced before a loop over chunks, which would copy the slices each time."""
+  """Both parts, sliced before a loop over chunks, which would copy them each time."""
   return jax.lax.optimization_barrier((gating_2DF[0], gating_2DF[1]))
+
+
+def _of_chunk(matrices, i):
+  """The same, dropping other numbers in each chunk."""
+  (gate, up), linear = matrices
+  return (gate.with_key_of(i), up.with_key_of(i)), linear.with_key_of(i)
 
 
 def _take(x_BTD, i, size):
@@ -93,18 +131,18 @@ def _chunked_forward(x_BTD, gating_2DF, linear_FD, chunks):
 
 def _chunked_backward(chunks, kept, dout_BTD):
   x_BTD, gating_2DF, linear_FD = kept
-
-  gating, C = _two(gating_2DF), x_BTD.shape[1] // chunks
+  matrices, C = (_two(gating_2DF), linear_FD), x_BTD.shape[1] // chunks
 
   def body(i, carry):
-    dx_BTD, *weight_gradients = carry
-    _, operands = _forward(_take(x_BTD, i, C), gating, linear_FD)
+    dx_BTD, *gradients = carry
+    _, operands = _forward(_take(x_BTD, i, C), *_of_chunk(matrices, i))
     dx_BCD, *new = _backward(operands, _take(dout_BTD, i, C))
-    return _put(dx_BTD, dx_BCD, i), *(a + b for a, b in zip(weight_gradients, new, strict=True))
+    return _put(dx_BTD, dx_BCD, i), *jax.tree.map(jnp.add, gradients, new)
 
-  zeros = (jnp.zeros(w.shape, jnp.float32) for w in (gating_2DF, linear_FD))
-  dx_BTD, dgating, dlinear = jax.lax.fori_loop(0, chunks, body, (jnp.zeros_like(x_BTD), *zeros))
-  return dx_BTD, dgating.astype(gating_2DF.dtype), dlinear.astype(linear_FD.dtype)
+  weights = [dataclasses.replace(m, key=None) for m in (gating_2DF, linear_FD)]
+  zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
+  dx_BTD, *gradients = jax.lax.fori_loop(0, chunks, body, (jnp.zeros_like(x_BTD), *zeros))
+  return dx_BTD, *jax.tree.map(lambda g, w: g.astype(w.dtype), gradients, weights)
 
 
 chunked.defvjp(_chunked_forward, _chunked_backward)

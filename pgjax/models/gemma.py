@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax.errors import UserError
-from pgjax.models import attention, geglu, mixed, remat
+from pgjax.models import attention, geglu, lora, remat, weight
 
 VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
 
@@ -153,11 +153,11 @@ class Einsum(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self) -> Array:
+  def __call__(self) -> lora.Linear:
     init = nn.initializers.variance_scaling(
       1.0, "fan_in", "normal", in_axis=self.in_axis, out_axis=self.out_axis, batch_axis=()
     )
-    return mixed.weight(self.param("w", init, self.shape), self.dtype)
+    return weight.read(self, "w", init, self.shape, self.dtype)
 
 
 def rotate(
@@ -191,10 +191,10 @@ class Attention(nn.Module):
   def __call__(self, x_BTD, positions_BT, mask_BTS, cache=None, layer=None, slot=None, keep=False):
     c = self.config
     B, T, _ = x_BTD.shape
-    q_NDH, (k_KDH, v_KDH) = self._weights()
-    q_BTNH = jnp.einsum("BTD,NDH->BTNH", x_BTD, q_NDH)
-    k_BTKH = jnp.einsum("BTD,KDH->BTKH", x_BTD, k_KDH)
-    v_BTKH = jnp.einsum("BTD,KDH->BTKH", x_BTD, v_KDH)
+    q_NDH, k_KDH, v_KDH = self._weights()
+    q_BTNH = lora.product("BTD,NDH->BTNH", x_BTD, q_NDH)
+    k_BTKH = lora.product("BTD,KDH->BTKH", x_BTD, k_KDH)
+    v_BTKH = lora.product("BTD,KDH->BTKH", x_BTD, v_KDH)
     q_BTNH = (rotate(q_BTNH, positions_BT) * c.query_scale).astype(self.dtype)
     k_BTKH = rotate(k_BTKH, positions_BT).astype(self.dtype)
     q_BTNH, k_BTKH, v_BTKH = (
@@ -215,13 +215,14 @@ class Attention(nn.Module):
     q_BTKGH = q_BTNH.reshape(B, T, c.num_kv_heads, -1, c.head_dim)
     out_BTKGH = attention.attend(q_BTKGH, k_BTKH, v_BTKH, mask_BTS, c.attn_logits_softcap)
     out_BTNH = out_BTKGH.reshape(q_BTNH.shape)
-    return jnp.einsum("BTNH,NHD->BTD", out_BTNH, self.attn_vec_einsum()), cache, kept
+    return lora.product("BTNH,NHD->BTD", out_BTNH, self.attn_vec_einsum()), cache, kept
 
   def _weights(self):
     if self.config.num_kv_heads == self.config.num_heads:
-      q, k, v = self.qkv_einsum()
-      return q, (k, v)
-    return self.q_einsum(), self.kv_einsum()
+      qkv = self.qkv_einsum()
+      return qkv[0], qkv[1], qkv[2]
+    kv = self.kv_einsum()
+    return self.q_einsum(), kv[0], kv[1]
 
 
 class FeedForward(nn.Module):
@@ -234,11 +235,9 @@ class FeedForward(nn.Module):
   def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     D, F = self.config.width, self.config.mlp_dim
     init = nn.initializers.variance_scaling
-    gating_2DF = self.param(
-      "gating_einsum", init(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0), (2, D, F)
-    )
-    linear_FD = self.param("linear", init(1.0, "fan_in", "normal"), (F, D))
-    gating_2DF, linear_FD = (mixed.weight(w, self.dtype) for w in (gating_2DF, linear_FD))
+    gating_init = init(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0)
+    gating_2DF = weight.read(self, "gating_einsum", gating_init, (2, D, F), self.dtype)
+    linear_FD = weight.read(self, "linear", init(1.0, "fan_in", "normal"), (F, D), self.dtype)
     chunks = math.gcd(remat.mlp_chunks(self.config.remat_policy), x_BTD.shape[1])
     if chunks == 1:
       return geglu.geglu(x_BTD, gating_2DF, linear_FD)

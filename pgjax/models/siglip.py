@@ -5,6 +5,7 @@ axis 0. Axes: B images, P patches, D width, F hidden size of the MLP, N heads, H
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pgjax.errors import UserError
-from pgjax.models import attention, remat
+from pgjax.models import attention, lora, remat, weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,30 @@ def get(variant="So400m/14", **fields) -> Config:
   return config
 
 
+class Dense(nn.Module):
+  """A product with a kernel over the axes that `equation` sums, and a bias."""
+
+  equation: str  # Such as "BPD,DNH->BPNH"; the kernel's axes begin with the summed ones.
+  shape: tuple[int, ...]  # Of the kernel.
+  dtype: str
+  kernel_init: Any = nn.initializers.xavier_uniform()
+  bias_init: Any = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    kernel_axes, result = self.equation.split(",")[1].split("->")
+    new = sum(axis in result for axis in kernel_axes)
+
+    def init(key, shape):  # As a matrix: the initializers know two axes.
+      return self.kernel_init(key, (math.prod(shape[:-new]), math.prod(shape[-new:]))).reshape(
+        shape
+      )
+
+    kernel = weight.read(self, "kernel", init, self.shape, self.dtype)
+    bias = self.param("bias", self.bias_init, self.shape[-new:])
+    return lora.product(self.equation, x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+
+
 class Attention(nn.Module):
   """Multi-head attention over all patches, with biases and without a mask."""
 
@@ -88,12 +113,10 @@ class Attention(nn.Module):
   def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
     c = self.config
     heads = (c.num_heads, c.width // c.num_heads)
+    D = x_BPD.shape[-1]
 
     def project(name):
-      dense = nn.DenseGeneral(
-        heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name
-      )
-      return dense(x_BPD)
+      return Dense("BPD,DNH->BPNH", (D, *heads), self.dtype, name=name)(x_BPD)
 
     q_BPNH, k_BPNH, v_BPNH = (
       checkpoint_name(project(name), name[0]) for name in ("query", "key", "value")
@@ -101,13 +124,8 @@ class Attention(nn.Module):
     q_BPNH = q_BPNH / jnp.asarray(heads[1] ** 0.5, self.dtype)
     # The reference rounds scores and softmax to the compute dtype here; we round the scores.
     out = attention.attend(q_BPNH[:, :, :, None], k_BPNH, v_BPNH, None, 0.0, self.dtype)
-    return nn.DenseGeneral(
-      c.width,
-      axis=(-2, -1),
-      dtype=self.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-      name="out",
-    )(out[:, :, :, 0])
+    project_out = Dense("BPNH,NHD->BPD", (*heads, c.width), self.dtype, name="out")
+    return project_out(out[:, :, :, 0])
 
 
 class MlpBlock(nn.Module):
@@ -118,13 +136,12 @@ class MlpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-    init = dict(
-      kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.normal(1e-6)
-    )
-    h = nn.Dense(self.config.mlp_dim, dtype=self.dtype, name="Dense_0", **init)(x_BPD)
+    D, F = x_BPD.shape[-1], self.config.mlp_dim
+    init = dict(bias_init=nn.initializers.normal(1e-6))
+    h = Dense("BPD,DF->BPF", (D, F), self.dtype, name="Dense_0", **init)(x_BPD)
     h = checkpoint_name(h, "mlp_up")
     h = jax.nn.gelu(h.astype(jnp.float32)).astype(self.dtype)
-    return nn.Dense(x_BPD.shape[-1], dtype=self.dtype, name="Dense_1", **init)(h)
+    return Dense("BPF,FD->BPD", (F, D), self.dtype, name="Dense_1", **init)(h)
 
 
 class Block(nn.Module):
@@ -158,7 +175,7 @@ class Transformer(nn.Module):
     x_BPD, _ = nn.scan(
       remat.checkpointed(Block, c.remat_policy),
       variable_axes={"params": 0},
-      split_rngs={"params": True},
+      split_rngs={"params": True, "dropout": True},
       in_axes=nn.broadcast,
       length=c.depth,
       unroll=1 if c.scan else c.depth,
@@ -193,6 +210,5 @@ class SigLIP(nn.Module):
     )
     x_BPD = x_BPD + posemb.astype(dtype)
     x_BPD = Transformer(c, dtype, self.constrain, name="Transformer")(x_BPD)
-    return nn.Dense(self.out_width, dtype=dtype, kernel_init=nn.initializers.zeros, name="head")(
-      x_BPD
-    )
+    shape = (c.width, self.out_width)
+    return Dense("BPD,DE->BPE", shape, dtype, kernel_init=nn.initializers.zeros, name="head")(x_BPD)

@@ -1,0 +1,105 @@
+"""How is each parameter kept, and what do the modules read?
+
+A run keeps a nested dict of plain arrays: a parameter as it is, a quantized one in its parts
+("llm/layers/mlp/linear/nf4" and ".../scale"), the factors of its adapter under "lora"
+("lora/llm/layers/mlp/linear/a"). Modules get it in the form that models/weight.py reads. What is
+kept how says config.params; here is the way from names and rules to shapes, arrays and back.
+"""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from pgjax import params
+from pgjax.models import lora, quantize
+from pgjax.params import LORA, QUANTIZED, Rule
+
+
+class Leaves(NamedTuple):
+  """The parameters of a model and what happens to each: flat dicts by name."""
+
+  shapes: dict[str, jax.ShapeDtypeStruct]  # As the model made them, in float32.
+  rules: dict[str, Rule]
+
+  def stored(self) -> dict[str, Any]:
+    """Nested dict of the shapes and dtypes that are kept."""
+    kept = {}
+    for name, leaf in self.shapes.items():
+      kept |= {_join(name, part): a for part, a in self.parts(name).items()}
+      if self.rules[name].kind == "lora":
+        factors = lora.factor_shapes(params.matrix(name), leaf.shape, self.rules[name].rank)
+        kept |= {_factor(name, f): jax.ShapeDtypeStruct(s, "float32") for f, s in factors.items()}
+    return params.unflatten(dict(sorted(kept.items())))
+
+  def parts(self, name: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a parameter is kept in, without factors; "" is the name of a whole one."""
+    leaf, rule = self.shapes[name], self.rules[name]
+    if scheme := scheme_of(rule):
+      layers, shape = _layers(name, leaf.shape)
+      return quantize.part_shapes(layers, shape, scheme)
+    return {"": jax.ShapeDtypeStruct(leaf.shape, rule.dtype or leaf.dtype)}
+
+  def kept(self, values: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """From the parameters, nested, what is kept of them, with fresh factors. Inside a jit."""
+    flat, kept = params.flatten(values), {}
+    for name, leaf in self.shapes.items():
+      rule = self.rules[name]
+      if scheme := scheme_of(rule):
+        layers = _layers(name, leaf.shape)[0]
+        encoded = quantize.encode(flat[name].reshape(layers, -1), scheme)
+        kept |= {_join(name, part): a for part, a in encoded.items()}
+      else:
+        kept[name] = flat[name].astype(rule.dtype or leaf.dtype)
+    return params.unflatten(dict(sorted({**kept, **self.fresh_factors(seed)}.items())))
+
+  def fresh_factors(self, seed: int) -> dict[str, Any]:
+    """The factors at the start, a flat dict; those of a leaf depend on its name and the seed."""
+    made = {}
+    for name, rule in self.rules.items():
+      if rule.kind == "lora":
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        shape = self.shapes[name].shape
+        factors = lora.fresh_factors(params.matrix(name), shape, rule.rank, key)
+        made |= {_factor(name, factor): a for factor, a in factors.items()}
+    return made
+
+  def readable(self, flat: Mapping[str, Any], place: Any = None) -> dict[str, Any]:
+    """What the model is applied to, nested, from a flat dict of what is kept.
+
+    place: the sharding that quantized leaves are gathered in; None on one device.
+    """
+    read = {}
+    for name, leaf in self.shapes.items():
+      rule, value = self.rules[name], flat.get(name)
+      if scheme := scheme_of(rule):
+        parts = {part: flat[_join(name, part)] for part in self.parts(name)}
+        if not name.startswith(params.STACKED):
+          parts = {part: a[0] for part, a in parts.items()}
+        value = quantize.Quantized(parts, scheme, _layers(name, leaf.shape)[1], place)
+      if rule.kind == "lora":
+        factors = (flat[_factor(name, f)] for f in "ab")
+        value = lora.Adapted(value, *factors, rule.scale, rule.dropout)
+      read[name] = value
+    return params.unflatten(read)
+
+
+def scheme_of(rule: Rule) -> quantize.Scheme | None:
+  """How a leaf of that rule is quantized; None if it is not."""
+  if rule.dtype not in QUANTIZED:
+    return None
+  return quantize.Scheme(rule.dtype, rule.block, rule.double)
+
+
+def _layers(name, shape):
+  """(number of layers, shape of one); what is not stacked is one layer."""
+  return (shape[0], shape[1:]) if name.startswith(params.STACKED) else (1, tuple(shape))
+
+
+def _join(name, part):
+  return f"{name}/{part}" if part else name
+
+
+def _factor(name, factor):
+  return f"{LORA}{name}/{factor}"

@@ -1,0 +1,110 @@
+"""What do adapters of low rank add to a product with a frozen matrix? (LoRA, arXiv:2106.09685)
+
+y = x w + scale (dropout(x) a) b: a maps the summed axes of w to R numbers, b these to the new axes.
+Both are float32 and train; b is zero at the start, so that the model is at first the one it was.
+Parts of a fused leaf (key and value; gate and up) have factors of their own, as where they are not
+fused, so that adapters keep their meaning at Hugging Face. Axes: R rank, others as in params.py.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["base", "a", "b"],
+  meta_fields=["scale", "dropout"],
+)
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+  """What stands in the parameters for an adapted leaf: an array or a Quantized, and factors."""
+
+  base: Any
+  a: Any
+  b: Any
+  scale: float
+  dropout: float
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["w", "a", "b", "key"],
+  meta_fields=["dropout"],
+)
+@dataclasses.dataclass(frozen=True)
+class Linear:
+  """A matrix as a product needs it, in the compute dtype; `b` has the scale in it.
+
+  Without an adapter a, b and key are None; without dropout, or in evaluation, key is. It is the
+  bits of a key, because keys themselves cannot pass every transformation.
+  """
+
+  w: Any
+  a: Any = None
+  b: Any = None
+  key: Any = None
+  dropout: float = 0.0
+
+  def __getitem__(self, i: int) -> "Linear":
+    """Part i of a fused leaf."""
+    a, b = (None, None) if self.a is None else (self.a[i], self.b[i])
+    return Linear(self.w[i], a, b, self.key, self.dropout).with_key_of(i)
+
+  def with_key_of(self, i: Any) -> "Linear":
+    """The same, dropping other numbers for each i."""
+    if self.key is None:
+      return self
+    key = jax.random.fold_in(jax.random.wrap_key_data(self.key), i)
+    return dataclasses.replace(self, key=jax.random.key_data(key))
+
+
+def product(equation: str, x: jax.Array, linear: Linear) -> jax.Array:
+  """einsum(equation, x, w) and what the adapter adds, such as "BTD,NDH->BTNH"."""
+  y = jnp.einsum(equation, x, linear.w)
+  if linear.a is None:
+    return y
+  inputs, result = equation.split("->")
+  x_axes, w_axes = inputs.split(",")
+  summed = "".join(axis for axis in w_axes if axis not in result)
+  new = "".join(axis for axis in w_axes if axis in result)
+  rank = "".join(axis for axis in x_axes if axis not in summed) + "R"
+  x = dropped(x, linear)
+  low = jnp.einsum(f"{x_axes},{summed}R->{rank}", x, linear.a)
+  return y + jnp.einsum(f"{rank},R{new}->{result}", low, linear.b)
+
+
+def dropped(x: jax.Array, linear: Linear) -> jax.Array:
+  """What of x the adapter sees. Linear in x, and its own transpose."""
+  if linear.key is None:
+    return x
+  key = jax.random.wrap_key_data(linear.key)
+  keep = jax.random.bernoulli(key, 1 - linear.dropout, x.shape)
+  return jnp.where(keep, x / (1 - linear.dropout), 0).astype(x.dtype)
+
+
+def factor_shapes(matrix: Any, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
+  """Shapes of both factors of a leaf with these axes (a params.Matrix) and this shape."""
+  size = dict(zip(matrix.axes, shape, strict=True)) | {"R": rank}
+  axes = dict(a=f"{matrix.shared}{matrix.summed}R", b=f"{matrix.shared}R{matrix.new}")
+  return {factor: tuple(size[axis] for axis in axes[factor]) for factor in "ab"}
+
+
+def fresh_factors(
+  matrix: Any, shape: tuple[int, ...], rank: int, key: jax.Array
+) -> dict[str, jax.Array]:
+  """a uniform up to 1/sqrt of the summed size, as PEFT has it; b zero."""
+  shapes = factor_shapes(matrix, shape, rank)
+  limit = math.prod(shapes["a"][len(matrix.shared) : -1]) ** -0.5
+  a = jax.random.uniform(key, shapes["a"], jnp.float32, -limit, limit)
+  return dict(a=a, b=jnp.zeros(shapes["b"], jnp.float32))
+
+
+def added(matrix: Any, a: Any, b: Any, scale: float, xp: Any = jnp) -> Any:
+  """scale a b in the axes of the leaf, for any number of its layers; `xp` is numpy or jax.numpy."""
+  equation = f"{matrix.shared}{matrix.summed}R,{matrix.shared}R{matrix.new}->{matrix.axes}"
+  return scale * xp.einsum(equation, a, b)

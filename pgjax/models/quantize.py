@@ -1,0 +1,129 @@
+"""How does a frozen matrix lie in memory in four or eight bits a number?
+
+The numbers of a layer, in the order of memory, are cut into blocks; a block has one float32 scale,
+its largest absolute value, and a code for each number. nf4: one of sixteen values, the quantiles of
+a normal distribution (QLoRA, arXiv:2305.14314, appendix E), two codes in a byte, the first in the
+high half. int8: round(127 x / scale). With `double` the scales themselves are eight bits: centred
+on their mean, in groups of 256 with one float32 scale (section 3 there, with evenly spaced codes).
+
+Axes: L layers, n numbers of a layer, padded with zeros to whole blocks.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NF4 = np.array(
+  [
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+  ],
+  np.float32,
+)
+_BETWEEN = (NF4[1:] + NF4[:-1]) / 2
+GROUP = 256  # Scales that share a scale, under `double`.
+
+
+class Scheme(NamedTuple):
+  """How numbers are coded."""
+
+  kind: str  # "nf4" or "int8"
+  block: int = 64
+  double: bool = False
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["parts"],
+  meta_fields=["scheme", "shape", "place"],
+)
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+  """A matrix of one layer (under a scan; before it, of all layers) and how to read it."""
+
+  parts: dict[str, Any]
+  scheme: Scheme
+  shape: tuple[int, ...]  # Of one layer.
+  place: Any = None  # The sharding in which codes are gathered, before they are numbers.
+
+
+def part_shapes(
+  layers: int, shape: tuple[int, ...], scheme: Scheme
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """{part: its shape}, for the name of a leaf to be put in front of.
+
+  nf4 takes block/2 + 4 bytes a block, int8 block + 4; `double` makes the 4 a little more than 1.
+  """
+  blocks = -(-math.prod(shape) // scheme.block)
+  codes = blocks * scheme.block
+  packed = (codes // 2, jnp.uint8) if scheme.kind == "nf4" else (codes, jnp.int8)
+  parts = {scheme.kind: packed, "scale": (blocks, jnp.float32)}
+  if scheme.double:
+    parts["scale"] = (blocks, jnp.int8)
+    parts["scale_scale"] = (-(-blocks // GROUP), jnp.float32)
+    parts["scale_mean"] = (1, jnp.float32)
+  return {name: jax.ShapeDtypeStruct((layers, size), d) for name, (size, d) in parts.items()}
+
+
+def encode(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> dict[str, Any]:
+  """The parts of numbers [L, n]; `xp` is numpy or jax.numpy, and both give the same bits."""
+  blocks, scale_Lb = _normed(_blocks(x_Ln.astype(np.float32), scheme.block, xp), xp)
+  if scheme.kind == "nf4":
+    codes = xp.searchsorted(_BETWEEN, blocks.reshape(-1)).astype(np.uint8)
+    codes = codes.reshape(len(blocks), -1, 2)
+    parts = {"nf4": codes[..., 0] << 4 | codes[..., 1]}
+  else:
+    parts = {"int8": _eight_bits(blocks, xp).reshape(len(blocks), -1)}
+  if not scheme.double:
+    return parts | {"scale": scale_Lb}
+  mean_L1 = xp.mean(scale_Lb, axis=1, keepdims=True)
+  groups, outer_Lg = _normed(_blocks(scale_Lb - mean_L1, GROUP, xp), xp)
+  inner = _eight_bits(groups, xp).reshape(len(blocks), -1)[:, : scale_Lb.shape[1]]
+  return parts | {"scale": inner, "scale_scale": outer_Lg, "scale_mean": mean_L1}
+
+
+def _blocks(x_Ln, size, xp):
+  return xp.pad(x_Ln, ((0, 0), (0, -x_Ln.shape[1] % size))).reshape(len(x_Ln), -1, size)
+
+
+def _normed(blocks_Lbs, xp):
+  """Each block by its largest absolute value, and these; a block of zeros by one."""
+  scale_Lb = xp.max(xp.abs(blocks_Lbs), axis=-1)
+  return blocks_Lbs / xp.where(scale_Lb > 0, scale_Lb, 1)[..., None].astype(np.float32), scale_Lb
+
+
+def _eight_bits(normed, xp):
+  return xp.round(normed * 127).astype(np.int8)
+
+
+def decode(parts_n: dict[str, Any], scheme: Scheme, shape: tuple[int, ...], xp: Any = jnp) -> Any:
+  """The float32 numbers of one layer, from its parts without the axis of layers."""
+  scale_b = parts_n["scale"]
+  if scheme.double:
+    outer_b = xp.repeat(parts_n["scale_scale"], GROUP)[: len(scale_b)]
+    scale_b = scale_b.astype(np.float32) / 127 * outer_b + parts_n["scale_mean"]
+  if scheme.kind == "nf4":
+    codes = (parts_n["nf4"][:, None] >> np.array([4, 0], np.uint8)) & 15
+    values = xp.asarray(NF4)[codes]
+  else:
+    values = parts_n["int8"].astype(np.float32) / 127
+  numbers = values.reshape(len(scale_b), scheme.block) * scale_b[:, None]
+  return numbers.reshape(-1)[: math.prod(shape)].reshape(shape)
+
+
+def weight(stored: Quantized, dtype: str) -> jax.Array:
+  """The matrix of one layer in the compute dtype; only there, and only while it is used.
+
+  On a mesh the codes are gathered, not the numbers that they stand for.
+  """
+  parts = stored.parts
+  if stored.place is not None:
+    parts = jax.lax.with_sharding_constraint(parts, stored.place)
+  return decode(parts, stored.scheme, stored.shape).astype(dtype)

@@ -1,0 +1,29 @@
+"""What does a module read as its matrix, however the leaf is kept?"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from pgjax.models import lora, mixed, quantize
+from pgjax.models.lora import Adapted, Linear
+from pgjax.models.quantize import Quantized
+
+
+def read(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: str) -> Linear:
+  """The parameter `name` of a module under nn.compact, in the compute dtype.
+
+  A `dropout` key among the rngs means training: only then do adapters drop anything.
+  """
+  there = module.has_variable("params", name)
+  stored = module.get_variable("params", name) if there else None
+  if not isinstance(stored, Adapted | Quantized):
+    return Linear(mixed.weight(module.param(name, init, shape), dtype))
+  if isinstance(stored, Quantized):
+    return Linear(quantize.weight(stored, dtype))
+  base = stored.base
+  w = quantize.weight(base, dtype) if isinstance(base, Quantized) else base.astype(dtype)
+  a, b = stored.a.astype(dtype), (stored.b * stored.scale).astype(dtype)
+  training = stored.dropout > 0 and module.has_rng("dropout")
+  key = jax.random.key_data(module.make_rng("dropout")) if training else None
+  return lora.Linear(w, a, b, key, stored.dropout)

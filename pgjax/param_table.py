@@ -1,0 +1,102 @@
+"""What trains, how is each leaf kept, and what does that take? The table printed at the start."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pgjax import params
+from pgjax.leaves import Leaves
+from pgjax.params import Rule
+
+_PARTS = (
+  ("vision", "img/(?!head/).*"),
+  ("connector", "img/head/.*"),
+  ("decoder", "llm/.*"),
+  ("other", ".*"),
+)
+
+
+def table(stored: Mapping[str, Any], leaves: Leaves) -> str:
+  """Text with a row for each parameter of the model and a total for each part.
+
+  stored: nested dict of what is kept (arrays or shapes, with or without shardings).
+  """
+  kept, (model, rules) = params.flatten(stored), leaves
+  rows = [("parameter", "", "shape", "kept as", "size", "trains", "sharding")]
+  for name, leaf in model.items():
+    own, factors = _own(name, kept), _factors(name, kept)
+    shape = "x".join(map(str, leaf.shape)) or "scalar"
+    largest = max(own, key=_num_bytes)
+    trains = _count(leaf) if rules[name].kind == "train" else sum(map(_count, factors))
+    size = _size_text(sum(map(_num_bytes, own + factors)))
+    place = _sharding_text(getattr(largest, "sharding", None), len(largest.shape))
+    kept_as = rules[name].dtype or str(largest.dtype)
+    rows.append((name, _what(rules[name]), shape, kept_as, size, f"{trains:,}", place))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
+  lines.insert(1, "-" * max(map(len, lines)))
+  lines.append(lines[1])
+  parts = params.first_match([pattern for _, pattern in _PARTS], model)
+  for i, (part, _) in enumerate(_PARTS):
+    if inside := [name for name, match in parts.items() if match == i]:
+      lines.append(_total(part, inside, kept, model, rules))
+  lines.append(_total("all", list(model), kept, model, rules))
+  return "\n".join(line.rstrip() for line in lines)
+
+
+def _what(rule: Rule) -> str:
+  if rule.kind != "lora":
+    return rule.kind
+  dropout = f", dropout {rule.dropout:g}" if rule.dropout else ""
+  scaled = f"rank {rule.rank}, alpha {rule.alpha:g}" + (", rslora" if rule.rslora else "")
+  return f"lora {scaled}{dropout}"
+
+
+def _own(name: str, kept: Mapping[str, Any]) -> list[Any]:
+  """The array of a parameter, or the parts of a quantized one."""
+  return [leaf for n, leaf in kept.items() if n == name or n.startswith(f"{name}/")]
+
+
+def _factors(name: str, kept: Mapping[str, Any]) -> list[Any]:
+  return [leaf for n, leaf in kept.items() if n.startswith(f"{params.LORA}{name}/")]
+
+
+def _total(part, inside, kept, model, rules) -> str:
+  count = sum(_count(model[name]) for name in inside)
+  trained = sum(_count(model[name]) for name in inside if rules[name].kind == "train")
+  factors = sum(_count(leaf) for name in inside for leaf in _factors(name, kept))
+  size = sum(_num_bytes(leaf) for n in inside for leaf in _own(n, kept) + _factors(n, kept))
+  share = 100 * (trained + factors) / count if count else 0.0
+  text = f"{part:<9} {count:>14,} parameters  {trained + factors:>14,} train ({share:5.2f}%)"
+  adapted = sum(rules[name].kind == "lora" for name in inside)
+  text += f"  {_size_text(size):>10}"
+  return text + (f"  {factors:,} of them in adapters of {adapted} matrices" if adapted else "")
+
+
+def _count(leaf: Any) -> int:
+  return math.prod(leaf.shape)
+
+
+def _num_bytes(leaf: Any) -> int:
+  return _count(leaf) * leaf.dtype.itemsize
+
+
+def _size_text(num_bytes: int) -> str:
+  """Decimal units, as GPUs and disks are sold: 1,500,000 -> `1.5 MB`."""
+  for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    if num_bytes >= scale:
+      return f"{num_bytes / scale:.1f} {unit}"
+  return f"{num_bytes} B"
+
+
+def _sharding_text(sharding: Any, ndim: int) -> str:
+  """`[-, data]` for a PartitionSpec over dimension 1, `replicated` where nothing is split."""
+  spec = getattr(sharding, "spec", None)
+  if sharding is None:
+    return ""
+  if spec is None or not any(spec):
+    return "replicated"
+  cells = [*spec, *[None] * (ndim - len(spec))]
+  return (
+    "[" + ", ".join("+".join(c) if isinstance(c, tuple) else str(c or "-") for c in cells) + "]"
+  )
