@@ -17,8 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pgjax import checkpoint_params, hf, loading, params, runs, weight_files, weights
+from pgjax import checkpoint_params, hf, kept_leaves, loading, params, runs, weight_files, weights
+from pgjax import leaves as leaves_lib
 from pgjax.errors import UserError
+from pgjax.kept_leaves import Adapter
+from pgjax.leaves import Leaves
 from pgjax.models import gemma, paligemma, siglip
 from pgjax.weight_files import Leaf
 
@@ -45,13 +48,14 @@ class Source(NamedTuple):
   name: str  # As the user wrote it.
   path: pathlib.Path
   kind: str  # "orbax", "bv" or "hf"
-  leaves: dict[str, Leaf]
+  leaves: dict[str, Leaf]  # Quantized ones as the numbers that they stand for.
   model: dict[str, Any]  # {"img": fields, "llm": fields} of paligemma.Model.
   res: int
   tokenizer: bytes | None
   image_token: int | None  # Hugging Face's <image>, where the source says it.
   run: runs.Checkpoint | None  # Of a workdir or step folder.
   notes: tuple[str, ...] = ()  # What a user should know about how it was read.
+  adapters: Mapping[str, Adapter] = {}  # By the name of the leaf; not folded in.
 
 
 def open_source(name: str, step: int | None = None) -> Source:
@@ -82,12 +86,15 @@ def _open_run(name: str, path: pathlib.Path, step: int | None) -> Source:
   found = runs.find(str(path), step)
   tokenizer = pathlib.Path(found.tokenizer).read_bytes() if found.tokenizer else None
   model = {part: dict(found.config["model"][part]) for part in ("img", "llm")}
-  leaves = checkpoint_params.leaves(found)
-  rows = leaves[weights.TOKEN_TABLE].shape[0]
-  model["llm"]["vocab_size"] = rows
+  kept = checkpoint_params.leaves(found)
+  model["llm"]["vocab_size"] = kept[weights.TOKEN_TABLE].shape[0]
+  res, leaves, adapters = found.config["res"], kept, {}
+  if "params" in found.config:  # A run's; converted weights are neither quantized nor adapted.
+    how = leaves_lib.of(model_shapes(model, res), found.config["params"], found.config["dtype"])
+    leaves, adapters = kept_leaves.plain(kept, how)
   image_token = found.identity.get("image_token")
   return Source(
-    name, found.path, "orbax", leaves, model, found.config["res"], tokenizer, image_token, found
+    name, found.path, "orbax", leaves, model, res, tokenizer, image_token, found, (), adapters
   )
 
 
@@ -189,26 +196,29 @@ _QUERY = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kern
 
 
 def initial(
-  model_init: str | Mapping[str, str], shapes: Mapping[str, Any], shardings: Mapping[str, Any]
+  model_init: str | Mapping[str, str], kept: Mapping[str, Any], leaves: Leaves
 ) -> dict[str, Any]:
   """The parameters that a run starts from, nested, cast and placed; see loading.load.
 
   Args:
     model_init: a CKPT, or "x.npz:img" for a part of a file, or a dict from the parts of the model
       to such strings; parts that it leaves out are not returned.
-    shapes: nested dict of the model's leaves, with shapes and storage dtypes.
-    shardings: the same tree of shardings.
+    kept: nested dict of what the run keeps, with shapes, dtypes and shardings.
+    leaves: the model's own shapes, and how each is kept.
   """
   if isinstance(model_init, str):
-    return loading.load(_leaves_of(model_init), shapes, shardings, model_init)
-  if unknown := sorted(set(model_init) - set(shapes)):
-    raise UserError(f"model_init has no part {unknown}; the model has {sorted(shapes)}.")
-  found = {}
+    found, adapters = _leaves_of(model_init)
+    return loading.load(found, kept, leaves, model_init, adapters)
+  parts = {name.split("/")[0] for name in leaves.shapes}
+  if unknown := sorted(set(model_init) - parts):
+    raise UserError(f"model_init has no part {unknown}; the model has {sorted(parts)}.")
+  found, adapters = {}, {}
   for part, spec in model_init.items():
-    leaves = _leaves_of(spec)  # Of the part alone, or of a whole model.
-    found |= {f"{part}/{name}": leaf for name, leaf in (_inside(leaves, part) or leaves).items()}
-  shapes, shardings = ({part: tree[part] for part in model_init} for tree in (shapes, shardings))
-  return loading.load(found, shapes, shardings, ", ".join(model_init.values()))
+    there, adapted = _leaves_of(spec)  # Of the part alone, or of a whole model.
+    found |= {f"{part}/{name}": leaf for name, leaf in (_inside(there, part) or there).items()}
+    adapters |= {f"{part}/{name}": leaf for name, leaf in _inside(adapted, part).items()}
+  inside = Leaves(*({n: x for n, x in d.items() if n.split("/")[0] in model_init} for d in leaves))
+  return loading.load(found, kept, inside, ", ".join(model_init.values()), adapters)
 
 
 def tokenizer_of(model_init: str) -> bytes | None:
@@ -237,18 +247,22 @@ def _bytes_of(path: pathlib.Path) -> bytes | None:
   return path.read_bytes() if path.is_file() else None
 
 
-def _leaves_of(spec: str) -> dict[str, Leaf]:
-  """The arrays that one string of model_init names, under the names they have in there."""
+def _leaves_of(spec: str) -> tuple[dict[str, Leaf], dict[str, Adapter]]:
+  """What one string of model_init names, under the names it has in there, and its adapters."""
   name, part = _name_and_part(spec)
   path = resolve(name)
-  leaves = weight_files.read_npz(path) if path.suffix == ".npz" else open_source(name).leaves
+  if path.suffix == ".npz":
+    leaves, adapters = weight_files.read_npz(path), {}
+  else:
+    source = open_source(name)
+    leaves, adapters = source.leaves, source.adapters
   if part and not _inside(leaves, part):
     tops = sorted({name.split("/")[0] for name in leaves})
     raise UserError(f"model_init='{spec}': the file has no part '{part}', but {tops}.")
-  return _inside(leaves, part) if part else leaves
+  return (_inside(leaves, part), _inside(adapters, part)) if part else (leaves, adapters)
 
 
-def _inside(leaves: Mapping[str, Leaf], part: str) -> dict[str, Leaf]:
+def _inside(leaves: Mapping[str, Any], part: str) -> dict[str, Any]:
   start = f"{part}/"
   return {n.removeprefix(start): leaf for n, leaf in leaves.items() if n.startswith(start)}
 

@@ -45,6 +45,9 @@ def main(args: Any) -> None:
 def score(args: Any, source: ckpt.Source, out: pathlib.Path) -> None:
   """All evaluators that --evals matches, on the parameters of one checkpoint."""
   config = args.config or saved_config(source, args.overrides)
+  if source.run and "params" in source.run.config:  # How its leaves are kept is the run's to say.
+    with config.unlocked():
+      config.params = source.run.config["params"]
   mesh = sharding.start(config.mesh)
   log = metric_log.Log(None, main=sharding.is_main())
   tokenizer = (
@@ -60,7 +63,7 @@ def score(args: Any, source: ckpt.Source, out: pathlib.Path) -> None:
   )
   log.say(f"Scoring {source.path} on {mesh.size} x {mesh.devices.flat[0]}")
   with log.waiting("Loading the parameters"):
-    params = restored(source, abstract)
+    params = restored(source, abstract, step_lib.leaves_of(model, config))
   scores, rows, pictures = {}, {}, {}
   for evaluator in evaluators:
     pictures[evaluator.name] = album = Album(evaluator)
@@ -85,12 +88,12 @@ def saved_config(source: ckpt.Source, overrides: Any) -> Any:
   return config_lib.validated(config_lib.overridden(config_lib.from_dict(saved), overrides))
 
 
-def restored(source: ckpt.Source, abstract: Any) -> Any:
+def restored(source: ckpt.Source, abstract: Any, leaves: Any) -> Any:
   """The parameters on the mesh."""
   if source.run:
     checksums = step_lib.jitted_checksums()
     return checkpoint_params.restore_params(source.run, abstract, checksums)
-  return loading.load(source.leaves, abstract, step_lib.shardings_of(abstract), source.name)
+  return loading.load(source.leaves, abstract, leaves, source.name, source.adapters)
 
 
 class Album:

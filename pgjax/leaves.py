@@ -85,6 +85,19 @@ class Leaves(NamedTuple):
     return params.unflatten(read)
 
 
+def of(shapes: Mapping[str, tuple[int, ...]], patterns: Any, dtype: str) -> Leaves:
+  """The leaves of a model, {name: shape}, under config.params.
+
+  What is frozen without a dtype of its own is kept in `dtype`, which is the compute dtype.
+  """
+  rules = params.rules(patterns, shapes)
+  for name, rule in rules.items():
+    if rule.kind != "train" and rule.dtype is None:
+      rules[name] = rule._replace(dtype=dtype)
+  made = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
+  return Leaves(made, rules)
+
+
 def scheme_of(rule: Rule) -> quantize.Scheme | None:
   """How a leaf of that rule is quantized; None if it is not."""
   if rule.dtype not in QUANTIZED:

@@ -13,7 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from pgjax import params, weights
+from pgjax import kept_leaves, params, weights
+from pgjax.errors import UserError
+from pgjax.kept_leaves import Adapter
+from pgjax.leaves import Leaves, scheme_of
+from pgjax.models import lora
 from pgjax.weight_files import CHUNK_BYTES, Leaf, of_array
 
 log = logging.getLogger("pgjax")
@@ -22,30 +26,69 @@ NEW_ROWS_STDDEV = 0.02  # big_vision's value for tokens that the checkpoint lack
 
 
 def load(
-  found: Mapping[str, Leaf], shapes: Mapping[str, Any], shardings: Mapping[str, Any], source: str
+  found: Mapping[str, Leaf],
+  kept: Mapping[str, Any],
+  leaves: Leaves,
+  source: str,
+  adapters: Mapping[str, Adapter] | None = None,
 ) -> dict[str, Any]:
-  """Nested dict of the checkpoint's arrays, cast, placed and (where the rules say so) adapted.
+  """Nested dict of the checkpoint's arrays: adapted where the rules say so, cast or quantized.
 
   Args:
     found: leaves under our names; all that the model has, and no others.
-    shapes: nested dict of the model's leaves, with shapes and storage dtypes.
-    shardings: the same tree of shardings.
+    kept: nested dict of what is to be kept, with shapes, dtypes and shardings.
+    leaves: the model's own shapes, and how each is kept.
     source: what the user called it, for messages.
+    adapters: the checkpoint's. Where the run adapts the same leaf, it goes on with them; elsewhere
+      they are folded in. A run's adapter that the checkpoint lacks is not in the result.
   """
-  wanted, placed = params.flatten(shapes), params.flatten(shardings)
+  wanted = params.flatten(kept)
   have = {name: leaf.shape for name, leaf in found.items()}
-  want = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+  want = {name: tuple(leaf.shape) for name, leaf in leaves.shapes.items()}
   weights.check_same(want, have, f"'{source}'", fits=_fits)
   loaded = {}
-  for name, leaf in wanted.items():
-    adapted = _adapted(name, found[name], want[name])
-    loaded[name] = _placed(adapted.astype(leaf.dtype, name), placed[name])
+  put = lambda name, leaf: loaded.update({name: _placed(leaf, wanted[name])})  # noqa: E731
+  adapters = adapters or {}
+  _say_folded(adapters, leaves, source)
+  for name, rule in leaves.rules.items():
+    leaf = _adapted(name, found[name], want[name])
+    if name in adapters and rule.kind == "lora":
+      _check_adapter(name, adapters[name], leaves, source)
+      put(f"{params.LORA}{name}/a", adapters[name].a)
+      put(f"{params.LORA}{name}/b", adapters[name].b)
+    elif name in adapters:
+      leaf = kept_leaves.merged(name, leaf, adapters[name])
+    if scheme_of(rule):
+      for part, coded in kept_leaves.quantized(name, leaf, leaves).items():
+        put(f"{name}/{part}", coded)
+    else:
+      put(name, leaf.astype(wanted[name].dtype, name))
   return params.unflatten(loaded)
 
 
-def _placed(leaf: Leaf, sharding: Any) -> jax.Array:
+def _say_folded(adapters, leaves, source):
+  folded = [name for name in adapters if leaves.rules[name].kind != "lora"]
+  if folded:
+    log.info("The adapters of %d leaves of %s are folded into them.", len(folded), source)
+
+
+def _check_adapter(name, adapter, leaves, source):
+  """A run goes on with the adapters of a checkpoint only if they are the ones it asks for."""
+  rule, shape = leaves.rules[name], leaves.shapes[name].shape
+  shapes = lora.factor_shapes(params.matrix(name), shape, rule.rank)
+  have = {"a": adapter.a.shape, "b": adapter.b.shape}
+  if have != shapes or adapter.rule.scale != rule.scale:
+    raise UserError(
+      f"'{source}' has an adapter of {name} with factors {have['a']} and {have['b']}, alpha"
+      f" {adapter.rule.alpha:g}, scale {adapter.rule.scale:g}; config.params asks for {shapes['a']}"
+      f" and {shapes['b']}, alpha {rule.alpha:g}, scale {rule.scale:g}. Give lora(...) the rank and"
+      " alpha of the checkpoint, or start from weights without adapters."
+    )
+
+
+def _placed(leaf: Leaf, place: Any) -> jax.Array:
   """Reads the rows that this process's devices keep, block by block, into their slices."""
-  slices = {}
+  sharding, slices = place.sharding, {}
   for index in sharding.addressable_devices_indices_map(leaf.shape).values():
     spans = tuple(axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True))
     slices[spans] = np.empty([stop - start for start, stop in spans], leaf.dtype)

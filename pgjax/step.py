@@ -42,16 +42,10 @@ def param_shapes(model, config):
 
 
 def leaves_of(model, config) -> leaves_lib.Leaves:
-  """What happens to each parameter: the config's list applied to the model's names.
-
-  What is frozen without a dtype of its own is kept in the compute dtype.
-  """
+  """What happens to each parameter: the config's list applied to the model's names."""
   shapes = params_lib.flatten(param_shapes(model, config))
-  rules = params_lib.rules(config.params, shapes)
-  for name, rule in rules.items():
-    if rule.kind != "train" and rule.dtype is None:
-      rules[name] = rule._replace(dtype=model.dtype)
-  return leaves_lib.Leaves(shapes, rules)
+  shapes = {name: leaf.shape for name, leaf in shapes.items()}
+  return leaves_lib.of(shapes, config.params, model.dtype)
 
 
 def rules(model, config) -> dict[str, params_lib.Rule]:
@@ -79,24 +73,26 @@ def shardings_of(tree):
 def init(model, tx, config, mesh, loaded=None) -> TrainState:
   """The first state, born sharded: random from config.seed, or `loaded`.
 
-  loaded: all that is kept of the parameters; factors of adapters may be missing, and are fresh.
+  loaded: what is kept of the parameters, nested; what is missing in it, such as the factors of
+  adapters, is random.
   """
   abstract = abstract_state(model, tx, config, mesh)
   places = shardings_of(abstract)
   image, text = (jnp.zeros(s.shape, s.dtype) for s in example_shapes(config))
   leaves = leaves_of(model, config)
 
-  @functools.partial(jax.jit, out_shardings=places.params)
+  flat_places, flat = params_lib.flatten(places.params), params_lib.flatten(loaded or {})
+  missing = {name: place for name, place in flat_places.items() if name not in flat}
+
+  @functools.partial(jax.jit, out_shardings=missing)
   def random_params():
     made = model.init(jax.random.key(config.seed), image, text, text)["params"]
-    return leaves.kept(made, config.seed)
+    kept = params_lib.flatten(leaves.kept(made, config.seed))
+    return {name: kept[name] for name in missing}
 
-  values = random_params() if loaded is None else loaded
-  flat_places, flat = params_lib.flatten(places.params), params_lib.flatten(values)
-  if missing := flat_places.keys() - flat.keys():
-    fresh = leaves.fresh_factors(config.seed)
-    flat |= {name: jax.device_put(fresh[name], flat_places[name]) for name in missing}
-    values = params_lib.unflatten(dict(sorted(flat.items())))
+  if missing:
+    flat |= random_params()
+  values = params_lib.unflatten(dict(sorted(flat.items())))
 
   @functools.partial(jax.jit, out_shardings=places.opt_state)
   def fresh_opt_state(values):

@@ -277,8 +277,8 @@ def resume_or_init(config, model, tx, mesh, abstract, saver, log) -> tuple[Any, 
   loaded = None
   if config.model_init:
     with log.waiting(f"Loading {config.model_init}"):
-      places = step_lib.shardings_of(abstract.params)
-      loaded = ckpt.initial(config.model_init, abstract.params, places)
+      leaves = step_lib.leaves_of(model, config)
+      loaded = ckpt.initial(config.model_init, abstract.params, leaves)
   with log.waiting("Making the first state"):
     state = jax.block_until_ready(step_lib.init(model, tx, config, mesh, loaded))
   return state, dict(seed=config.seed, step=0, examples=0, evaluated=False)

@@ -50,7 +50,9 @@ def test_every_config_is_valid_and_traces(spec):
   tx = optim.make(c, total, params.trained_names(rules))
   mesh = sharding.make_mesh(c.mesh, jax.devices())
   state = step.abstract_state(model, tx, c, mesh)
-  assert set(params.flatten(state.params)) >= {n for n in rules if rules[n].dtype != "nf4"}
+  assert set(params.flatten(state.params)) >= {
+    n for n in rules if rules[n].dtype not in params.QUANTIZED
+  }
   tiny = tokenizer.load("tiny")
   if c.tokenizer == "tiny":
     assert model.llm_config.vocab_size == tiny.vocab_size

@@ -15,7 +15,7 @@ RANKS = [
   {"config"},
   {"sharding", "optim", "models"},
   {"leaves", "weight_files"},
-  {"weights", "hf"},
+  {"weights", "hf", "kept_leaves"},
   {
     "data",
     "datasets",

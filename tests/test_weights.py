@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pgjax import ckpt, params
+from pgjax import ckpt, leaves, params
 from pgjax.errors import UserError
 
 
@@ -37,10 +37,14 @@ def load(spec, like, dtype=np.float32, parts=("data",)):
     sharded = a.ndim > 1 and a.shape[1] % 8 == 0
     return NamedSharding(mesh, PartitionSpec(*((None, *parts) if sharded else ())))
 
-  shapes = {n: jax.ShapeDtypeStruct(a.shape, dtype) for n, a in like.items()}
-  shardings = {n: place(a) for n, a in like.items()}
-  loaded = ckpt.initial(spec, params.unflatten(shapes), params.unflatten(shardings))
-  return params.flatten(loaded)
+  kept = {n: jax.ShapeDtypeStruct(a.shape, dtype, sharding=place(a)) for n, a in like.items()}
+  return params.flatten(initial(spec, kept))
+
+
+def initial(spec, kept):
+  """ckpt.initial for leaves that are kept as they are."""
+  plain = leaves.of({n: leaf.shape for n, leaf in kept.items()}, [(".*", "train")], "float32")
+  return ckpt.initial(spec, params.unflatten(kept), plain)
 
 
 @pytest.mark.parametrize("prefix", ["params/", "", "opt/target/"])
@@ -103,10 +107,9 @@ def test_a_larger_vocabulary_gets_small_new_rows(tmp_path):
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   rows = NamedSharding(mesh, PartitionSpec("data"))
   everywhere = NamedSharding(mesh, PartitionSpec())
-  shapes = {n: jax.ShapeDtypeStruct(a.shape, np.float32) for n, a in new.items()}
-  shardings = {n: rows if n.startswith("llm/emb") else everywhere for n in new}
-  spec = str(tmp_path / "w.npz")
-  loaded = ckpt.initial(spec, params.unflatten(shapes), params.unflatten(shardings))
+  places = {n: rows if n.startswith("llm/emb") else everywhere for n in new}
+  kept = {n: jax.ShapeDtypeStruct(a.shape, np.float32, sharding=places[n]) for n, a in new.items()}
+  loaded = initial(str(tmp_path / "w.npz"), kept)
   np.testing.assert_array_equal(loaded["llm"]["embedder"]["input_embedding"], table)
 
 

@@ -74,19 +74,34 @@ def part_shapes(
 
 def encode(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> dict[str, Any]:
   """The parts of numbers [L, n]; `xp` is numpy or jax.numpy, and both give the same bits."""
-  blocks, scale_Lb = _normed(_blocks(x_Ln.astype(np.float32), scheme.block, xp), xp)
-  if scheme.kind == "nf4":
-    codes = xp.searchsorted(_BETWEEN, blocks.reshape(-1)).astype(np.uint8)
-    codes = codes.reshape(len(blocks), -1, 2)
-    parts = {"nf4": codes[..., 0] << 4 | codes[..., 1]}
-  else:
-    parts = {"int8": _eight_bits(blocks, xp).reshape(len(blocks), -1)}
+  parts = {scheme.kind: codes(x_Ln, scheme, xp)}
+  return parts | kept_scales(scales(x_Ln, scheme, xp), scheme, xp)
+
+
+def scales(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> Any:
+  """The largest absolute value of each block, float32 [L, blocks]."""
+  return xp.max(xp.abs(_blocks(x_Ln.astype(np.float32), scheme.block, xp)), axis=-1)
+
+
+def codes(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> Any:
+  """The codes, as they are kept."""
+  normed_Ln = _normed(_blocks(x_Ln.astype(np.float32), scheme.block, xp), xp)
+  if scheme.kind == "int8":
+    return xp.round(normed_Ln * 127).astype(np.int8)
+  below_Ln = sum((normed_Ln > middle).astype(np.uint8) for middle in _BETWEEN)
+  pairs_Ln2 = below_Ln.reshape(len(x_Ln), -1, 2)
+  return pairs_Ln2[..., 0] << 4 | pairs_Ln2[..., 1]
+
+
+def kept_scales(scale_Lb: Any, scheme: Scheme, xp: Any = jnp) -> dict[str, Any]:
+  """The parts that the scales are kept in."""
   if not scheme.double:
-    return parts | {"scale": scale_Lb}
+    return {"scale": scale_Lb}
   mean_L1 = xp.mean(scale_Lb, axis=1, keepdims=True)
-  groups, outer_Lg = _normed(_blocks(scale_Lb - mean_L1, GROUP, xp), xp)
-  inner = _eight_bits(groups, xp).reshape(len(blocks), -1)[:, : scale_Lb.shape[1]]
-  return parts | {"scale": inner, "scale_scale": outer_Lg, "scale_mean": mean_L1}
+  centred_Lgs = _blocks(scale_Lb - mean_L1, GROUP, xp)
+  inner_Lb = xp.round(_normed(centred_Lgs, xp) * 127).astype(np.int8)[:, : scale_Lb.shape[1]]
+  outer_Lg = xp.max(xp.abs(centred_Lgs), axis=-1)
+  return {"scale": inner_Lb, "scale_scale": outer_Lg, "scale_mean": mean_L1}
 
 
 def _blocks(x_Ln, size, xp):
@@ -94,13 +109,10 @@ def _blocks(x_Ln, size, xp):
 
 
 def _normed(blocks_Lbs, xp):
-  """Each block by its largest absolute value, and these; a block of zeros by one."""
-  scale_Lb = xp.max(xp.abs(blocks_Lbs), axis=-1)
-  return blocks_Lbs / xp.where(scale_Lb > 0, scale_Lb, 1)[..., None].astype(np.float32), scale_Lb
-
-
-def _eight_bits(normed, xp):
-  return xp.round(normed * 127).astype(np.int8)
+  """All numbers [L, n], each by the largest of its block; a block of zeros stays."""
+  largest_Lb1 = xp.max(xp.abs(blocks_Lbs), axis=-1, keepdims=True)
+  normed = blocks_Lbs / xp.where(largest_Lb1 > 0, largest_Lb1, np.float32(1))
+  return normed.reshape(len(blocks_Lbs), -1)
 
 
 def decode(parts_n: dict[str, Any], scheme: Scheme, shape: tuple[int, ...], xp: Any = jnp) -> Any:
