@@ -124,7 +124,7 @@ def compiled_step(batch_size, num_devices, fields, device):
   import numpy as np
   from jax.experimental import topologies
 
-  from pgjax import optim, sharding, step
+  from pgjax import optim, params, sharding, step
   from pgjax.models import paligemma
 
   config = run_config(batch_size, fields)
@@ -135,8 +135,7 @@ def compiled_step(batch_size, num_devices, fields, device):
   )
   mesh = jax.sharding.Mesh(np.array(topology.devices), ("data",))
   model = paligemma.Model(**config.model)
-  trained = [name for name, rule in step.rules(model, config).items() if rule.kind == "train"]
-  tx = optim.make(config, 1000, trained)
+  tx = optim.make(config, 1000, params.trained_names(step.rules(model, config)))
   state = step.abstract_state(model, tx, config, mesh)
   place = sharding.batch_sharding(mesh)
   image, _ = step.example_shapes(config)
