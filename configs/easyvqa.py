@@ -4,6 +4,10 @@ r"""easy-VQA: a tiny PaliGemma learns from scratch to answer questions on 64 x 6
 right for 67.0% of them. The data comes with `pip install easy-vqa`; no GPU is needed.
 
 python -m pgjax.train --config=configs/easyvqa.py[:preset=long] --workdir=/tmp/easyvqa
+
+Adapters and the like start from weights, such as those of a run that saw half of the answers:
+python -m pgjax.train --config=configs/easyvqa.py:answers=half --workdir=/tmp/half
+python -m pgjax.train --config=configs/easyvqa.py:tune=lora,init=/tmp/half --workdir=/tmp/lora
 """
 
 from configs import common
@@ -13,23 +17,28 @@ PRESETS = {
   "quick": dict(res=48, shift=4, img_depth=1, epochs=5, lr=2e-3, batch_size=32, every=2_000),
   "long": dict(res=64, shift=6, img_depth=2, epochs=10, lr=1e-3, batch_size=64, every=2_000),
 }
+# Some of each kind: the image tower learns to see, and seven answers are left to be learned.
+HALF = ("yes", "no", "circle", "red", "blue", "gray")
 
 
 def get_config(arg=None):
   """The package has no validation split, so the first 2,000 training questions serve as one."""
-  a = common.parse_arg(arg, preset="quick", batch_size=0)
+  a = common.parse_arg(arg, preset="quick", batch_size=0, tune="full", init="", answers="all")
   preset = common.choose("preset", a.preset, PRESETS)
   c = common.base()
 
   c.res, c.text_len = preset["res"], 14
   image = f"decode|resize({c.res}, antialias=True)"
   move = f"flip_lr|random_shift({preset['shift']})|value_range(-1, 1)"  # No answer changes.
-  common.vqa_input(c, dict(name="easy_vqa", split="train[2000:]"), image, move)
+  half = common.choose("answers", a.answers, {"all": {}, "half": dict(answers=HALF)})
+  common.vqa_input(c, dict(name="easy_vqa", split="train[2000:]", **half), image, move)
   c.input.batch_size = a.batch_size or preset["batch_size"]
   c.input.num_threads, c.input.cache_mb = 2, 256
   common.set_tiny_model(c, width=64, depth=2, patch_size=8)
   c.model.img.depth, c.model.llm.mlp_dim = preset["img_depth"], 128
   c.total_epochs, c.lr, c.optax = preset["epochs"], preset["lr"], dict(b2=0.95)
+  common.set_tune(c, a.tune)
+  c.model_init = a.init or None
 
   val, test = (dict(name="easy_vqa", split=split) for split in ("train[:2000]", "test"))
   c.evals["val"] = common.vqa_eval(c, val, log_steps=preset["every"], skip_first=True)

@@ -54,7 +54,7 @@ def _decoded(name, kept, leaves, scheme):
   def read(start, stop):
     return np.stack([layer(i) for i in range(start, stop)]) if stacked else layer(0)[start:stop]
 
-  return Leaf(shape, np.dtype(np.float32), read)
+  return Leaf(shape, np.dtype(np.float32), read, scheme)
 
 
 def quantized(name: str, leaf: Leaf, leaves: Leaves) -> dict[str, Leaf]:

@@ -58,7 +58,8 @@ def load(
       put(f"{params.LORA}{name}/b", adapters[name].b)
     elif name in adapters:
       leaf = kept_leaves.merged(name, leaf, adapters[name])
-    if scheme_of(rule):
+    if scheme := scheme_of(rule):
+      _check_scheme(name, found[name].scheme or scheme, scheme, source)
       for part, coded in kept_leaves.quantized(name, leaf, leaves).items():
         put(f"{name}/{part}", coded)
     else:
@@ -83,6 +84,16 @@ def _check_adapter(name, adapter, leaves, source):
       f" {adapter.rule.alpha:g}, scale {adapter.rule.scale:g}; config.params asks for {shapes['a']}"
       f" and {shapes['b']}, alpha {rule.alpha:g}, scale {rule.scale:g}. Give lora(...) the rank and"
       " alpha of the checkpoint, or start from weights without adapters."
+    )
+
+
+def _check_scheme(name, have, scheme, source):
+  """What was rounded to some codes is not rounded to others, unless someone says so."""
+  if have != scheme:
+    words = [f"{s.kind} in blocks of {s.block}{', double' * s.double}" for s in (have, scheme)]
+    raise UserError(
+      f"'{source}' keeps {name} as {words[0]}, and config.params asks for {words[1]}: rounding it"
+      " twice would cost accuracy. Ask for the same, or start from weights that are not quantized."
     )
 
 

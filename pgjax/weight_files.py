@@ -42,6 +42,7 @@ class Leaf:
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[int, int], np.ndarray]
+  scheme: Any = None  # The quantize.Scheme that its numbers were rounded by, if they were.
 
   @property
   def nbytes(self) -> int:

@@ -46,7 +46,7 @@ def golden():
   return load
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def root():
   """The folder that holds pgjax/, configs/ and tests/."""
   return ROOT

@@ -156,10 +156,10 @@ def _file_bytes(path):
 class EasyVqa:
   """Questions about 64 x 64 images of one coloured shape; 38,575 in train and 9,673 in test.
 
-  Fields: image, question, answer, id, image_id.
+  Fields: image, question, answer, id, image_id. With `answers` only questions with one of these.
   """
 
-  def __init__(self, split):
+  def __init__(self, split, answers=None):
     """Reads all images of the split (a few MB), so that questions on one image share its bytes."""
     try:
       import easy_vqa
@@ -174,10 +174,12 @@ class EasyVqa:
       raise UserError(f"easy_vqa has no split '{split}'; it has train and test.")
     get_questions, get_paths = read[self.split]
     rows = list(zip(*get_questions(), strict=True))
-    self._ids = range(len(rows))[part(len(rows))]
+    wanted = lambda row: answers is None or row[1] in answers  # noqa: E731
+    self._ids = [i for i in range(len(rows))[part(len(rows))] if wanted(rows[i])]
     self._rows = [rows[i] for i in self._ids]
     if not self._rows:
-      raise UserError(f"easy_vqa has no examples in split '{split}'.")
+      among = f" with an answer among {list(answers)}" if answers is not None else ""
+      raise UserError(f"easy_vqa has no examples in split '{split}'{among}.")
     paths = get_paths()
     self._paths = {image: paths[image] for image in sorted({row[2] for row in self._rows})}
     self._images = {image: _file_bytes(path) for image, path in self._paths.items()}
