@@ -11,13 +11,13 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pgjax import params, runs, weight_files, weights
-from pgjax.adapters import Adapter
 from pgjax.errors import UserError
+from pgjax.kept_leaves import Adapter
 from pgjax.models import lora
 from pgjax.params import Rule
 from pgjax.weight_files import Leaf
@@ -45,14 +45,23 @@ _ALLOWED = dict(
 )
 
 
+class Folder(NamedTuple):
+  """What is in a folder, or shall be; the arrays are not read yet."""
+
+  adapters: dict[str, Adapter]  # By our name of the leaf.
+  whole: dict[str, Leaf]  # Leaves that were trained themselves.
+  base: str | None  # The model that the adapters were trained on, if that is known.
+  uneven: tuple[str, ...] = ()  # Adapted leaves of which Hugging Face's parts differ.
+
+
 def is_folder(path: pathlib.Path) -> bool:
   """Whether an adapter is in it."""
   return (path / CONFIG).is_file()
 
 
-def base_of(folder: pathlib.Path) -> str | None:
+def base_of(path: pathlib.Path) -> str | None:
   """The model that the adapter was trained on, as its folder names it."""
-  return _config_of(folder).get("base_model_name_or_path") or None
+  return _config_of(path).get("base_model_name_or_path") or None
 
 
 def _factor_rows(row: Row) -> dict[str, Row]:
@@ -74,26 +83,26 @@ def _path(name: str) -> str:
   return "model." + name.replace("language_model.model.", "language_model.")
 
 
-def write(folder: pathlib.Path, adapter: Adapter, shapes: Mapping[str, Sequence[int]]) -> None:
+def write(path: pathlib.Path, folder: Folder, shapes: Mapping[str, Sequence[int]]) -> None:
   """What peft.PeftModel.from_pretrained loads on the model that --to=hf makes of the base."""
   tensors = []
   for row in weights.table(shapes):
-    if row.name in adapter.rules:
-      for part in _factor_rows(row).values():
-        tensors += weights.pieces_of(part, adapter.factors[part.name])
-    elif row.name in adapter.whole:
-      tensors += weights.pieces_of(row, adapter.whole[row.name])
+    if adapter := folder.adapters.get(row.name):
+      for factor, part in _factor_rows(row).items():
+        tensors += weights.pieces_of(part, getattr(adapter, factor))
+    elif row.name in folder.whole:
+      tensors += weights.pieces_of(row, folder.whole[row.name])
   renamed = [tensor._replace(name=_PREFIX + _path(tensor.name)) for tensor in tensors]
-  folder.mkdir()
-  weight_files.write_safetensors_file(folder / FILE, renamed)
-  (folder / CONFIG).write_text(runs.dumps(config_json(adapter, shapes)))
+  path.mkdir()
+  weight_files.write_safetensors_file(path / FILE, renamed)
+  (path / CONFIG).write_text(runs.dumps(config_json(folder, shapes)))
 
 
-def check_faithful(adapter: Adapter) -> None:
+def check_faithful(folder: Folder) -> None:
   """Of what trained beside adapters PEFT can keep the connector, unless that has its own."""
-  lost = [name for name in adapter.whole if not name.startswith(_CONNECTOR[0])]
-  if not lost and any(name.startswith(_CONNECTOR[0]) for name in adapter.rules):
-    lost = list(adapter.whole)
+  lost = [name for name in folder.whole if not name.startswith(_CONNECTOR[0])]
+  if not lost and any(name.startswith(_CONNECTOR[0]) for name in folder.adapters):
+    lost = list(folder.whole)
   if lost:
     raise UserError(
       f"--to=peft: {min(lost)} was trained itself beside adapters, like {len(lost) - 1} more, and"
@@ -102,12 +111,13 @@ def check_faithful(adapter: Adapter) -> None:
     )
 
 
-def config_json(adapter: Adapter, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def config_json(folder: Folder, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
   """adapter_config.json: the most common rank and alpha, and patterns for the others."""
-  rslora = all(rule.rslora for rule in adapter.rules.values())
+  rules = {name: adapter.rule for name, adapter in folder.adapters.items()}
+  rslora = all(rule.rslora for rule in rules.values())
   ranks, alphas = {}, {}
   for row in weights.table(shapes):
-    if rule := adapter.rules.get(row.name):
+    if rule := rules.get(row.name):
       alpha = rule.alpha if rslora else rule.scale * rule.rank
       for module in map(_pattern, row.hf):
         ranks[module], alphas[module] = rule.rank, int(alpha) if alpha == int(alpha) else alpha
@@ -115,15 +125,15 @@ def config_json(adapter: Adapter, shapes: Mapping[str, Sequence[int]]) -> dict[s
   return dict(
     peft_type="LORA",
     task_type="CAUSAL_LM",
-    base_model_name_or_path=adapter.base,
+    base_model_name_or_path=folder.base,
     r=rank,
     lora_alpha=alpha,
     rank_pattern={module: r for module, r in ranks.items() if r != rank},
     alpha_pattern={module: a for module, a in alphas.items() if a != alpha},
     use_rslora=rslora,
-    lora_dropout=max(rule.dropout for rule in adapter.rules.values()),
+    lora_dropout=max(rule.dropout for rule in rules.values()),
     target_modules=rf"(.*\.)?({'|'.join(ranks)})",
-    modules_to_save=[_CONNECTOR[1]] if adapter.whole else None,
+    modules_to_save=[_CONNECTOR[1]] if folder.whole else None,
     bias="none",
     inference_mode=True,
   )
@@ -138,72 +148,72 @@ def _pattern(weight_name: str) -> str:
   return rf"{tower.partition('.')[0]}\.(.*\.)?layers\.\d+\.{re.escape(inside)}"
 
 
-def read(folder: pathlib.Path, name: str, shapes: Mapping[str, Sequence[int]]) -> Adapter:
+def read(path: pathlib.Path, name: str, shapes: Mapping[str, Sequence[int]]) -> Folder:
   """The adapter in a folder, for a model of these shapes; `name` is what the user called it.
 
   Where only some of Hugging Face's parts of a leaf are adapted, or each in its own way, the leaf
   gets factors of the largest rank, filled up with zeros: the sum is the same.
   """
-  config, found = _config_of(folder), _tensors_of(folder)
-  adapter = Adapter({}, {}, {}, config.get("base_model_name_or_path") or None)
-  used, uneven = set(), []
+  config, found = _config_of(path), _tensors_of(path)
+  adapters, whole, used, uneven = {}, {}, set(), []
   for row in weights.table(shapes):
     ours = tuple(shapes[row.name])
     parts = [hf for _, hf in weights.names_of(row, ours)]
     adapted = [hf for hf in parts if _factor(hf, "a") in found]
     if adapted and params.matrix(row.name):
       used |= {_factor(hf, factor) for hf in adapted for factor in "ab"}
-      even = _add_factors(adapter, row, ours, parts, adapted, (name, found, config))
+      adapters[row.name], even = _adapter(row, ours, adapted, name, found, config)
       uneven += [] if even else [row.name]
     elif found.keys() >= set(parts):
       used |= set(parts)
       theirs = dict.fromkeys(parts, weights.their_shape(row, ours))
       weights.check_same(theirs, {hf: found[hf].shape for hf in parts}, f"'{name}'")
-      adapter.whole[row.name] = weights.joined(row, ours, found)
-  if found.keys() > used or not adapter.rules:
+      whole[row.name] = weights.joined(row, ours, found)
+  if found.keys() - used or not adapters:
     rest = sorted(found.keys() - used)
     what = f"its {rest[0]} belongs to none" if rest else "it has no factors for any"
     raise UserError(
       f"'{name}' does not fit the model: {what} of the linear modules of a PaliGemma of this size."
       " Is its base the model that it was trained on?"
     )
-  return adapter._replace(uneven=tuple(uneven))
+  return Folder(adapters, whole, config.get("base_model_name_or_path") or None, tuple(uneven))
 
 
-def _add_factors(adapter, row, ours, parts, adapted, read_from) -> bool:
-  """Puts the factors of one leaf into the adapter; whether all of its parts are adapted alike."""
-  name, found, config = read_from
+def _adapter(row, ours, adapted, name, found, config) -> tuple[Adapter, bool]:
+  """(the adapter of one leaf, whether all of its parts are adapted alike)."""
   sizes = weights.their_shape(row, ours)
+  parts = [hf for _, hf in weights.names_of(row, ours)]
   scales = {hf: _checked_scale(name, hf, sizes, found, config) for hf in adapted}
   rule, even = _rule(scales, len(parts), found, config)
   filled = _filled(parts, sizes, scales, rule, found)
-  of_rank = lora.factor_shapes(params.matrix(row.name), ours, rule.rank)
-  for factor, part in _factor_rows(row).items():
-    adapter.factors[part.name] = weights.joined(part, of_rank[factor], filled)
-  adapter.rules[row.name] = rule
-  return even
+  shapes = lora.factor_shapes(params.matrix(row.name), ours, rule.rank)
+  factors = {
+    factor: weights.joined(part, shapes[factor], filled)
+    for factor, part in _factor_rows(row).items()
+  }
+  return Adapter(**factors, rule=rule), even
 
 
-def _config_of(folder: pathlib.Path) -> dict[str, Any]:
-  with weight_files.explained(folder / CONFIG, "JSON"):
-    config = dict(json.loads((folder / CONFIG).read_text()))
+def _config_of(path: pathlib.Path) -> dict[str, Any]:
+  with weight_files.explained(path / CONFIG, "JSON"):
+    config = dict(json.loads((path / CONFIG).read_text()))
   for field, allowed in _ALLOWED.items():
     if field in config and config[field] not in allowed:
       raise UserError(
-        f"{folder / CONFIG}: {field}={config[field]!r} is not what pgjax's adapters can be; it must"
+        f"{path / CONFIG}: {field}={config[field]!r} is not what pgjax's adapters can be; it must"
         f" be {' or '.join(map(repr, allowed))}."
       )
   return config
 
 
-def _tensors_of(folder: pathlib.Path) -> dict[str, Leaf]:
+def _tensors_of(path: pathlib.Path) -> dict[str, Leaf]:
   """By the names of weights.table, with PEFT's ending."""
-  if not (folder / FILE).is_file():
+  if not (path / FILE).is_file():
     raise UserError(
-      f"{folder} has no {FILE}: pgjax reads no pickles (.bin), so save the adapter again with"
+      f"{path} has no {FILE}: pgjax reads no pickles (.bin), so save the adapter again with"
       " save_pretrained(folder, safe_serialization=True)."
     )
-  found = weight_files.read_safetensors_file(folder / FILE)
+  found = weight_files.read_safetensors_file(path / FILE)
   return {weights.canonical(name.removeprefix(_PREFIX)): leaf for name, leaf in found.items()}
 
 

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pgjax import adapters, ckpt, params, peft, weight_files, weights
+from pgjax import ckpt, kept_leaves, params, peft, weight_files, weights
 from pgjax.errors import UserError
 from pgjax.models import lora
 from pgjax.params import Rule
@@ -32,14 +32,27 @@ def base_leaves(shapes):
   return {n: weight_files.of_array(random(s, i)) for i, (n, s) in enumerate(shapes.items())}
 
 
-def adapter_of(shapes, rules, whole=(), base="somewhere/pt"):
-  factors = {
-    f"{name}/{factor}": weight_files.of_array(random(shape, 7 + len(name)))
-    for name, rule in rules.items()
-    for factor, shape in lora.factor_shapes(params.matrix(name), shapes[name], rule.rank).items()
-  }
+def folder_of(shapes, rules, whole=(), base="somewhere/pt"):
+  made = {}
+  for name, rule in rules.items():
+    sizes = lora.factor_shapes(params.matrix(name), shapes[name], rule.rank)
+    factors = {f: weight_files.of_array(random(s, 7 + len(name))) for f, s in sizes.items()}
+    made[name] = kept_leaves.Adapter(**factors, rule=rule)
   leaves = base_leaves(shapes)
-  return adapters.Adapter(rules, factors, {name: leaves[name] for name in whole}, base)
+  return peft.Folder(made, {name: leaves[name] for name in whole}, base)
+
+
+def merged(base, folder):
+  sums = {n: kept_leaves.merged(n, base[n], adapter) for n, adapter in folder.adapters.items()}
+  return base | folder.whole | sums
+
+
+def factors_of(folder):
+  return {
+    f"{name}/{factor}": getattr(adapter, factor).whole()
+    for name, adapter in folder.adapters.items()
+    for factor in "ab"
+  }
 
 
 def every_matrix(shapes, rule=RULE):
@@ -82,22 +95,23 @@ def in_hf(leaves):
 @pytest.mark.parametrize("llm", MODELS)
 def test_an_adapter_comes_back_to_the_bit(llm, tmp_path):
   shapes = shapes_of(llm)
-  adapter = adapter_of(shapes, every_matrix(shapes))
-  peft.write(tmp_path / "a", adapter, shapes)
+  made = folder_of(shapes, every_matrix(shapes))
+  peft.write(tmp_path / "a", made, shapes)
   again = peft.read(tmp_path / "a", "a", shapes)
-  assert again.rules == adapter.rules
+  assert {n: a.rule for n, a in again.adapters.items()} == every_matrix(shapes)
   assert again.base == "somewhere/pt"
   assert again.uneven == ()
-  assert again.factors.keys() == adapter.factors.keys()
-  for name, leaf in adapter.factors.items():
-    np.testing.assert_array_equal(again.factors[name].whole(), leaf.whole(), name)
+  before, after = factors_of(made), factors_of(again)
+  assert after.keys() == before.keys()
+  for name, array in before.items():
+    np.testing.assert_array_equal(after[name], array, name)
 
 
 def test_the_factors_lie_in_peft_s_modules(tmp_path):
   shapes = shapes_of()
-  adapter = adapter_of(shapes, every_matrix(shapes))
-  peft.write(tmp_path / "a", adapter, shapes)
-  found, ours = tensors_in(tmp_path / "a"), {n: f.whole() for n, f in adapter.factors.items()}
+  made = folder_of(shapes, every_matrix(shapes))
+  peft.write(tmp_path / "a", made, shapes)
+  found, ours = tensors_in(tmp_path / "a"), factors_of(made)
   kv = f"{GEMMA}attn/kv_einsum/w"
   np.testing.assert_array_equal(
     found[f"{LAYER}self_attn.v_proj.lora_A.weight"], ours[f"{kv}/a"][1, 1].T
@@ -118,10 +132,10 @@ def test_the_factors_lie_in_peft_s_modules(tmp_path):
 @pytest.mark.parametrize("llm", MODELS)
 def test_what_is_merged_is_the_sum_of_each_module(llm, tmp_path):
   shapes = shapes_of(llm)
-  adapter, base = adapter_of(shapes, every_matrix(shapes)), base_leaves(shapes)
-  peft.write(tmp_path / "a", adapter, shapes)
+  made, base = folder_of(shapes, every_matrix(shapes)), base_leaves(shapes)
+  peft.write(tmp_path / "a", made, shapes)
   factors = tensors_in(tmp_path / "a")
-  before, after = in_hf(base), in_hf(adapters.merged(base, adapter))
+  before, after = in_hf(base), in_hf(merged(base, made))
   changed = [n for n in before if not np.array_equal(before[n], after[n])]
   assert len(changed) == len(factors) / 2
   for name in changed:
@@ -132,9 +146,9 @@ def test_what_is_merged_is_the_sum_of_each_module(llm, tmp_path):
 
 def test_rows_of_a_merged_leaf_are_rows_of_the_whole():
   shapes = shapes_of()
-  merged = adapters.merged(base_leaves(shapes), adapter_of(shapes, every_matrix(shapes)))
+  full = merged(base_leaves(shapes), folder_of(shapes, every_matrix(shapes)))
   for name in ("img/head/kernel", f"{GEMMA}mlp/gating_einsum"):
-    np.testing.assert_allclose(merged[name].read(1, 3), merged[name].whole()[1:3], atol=1e-6)
+    np.testing.assert_allclose(full[name].read(1, 3), full[name].whole()[1:3], atol=1e-6)
 
 
 def test_the_configuration_names_what_differs(tmp_path):
@@ -145,7 +159,7 @@ def test_the_configuration_names_what_differs(tmp_path):
     f"{GEMMA}mlp/linear": RULE._replace(rank=2, alpha=3.5),
     "img/head/kernel": RULE,
   }
-  peft.write(tmp_path / "a", adapter_of(shapes, rules), shapes)
+  peft.write(tmp_path / "a", folder_of(shapes, rules), shapes)
   config = config_in(tmp_path / "a")
   down = r"language_model\.(.*\.)?layers\.\d+\.mlp\.down_proj"
   assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 16, 0.1)
@@ -160,7 +174,7 @@ def test_the_configuration_names_what_differs(tmp_path):
   assert all(re.fullmatch(config["target_modules"], path) for path in targets)
   for path in ("vision_tower.encoder.layers.0.self_attn.q_proj", "language_model.layers.0.mlp.up"):
     assert not re.fullmatch(config["target_modules"], path)
-  assert peft.read(tmp_path / "a", "a", shapes).rules[f"{GEMMA}mlp/linear"].scale == 3.5 / 2
+  assert peft.read(tmp_path / "a", "a", shapes).adapters[f"{GEMMA}mlp/linear"].rule.scale == 3.5 / 2
 
 
 def test_the_scale_of_rslora_is_kept(tmp_path):
@@ -168,24 +182,24 @@ def test_the_scale_of_rslora_is_kept(tmp_path):
   stable = {leaf: RULE._replace(rslora=True)}
   mixed = stable | {f"{GEMMA}attn/q_einsum/w": RULE}
   for name, rules, flag in (("stable", stable, True), ("mixed", mixed, False)):
-    peft.write(tmp_path / name, adapter_of(shapes, rules), shapes)
+    peft.write(tmp_path / name, folder_of(shapes, rules), shapes)
     assert config_in(tmp_path / name)["use_rslora"] is flag
-    assert peft.read(tmp_path / name, name, shapes).rules[leaf].scale == 16 / 4**0.5
+    assert peft.read(tmp_path / name, name, shapes).adapters[leaf].rule.scale == 16 / 4**0.5
 
 
 def test_a_trained_connector_goes_along(tmp_path):
   shapes, head = shapes_of(), ("img/head/kernel", "img/head/bias")
   rules = {f"{GEMMA}mlp/linear": RULE}
-  adapter = adapter_of(shapes, rules, whole=head)
-  peft.write(tmp_path / "a", adapter, shapes)
+  made = folder_of(shapes, rules, whole=head)
+  peft.write(tmp_path / "a", made, shapes)
   assert config_in(tmp_path / "a")["modules_to_save"] == ["multi_modal_projector"]
-  kernel = adapter.whole["img/head/kernel"].whole()
+  kernel = made.whole["img/head/kernel"].whole()
   saved = tensors_in(tmp_path / "a")["multi_modal_projector.linear.weight"]
   np.testing.assert_array_equal(saved, kernel.T)
   again = peft.read(tmp_path / "a", "a", shapes)
   other = base_leaves(shapes) | {"img/head/kernel": weight_files.of_array(np.zeros_like(kernel))}
-  merged = adapters.merged(other, again)
-  np.testing.assert_array_equal(merged["img/head/kernel"].whole(), kernel)
+  full = merged(other, again)
+  np.testing.assert_array_equal(full["img/head/kernel"].whole(), kernel)
 
 
 def test_parts_that_are_adapted_differently_give_the_same_sum(tmp_path):
@@ -199,7 +213,7 @@ def test_parts_that_are_adapted_differently_give_the_same_sum(tmp_path):
   adapter = peft.read(folder, "a", shapes)
   assert sorted(adapter.uneven) == [f"{GEMMA}attn/kv_einsum/w", f"{GEMMA}attn/q_einsum/w"]
   before = in_hf(base_leaves(shapes))
-  after = in_hf(adapters.merged(base_leaves(shapes), adapter))
+  after = in_hf(merged(base_leaves(shapes), adapter))
   for path, scale in ((query, 8 / 4), (value, 8 / 2), (other, 6 / 3)):
     name = path.replace("language_model.", "language_model.model.") + ".weight"
     product = tensors[f"{path}.lora_B.weight"] @ tensors[f"{path}.lora_A.weight"]
@@ -212,7 +226,7 @@ def test_half_precision_is_read_as_float32(tmp_path):
   shapes, path = shapes_of(), "multi_modal_projector.linear"
   tensors = {n: a.astype(ml_dtypes.bfloat16) for n, a in pair(path, 4, 24, 32).items()}
   adapter = peft.read(save(tmp_path / "a", tensors), "a", shapes)
-  a = adapter.factors["img/head/kernel/a"].whole()
+  a = adapter.adapters["img/head/kernel"].a.whole()
   assert a.dtype == np.float32
   np.testing.assert_array_equal(a, tensors[f"{path}.lora_A.weight"].T.astype(np.float32))
 
@@ -261,9 +275,9 @@ def test_a_pickle_is_not_read(tmp_path):
 def test_what_peft_cannot_hold_is_said():
   shapes = shapes_of()
   rules = {f"{GEMMA}mlp/linear": RULE}
-  peft.check_faithful(adapter_of(shapes, rules, whole=("img/head/kernel", "img/head/bias")))
+  peft.check_faithful(folder_of(shapes, rules, whole=("img/head/kernel", "img/head/bias")))
   with pytest.raises(UserError, match="llm/final_norm/scale was trained itself"):
-    peft.check_faithful(adapter_of(shapes, rules, whole=("llm/final_norm/scale",)))
+    peft.check_faithful(folder_of(shapes, rules, whole=("llm/final_norm/scale",)))
   both = rules | {"img/head/kernel": RULE}
   with pytest.raises(UserError, match="--merge --to=hf"):
-    peft.check_faithful(adapter_of(shapes, both, whole=("img/head/bias",)))
+    peft.check_faithful(folder_of(shapes, both, whole=("img/head/bias",)))
