@@ -1,9 +1,10 @@
 """What does a user's CKPT name: which file or folder, in which format, and which model is it?
 
 One resolver for --ckpt, --src and model_init: a workdir of pgjax.train or one of its step folders,
-a big_vision `.npz`, a folder in Hugging Face format, a published name such as pt_3b_224 or
-paligemma2-3b-pt-224 (looked for in the folder that PGJAX_WEIGHTS_DIR names, then on the hub), or a
-hub id such as google/paligemma2-3b-pt-224. Opening reads headers and small files alone.
+a big_vision `.npz`, a folder in Hugging Face format, a folder of PEFT with an adapter, a published
+name such as pt_3b_224 or paligemma2-3b-pt-224 (looked for in the folder that PGJAX_WEIGHTS_DIR
+names, then on the hub), or a hub id such as google/paligemma2-3b-pt-224. Opening reads headers and
+small files alone.
 """
 
 import json
@@ -17,7 +18,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pgjax import checkpoint_params, hf, kept_leaves, loading, params, runs, weight_files, weights
+from pgjax import (
+  checkpoint_params,
+  hf,
+  kept_leaves,
+  loading,
+  params,
+  peft,
+  runs,
+  weight_files,
+  weights,
+)
 from pgjax import leaves as leaves_lib
 from pgjax.errors import UserError
 from pgjax.kept_leaves import Adapter
@@ -37,8 +48,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.npz"]
 ALLOWED = (
   "allowed are a workdir of pgjax.train or one of its step folders, a big_vision .npz, a folder in"
-  " Hugging Face format, a name such as pt_224 (PaliGemma 1), pt_3b_448 (PaliGemma 2) or"
-  " paligemma2-3b-mix-448, and a hub id such as google/paligemma2-3b-pt-224"
+  " Hugging Face format, a folder of PEFT, a name such as pt_224 (PaliGemma 1), pt_3b_448 (PaliGemma"
+  " 2) or paligemma2-3b-mix-448, and a hub id such as google/paligemma2-3b-pt-224"
 )
 
 
@@ -47,7 +58,7 @@ class Source(NamedTuple):
 
   name: str  # As the user wrote it.
   path: pathlib.Path
-  kind: str  # "orbax", "bv" or "hf"
+  kind: str  # "orbax", "bv", "hf" or "peft"
   leaves: dict[str, Leaf]  # Quantized ones as the numbers that they stand for.
   model: dict[str, Any]  # {"img": fields, "llm": fields} of paligemma.Model.
   res: int
@@ -56,13 +67,19 @@ class Source(NamedTuple):
   run: runs.Checkpoint | None  # Of a workdir or step folder.
   notes: tuple[str, ...] = ()  # What a user should know about how it was read.
   adapters: Mapping[str, Adapter] = {}  # By the name of the leaf; not folded in.
+  folder: peft.Folder | None = None  # Of kind "peft": then all else is the base's.
 
 
-def open_source(name: str, step: int | None = None) -> Source:
-  """Finds, recognises and checks a checkpoint: every leaf of its model is there, and no other."""
+def open_source(name: str, step: int | None = None, base: str | None = None) -> Source:
+  """Finds, recognises and checks a checkpoint: every leaf of its model is there, and no other.
+
+  base: what an adapter of PEFT stands on, if not on what its folder names.
+  """
   path = resolve(name)
   if path.suffix == ".npz":
     source = _open_npz(name, path)
+  elif peft.is_folder(path):
+    return _open_peft(name, path, base)
   elif path.is_dir() and any(path.glob("*.safetensors*")):
     source = _open_hf(name, path)
   else:
@@ -120,6 +137,32 @@ def _open_hf(name: str, path: pathlib.Path) -> Source:
     hf.image_token_id(config),
     None,
     tuple(hf.notes(config)),
+  )
+
+
+def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
+  """The base, and beside it what the folder holds."""
+  base = base or peft.base_of(path)
+  if base is None:
+    raise UserError(
+      f"'{name}' is an adapter of PEFT that does not say of which model: name it with --base, or in"
+      f" {path / peft.CONFIG} as base_model_name_or_path."
+    )
+  try:
+    below = open_source(base)
+  except UserError as error:
+    raise UserError(f"'{name}' is an adapter on '{base}'. {error}") from error
+  if below.adapters:
+    raise UserError(f"'{name}' is an adapter on '{base}', which has adapters: merge those first.")
+  folder = peft.read(path, name, {n: leaf.shape for n, leaf in below.leaves.items()})
+  return below._replace(
+    name=name,
+    path=path,
+    kind="peft",
+    leaves={**below.leaves, **folder.whole},
+    run=None,
+    adapters=folder.adapters,
+    folder=folder._replace(base=base),
   )
 
 
@@ -207,6 +250,8 @@ def initial(
     leaves: the model's own shapes, and how each is kept.
   """
   if isinstance(model_init, str):
+    if peft.is_folder(path := resolve(_name_and_part(model_init)[0])):
+      peft.check_start(path, model_init, leaves)
     found, adapters = _leaves_of(model_init)
     return loading.load(found, kept, leaves, model_init, adapters)
   parts = {name.split("/")[0] for name in leaves.shapes}

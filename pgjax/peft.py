@@ -18,14 +18,15 @@ import numpy as np
 from pgjax import params, runs, weight_files, weights
 from pgjax.errors import UserError
 from pgjax.kept_leaves import Adapter
+from pgjax.leaves import Leaves
 from pgjax.models import lora
 from pgjax.params import Rule
 from pgjax.weight_files import Leaf
 from pgjax.weights import Row
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
+CONNECTOR, _CONNECTOR = "img/head/", "multi_modal_projector"  # Ours, theirs.
 _PREFIX = "base_model.model."
-_CONNECTOR = ("img/head/", "multi_modal_projector")
 # What PEFT can do and pgjax cannot: such a field must be missing or have one of these values.
 _OFF = (None, False, [], {})
 _ALLOWED = dict(
@@ -52,6 +53,25 @@ class Folder(NamedTuple):
   whole: dict[str, Leaf]  # Leaves that were trained themselves.
   base: str | None  # The model that the adapters were trained on, if that is known.
   uneven: tuple[str, ...] = ()  # Adapted leaves of which Hugging Face's parts differ.
+
+
+def arrays(folder: Folder) -> dict[str, Leaf]:
+  """All that a folder holds, by our names: factors as LEAF/a and LEAF/b."""
+  factors = {
+    f"{name}/{factor}": getattr(adapter, factor)
+    for name, adapter in folder.adapters.items()
+    for factor in "ab"
+  }
+  return factors | folder.whole
+
+
+def with_arrays(folder: Folder, leaves: Mapping[str, Leaf]) -> Folder:
+  """The same with other arrays under these names, such as rounded ones."""
+  adapters = {
+    name: adapter._replace(a=leaves[f"{name}/a"], b=leaves[f"{name}/b"])
+    for name, adapter in folder.adapters.items()
+  }
+  return folder._replace(adapters=adapters, whole={name: leaves[name] for name in folder.whole})
 
 
 def is_folder(path: pathlib.Path) -> bool:
@@ -100,8 +120,8 @@ def write(path: pathlib.Path, folder: Folder, shapes: Mapping[str, Sequence[int]
 
 def check_faithful(folder: Folder) -> None:
   """Of what trained beside adapters PEFT can keep the connector, unless that has its own."""
-  lost = [name for name in folder.whole if not name.startswith(_CONNECTOR[0])]
-  if not lost and any(name.startswith(_CONNECTOR[0]) for name in folder.adapters):
+  lost = [name for name in folder.whole if not name.startswith(CONNECTOR)]
+  if not lost and any(name.startswith(CONNECTOR) for name in folder.adapters):
     lost = list(folder.whole)
   if lost:
     raise UserError(
@@ -133,7 +153,7 @@ def config_json(folder: Folder, shapes: Mapping[str, Sequence[int]]) -> dict[str
     use_rslora=rslora,
     lora_dropout=max(rule.dropout for rule in rules.values()),
     target_modules=rf"(.*\.)?({'|'.join(ranks)})",
-    modules_to_save=[_CONNECTOR[1]] if folder.whole else None,
+    modules_to_save=[_CONNECTOR] if folder.whole else None,
     bias="none",
     inference_mode=True,
   )
@@ -177,6 +197,24 @@ def read(path: pathlib.Path, name: str, shapes: Mapping[str, Sequence[int]]) -> 
       " Is its base the model that it was trained on?"
     )
   return Folder(adapters, whole, config.get("base_model_name_or_path") or None, tuple(uneven))
+
+
+def check_start(path: pathlib.Path, name: str, leaves: Leaves) -> None:
+  """A run that adapts the model goes on with an adapter of the very same matrices, or of none."""
+  asked = {n for n, rule in leaves.rules.items() if rule.kind == "lora"}
+  if not asked:
+    return
+  folder = read(path, name, {n: leaf.shape for n, leaf in leaves.shapes.items()})
+  here = folder.adapters.keys() - set(folder.uneven)
+  if different := sorted(asked ^ here):
+    whose = "config.params adapts and it does not, or not all layers and parts of it alike"
+    if different[0] not in asked:
+      whose = "it adapts and config.params does not"
+    raise UserError(
+      f"model_init='{name}' is an adapter of other matrices than config.params asks for:"
+      f" {different[0]} is one of {len(different)} that {whose}. Make the patterns of lora(...)"
+      " match it, or merge it first: pgjax.convert --merge --to=orbax."
+    )
 
 
 def _adapter(row, ours, adapted, name, found, config) -> tuple[Adapter, bool]:

@@ -26,10 +26,11 @@ RANKS = [
     "metric_log",
     "start_page",
     "param_table",
+    "peft",
   },
   {"checkpoint_params"},
   {"ckpt"},
-  {"verify", "evals", "report"},
+  {"verify", "merging", "evals", "report"},
   {"cli"},
   {"train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"},
 ]
