@@ -65,15 +65,13 @@ def pgjax(spec):
   config.model = dict(ckpt.open_source(spec["weights"]).model, dtype=dtype, remat=remat)
   model = paligemma.Model(**config.model)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-  names = [n for n, rule in step.rules(model, config).items() if rule.kind == "train"]
+  leaves = step.leaves_of(model, config)
+  names = params.trained_names(leaves.rules)
   tx = optim.make(config, 1000, names)
   abstract = step.abstract_state(model, tx, config, mesh)
-  places = step.shardings_of(abstract.params)
-  values = ckpt.initial(spec["weights"], abstract.params, places)
+  values = ckpt.initial(spec["weights"], abstract.params, leaves)
   state = [step.init(model, tx, config, mesh, loaded=values)]
-  trained = sum(
-    a.size for a in params.split(state[0].params, step.rules(model, config))[0].values()
-  )
+  trained = sum(leaf.size for leaf in params.split(state[0].params, names)[0].values())
   del values
   batch = jax.device_put(dict(np.load(spec["data"])), sharding.batch_sharding(mesh))
   train_step = step.jitted(model, tx, config, mesh)

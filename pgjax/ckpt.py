@@ -48,8 +48,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.npz"]
 ALLOWED = (
   "allowed are a workdir of pgjax.train or one of its step folders, a big_vision .npz, a folder in"
-  " Hugging Face format, a folder of PEFT, a name such as pt_224 (PaliGemma 1), pt_3b_448 (PaliGemma"
-  " 2) or paligemma2-3b-mix-448, and a hub id such as google/paligemma2-3b-pt-224"
+  " Hugging Face format, a folder of PEFT, a name such as pt_224 (PaliGemma 1), pt_3b_448"
+  " (PaliGemma 2) or paligemma2-3b-mix-448, and a hub id such as google/paligemma2-3b-pt-224"
 )
 
 
