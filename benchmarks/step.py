@@ -151,6 +151,7 @@ class Side:
       XLA_PYTHON_CLIENT_PREALLOCATE="false",
       OMP_WAIT_POLICY="PASSIVE",  # Who waits for its turn must not use a core.
       TF_CPP_MIN_LOG_LEVEL="3",
+      PYTHONWARNINGS="ignore::FutureWarning",  # Of transformers, about its own next version.
     )
     command = [python, str(SIDES), name, json.dumps(spec)]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

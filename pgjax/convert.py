@@ -23,6 +23,7 @@ from pgjax import (
   hf,
   merging,
   metric_log,
+  named,
   peft,
   runs,
   verify,
@@ -100,9 +101,9 @@ def _checked(args: Any) -> pathlib.Path:
 def _without_adapters(source: ckpt.Source, args: Any) -> ckpt.Source:
   """Merged if that was asked for; for PEFT the arrays of its folder alone."""
   if not source.adapters:
-    for flag, given in (("--merge", args.merge), ("--base", args.base), ("--to=peft", args.to)):
-      if given is True or given == "peft" or (flag == "--base" and given):
-        raise UserError(f"{flag} is about adapters (LoRA), and {args.src} has none.")
+    flags = {"--merge": args.merge, "--base": args.base, "--to=peft": args.to == "peft"}
+    if given := [flag for flag, value in flags.items() if value]:
+      raise UserError(f"{given[0]} is about adapters (LoRA), and {args.src} has none.")
     return source
   if args.to == "peft":
     folder = merging.folder_of(source, args.base)
@@ -179,8 +180,9 @@ def _compared(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf
   """(a table, whether what was written is what was asked for)."""
   if not peft.is_folder(path):
     return verify.compare(leaves, source, ckpt.open_source(str(path)))
-  again = peft.read(path, str(path), ckpt.model_shapes(source.model, source.res))
-  lines, same = verify.compare_arrays(leaves, peft.arrays(again))
+  again = peft.arrays(peft.read(path, str(path), ckpt.model_shapes(source.model, source.res)))
+  asked = {name: leaf.astype(again[name].dtype) for name, leaf in leaves.items()}
+  lines, same = verify.compare_arrays(asked, again)
   return "\n".join(lines), same
 
 
@@ -310,7 +312,7 @@ def _push(folder: pathlib.Path, repo: str) -> None:
 
 WRITERS = dict(hf=_write_hf, bv=_write_bv, orbax=_write_orbax, peft=_write_peft)
 FLAGS = [
-  cli.Flag("src", str, required=True, help=f"what to convert; {ckpt.ALLOWED}"),
+  cli.Flag("src", str, required=True, help=f"what to convert; {named.ALLOWED}"),
   cli.Flag("dst", str, required=True, help="a new folder, or for --to=bv a new .npz file"),
   cli.Flag(
     "to", str, required=True, help="hf, bv (big_vision's .npz), orbax (pgjax's own) or peft"

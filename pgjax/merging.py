@@ -5,7 +5,9 @@ PEFT's folder keeps all but the base. Sums are formed in float32 as they are rea
 time. How one adapter is added says kept_leaves.py, how PEFT writes it peft.py.
 """
 
-from pgjax import ckpt, kept_leaves, params, peft, weights
+import pathlib
+
+from pgjax import ckpt, kept_leaves, named, params, peft, weights
 from pgjax import leaves as leaves_lib
 from pgjax.ckpt import Source
 from pgjax.errors import UserError
@@ -39,11 +41,24 @@ def folder_of(source: Source, base: str | None = None) -> peft.Folder:
   if any(name.startswith(peft.CONNECTOR) for name in names):  # PEFT keeps the whole module.
     names |= {name for name in source.leaves if name.startswith(peft.CONNECTOR)}
   whole = {name: source.leaves[name] for name in sorted(names - source.adapters.keys())}
-  started = source.run.config["model_init"]
-  named = base or (started if isinstance(started, str) else None)
-  folder = peft.Folder(dict(source.adapters), whole, named)
+  folder = peft.Folder(dict(source.adapters), whole, base or _started_from(source))
   peft.check_faithful(folder)
   return folder
+
+
+def _started_from(source: Source) -> str | None:
+  """The model below a run's adapters; None if no checkpoint is that."""
+  name = source.run.config["model_init"]
+  if not isinstance(name, str):
+    return None
+  if not pathlib.Path(name).expanduser().is_dir():
+    return named.hub_id(name)
+  before = ckpt.open_source(name)
+  if not before.adapters:
+    return name
+  if before.adapters.keys() != source.adapters.keys():  # They were folded in when the run began.
+    return None
+  return before.folder.base if before.folder else _started_from(before)
 
 
 def notes_of(source: Source, folder: peft.Folder) -> list[str]:

@@ -15,7 +15,7 @@ RANKS = [
   {"config"},
   {"sharding", "optim", "models"},
   {"leaves", "weight_files"},
-  {"weights", "hf", "kept_leaves"},
+  {"weights", "hf", "kept_leaves", "named"},
   {
     "data",
     "datasets",
@@ -43,7 +43,7 @@ IMPORT_DOORS = {
   "orbax": {"checkpoint", "checkpoint_params"},
   "tensorflow_datasets": {"data/sources", "datasets", "prepare"},
   "datasets": {"data/sources"},
-  "huggingface_hub": {"ckpt", "convert"},
+  "huggingface_hub": {"named", "convert"},
   "tensorstore": {"checkpoint_params"},
   "tensorboardX": {"metric_log"},
   "gradio": {"demo"},

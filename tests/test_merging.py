@@ -1,15 +1,28 @@
 """A checkpoint with adapters, out and in: merged, as PEFT's folder, and as the start of a run."""
 
 import json
+import shutil
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
-from pgjax import checkpoint_params, ckpt, kept_leaves, leaves, params, peft, weight_files
+from pgjax import (
+  checkpoint_params,
+  ckpt,
+  evaluate,
+  kept_leaves,
+  leaves,
+  params,
+  peft,
+  sharding,
+  weight_files,
+)
 from pgjax.data import tokenizer
 from pgjax.errors import UserError
 from pgjax.models import paligemma
+from tests import tiny
 from tests.test_convert import GEMMA2, IMG, RES, SIZES, arrays, assert_same_bits, random_leaves, run
 
 LLM = dict(SIZES, num_heads=4, num_kv_heads=2, final_logits_softcap=30.0, vocab_size=128, **GEMMA2)
@@ -223,3 +236,35 @@ def test_a_base_of_another_size_is_told(adapted, tmp_path):
   weight_files.write_npz(tmp_path / "other.npz", leaves_of_other)
   with pytest.raises(UserError, match=r"other.npz' does not fit the model.*mlp/linear"):
     convert(adapted[1], tmp_path / "x", "hf", "--merge", f"--base={tmp_path}/other.npz")
+
+
+def test_peft_s_folder_names_the_model_below_all_adapters(adapted, base, tmp_path):
+  """A run that went on with an adapter stands on what that one stands on; one that folded it in
+  stands on no checkpoint."""
+  values, name = base
+  assert convert(adapted[1], tmp_path / "first", "peft") == 0
+  for before in (tmp_path / "first", adapted[1]):
+    kept_by(LORA, values, str(before), tmp_path / "run")
+    assert convert(tmp_path / "run", tmp_path / "next", "peft", "--dtype=bfloat16", "--verify") == 0
+    assert peft.base_of(tmp_path / "next") == name
+    shutil.rmtree(tmp_path / "run")
+    shutil.rmtree(tmp_path / "next")
+  kept_by(CONNECTOR, values, str(tmp_path / "first"), tmp_path / "run")
+  assert convert(tmp_path / "run", tmp_path / "none", "peft") == 0
+  assert peft.base_of(tmp_path / "none") is None
+
+
+def test_an_adapter_of_peft_is_scored_with_its_sums_in_float32(adapted, base, tmp_path):
+  leaves_of_base = ckpt.open_source(base[1]).leaves
+  half = {n: leaf.astype(ml_dtypes.bfloat16, n) for n, leaf in leaves_of_base.items()}
+  weight_files.write_npz(tmp_path / "half.npz", half)
+  shutil.copy(f"{base[1]}.pgjax.json", tmp_path / "half.npz.pgjax.json")
+  assert convert(adapted[1], tmp_path / "peft", "peft", f"--base={tmp_path}/half.npz") == 0
+  source = ckpt.open_source(str(tmp_path / "peft"))
+  mesh = sharding.make_mesh([("data", -1)], jax.devices()[:1])
+  model = paligemma.Model(**MODEL)
+  for patterns, dtype in (([(".*", "train")], "float32"), (LORA, "bfloat16")):
+    config = tiny.config(params=patterns, res=RES)
+    abstract = params.flatten(evaluate.abstract_params(model, config, mesh, source))
+    assert abstract[OUT].dtype == dtype
+    assert abstract["llm/final_norm/scale"].dtype == "bfloat16"
