@@ -258,6 +258,8 @@ def tokenizer_of(model_init: str) -> bytes | None:
   path = named.resolve(_name_and_part(model_init)[0])
   if path.suffix == ".npz":
     return _tokenizer_beside(path)
+  if peft.is_folder(path):
+    return open_source(model_init).tokenizer
   if any(path.glob("*.safetensors*")):
     return _bytes_of(path / "tokenizer.model")
   found = runs.find(str(path))

@@ -48,6 +48,7 @@ def base(tmp_path_factory):
   )
   facts = dict(model=MODEL, res=RES)
   (tmp_path / "base.npz.pgjax.json").write_text(json.dumps(facts))
+  shutil.copy(tokenizer.TINY, tmp_path / "base.npz.tokenizer.model")
   return values, str(tmp_path / "base.npz")
 
 
@@ -190,6 +191,7 @@ def test_a_run_goes_on_with_an_adapter_of_peft(adapted, tmp_path):
   kept, folder = adapted
   assert convert(folder, tmp_path / "peft", "peft") == 0
   assert_same_bits({n: np.asarray(a) for n, a in initial(tmp_path / "peft", LORA).items()}, kept)
+  assert ckpt.tokenizer_of(str(tmp_path / "peft")) == tokenizer.TINY.read_bytes()
   assert convert(folder, tmp_path / "merged", "hf", "--merge") == 0
   full = initial(tmp_path / "peft", [(".*", "train")])
   assert_same_bits({n: np.asarray(a) for n, a in full.items()}, arrays(tmp_path / "merged"))
