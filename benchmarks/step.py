@@ -181,14 +181,14 @@ def measured(spec: dict[str, Any], shape: Shape, pythons: dict[str, str]) -> dic
   for name in names:  # One after the other: each has the machine for its compilation.
     sides[name] = Side(name, pythons[name], spec)
     found[name] = sides[name].answer()
-  seconds = {name: [] for name in names}
+  rounds = {name: [] for name in names}
   for number in range(shape.rounds):
     for name in names if number % 2 == 0 else names[::-1]:
-      seconds[name].append(sides[name].answer(f"steps {shape.steps}")["seconds"] / shape.steps)
+      rounds[name].append(sides[name].answer(f"steps {shape.steps}"))
   for name in names:
+    seconds = statistics.median(r["seconds"] for r in rounds[name]) / shape.steps
     found[name] |= sides[name].end()
-    found[name]["examples_per_second"] = spec["batch"] / statistics.median(seconds[name])
-    found[name]["seconds"] = seconds[name]
+    found[name] |= dict(examples_per_second=spec["batch"] / seconds, rounds=rounds[name])
   return found
 
 
