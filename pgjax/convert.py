@@ -107,7 +107,7 @@ def _without_adapters(source: ckpt.Source, args: Any) -> ckpt.Source:
     return source
   if args.to == "peft":
     folder = merging.folder_of(source, args.base)
-    notes = (*source.notes, *merging.notes_of(source, folder))
+    notes = tuple(merging.notes_of(source, folder))
     return source._replace(leaves=peft.arrays(folder), folder=folder, notes=notes)
   if args.merge:
     return merging.folded(source, args.base)

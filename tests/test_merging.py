@@ -35,6 +35,7 @@ CONNECTOR = [
   ("llm/layers/attn/.*", "lora(rank=3, alpha=6, rslora=True)"),
   (".*", 'freeze("int8")'),
 ]
+TABLE = "llm/embedder/input_embedding"
 OUT = "llm/layers/attn/attn_vec_einsum/w"
 
 
@@ -134,6 +135,29 @@ def test_a_quantized_base_is_taken_as_it_was_or_replaced(base, tmp_path, capsys)
   unmerged = logits(how(QLORA).readable(kept))
   merged = logits(params.unflatten(own))
   np.testing.assert_allclose(merged, unmerged, atol=1e-5 * np.abs(unmerged).max())
+
+
+def test_another_base_brings_its_own_rows_of_the_token_table(adapted, base, tmp_path):
+  """Those of Hugging Face's <image> and padding."""
+  values = dict(base[0])
+  values[TABLE] = np.pad(values[TABLE], ((0, 64), (0, 0)), constant_values=3)
+  leaves_of_base = {n: weight_files.of_array(a) for n, a in values.items()}
+  weight_files.write_npz(tmp_path / "rows.npz", leaves_of_base)
+  facts = dict(model=dict(MODEL, llm=dict(LLM, vocab_size=192)), res=RES)
+  (tmp_path / "rows.npz.pgjax.json").write_text(json.dumps(facts))
+  flags = ["--merge", f"--base={tmp_path}/rows.npz"]
+  assert convert(adapted[1], tmp_path / "o", "orbax", *flags) == 0
+  np.testing.assert_array_equal(arrays(tmp_path / "o")[TABLE], values[TABLE])
+
+
+def test_what_peft_s_folder_cannot_say_is_said(base, tmp_path, capsys):
+  rules = [("llm/.*/attn/.*", 'lora(3, dropout=0.1, base="nf4")'), *QLORA]
+  kept_by(rules, base[0], None, tmp_path / "run")
+  assert convert(tmp_path / "run", tmp_path / "peft", "peft") == 0
+  said = capsys.readouterr().out
+  assert "The base was nf4 while the adapters were trained" in said
+  assert "lora_dropout is 0.1, the largest of [0.0, 0.1]" in said
+  assert "does not say which model it belongs to" in said
 
 
 def test_what_trained_itself_goes_along(base, tmp_path, capsys):
