@@ -1,23 +1,31 @@
-"""What does a user's CKPT name: which file or folder, in which format, and which model is it?
+"""What does a user's CKPT hold: in which format is it, and which model is it?
 
-One resolver for --ckpt, --src and model_init: a workdir of pgjax.train or one of its step folders,
-a big_vision `.npz`, a folder in Hugging Face format, a published name such as pt_3b_224 or
-paligemma2-3b-pt-224 (looked for in the folder that PGJAX_WEIGHTS_DIR names, then on the hub), or a
-hub id such as google/paligemma2-3b-pt-224. Opening reads headers and small files alone.
+One reader for --ckpt, --src and model_init: a workdir of pgjax.train or one of its step folders, a
+big_vision `.npz`, a folder in Hugging Face format, a folder of PEFT with an adapter. Which file or
+folder a name stands for says named.py. Opening reads headers and small files alone.
 """
 
 import json
 import logging
 import math
-import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from pgjax import checkpoint_params, hf, kept_leaves, loading, params, runs, weight_files, weights
+from pgjax import (
+  checkpoint_params,
+  hf,
+  kept_leaves,
+  loading,
+  named,
+  params,
+  peft,
+  runs,
+  weight_files,
+  weights,
+)
 from pgjax import leaves as leaves_lib
 from pgjax.errors import UserError
 from pgjax.kept_leaves import Adapter
@@ -27,19 +35,7 @@ from pgjax.weight_files import Leaf
 
 log = logging.getLogger("pgjax")
 
-WEIGHTS_DIR = "PGJAX_WEIGHTS_DIR"
 BESIDE = (".pgjax.json", ".tokenizer.model")  # x.npz.pgjax.json: what an .npz cannot say.
-_SHORT = re.compile(r"pt_(?:(3b|10b|28b)_)?(224|448|896)(?:\.(bf16|f16))?")
-_PUBLISHED = re.compile(
-  r"paligemma2?-(?:3b|10b|28b)-(?:pt|mix|ft-[a-z0-9-]+)-(?:224|448|896)(?:-jax)?"
-)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.npz"]
-ALLOWED = (
-  "allowed are a workdir of pgjax.train or one of its step folders, a big_vision .npz, a folder in"
-  " Hugging Face format, a name such as pt_224 (PaliGemma 1), pt_3b_448 (PaliGemma 2) or"
-  " paligemma2-3b-mix-448, and a hub id such as google/paligemma2-3b-pt-224"
-)
 
 
 class Source(NamedTuple):
@@ -47,7 +43,7 @@ class Source(NamedTuple):
 
   name: str  # As the user wrote it.
   path: pathlib.Path
-  kind: str  # "orbax", "bv" or "hf"
+  kind: str  # "orbax", "bv", "hf" or "peft"
   leaves: dict[str, Leaf]  # Quantized ones as the numbers that they stand for.
   model: dict[str, Any]  # {"img": fields, "llm": fields} of paligemma.Model.
   res: int
@@ -56,13 +52,19 @@ class Source(NamedTuple):
   run: runs.Checkpoint | None  # Of a workdir or step folder.
   notes: tuple[str, ...] = ()  # What a user should know about how it was read.
   adapters: Mapping[str, Adapter] = {}  # By the name of the leaf; not folded in.
+  folder: peft.Folder | None = None  # Of kind "peft": then all else is the base's.
 
 
-def open_source(name: str, step: int | None = None) -> Source:
-  """Finds, recognises and checks a checkpoint: every leaf of its model is there, and no other."""
-  path = resolve(name)
+def open_source(name: str, step: int | None = None, base: str | None = None) -> Source:
+  """Finds, recognises and checks a checkpoint: every leaf of its model is there, and no other.
+
+  base: what an adapter of PEFT stands on, if not on what its folder names.
+  """
+  path = named.resolve(name)
   if path.suffix == ".npz":
     source = _open_npz(name, path)
+  elif peft.is_folder(path):
+    return _open_peft(name, path, base)
   elif path.is_dir() and any(path.glob("*.safetensors*")):
     source = _open_hf(name, path)
   else:
@@ -88,13 +90,15 @@ def _open_run(name: str, path: pathlib.Path, step: int | None) -> Source:
   model = {part: dict(found.config["model"][part]) for part in ("img", "llm")}
   kept = checkpoint_params.leaves(found)
   model["llm"]["vocab_size"] = kept[weights.TOKEN_TABLE].shape[0]
-  res, leaves, adapters = found.config["res"], kept, {}
+  res, leaves, adapters, notes = found.config["res"], kept, {}, ()
   if "params" in found.config:  # A run's; converted weights are neither quantized nor adapted.
     how = leaves_lib.of(model_shapes(model, res), found.config["params"], found.config["dtype"])
     leaves, adapters = kept_leaves.plain(kept, how)
+    if coded := leaves.keys() - kept.keys():
+      notes = (f"{len(coded)} arrays are kept there quantized, and read as what their codes mean.",)
   image_token = found.identity.get("image_token")
   return Source(
-    name, found.path, "orbax", leaves, model, res, tokenizer, image_token, found, (), adapters
+    name, found.path, "orbax", leaves, model, res, tokenizer, image_token, found, notes, adapters
   )
 
 
@@ -120,6 +124,32 @@ def _open_hf(name: str, path: pathlib.Path) -> Source:
     hf.image_token_id(config),
     None,
     tuple(hf.notes(config)),
+  )
+
+
+def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
+  """The base, and beside it what the folder holds."""
+  base = base or peft.base_of(path)
+  if base is None:
+    raise UserError(
+      f"'{name}' is an adapter of PEFT that does not say of which model: name it with --base, or in"
+      f" {path / peft.CONFIG} as base_model_name_or_path."
+    )
+  try:
+    below = open_source(base)
+  except UserError as error:
+    raise UserError(f"'{name}' is an adapter on '{base}'. {error}") from error
+  if below.adapters:
+    raise UserError(f"'{name}' is an adapter on '{base}', which has adapters: merge those first.")
+  folder = peft.read(path, name, {n: leaf.shape for n, leaf in below.leaves.items()})
+  return below._replace(
+    name=name,
+    path=path,
+    kind="peft",
+    leaves={**below.leaves, **folder.whole},
+    run=None,
+    adapters=folder.adapters,
+    folder=folder._replace(base=base),
   )
 
 
@@ -207,6 +237,8 @@ def initial(
     leaves: the model's own shapes, and how each is kept.
   """
   if isinstance(model_init, str):
+    if peft.is_folder(path := named.resolve(_name_and_part(model_init)[0])):
+      peft.check_start(path, model_init, leaves)
     found, adapters = _leaves_of(model_init)
     return loading.load(found, kept, leaves, model_init, adapters)
   parts = {name.split("/")[0] for name in leaves.shapes}
@@ -223,9 +255,11 @@ def initial(
 
 def tokenizer_of(model_init: str) -> bytes | None:
   """The tokenizer.model that comes with initial weights, if one does."""
-  path = resolve(_name_and_part(model_init)[0])
+  path = named.resolve(_name_and_part(model_init)[0])
   if path.suffix == ".npz":
     return _tokenizer_beside(path)
+  if peft.is_folder(path):
+    return open_source(model_init).tokenizer
   if any(path.glob("*.safetensors*")):
     return _bytes_of(path / "tokenizer.model")
   found = runs.find(str(path))
@@ -250,7 +284,7 @@ def _bytes_of(path: pathlib.Path) -> bytes | None:
 def _leaves_of(spec: str) -> tuple[dict[str, Leaf], dict[str, Adapter]]:
   """What one string of model_init names, under the names it has in there, and its adapters."""
   name, part = _name_and_part(spec)
-  path = resolve(name)
+  path = named.resolve(name)
   if path.suffix == ".npz":
     leaves, adapters = weight_files.read_npz(path), {}
   else:
@@ -265,72 +299,3 @@ def _leaves_of(spec: str) -> tuple[dict[str, Leaf], dict[str, Adapter]]:
 def _inside(leaves: Mapping[str, Any], part: str) -> dict[str, Any]:
   start = f"{part}/"
   return {n.removeprefix(start): leaf for n, leaf in leaves.items() if n.startswith(start)}
-
-
-def resolve(name: str) -> pathlib.Path:
-  """The file or folder; what is not on this machine is downloaded from the hub."""
-  path = pathlib.Path(name).expanduser()
-  if path.exists():
-    return path.absolute()
-  if short := _SHORT.fullmatch(name):
-    files, repo = _files_of(*short.groups())
-  elif _PUBLISHED.fullmatch(name):
-    endings = ("", ".bf16.npz", ".b16.npz", ".npz", ".f16.npz")
-    files, repo = [f"{name}{ending}" for ending in endings], f"google/{name}"
-  elif _HUB_ID.fullmatch(name) and not name.endswith(".npz"):
-    files, repo = [], name
-  else:
-    raise UserError(f"There is no checkpoint '{name}': no such file or folder; {ALLOWED}.")
-  folder = os.environ.get(WEIGHTS_DIR)
-  for file in files if folder else ():
-    if (path := pathlib.Path(folder, file).expanduser()).exists():
-      return path.absolute()
-  where = (
-    f"is in {folder} ({WEIGHTS_DIR})" if folder else f"was looked for: {WEIGHTS_DIR} is not set"
-  )
-  looked = f"none of {', '.join(files)} {where}" if files else "it is no path here"
-  return _downloaded(name, repo, looked)
-
-
-def _files_of(size: str | None, res: str, precision: str | None) -> tuple[list[str], str]:
-  """(file and folder names that a short name stands for, the preferred first; its hub id)."""
-  if size is None:
-    model, short = f"paligemma-3b-pt-{res}", f"pt_{res}"
-    endings = ["", ".bf16", ".f16"]
-  else:
-    model, short = f"paligemma2-{size}-pt-{res}", f"pt_{size}_{res}"
-    endings = [".b16", ".bf16", "", ".f16"]  # Kaggle spells PaliGemma 2's bfloat16 b16.
-  if precision:
-    spellings = {"bf16": (".b16", ".bf16"), "f16": (".f16",)}[precision]
-    endings = [ending for ending in endings if ending in spellings]
-  files = [f"{stem}{ending}.npz" for ending in endings for stem in (model, short)]
-  return files + ([] if precision else [model]), f"google/{model}"
-
-
-def _downloaded(name: str, repo: str, looked: str) -> pathlib.Path:
-  """The hub's copy, from its cache where it has been downloaded before."""
-  import huggingface_hub  # Only who downloads waits for it.
-  from huggingface_hub import errors
-
-  page = f"https://huggingface.co/{repo}"
-  log.info("%s: from %s, or from what was downloaded before.", name, page)
-  try:
-    folder = huggingface_hub.snapshot_download(repo, allow_patterns=_HUB_FILES)
-  except errors.GatedRepoError as error:
-    raise UserError(
-      f"'{name}': {repo} asks you to accept its licence: open {page} in a browser, accept it, make"
-      " a token that may read it, and set HF_TOKEN to the token."
-    ) from error
-  except errors.RepositoryNotFoundError as error:
-    raise UserError(
-      f"There is no checkpoint '{name}': {looked}, and the hub shows no {page} to this user (is"
-      f" HF_TOKEN set?); {ALLOWED}."
-    ) from error
-  except Exception as error:  # No network, a full disk, a broken answer: many types, one meaning.
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise UserError(
-      f"'{name}' is not on this machine ({looked}), and {page} could not be downloaded ({reason})."
-      f" Download it elsewhere, and set {WEIGHTS_DIR} to the folder that holds it."
-    ) from error
-  arrays = sorted(pathlib.Path(folder).glob("*.npz"))
-  return arrays[0] if arrays else pathlib.Path(folder)

@@ -1,4 +1,4 @@
-"""Weights in, weights out: between big_vision's .npz, Hugging Face folders and pgjax's own.
+"""Weights in, weights out: between big_vision's .npz, Hugging Face folders, PEFT's and pgjax's own.
 
 What --src is shows in itself. Leaves are read, cast and written one after another, so that a model
 of any size passes through a machine that holds its largest leaf. Nothing stands under the target's
@@ -6,6 +6,7 @@ name before it is complete and, with --verify, has been read back and compared.
 """
 
 import contextlib
+import math
 import os
 import pathlib
 import shutil
@@ -15,7 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from pgjax import checkpoint_params, ckpt, cli, hf, metric_log, runs, verify, weight_files, weights
+from pgjax import (
+  checkpoint_params,
+  ckpt,
+  cli,
+  hf,
+  merging,
+  metric_log,
+  named,
+  peft,
+  runs,
+  verify,
+  weight_files,
+  weights,
+)
 from pgjax.data import hf_processor
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
@@ -28,14 +42,15 @@ def main(args: Any) -> int:
   """One conversion. 1 if --verify finds a difference: then the target is not written."""
   log = metric_log.Log(None, main=True)
   target = _checked(args)
-  source = ckpt.open_source(args.src, args.step)
+  source = ckpt.open_source(args.src, args.step, args.base)
   if args.tokenizer:
     source = source._replace(tokenizer=tokenizer_lib.load(args.tokenizer).source)
   if args.softcap is not None:
     llm = dict(source.model["llm"], final_logits_softcap=args.softcap)
     source = source._replace(model=dict(source.model, llm=llm), notes=())
-  leaves = _as_asked(source, args.to, args.dtype)
   log.say(f"{args.src}: {_described(source)}")
+  source = _without_adapters(source, args)
+  leaves = _as_asked(source, args.to, args.dtype)
   for note in [*source.notes, *_changes(source, leaves, args.to)]:
     log.say(f"- {note}")
   _check_room(target, leaves)
@@ -44,7 +59,7 @@ def main(args: Any) -> int:
     WRITERS[args.to](path, source, leaves)
     log.say(f"Written in {time.monotonic() - start:.1f} s.")
     if args.verify:
-      table, same = verify.compare(leaves, source, ckpt.open_source(str(path)))
+      table, same = _compared(path, source, leaves)
       log.say(table)
       if not same:
         log.say(f"What was read back differs from {args.src}: {target} is not written.")
@@ -63,16 +78,14 @@ def main(args: Any) -> int:
 
 def _checked(args: Any) -> pathlib.Path:
   """The target, after all that can be wrong without opening the source."""
-  if args.to == "peft":
-    raise UserError(
-      "--to=peft is not available yet: LoRA adapters are not trained by this version."
-    )
   if args.to not in WRITERS:
     raise UserError(f"--to={args.to} must be one of {', '.join(WRITERS)}.")
   if args.dtype and args.dtype not in DTYPES:
     raise UserError(f"--dtype={args.dtype} must be one of {', '.join(DTYPES)}.")
-  if args.push and args.to != "hf":
-    raise UserError(f"--push uploads Hugging Face folders: it goes with --to=hf, not {args.to}.")
+  if args.push and args.to not in ("hf", "peft"):
+    raise UserError(f"--push uploads folders of --to=hf and --to=peft, not of {args.to}.")
+  if args.merge and args.to == "peft":
+    raise UserError("--merge makes full weights: it goes with --to=hf, bv or orbax, not with peft.")
   target = pathlib.Path(args.dst).expanduser().absolute()
   if args.to == "bv" and target.suffix != ".npz":
     raise UserError(f"--dst={args.dst}: big_vision's format is one file; write a name with .npz.")
@@ -85,11 +98,30 @@ def _checked(args: Any) -> pathlib.Path:
   return target
 
 
+def _without_adapters(source: ckpt.Source, args: Any) -> ckpt.Source:
+  """Merged if that was asked for; for PEFT the arrays of its folder alone."""
+  if not source.adapters:
+    flags = {"--merge": args.merge, "--base": args.base, "--to=peft": args.to == "peft"}
+    if given := [flag for flag, value in flags.items() if value]:
+      raise UserError(f"{given[0]} is about adapters (LoRA), and {args.src} has none.")
+    return source
+  if args.to == "peft":
+    folder = merging.folder_of(source, args.base)
+    notes = tuple(merging.notes_of(source, folder))
+    return source._replace(leaves=peft.arrays(folder), folder=folder, notes=notes)
+  if args.merge:
+    return merging.folded(source, args.base)
+  raise UserError(
+    f"{args.src} is a model with adapters (LoRA) of {len(source.adapters)} arrays beside it, and"
+    f" --to={args.to} has no place for them: --merge adds them up, and --to=peft writes them alone."
+  )
+
+
 def _as_asked(source: ckpt.Source, to: str, dtype: str | None) -> dict[str, Leaf]:
   """The leaves as they will be written; they are cast while they are read."""
   leaves = dict(source.leaves)
-  table = leaves[weights.TOKEN_TABLE]
-  if to == "bv" and table.shape[0] == weights.HF_VOCAB_SIZE:
+  if to == "bv" and leaves[weights.TOKEN_TABLE].shape[0] == weights.HF_VOCAB_SIZE:
+    table = leaves[weights.TOKEN_TABLE]
     leaves[weights.TOKEN_TABLE] = weights.with_rows(table, weights.VOCAB_SIZE)
   if dtype:
     leaves = {name: leaf.astype(np.dtype(dtype), name) for name, leaf in leaves.items()}
@@ -98,13 +130,22 @@ def _as_asked(source: ckpt.Source, to: str, dtype: str | None) -> dict[str, Leaf
 
 def _described(source: ckpt.Source) -> str:
   kinds = dict(orbax="a checkpoint of pgjax", bv="big_vision's .npz", hf="a Hugging Face folder")
+  kinds["peft"] = f"an adapter of PEFT on {source.folder and source.folder.base}"
   count = sum(int(np.prod(leaf.shape)) for leaf in source.leaves.values())
   dtypes = sorted({leaf.dtype.name for leaf in source.leaves.values()})
   llm, img = (source.model[part].get("variant", "custom") for part in ("llm", "img"))
   return (
     f"{kinds[source.kind]}, {img} and {llm}, {source.res} px, {count:,} parameters in"
-    f" {' and '.join(dtypes)}"
+    f" {' and '.join(dtypes)}{_adapters_in_words(source)}"
   )
+
+
+def _adapters_in_words(source: ckpt.Source) -> str:
+  if not source.adapters:
+    return ""
+  ranks = " and ".join(map(str, sorted({a.rule.rank for a in source.adapters.values()})))
+  count = sum(math.prod(f.shape) for a in source.adapters.values() for f in (a.a, a.b))
+  return f", with adapters of rank {ranks} on {len(source.adapters)} arrays, {count:,} parameters"
 
 
 def _changes(source: ckpt.Source, leaves: Mapping[str, Leaf], to: str) -> Iterator[str]:
@@ -115,6 +156,8 @@ def _changes(source: ckpt.Source, leaves: Mapping[str, Leaf], to: str) -> Iterat
       before = sorted({source.leaves[name].dtype.name for name in cast})
       before = " and ".join(before)
       yield f"{len(cast)} arrays go from {before} to {dtype}, rounded to nearest even."
+  if to == "peft":
+    return
   have, rows = source.leaves[weights.TOKEN_TABLE].shape[0], leaves[weights.TOKEN_TABLE].shape[0]
   if rows < have:
     yield (
@@ -131,6 +174,16 @@ def _changes(source: ckpt.Source, leaves: Mapping[str, Leaf], to: str) -> Iterat
       f"{source.name} comes without a tokenizer.model, so none is written: what needs one (answers,"
       " Hugging Face's processor) will ask for it. --tokenizer=FILE adds it."
     )
+
+
+def _compared(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf]):
+  """(a table, whether what was written is what was asked for)."""
+  if not peft.is_folder(path):
+    return verify.compare(leaves, source, ckpt.open_source(str(path)))
+  again = peft.arrays(peft.read(path, str(path), ckpt.model_shapes(source.model, source.res)))
+  asked = {name: leaf.astype(again[name].dtype) for name, leaf in leaves.items()}
+  lines, same = verify.compare_arrays(asked, again)
+  return "\n".join(lines), same
 
 
 def _check_room(target: pathlib.Path, leaves: Mapping[str, Leaf]) -> None:
@@ -171,6 +224,8 @@ def _write_orbax(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, L
   facts = _facts(source, leaves)
   identity = dict(image_token=facts.pop("image_token"))
   config = (dict(source.run.config) if source.run else {}) | facts
+  if "params" in config:
+    config["params"] = merging.plain_params(source)
   position = source.run.position if source.run else dict(step=0, total_steps=0, evaluated=False)
   step = source.run.step if source.run else 0
   run = dict(step=step, config=config, identity=identity, position=position)
@@ -211,6 +266,12 @@ def _write_hf(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf
       (path / name).write_bytes(content)
 
 
+def _write_peft(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf]) -> None:
+  """What peft.PeftModel.from_pretrained loads on the base in Hugging Face format."""
+  shapes = ckpt.model_shapes(source.model, source.res)
+  peft.write(path, peft.with_arrays(source.folder, leaves), shapes)
+
+
 def _resize_method(source: ckpt.Source) -> str:
   """How the model's images were resized: as its run says, else as in the hub's folders."""
   pp = str(source.run.config.get("input", {}).get("pp", "")) if source.run else ""
@@ -249,11 +310,15 @@ def _push(folder: pathlib.Path, repo: str) -> None:
     ) from error
 
 
-WRITERS = dict(hf=_write_hf, bv=_write_bv, orbax=_write_orbax)
+WRITERS = dict(hf=_write_hf, bv=_write_bv, orbax=_write_orbax, peft=_write_peft)
 FLAGS = [
-  cli.Flag("src", str, required=True, help=f"what to convert; {ckpt.ALLOWED}"),
+  cli.Flag("src", str, required=True, help=f"what to convert; {named.ALLOWED}"),
   cli.Flag("dst", str, required=True, help="a new folder, or for --to=bv a new .npz file"),
-  cli.Flag("to", str, required=True, help="hf, bv (big_vision's .npz) or orbax (pgjax's own)"),
+  cli.Flag(
+    "to", str, required=True, help="hf, bv (big_vision's .npz), orbax (pgjax's own) or peft"
+  ),
+  cli.Flag("merge", bool, False, help="add adapters to the weights that they belong to"),
+  cli.Flag("base", str, help="with adapters: the weights that they belong to, of any format"),
   cli.Flag("dtype", str, help="float32, bfloat16 or float16; without it each array keeps its own"),
   cli.Flag("verify", bool, False, help="read back, compare every array and a forward pass"),
   cli.Flag("step", int, help="which step of a workdir; without it the newest"),
@@ -264,6 +329,7 @@ FLAGS = [
 CONFIG = "none"
 EXAMPLES = [
   "python -m pgjax.convert --src=workdir/chartqa --dst=out/chartqa-hf --to=hf --dtype=bfloat16",
+  "python -m pgjax.convert --src=workdir/qlora --dst=out/merged --to=hf --merge --base=pt_3b_224",
   "python -m pgjax.convert --src=google/paligemma2-3b-pt-224 --dst=pt.npz --to=bv --verify",
 ]
 

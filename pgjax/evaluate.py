@@ -13,7 +13,18 @@ from typing import Any
 import jax
 import optax
 
-from pgjax import checkpoint_params, ckpt, cli, evals, loading, metric_log, report, runs, sharding
+from pgjax import (
+  checkpoint_params,
+  ckpt,
+  cli,
+  evals,
+  loading,
+  metric_log,
+  named,
+  report,
+  runs,
+  sharding,
+)
 from pgjax import config as config_lib
 from pgjax import step as step_lib
 from pgjax.data import tokenizer as tokenizer_lib
@@ -114,12 +125,18 @@ class Album:
 
 
 def abstract_params(model: Any, config: Any, mesh: Any, source: ckpt.Source) -> Any:
-  """Shapes and shardings for this mesh, with the dtypes that the checkpoint has."""
+  """Shapes and shardings for this mesh, with the dtypes that the checkpoint has.
+
+  A leaf into which an adapter is folded is float32, as the sum is.
+  """
   params = step_lib.abstract_state(model, optax.identity(), config, mesh).params
+  rules = step_lib.rules(model, config)
+  folded = {name for name in source.adapters if rules[name].kind != "lora"}
 
   def as_stored(path, leaf):
-    stored = source.leaves.get(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, stored.dtype, sharding=leaf.sharding)
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    dtype = "float32" if name in folded else source.leaves.get(name, leaf).dtype
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
 
   return jax.tree_util.tree_map_with_path(as_stored, params)
 
@@ -137,7 +154,7 @@ def write(out: pathlib.Path, source: ckpt.Source, config, scores, rows, pictures
 
 
 FLAGS = [
-  cli.Flag("ckpt", str, required=True, help=f"what to score; {ckpt.ALLOWED}"),
+  cli.Flag("ckpt", str, required=True, help=f"what to score; {named.ALLOWED}"),
   cli.Flag("out", str, required=True, help="folder for the results; made if it is not there"),
   cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
   cli.Flag("step", int, help="which step of the workdir; without it the newest"),

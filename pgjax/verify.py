@@ -31,9 +31,21 @@ def compare(leaves: Mapping[str, Leaf], source: Source, copy: Source) -> tuple[s
     source: where they come from.
     copy: what was written, opened again.
   """
+  lines, same = compare_arrays(leaves, copy.leaves)
+  first, second = (logits(of, side) for of, side in ((leaves, source), (copy.leaves, copy)))
+  difference = float(np.abs(first - second).max())
+  largest = float(np.abs(first).max())
+  lines.append(f"logits: largest {largest:.6g}, largest difference {difference:.6g}")
+  return "\n".join(lines), same and difference == 0 and math.isfinite(largest)
+
+
+def compare_arrays(
+  leaves: Mapping[str, Leaf], written: Mapping[str, Leaf]
+) -> tuple[list[str], bool]:
+  """(a line for each array, whether all are the same)."""
   lines, same = [], True
-  for name in sorted(leaves.keys() | copy.leaves.keys()):
-    asked, read = leaves.get(name), copy.leaves.get(name)
+  for name in sorted(leaves.keys() | written.keys()):
+    asked, read = leaves.get(name), written.get(name)
     if asked is None or read is None:
       lines.append(f"{name:58} {'is missing' if read is None else 'was not asked for'}")
       same = False
@@ -48,11 +60,7 @@ def compare(leaves: Mapping[str, Leaf], source: Source, copy: Source) -> tuple[s
     shape = ",".join(map(str, asked.shape))
     verdict = "equal" if equal else f"DIFFERENT: {theirs[:12]}"
     lines.append(f"{name:58} {asked.dtype.name:9} {shape:20} {ours[:12]}  {verdict}")
-  first, second = (logits(of, side) for of, side in ((leaves, source), (copy.leaves, copy)))
-  difference = float(np.abs(first - second).max())
-  largest = float(np.abs(first).max())
-  lines.append(f"logits: largest {largest:.6g}, largest difference {difference:.6g}")
-  return "\n".join(lines), same and difference == 0 and math.isfinite(largest)
+  return lines, same
 
 
 def _digest(leaf: Leaf) -> str:

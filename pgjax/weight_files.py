@@ -241,7 +241,7 @@ def read_safetensors(folder: pathlib.Path) -> dict[str, Leaf]:
         f"{folder} has {len(files)} .safetensors files and no {INDEX}, which says what is in which:"
         " download the folder again."
       )
-    return _safetensors_file(single[0])
+    return read_safetensors_file(single[0])
   with explained(index, "index"):
     shard_of = json.loads(index.read_text())["weight_map"]
     names = sorted(set(shard_of.values()))
@@ -252,7 +252,7 @@ def read_safetensors(folder: pathlib.Path) -> dict[str, Leaf]:
       raise UserError(f"{index} names {name!r}, which is not a file of this folder.")
     if not path.is_file():
       raise UserError(f"{index} names {name}, which is not there: download the folder again.")
-    found |= _safetensors_file(path)
+    found |= read_safetensors_file(path)
   if missing := sorted(set(shard_of) - set(found)):
     raise UserError(
       f"{index} names tensors that are in none of its files: {', '.join(missing[:4])} and"
@@ -261,7 +261,7 @@ def read_safetensors(folder: pathlib.Path) -> dict[str, Leaf]:
   return found
 
 
-def _safetensors_file(path: pathlib.Path) -> dict[str, Leaf]:
+def read_safetensors_file(path: pathlib.Path) -> dict[str, Leaf]:
   """The format: 8 bytes of header length, a JSON header, then the data."""
   with explained(path, "safetensors"):
     size = path.stat().st_size
@@ -316,7 +316,7 @@ def write_safetensors(
   if len(shards) == 1:
     names = ["model.safetensors"]
   for name, shard in zip(names, shards, strict=True):
-    _write_safetensors_file(folder / name, shard)
+    write_safetensors_file(folder / name, shard)
   if len(shards) > 1:
     shard_of = {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
     total = sum(t.nbytes for shard in shards for t in shard)
@@ -324,7 +324,8 @@ def write_safetensors(
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_safetensors_file(path: pathlib.Path, tensors: list[Tensor]) -> None:
+def write_safetensors_file(path: pathlib.Path, tensors: list[Tensor]) -> None:
+  """One file of that name."""
   safe_names = {np.dtype(name): safe for safe, name in _SAFE_DTYPES.items()}
   ends = list(itertools.accumulate(t.nbytes for t in tensors))
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers 4.57 asks for it.

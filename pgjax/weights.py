@@ -146,9 +146,9 @@ def table(shapes: Mapping[str, Sequence[int]]) -> list[Row]:
 def hf_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
   """{Hugging Face's name: shape} of a model with our `shapes`."""
   return {
-    hf: _their_shape(row, shapes[row.name])
+    hf: their_shape(row, shapes[row.name])
     for row in table(shapes)
-    for _, hf in _pieces(row, shapes[row.name])
+    for _, hf in names_of(row, shapes[row.name])
   }
 
 
@@ -158,13 +158,14 @@ def _axes(row: Row, shape: Sequence[int]) -> dict[str, int]:
   return dict(zip(row.ours.split(), inside, strict=True))
 
 
-def _their_shape(row: Row, shape: Sequence[int]) -> tuple[int, ...]:
+def their_shape(row: Row, shape: Sequence[int]) -> tuple[int, ...]:
+  """Of each of their tensors in our leaf of that shape."""
   sizes = _axes(row, shape)
   groups = re.findall(r"\(.*?\)|\S+", row.theirs)
   return tuple(math.prod(sizes[a] for a in group.strip("()").split()) for group in groups)
 
 
-def _pieces(row: Row, shape: Sequence[int]) -> list[tuple[tuple[int, ...], str]]:
+def names_of(row: Row, shape: Sequence[int]) -> list[tuple[tuple[int, ...], str]]:
   """(index into our array, their name), in the order of our bytes."""
   layers = range(shape[0]) if row.stacked else [None]
   parts = range(len(row.hf)) if len(row.hf) > 1 else [None]
@@ -209,7 +210,7 @@ def from_hf(found: Mapping[str, Leaf], shapes: Mapping[str, Sequence[int]]) -> d
     del tensors["language_model.lm_head.weight"]
   wanted = hf_shapes(shapes)
   check_same(wanted, {n: leaf.shape for n, leaf in tensors.items()}, "The Hugging Face folder")
-  return {row.name: _joined(row, tuple(shapes[row.name]), tensors) for row in table(shapes)}
+  return {row.name: joined(row, tuple(shapes[row.name]), tensors) for row in table(shapes)}
 
 
 def _same(a: Leaf, b: Leaf) -> bool:
@@ -218,8 +219,9 @@ def _same(a: Leaf, b: Leaf) -> bool:
   )
 
 
-def _joined(row: Row, shape, tensors: Mapping[str, Leaf]) -> Leaf:
-  pieces = [(index, tensors[hf]) for index, hf in _pieces(row, shape)]
+def joined(row: Row, shape: Sequence[int], tensors: Mapping[str, Leaf]) -> Leaf:
+  """Our leaf, made of their tensors as they are read."""
+  pieces = [(index, tensors[hf]) for index, hf in names_of(row, shape)]
   dtype = np.result_type(*(leaf.dtype for _, leaf in pieces))
   if row.ours == row.theirs and not row.stacked:
     return pieces[0][1]
@@ -253,10 +255,17 @@ def to_hf(leaves: Mapping[str, Leaf], rows: int | None = None) -> list[Tensor]:
       leaf = with_rows(leaf, rows or leaf.shape[0])
       tensors.append(Tensor(row.hf[0], leaf.shape, leaf.dtype, leaf.chunks))
       continue
-    shape = _their_shape(row, leaf.shape)
-    for index, hf in _pieces(row, leaf.shape):
-      tensors.append(Tensor(hf, shape, leaf.dtype, functools.partial(_cut, row, leaf, index)))
+    tensors += pieces_of(row, leaf)
   return tensors
+
+
+def pieces_of(row: Row, leaf: Leaf) -> list[Tensor]:
+  """Their tensors that make up one of our leaves."""
+  shape = their_shape(row, leaf.shape)
+  return [
+    Tensor(hf, shape, leaf.dtype, functools.partial(_cut, row, leaf, index))
+    for index, hf in names_of(row, leaf.shape)
+  ]
 
 
 def _cut(row: Row, leaf: Leaf, index: tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from pgjax import ckpt, cli, evaluate, runs, train
+from pgjax import ckpt, cli, convert, evaluate, runs, train
 
 TINY = dict(width=16, depth=1, mlp_dim=32, num_heads=2)
 FIELDS = {
@@ -124,6 +124,20 @@ def test_another_run_goes_on_with_the_adapters_or_folds_them_in(qlora, tmp_path)
   a, b = (factors[name, f] for f in "ab")
   expected = base[name] + 2.0 * np.einsum("LFR,LRD->LFD", a, b)
   np.testing.assert_allclose(folded[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_merged_it_is_scored_by_its_own_config_and_as_an_adapter_it_starts_a_run(qlora, tmp_path):
+  assert call(convert, [f"--src={qlora}", f"--dst={tmp_path}/m", "--to=orbax", "--merge"]) == 0
+  assert call(evaluate, [f"--ckpt={tmp_path}/m", "--evals=val", f"--out={tmp_path}/o"]) == 0
+  found = json.loads((tmp_path / "o" / "metrics.json").read_text())
+  assert {n: found[n] for n in scores(qlora)} == pytest.approx(scores(qlora), rel=1e-4)
+  assert call(convert, [f"--src={qlora}", f"--dst={tmp_path}/a", "--to=peft"]) == 0
+  assert run(tmp_path / "on", f"tune=qlora,init={tmp_path}/a", lr=0.0) == 0
+  (base, factors), (again, carried) = whole(qlora), whole(tmp_path / "on")
+  for key, factor in factors.items():
+    np.testing.assert_array_equal(carried[key], factor)
+  for name, leaf in base.items():
+    np.testing.assert_array_equal(again[name], leaf, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pgjax import ckpt, leaves, params
+from pgjax import ckpt, leaves, named, params
 from pgjax.errors import UserError
 
 
@@ -199,10 +199,10 @@ def test_known_names_are_found_and_their_absence_explained(tmp_path, monkeypatch
   monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
   hub.error = OSError("no network")
   with pytest.raises(UserError, match=r"PGJAX_WEIGHTS_DIR is not set.*\(no network\)"):
-    ckpt.resolve("pt_224")
+    named.resolve("pt_224")
   monkeypatch.setenv("PGJAX_WEIGHTS_DIR", str(tmp_path))
   with pytest.raises(UserError, match=r"none of paligemma2-10b-pt-448\.b16\.npz"):
-    ckpt.resolve("pt_10b_448")
+    named.resolve("pt_10b_448")
   for name, file in {
     "pt_448": "paligemma-3b-pt-448.f16.npz",
     "pt_448.f16": "paligemma-3b-pt-448.f16.npz",
@@ -211,29 +211,44 @@ def test_known_names_are_found_and_their_absence_explained(tmp_path, monkeypatch
     "pt_28b_224": "pt_28b_224.bf16.npz",
     "paligemma-3b-mix-224": "paligemma-3b-mix-224.bf16.npz",
     "paligemma2-3b-ft-docci-448": "paligemma2-3b-ft-docci-448",
+    "google/paligemma2-3b-mix-448": "paligemma2-3b-mix-448",
   }.items():
     (tmp_path / file).touch()
-    assert ckpt.resolve(name) == tmp_path / file
+    assert named.resolve(name) == tmp_path / file
   with pytest.raises(UserError, match=r"none of paligemma-3b-pt-448\.bf16\.npz"):
-    ckpt.resolve("pt_448.bf16")
+    named.resolve("pt_448.bf16")
   hub.repos.clear()
   for wrong in ("pt_225", "pt_7b_224", "weights", str(tmp_path / "none.npz"), "a/b/c"):
     with pytest.raises(UserError, match="no such file or folder; allowed are a workdir"):
-      ckpt.resolve(wrong)
+      named.resolve(wrong)
   assert not hub.repos
+
+
+@pytest.mark.parametrize(
+  ("name", "repo"),
+  [
+    ("pt_224", "google/paligemma-3b-pt-224"),
+    ("pt_3b_448.bf16", "google/paligemma2-3b-pt-448"),
+    ("paligemma2-3b-mix-448", "google/paligemma2-3b-mix-448"),
+    ("me/mine", "me/mine"),
+    ("somewhere/pt_224.npz", "somewhere/pt_224.npz"),
+  ],
+)
+def test_published_names_have_an_id_on_the_hub(name, repo):
+  assert named.hub_id(name) == repo
 
 
 def test_what_is_not_here_comes_from_the_hub(tmp_path, monkeypatch, hub):
   monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
   hub.answer = tmp_path
-  assert ckpt.resolve("me/mine") == ckpt.resolve("pt_3b_448") == tmp_path
+  assert named.resolve("me/mine") == named.resolve("pt_3b_448") == tmp_path
   (tmp_path / "x.npz").touch()
-  assert ckpt.resolve("google/paligemma2-3b-pt-224-jax") == tmp_path / "x.npz"
+  assert named.resolve("google/paligemma2-3b-pt-224-jax") == tmp_path / "x.npz"
   assert hub.repos == ["me/mine", "google/paligemma2-3b-pt-448", "google/paligemma2-3b-pt-224-jax"]
   hub.error = hub_error(huggingface_hub.errors.GatedRepoError, 403)
   page = "https://huggingface.co/google/paligemma2-3b-pt-224 in a browser, accept it"
   with pytest.raises(UserError, match=page):
-    ckpt.resolve("google/paligemma2-3b-pt-224")
+    named.resolve("google/paligemma2-3b-pt-224")
   hub.error = hub_error(huggingface_hub.errors.RepositoryNotFoundError, 404)
   with pytest.raises(UserError, match=r"the hub shows no https://huggingface.co/me/mine"):
-    ckpt.resolve("me/mine")
+    named.resolve("me/mine")

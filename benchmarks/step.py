@@ -1,0 +1,271 @@
+"""Which of the two trains faster and in less memory: our step, or transformers with PEFT?
+
+  python benchmarks/step.py [--device=cpu|gpu] [--only=REGEX] [--recompute=defaults|none|layers]
+
+Both sides get the same weights, batch, dtype and optimizer (AdamW, clipped to norm 1), each in a
+process of its own, and take turns on the machine, so that what else runs there slows both. A case
+is a shape (tiny, or mid with 100 M parameters) and a method; its first losses must agree, and with
+the same trained weights those after two updates too. A row: trained parameters, examples/s (from
+the median of the rounds), peak memory, and how far the first losses are apart. Memory is of the
+process on a CPU ("in all" with loading and compilation, "step" while it trains), and what the
+framework's allocator gave out at most on a GPU. qlora of the other side needs a GPU and
+bitsandbytes. Packages: requirements-parity.txt.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SIDES = ROOT / "benchmarks" / "step_sides.py"
+NAMES = ("pgjax", "transformers")
+MB = 1e6
+IMAGE_ROWS = 64  # transformers' rows for <image> behind those of text.
+PREFIX = 0.75  # Of the text; what is left of it is learned.
+
+
+class Shape(NamedTuple):
+  """Sizes of a model and of its batch, and how long it is measured."""
+
+  img: dict[str, int]
+  llm: dict[str, int]
+  res: int
+  text_len: int
+  batch: dict[str, int]  # By device.
+  rounds: int
+  steps: int  # Of each side in a round.
+
+
+SHAPES = {
+  "tiny": Shape(
+    img=dict(width=64, depth=2, mlp_dim=256, num_heads=4, patch_size=14),
+    llm=dict(width=128, depth=2, mlp_dim=512, num_heads=4, num_kv_heads=2, head_dim=32, rows=1792),
+    res=112,
+    text_len=32,
+    batch=dict(cpu=8, gpu=8),
+    rounds=5,
+    steps=10,
+  ),
+  # Vision, layers and token table share 100 M parameters as in PaliGemma 2 3B: 14 to 65 to 21.
+  "mid": Shape(
+    img=dict(width=320, depth=12, mlp_dim=1200, num_heads=5, patch_size=14),
+    llm=dict(
+      width=640, depth=11, mlp_dim=2560, num_heads=8, num_kv_heads=4, head_dim=64, rows=33_152
+    ),
+    res=224,
+    text_len=64,
+    batch=dict(cpu=2, gpu=32),
+    rounds=3,
+    steps=1,
+  ),
+}
+LORA = dict(rank=8, alpha=16)
+METHODS = ("full", "decoder", "attention", "lora", "qlora")
+
+
+def rules(method: str, frozen: str) -> list[tuple[str, str]]:
+  """`config.params` of a method, with the dtype in which frozen leaves are stored."""
+  lora = f"lora(rank={LORA['rank']}, alpha={LORA['alpha']}, base={{base!r}})"
+  freeze = (".*", f"freeze({frozen!r})")
+  matrices = "llm/layers/(attn|mlp)/.*"
+  return {
+    "full": [(".*", "train")],
+    "decoder": [("llm/.*", "train"), freeze],
+    "attention": [("llm/layers/attn/.*", "train"), freeze],
+    "lora": [(matrices, lora.format(base=frozen)), freeze],
+    "qlora": [(matrices, lora.format(base="nf4")), freeze],
+  }[method]
+
+
+def model_fields(shape: Shape) -> dict[str, Any]:
+  """A small PaliGemma 2: norms after each part, both soft-caps on."""
+  llm = dict(shape.llm)
+  rows = llm.pop("rows") + IMAGE_ROWS
+  caps = dict(post_norms=True, attn_logits_softcap=50.0, final_logits_softcap=30.0)
+  return dict(
+    img=dict(variant="custom", **shape.img),
+    llm=dict(variant="custom", vocab_size=rows, **llm, **caps),
+  )
+
+
+def write_weights(folder: pathlib.Path, shape: Shape) -> None:
+  """A Hugging Face folder with random weights that bfloat16 holds exactly."""
+  import ml_dtypes
+
+  from pgjax import ckpt, convert, weight_files
+
+  rng = np.random.default_rng(0)
+  model = model_fields(shape)
+  leaves = {}
+  for name, size in ckpt.model_shapes(model, shape.res).items():
+    around = 1.0 if re.fullmatch("img/.*/scale", name) else 0.0
+    values = around + 0.03 * rng.standard_normal(size, np.float32)
+    leaves[name] = weight_files.of_array(values.astype(ml_dtypes.bfloat16).astype(np.float32))
+  source = ckpt.Source(
+    name="random",
+    path=folder,
+    kind="orbax",
+    leaves=leaves,
+    model=model,
+    res=shape.res,
+    tokenizer=None,
+    image_token=shape.llm["rows"],
+    run=None,
+  )
+  convert.WRITERS["hf"](folder, source, leaves)
+
+
+def write_batch(path: pathlib.Path, shape: Shape, rows: int) -> None:
+  """Images and texts without padding; the last quarter of each text is learned."""
+  rng = np.random.default_rng(1)
+  learned = np.arange(shape.text_len + 1) >= PREFIX * shape.text_len
+  learned = np.broadcast_to(learned, (rows, shape.text_len + 1)).astype(np.int32)
+  np.savez(
+    path,
+    image=rng.uniform(-1, 1, (rows, shape.res, shape.res, 3)).astype(np.float32),
+    text=rng.integers(4, shape.llm["rows"], learned.shape).astype(np.int32),
+    mask_ar=learned,
+    mask_loss=learned,
+  )
+
+
+class Side:
+  """One of the two, in its own process: it loads, answers, and waits for its turn."""
+
+  def __init__(self, name: str, python: str, spec: dict[str, Any]):
+    """Starts loading."""
+    environment = dict(
+      os.environ,
+      PYTHONPATH=str(ROOT),
+      HF_HUB_OFFLINE="1",
+      JAX_PLATFORMS=dict(cpu="cpu", gpu="cuda")[spec["device"]],
+      XLA_PYTHON_CLIENT_PREALLOCATE="false",
+      OMP_WAIT_POLICY="PASSIVE",  # Who waits for its turn must not use a core.
+      TF_CPP_MIN_LOG_LEVEL="3",
+      PYTHONWARNINGS="ignore::FutureWarning",  # Of transformers, about its own next version.
+    )
+    command = [python, str(SIDES), name, json.dumps(spec)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+
+  def answer(self, request: str | None = None) -> dict[str, Any]:
+    """What it says next, to a request or by itself."""
+    if request:
+      print(request, file=self._process.stdin, flush=True)
+    line = self._process.stdout.readline()
+    if not line:
+      raise SystemExit(f"{self._process.args[2]} ended with {self._process.wait()}; see above.")
+    return json.loads(line)
+
+  def end(self) -> dict[str, Any]:
+    """Its memory, in bytes; the process is gone afterwards."""
+    memory = self.answer("end")
+    self._process.stdin.close()
+    self._process.wait()
+    return memory
+
+
+def measured(spec: dict[str, Any], shape: Shape, pythons: dict[str, str]) -> dict[str, Any]:
+  """{side: what it measured} of the sides that can run the case."""
+  names = NAMES[:1] if spec["method"] == "qlora" and spec["device"] == "cpu" else NAMES
+  sides, found = {}, {}
+  for name in names:  # One after the other: each has the machine for its compilation.
+    sides[name] = Side(name, pythons[name], spec)
+    found[name] = sides[name].answer()
+  rounds = {name: [] for name in names}
+  for number in range(shape.rounds):
+    for name in names if number % 2 == 0 else names[::-1]:
+      rounds[name].append(sides[name].answer(f"steps {shape.steps}"))
+  for name in names:
+    seconds = statistics.median(r["seconds"] for r in rounds[name]) / shape.steps
+    found[name] |= sides[name].end()
+    found[name] |= dict(examples_per_second=spec["batch"] / seconds, rounds=rounds[name])
+  return found
+
+
+def check(found: dict[str, Any], spec: dict[str, Any]) -> str:
+  """How far the first losses are apart; ends the program if the two compute different things."""
+  if len(found) < 2:
+    return ""
+  ours, theirs = (found[name] for name in NAMES)
+  if ours["trained"] != theirs["trained"]:
+    raise SystemExit(f"{spec}: trained parameters {ours['trained']} and {theirs['trained']}")
+  exact = spec["device"] == "cpu"
+  limits = [1e-4 if exact else 2e-2]
+  if "lora" not in spec["method"]:  # Each side draws its own factors.
+    limits += 2 * [1e-3 if exact else 5e-2]
+  apart = [abs(a / b - 1) for a, b in zip(ours["losses"], theirs["losses"], strict=True)]
+  if any(a > limit for a, limit in zip(apart, limits, strict=False)):
+    raise SystemExit(f"{spec}: losses {ours['losses']} and {theirs['losses']}")
+  return f"{apart[0]:.0e}"
+
+
+def row(case: str, found: dict[str, Any], apart: str) -> str:
+  """One line of the table, in Markdown."""
+  both = [found.get(name) for name in NAMES]
+  speeds = [side and side["examples_per_second"] for side in both]
+  cells = [case, f"{found[NAMES[0]]['trained']:,}"]
+  cells += [f"{speed:.3g}" if speed else "n/a" for speed in speeds]
+  cells.append(f"{speeds[0] / speeds[1]:.2f}" if speeds[1] else "")
+  for kind in ("peak_step", "peak_all"):
+    cells += [f"{side[kind] / MB:,.0f}" if side else "n/a" for side in both]
+  return "| " + " | ".join([*cells, apart]) + " |"
+
+
+HEAD = (
+  "| case | trained | ex/s pgjax | ex/s transformers | ratio | step MB pgjax | step MB transformers"
+  " | in all MB pgjax | in all MB transformers | losses apart |"
+)
+
+
+def main() -> None:
+  """Prints the table; --json keeps everything that was measured."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+  parser.add_argument("--only", default=".*", help='a regex over cases such as "mid lora"')
+  parser.add_argument(
+    "--recompute",
+    default="defaults",
+    choices=["defaults", "none", "layers"],
+    help="activations computed again: as each side does by itself, never, or all of each layer",
+  )
+  parser.add_argument("--torch_python", default=sys.executable, help="the other side's interpreter")
+  parser.add_argument("--json", type=pathlib.Path)
+  args = parser.parse_args()
+  sys.path.insert(0, str(ROOT))
+  os.environ["JAX_PLATFORMS"] = "cpu"  # Of this process, which only writes files.
+  pythons = dict(zip(NAMES, (sys.executable, args.torch_python), strict=True))
+  frozen = dict(cpu="float32", gpu="bfloat16")[args.device]
+  everything = {}
+  print(f"{HEAD}\n{'| --- ' * HEAD.count(' | ')}| --- |")
+  with tempfile.TemporaryDirectory() as folder:
+    for name, shape in SHAPES.items():
+      cases = {m: f"{name} {m}" for m in METHODS if re.fullmatch(args.only, f"{name} {m}")}
+      batch = shape.batch[args.device]
+      files = dict(weights=f"{folder}/{name}", data=f"{folder}/{name}.npz")
+      if cases:
+        write_weights(pathlib.Path(files["weights"]), shape)
+        write_batch(pathlib.Path(files["data"]), shape, batch)
+      for method, case in cases.items():
+        spec = dict(files, method=method, device=args.device, batch=batch, res=shape.res)
+        spec |= dict(text_len=shape.text_len, recompute=args.recompute, lora=LORA, frozen=frozen)
+        found = measured(spec | dict(params=rules(method, frozen)), shape, pythons)
+        print(row(case, found, check(found, spec)), flush=True)
+        everything[case] = found
+  if args.json:
+    args.json.write_text(json.dumps(everything, indent=2))
+
+
+if __name__ == "__main__":
+  main()
