@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from pgjax import leaves as leaves_lib
 from pgjax import params as params_lib
-from pgjax import sharding
+from pgjax import rounding, sharding
 from pgjax.models import mixed, remat, vocabulary
 
 TABLE = "llm/embedder/input_embedding"
@@ -51,6 +51,12 @@ def leaves_of(model, config) -> leaves_lib.Leaves:
 def rules(model, config) -> dict[str, params_lib.Rule]:
   """The rule of each parameter."""
   return leaves_of(model, config).rules
+
+
+def trained_shapes(model, config) -> dict[str, jax.ShapeDtypeStruct]:
+  """What the optimizer sees, as it is stored: names, shapes and dtypes."""
+  leaves = leaves_of(model, config)
+  return params_lib.split(leaves.stored(), params_lib.trained_names(leaves.rules))[0]
 
 
 def abstract_state(model, tx, config, mesh) -> TrainState:
@@ -127,6 +133,7 @@ def jitted(model, tx, config, mesh):
       options=options,
       seed=config.seed,
       microbatches=config.microbatches,
+      stochastic_rounding=config.stochastic_rounding,
       cast_first=_copied_to_gather(places.params),
     ),
     in_shardings=(places, batch_place),
@@ -164,7 +171,18 @@ def _layout(mesh, param_places):
 
 
 def train_step(
-  state, batch, *, model, tx, readable, is_trained, options, seed, microbatches, cast_first
+  state,
+  batch,
+  *,
+  model,
+  tx,
+  readable,
+  is_trained,
+  options,
+  seed,
+  microbatches,
+  cast_first,
+  stochastic_rounding,
 ):
   """One update; see `jitted`."""
   trained, frozen = params_lib.split(state.params, is_trained)
@@ -184,7 +202,8 @@ def train_step(
   else:
     grads, loss = _accumulated(gradients_of, batch, key, microbatches)
   updates, opt_state = tx.update(grads, state.opt_state, trained)
-  trained = optax.apply_updates(trained, updates)
+  rounding_key = rounding.leaf_key(key, "rounding") if stochastic_rounding else None
+  trained = rounding.applied(trained, updates, rounding_key)
   lengths_B = jnp.sum(batch["mask_loss"][:, 1:], axis=1).astype(jnp.float32)
   measured = dict(
     training_loss=loss,
@@ -226,7 +245,7 @@ def gradients(
     grads[TABLE] = vocabulary.add_embed_gradient(grads[TABLE], tokens_BT, dx_BTD, options.layout)
   else:
     loss, grads = jax.value_and_grad(loss_fn)(moving, x_BTD)
-  return {name: g.astype(trained[name].dtype) for name, g in grads.items()}, loss
+  return {name: g.astype(jnp.float32) for name, g in grads.items()}, loss
 
 
 def _loss(model, variables, x_BTD, batch, options, examples, key):

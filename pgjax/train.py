@@ -24,7 +24,7 @@ from pgjax import (
   metric_log,
   optim,
   param_table,
-  params,
+  rounding,
   runs,
   sharding,
   start_page,
@@ -210,7 +210,8 @@ def open_data(config: Any, tokenizer: Any) -> pipeline.TrainBatches:
 
 def make_optimizer(config: Any, model: Any, total_steps: int, num_examples: int) -> Any:
   """The chain for the leaves that train."""
-  trained = params.trained_names(step_lib.rules(model, config))
+  trained = step_lib.trained_shapes(model, config)
+  rounding.check(config, trained)
   return optim.make(config, total_steps, trained, num_examples=num_examples)
 
 

@@ -65,6 +65,7 @@ class Golden:
       lr_mults=None,
       wd_mults=None,
       microbatches=1,
+      stochastic_rounding=False,
       sharding_strategy=[(".*", "replicate")],
     )
     return ml_collections.ConfigDict({**config, **optimizer, **fields})

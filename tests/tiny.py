@@ -49,6 +49,7 @@ def config(**fields):
     wd=1e-3,
     wd_mults=None,
     grad_clip_norm=1.0,
+    stochastic_rounding=False,
     label_smoothing=0.1,
     microbatches=1,
     sharding_strategy=FSDP,
