@@ -118,6 +118,7 @@ def run_config(batch_size, fields):
     wd_mults=None,
     grad_clip_norm=1.0,
     stochastic_rounding=False,
+    ema_decay=None,
     schedule=dict(decay_type="cosine", warmup_percent=0.05),
   )
   config = ml_collections.ConfigDict(base | fields)

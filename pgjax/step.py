@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from pgjax import ema, rounding, sharding
 from pgjax import leaves as leaves_lib
 from pgjax import params as params_lib
-from pgjax import rounding, sharding
 from pgjax.models import mixed, remat, vocabulary
 
 TABLE = "llm/embedder/input_embedding"
@@ -26,6 +26,7 @@ class TrainState(NamedTuple):
   step: Int[Array, ""]
   params: dict[str, Any]  # Nested, all that is kept; see leaves.py.
   opt_state: Any  # Of the trained leaves alone, keyed by their flat names.
+  ema: Any = None  # Averages of the trained leaves in float32, by flat name, if the run keeps them.
 
 
 def example_shapes(config, text_len=None):
@@ -64,8 +65,16 @@ def abstract_state(model, tx, config, mesh) -> TrainState:
   leaves = leaves_of(model, config)
   stored = leaves.stored()
   trained, _ = params_lib.split(stored, params_lib.trained_names(leaves.rules))
-  state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), stored, jax.eval_shape(tx.init, trained))
+  state = TrainState(
+    jax.ShapeDtypeStruct((), jnp.int32),
+    stored,
+    jax.eval_shape(tx.init, trained),
+    None if config.ema_decay is None else jax.eval_shape(ema.start, trained),
+  )
   places = sharding.shardings(config.sharding_strategy, state, mesh)
+  if state.ema is not None:  # They take the leaves' places when they are scored.
+    of_leaves = params_lib.flatten(places.params)
+    places = places._replace(ema={name: of_leaves[name] for name in state.ema})
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, places
   )
@@ -100,12 +109,13 @@ def init(model, tx, config, mesh, loaded=None) -> TrainState:
     flat |= random_params()
   values = params_lib.unflatten(dict(sorted(flat.items())))
 
-  @functools.partial(jax.jit, out_shardings=places.opt_state)
-  def fresh_opt_state(values):
-    return tx.init(params_lib.split(values, params_lib.trained_names(leaves.rules))[0])
+  @functools.partial(jax.jit, out_shardings=(places.opt_state, places.ema))
+  def beside(values):
+    trained, _ = params_lib.split(values, params_lib.trained_names(leaves.rules))
+    return tx.init(trained), None if config.ema_decay is None else ema.start(trained)
 
   step = jax.device_put(jnp.zeros((), jnp.int32), places.step)
-  return TrainState(step, values, fresh_opt_state(values))
+  return TrainState(step, values, *beside(values))
 
 
 def jitted(model, tx, config, mesh):
@@ -134,6 +144,7 @@ def jitted(model, tx, config, mesh):
       seed=config.seed,
       microbatches=config.microbatches,
       stochastic_rounding=config.stochastic_rounding,
+      ema_decay=config.ema_decay,
       cast_first=_copied_to_gather(places.params),
     ),
     in_shardings=(places, batch_place),
@@ -183,6 +194,7 @@ def train_step(
   microbatches,
   cast_first,
   stochastic_rounding,
+  ema_decay,
 ):
   """One update; see `jitted`."""
   trained, frozen = params_lib.split(state.params, is_trained)
@@ -213,7 +225,9 @@ def train_step(
     avg_sup_seqlen=jnp.mean(lengths_B),
     max_sup_seqlen=jnp.max(lengths_B),
   )
-  return TrainState(state.step + 1, params_lib.merge(trained, frozen), opt_state), measured
+  averages = None if ema_decay is None else ema.updated(state.ema, trained, ema_decay)
+  merged = params_lib.merge(trained, frozen)
+  return TrainState(state.step + 1, merged, opt_state, averages), measured
 
 
 def gradients(

@@ -20,6 +20,7 @@ from pgjax import (
   checkpoint,
   ckpt,
   cli,
+  ema,
   evals,
   metric_log,
   optim,
@@ -107,7 +108,7 @@ class Run(NamedTuple):
     return evals.run_due(
       self.evaluators,
       step,
-      state.params,
+      ema.scored(state),
       total_steps=self.total_steps,
       mesh=self.mesh,
       tokenizer=self.tokenizer,

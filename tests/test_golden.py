@@ -66,6 +66,7 @@ class Golden:
       wd_mults=None,
       microbatches=1,
       stochastic_rounding=False,
+      ema_decay=None,
       sharding_strategy=[(".*", "replicate")],
     )
     return ml_collections.ConfigDict({**config, **optimizer, **fields})

@@ -50,6 +50,7 @@ def config(**fields):
     wd_mults=None,
     grad_clip_norm=1.0,
     stochastic_rounding=False,
+    ema_decay=None,
     label_smoothing=0.1,
     microbatches=1,
     sharding_strategy=FSDP,
