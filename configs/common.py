@@ -89,6 +89,7 @@ def base():
   c.wd = 0.0
   c.wd_mults = None  # None: [(".*/kernel", 1.0)], the image tower's matrices, as the reference.
   c.stochastic_rounding = False  # Of what trains in bfloat16: see docs/optimizers.md.
+  c.opt_state_memory = "device"  # "host": the optimizer's state lies there between steps.
   c.ema_decay = None  # 0.999: also keeps the average of what trains, which is then what is scored.
   c.grad_clip_norm = 1.0
   c.label_smoothing = 0.0

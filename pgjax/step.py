@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from pgjax import ema, rounding, sharding
+from pgjax import ema, host_state, rounding, sharding
 from pgjax import leaves as leaves_lib
 from pgjax import params as params_lib
 from pgjax.models import mixed, remat, vocabulary
@@ -75,6 +75,8 @@ def abstract_state(model, tx, config, mesh) -> TrainState:
   if state.ema is not None:  # They take the leaves' places when they are scored.
     of_leaves = params_lib.flatten(places.params)
     places = places._replace(ema={name: of_leaves[name] for name in state.ema})
+  if config.opt_state_memory == "host":
+    places = places._replace(opt_state=sharding.on_host(places.opt_state))
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, places
   )
@@ -130,6 +132,15 @@ def jitted(model, tx, config, mesh):
   batch_place = sharding.batch_sharding(mesh)
   options = loss_options(model, config, _layout(mesh, places.params))
   leaves = leaves_of(model, config)
+  update = functools.partial(all_at_once, tx)
+  if config.opt_state_memory == "host":
+    update = functools.partial(
+      host_state.one_by_one,
+      tx,
+      fetch=sharding.on_device,
+      places=places.opt_state,
+      grad_clip_norm=config.grad_clip_norm,
+    )
   return jax.jit(
     functools.partial(
       train_step,
@@ -137,7 +148,7 @@ def jitted(model, tx, config, mesh):
         constrain=sharding.batch_constraint(mesh),
         remat=remat.chosen(model.remat, model.dtype, mesh.size),
       ),
-      tx=tx,
+      update=update,
       readable=readable(leaves, mesh),
       is_trained=frozenset(params_lib.trained_names(leaves.rules)),
       options=options,
@@ -186,7 +197,7 @@ def train_step(
   batch,
   *,
   model,
-  tx,
+  update,
   readable,
   is_trained,
   options,
@@ -213,21 +224,27 @@ def train_step(
     grads, loss = gradients_of(batch, key)
   else:
     grads, loss = _accumulated(gradients_of, batch, key, microbatches)
-  updates, opt_state = tx.update(grads, state.opt_state, trained)
   rounding_key = rounding.leaf_key(key, "rounding") if stochastic_rounding else None
-  trained = rounding.applied(trained, updates, rounding_key)
+  apply = functools.partial(rounding.applied, key=rounding_key)
+  trained, opt_state, l2_updates = update(apply, grads, state.opt_state, trained)
   lengths_B = jnp.sum(batch["mask_loss"][:, 1:], axis=1).astype(jnp.float32)
   measured = dict(
     training_loss=loss,
     l2_grads=optax.tree.norm(grads),
     l2_params=optax.tree.norm(trained),
-    l2_updates=optax.tree.norm(updates),
+    l2_updates=l2_updates,
     avg_sup_seqlen=jnp.mean(lengths_B),
     max_sup_seqlen=jnp.max(lengths_B),
   )
   averages = None if ema_decay is None else ema.updated(state.ema, trained, ema_decay)
   merged = params_lib.merge(trained, frozen)
   return TrainState(state.step + 1, merged, opt_state, averages), measured
+
+
+def all_at_once(tx, apply, grads, opt_state, leaves):
+  """(new leaves, new state, norm of the updates) of one update; `apply(leaves, updates)`."""
+  updates, opt_state = tx.update(grads, opt_state, leaves)
+  return apply(leaves, updates), opt_state, optax.tree.norm(updates)
 
 
 def gradients(

@@ -47,6 +47,7 @@ def main(args: Any) -> None:
   workdir = runs.open_folder(args.workdir, "--workdir", process_index=sharding.process_index())
   log = metric_log.Log(workdir, main=sharding.is_main())
   sharding.check_batch_size(config.input.batch_size, mesh)
+  sharding.check_opt_state_memory(config.opt_state_memory, mesh)
   tokenizer = load_tokenizer(config)
   data = open_data(config, tokenizer)
   total_steps = config_lib.total_steps(config, data.num_examples)

@@ -66,6 +66,7 @@ class Golden:
       wd_mults=None,
       microbatches=1,
       stochastic_rounding=False,
+      opt_state_memory="device",
       ema_decay=None,
       sharding_strategy=[(".*", "replicate")],
     )

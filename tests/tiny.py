@@ -50,6 +50,7 @@ def config(**fields):
     wd_mults=None,
     grad_clip_norm=1.0,
     stochastic_rounding=False,
+    opt_state_memory="device",
     ema_decay=None,
     label_smoothing=0.1,
     microbatches=1,
