@@ -59,6 +59,14 @@ ATTENTION = dict(
   grad_clip_norm=None,
   wd=None,
 )
+NO_VIT = dict(
+  params=[
+    ("img/head/.*", "train"),
+    ("img/.*", 'freeze("bfloat16")'),
+    ("llm/.*", "train"),
+  ]
+)
+ADAM8 = dict(optax_name="pgjax.adam8bit")
 F32, BF16 = dict(dtype="float32"), dict(dtype="bfloat16")
 AT_448 = dict(res=448, text_len=512)
 AT_896 = dict(res=896, text_len=512)
@@ -75,6 +83,11 @@ CASES = {
   "full_b32_reference": (32, 1, FULL | BF16 | REFERENCE),
   "full_b32_products": (32, 1, FULL | BF16 | PRODUCTS),
   "full_b64": (64, 1, FULL | BF16),
+  "no_vit_b32": (32, 1, NO_VIT | BF16),
+  "no_vit_adam8bit_b32": (32, 1, NO_VIT | BF16 | ADAM8),
+  "no_vit_adam_bf16_b32": (32, 1, NO_VIT | BF16 | dict(optax_name="pgjax.adam_bf16")),
+  "no_vit_lion_b32": (32, 1, NO_VIT | BF16 | dict(optax_name="scale_by_lion")),
+  "full_adam8bit_b32": (32, 1, FULL | BF16 | ADAM8),
   "attention_b32": (32, 1, ATTENTION | BF16),
   "attention_b8": (8, 1, ATTENTION | BF16),
   "full_448_b8": (8, 1, FULL | BF16 | AT_448),
@@ -106,6 +119,9 @@ def run_config(batch_size, fields):
     wd=3e-7,
     wd_mults=None,
     grad_clip_norm=1.0,
+    stochastic_rounding=False,
+    opt_state_memory="device",
+    ema_decay=None,
     schedule=dict(decay_type="cosine", warmup_percent=0.05),
   )
   config = ml_collections.ConfigDict(base | fields)
@@ -180,6 +196,7 @@ def main():
     start = time.monotonic()
     compiled = compiled_step(batch_size, num_devices, fields, args.device)
     memory = compiled.memory_analysis()
+    print(memory)
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     seconds = time.monotonic() - start
     row = [b / 1e9 for b in (arguments, temporaries, arguments + temporaries)]

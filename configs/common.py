@@ -81,12 +81,16 @@ def base():
   c.keep_best = ""  # And the best, by a metric such as "val/acc"; "-val/avg" if less is better.
 
   # Update = -schedule(step) * (lr * optimizer(gradient) + wd * parameter).
-  c.optax_name = "scale_by_adam"  # Any of optax's, or big_vision.{sgd,momentum_hp,...}.
+  # Any of optax's, big_vision.{sgd,momentum_hp,scale_by_adafactor}, pgjax.{adam8bit,adam_bf16}.
+  c.optax_name = "scale_by_adam"
   c.optax = {}
   c.lr = 1e-5
   c.lr_mults = None  # [(regex, factor)], first match, else 1.
   c.wd = 0.0
   c.wd_mults = None  # None: [(".*/kernel", 1.0)], the image tower's matrices, as the reference.
+  c.stochastic_rounding = False  # Of what trains in bfloat16: see docs/optimizers.md.
+  c.opt_state_memory = "device"  # "host": the optimizer's state lies there between steps.
+  c.ema_decay = None  # 0.999: also keeps the average of what trains, which is then what is scored.
   c.grad_clip_norm = 1.0
   c.label_smoothing = 0.0
   c.schedule = dict(decay_type="cosine", warmup_percent=0.05)  # Or [(regex, dict), ...].

@@ -117,10 +117,13 @@ class Saver:
     self._saving = (step, run)
     if (value := self._value(scores)) is not None:
       self._values[step] = run["best_value"] = value
-    args = ocp.args.Composite(
+    items = dict(
       params=ocp.args.StandardSave(state.params, in_pieces(flatten(state.params))),
-      optimizer=ocp.args.StandardSave(_without_params(arrays)),
+      optimizer=ocp.args.StandardSave(_of_optimizer(arrays)),
     )
+    if averages := of_item(arrays, "ema"):
+      items["ema"] = ocp.args.StandardSave(unflatten(averages), in_pieces(averages))
+    args = ocp.args.Composite(**items)
     self._explained(functools.partial(self._manager.save, step, args=args))
 
   def check(self) -> None:
@@ -163,7 +166,10 @@ class Saver:
     wanted = named(abstract_state)
     params = read_item(found.path / "params", abstract_state.params)
     arrays = {f"params/{name}": leaf for name, leaf in named(params).items()}
-    arrays |= read_item(found.path / "optimizer", _without_params(wanted))
+    arrays |= read_item(found.path / "optimizer", _of_optimizer(wanted))
+    if averages := of_item(wanted, "ema"):
+      read = read_item(found.path / "ema", unflatten(averages))
+      arrays |= {f"ema/{name}": leaf for name, leaf in flatten(read).items()}
     check_sums(found, self._checksums(arrays))
     return jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[n] for n in wanted])
 
@@ -304,8 +310,14 @@ def named(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _without_params(named: Mapping[str, Any]) -> dict[str, Any]:
-  return {name: leaf for name, leaf in named.items() if not name.startswith("params/")}
+def of_item(named: Mapping[str, Any], item: str) -> dict[str, Any]:
+  """What lies in the Orbax item "params" or "ema", under the names of the leaves."""
+  start = f"{item}/"
+  return {n.removeprefix(start): leaf for n, leaf in named.items() if n.startswith(start)}
+
+
+def _of_optimizer(named: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: leaf for name, leaf in named.items() if not name.startswith(("params/", "ema/"))}
 
 
 def shape(leaf: Any) -> list:

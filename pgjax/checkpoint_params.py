@@ -10,40 +10,56 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
 from pgjax import checkpoint, runs
 from pgjax.errors import UserError
-from pgjax.params import unflatten
+from pgjax.params import flatten, unflatten
 from pgjax.weight_files import CHUNK_BYTES, Leaf
 
 
 def restore_params(
-  found: runs.Checkpoint, abstract_params: Any, checksums: Callable[[Any], Any]
+  found: runs.Checkpoint,
+  abstract_params: Any,
+  checksums: Callable[[Any], Any],
+  *,
+  averages: bool = False,
 ) -> Any:
-  """The parameters alone, born where the shardings of `abstract_params` say."""
-  here = {
-    f"params/{name}": checkpoint.shape(leaf)
-    for name, leaf in checkpoint.named(abstract_params).items()
-  }
-  there = {name: shape for name, shape in found.shapes.items() if name.startswith("params/")}
-  for name in sorted(here.keys() | there.keys()):
-    if here.get(name) != there.get(name):
+  """The parameters alone, born where the shardings of `abstract_params` say; see `places_of`."""
+  wanted, places = checkpoint.named(abstract_params), places_of(found, averages=averages)
+  for name in sorted(wanted.keys() | places.keys()):
+    here = {name: checkpoint.shape(wanted[name])} if name in wanted else {}
+    there = {name: found.shapes[places[name]]} if name in places else {}
+    if here != there:
       difference = checkpoint.compared(name, there, here)
       raise UserError(f"The model of this config is not the one in {found.path}: {difference}.")
-  try:
-    params = checkpoint.read_item(found.path / "params", abstract_params)
-    checkpoint.check_sums(
-      found, checksums({f"params/{n}": leaf for n, leaf in checkpoint.named(params).items()})
-    )
-  except runs.DamagedError as error:
-    raise UserError(f"The checkpoint {found.path} is damaged: {error}.") from error
-  return params
+  params = {}
+  for item in ("params", "ema") if averages else ("params",):
+    abstract = {
+      name: jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=wanted[name].sharding)
+      for name, (dtype, shape) in checkpoint.of_item(found.shapes, item).items()
+    }
+    try:
+      read = flatten(checkpoint.read_item(found.path / item, unflatten(abstract)))
+      checkpoint.check_sums(found, checksums({f"{item}/{n}": leaf for n, leaf in read.items()}))
+    except runs.DamagedError as error:
+      raise UserError(f"The checkpoint {found.path} is damaged: {error}.") from error
+    params |= read
+  return unflatten(params)
 
 
-def leaves(found: runs.Checkpoint) -> dict[str, Leaf]:
+def places_of(found: runs.Checkpoint, *, averages: bool) -> dict[str, str]:
+  """{parameter: its name in the checkpoint}; with `averages`, "ema/..." for what has one."""
+  places = {name: f"params/{name}" for name in checkpoint.of_item(found.shapes, "params")}
+  if averages:
+    places |= {name: f"ema/{name}" for name in checkpoint.of_item(found.shapes, "ema")}
+  return places
+
+
+def leaves(found: runs.Checkpoint, *, averages: bool = False) -> dict[str, Leaf]:
   """The parameters of a checkpoint, read by rows; what has changed on the disk is an error.
 
   Arrays that lie in small pieces, as `checkpoint.in_pieces` asks for, are read piece by piece. Of
@@ -64,11 +80,13 @@ def leaves(found: runs.Checkpoint) -> dict[str, Leaf]:
     else:
       read = lambda start, stop: whole(name)[start:stop]  # noqa: E731
     leaf = Leaf(tuple(store.shape), dtype, read)
-    if checksum(leaf.chunks()) != found.sums[f"params/{name}"]:
-      raise runs.DamagedError(f"the content of params/{name} has changed since it was written")
+    if checksum(leaf.chunks()) != found.sums[name]:
+      raise runs.DamagedError(f"the content of {name} has changed since it was written")
     return read
 
-  def leaf(name, dtype, shape):
+  def leaf(name):
+    dtype, shape = found.shapes[name]
+
     def read(start, stop):
       try:
         return rows_of(name)(start, stop)
@@ -78,15 +96,13 @@ def leaves(found: runs.Checkpoint) -> dict[str, Leaf]:
 
     return Leaf(tuple(shape), np.dtype(dtype), read)
 
-  inside = {
-    n.removeprefix("params/"): s for n, s in found.shapes.items() if n.startswith("params/")
-  }
-  return {name: leaf(name, dtype, shape) for name, (dtype, shape) in inside.items()}
+  return {name: leaf(there) for name, there in places_of(found, averages=averages).items()}
 
 
 def _stored(found: runs.Checkpoint, name: str) -> tensorstore.TensorStore:
-  """One array of Orbax's `params` item, opened."""
-  key = dict(driver="ocdbt", base=f"file://{found.path}/params/", path=name.replace("/", ".") + "/")
+  """One array of Orbax's items `params` and `ema`, opened."""
+  item, _, rest = name.partition("/")
+  key = dict(driver="ocdbt", base=f"file://{found.path}/{item}/", path=rest.replace("/", ".") + "/")
   return tensorstore.open(dict(driver="zarr", kvstore=key), open=True, read=True).result()
 
 

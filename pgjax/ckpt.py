@@ -53,12 +53,16 @@ class Source(NamedTuple):
   notes: tuple[str, ...] = ()  # What a user should know about how it was read.
   adapters: Mapping[str, Adapter] = {}  # By the name of the leaf; not folded in.
   folder: peft.Folder | None = None  # Of kind "peft": then all else is the base's.
+  averages: bool = False  # Its leaves are averages (config.ema_decay) where the run kept them.
 
 
-def open_source(name: str, step: int | None = None, base: str | None = None) -> Source:
+def open_source(
+  name: str, step: int | None = None, base: str | None = None, *, ema: bool = True
+) -> Source:
   """Finds, recognises and checks a checkpoint: every leaf of its model is there, and no other.
 
-  base: what an adapter of PEFT stands on, if not on what its folder names.
+  base: what an adapter of PEFT stands on, if not on what its folder names. ema: of a run that kept
+  averages of what trains (config.ema_decay) these are the leaves, unless it is False.
   """
   path = named.resolve(name)
   if path.suffix == ".npz":
@@ -68,7 +72,7 @@ def open_source(name: str, step: int | None = None, base: str | None = None) -> 
   elif path.is_dir() and any(path.glob("*.safetensors*")):
     source = _open_hf(name, path)
   else:
-    source = _open_run(name, path, step)
+    source = _open_run(name, path, step, ema)
   shapes = model_shapes(source.model, source.res)
   have = {leaf_name: leaf.shape for leaf_name, leaf in source.leaves.items()}
   weights.check_same(shapes, have, f"'{name}'")
@@ -84,11 +88,12 @@ def model_shapes(model: Mapping[str, Any], res: int) -> dict[str, tuple[int, ...
   return {name: leaf.shape for name, leaf in params.flatten(tree).items()}
 
 
-def _open_run(name: str, path: pathlib.Path, step: int | None) -> Source:
+def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Source:
   found = runs.find(str(path), step)
   tokenizer = pathlib.Path(found.tokenizer).read_bytes() if found.tokenizer else None
   model = {part: dict(found.config["model"][part]) for part in ("img", "llm")}
-  kept = checkpoint_params.leaves(found)
+  averages = ema and any(n.startswith("ema/") for n in found.shapes)
+  kept = checkpoint_params.leaves(found, averages=averages)
   model["llm"]["vocab_size"] = kept[weights.TOKEN_TABLE].shape[0]
   res, leaves, adapters, notes = found.config["res"], kept, {}, ()
   if "params" in found.config:  # A run's; converted weights are neither quantized nor adapted.
@@ -97,9 +102,15 @@ def _open_run(name: str, path: pathlib.Path, step: int | None) -> Source:
     if coded := leaves.keys() - kept.keys():
       notes = (f"{len(coded)} arrays are kept there quantized, and read as what their codes mean.",)
   image_token = found.identity.get("image_token")
-  return Source(
-    name, found.path, "orbax", leaves, model, res, tokenizer, image_token, found, notes, adapters
-  )
+  notes += (_AVERAGES,) if averages else ()
+  source = Source(name, found.path, "orbax", leaves, model, res, tokenizer, image_token, found)
+  return source._replace(notes=notes, adapters=adapters, averages=averages)
+
+
+_AVERAGES = (
+  "What the run trained is taken from its averages (config.ema_decay); --ema=False takes the"
+  " weights of the last step."
+)
 
 
 def _open_hf(name: str, path: pathlib.Path) -> Source:

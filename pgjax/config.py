@@ -53,8 +53,14 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
 
 
 def from_dict(fields: Mapping[str, Any]) -> ConfigDict:
-  """A config that was saved as plain data, in JSON for example; not checked yet."""
-  return ConfigDict(dict(fields), type_safe=False)
+  """A config that was saved as plain data, in JSON for example; not checked yet.
+
+  Fields that are younger than it get their defaults, which do what was done before them.
+  """
+  config = ConfigDict(dict(fields), type_safe=False)
+  with _import_paths(_ROOT / "configs/common.py"):
+    _fill(config, importlib.import_module("configs.common").base())
+  return config
 
 
 def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:

@@ -42,12 +42,13 @@ def main(args: Any) -> int:
   """One conversion. 1 if --verify finds a difference: then the target is not written."""
   log = metric_log.Log(None, main=True)
   target = _checked(args)
-  source = ckpt.open_source(args.src, args.step, args.base)
+  source = ckpt.open_source(args.src, args.step, args.base, ema=args.ema)
   if args.tokenizer:
     source = source._replace(tokenizer=tokenizer_lib.load(args.tokenizer).source)
   if args.softcap is not None:
     llm = dict(source.model["llm"], final_logits_softcap=args.softcap)
-    source = source._replace(model=dict(source.model, llm=llm), notes=())
+    notes = source.notes if source.run else ()  # Those of files guess the softcap.
+    source = source._replace(model=dict(source.model, llm=llm), notes=notes)
   log.say(f"{args.src}: {_described(source)}")
   source = _without_adapters(source, args)
   leaves = _as_asked(source, args.to, args.dtype)
@@ -322,6 +323,7 @@ FLAGS = [
   cli.Flag("dtype", str, help="float32, bfloat16 or float16; without it each array keeps its own"),
   cli.Flag("verify", bool, False, help="read back, compare every array and a forward pass"),
   cli.Flag("step", int, help="which step of a workdir; without it the newest"),
+  cli.Flag("ema", bool, True, help="take a run's averages, if it kept them (config.ema_decay)"),
   cli.Flag("tokenizer", str, help="a tokenizer.model for weights that come without one"),
   cli.Flag("softcap", float, help="of the final logits, as trained; 0 is off; for .npz files"),
   cli.Flag("push", str, help="upload the folder to the hub as org/name, private if it is new"),

@@ -38,14 +38,14 @@ def main(args: Any) -> None:
   """One checkpoint, or with --watch every step that appears, until the run has ended."""
   out = runs.open_folder(args.out, "--out")
   if not args.watch:
-    score(args, ckpt.open_source(args.ckpt, args.step), out)
+    score(args, ckpt.open_source(args.ckpt, args.step, ema=args.ema), out)
     return
   if args.step is not None:
     raise UserError("--watch scores every step that appears, so --step cannot be given with it.")
   done: set[int] = set()
   while True:
     for step in [s for s in runs.steps(args.ckpt) if s not in done]:
-      source = ckpt.open_source(args.ckpt, step)
+      source = ckpt.open_source(args.ckpt, step, ema=args.ema)
       score(args, source, out / f"step_{step}")
       done.add(step)
       if step == source.run.position["total_steps"]:
@@ -72,6 +72,8 @@ def score(args: Any, source: ckpt.Source, out: pathlib.Path) -> None:
   evaluators = evals.make(
     config, model, mesh, tokenizer, places, evals.matching(config, args.evals)
   )
+  for note in source.notes:
+    log.say(note)
   log.say(f"Scoring {source.path} on {mesh.size} x {mesh.devices.flat[0]}")
   with log.waiting("Loading the parameters"):
     params = restored(source, abstract, step_lib.leaves_of(model, config))
@@ -103,7 +105,9 @@ def restored(source: ckpt.Source, abstract: Any, leaves: Any) -> Any:
   """The parameters on the mesh."""
   if source.run:
     checksums = step_lib.jitted_checksums()
-    return checkpoint_params.restore_params(source.run, abstract, checksums)
+    return checkpoint_params.restore_params(
+      source.run, abstract, checksums, averages=source.averages
+    )
   return loading.load(source.leaves, abstract, leaves, source.name, source.adapters)
 
 
@@ -144,7 +148,7 @@ def abstract_params(model: Any, config: Any, mesh: Any, source: ckpt.Source) -> 
 def write(out: pathlib.Path, source: ckpt.Source, config, scores, rows, pictures) -> None:
   """The three files; a row of predictions.jsonl also says which evaluator it is of."""
   step = source.run.step if source.run else 0
-  facts = dict(checkpoint=str(source.path), step=step)
+  facts = dict(checkpoint=str(source.path), step=step, averages=source.averages)
   together = [dict(eval=name) | row for name, of_one in rows.items() for row in of_one]
   evals.write(out, facts | scores, together)
   with metric_log.disk_errors(out):
@@ -158,6 +162,7 @@ FLAGS = [
   cli.Flag("out", str, required=True, help="folder for the results; made if it is not there"),
   cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
   cli.Flag("step", int, help="which step of the workdir; without it the newest"),
+  cli.Flag("ema", bool, True, help="score a run's averages, if it kept them (config.ema_decay)"),
   cli.Flag("watch", bool, False, help="score each new step of the workdir until the run ends"),
 ]
 CONFIG = "optional"

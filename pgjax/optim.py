@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax import adam8bit, params, rounding
 from pgjax import config as config_lib
-from pgjax import params
 from pgjax.errors import UserError
 
 # optax's complete optimizers, linear in their learning rate, which ours then replaces. Those that
@@ -50,7 +50,19 @@ def make(
     parts.append(_decay_each(config.wd, _wd_mults(config, names)))
   parts.append(_schedule_each(_schedules(config, total_steps, names, num_examples)))
   parts.append(optax.scale(-1.0))
-  return optax.chain(*parts)
+  return _in_float32(optax.chain(*parts))
+
+
+def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The same where weights are bfloat16: optax would keep state and form updates in their dtype."""
+
+  def wide(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+  def update(grads, state, leaves=None):
+    return tx.update(wide(grads), state, None if leaves is None else wide(leaves))
+
+  return optax.GradientTransformation(lambda leaves: tx.init(wide(leaves)), update)
 
 
 def schedule_fn(config: Any, total_steps: int, *, num_examples: int | None = None) -> Schedule:
@@ -199,15 +211,15 @@ def _schedule_each(schedules: Mapping[str, Schedule]) -> optax.GradientTransform
 
 def _optimizer(name: str, arguments: dict[str, Any]) -> optax.GradientTransformation:
   """What stands between clipping and `lr`: any optax `scale_by_*`, or a complete optimizer."""
-  make_tx = _BIG_VISION.get(name) or getattr(optax, name, None)
+  make_tx = _NAMED.get(name) or getattr(optax, name, None)
   if not callable(make_tx) or name.startswith("_"):
-    known = [*_BIG_VISION, *COMPLETE, *(n for n in dir(optax) if n.startswith("scale_by_"))]
+    known = [*_NAMED, *COMPLETE, *(n for n in dir(optax) if n.startswith("scale_by_"))]
     close = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise UserError(f"config.optax_name={name!r} is no optimizer of optax or big_vision.{hint}")
   if name in COMPLETE:
     arguments = _complete_arguments(name, make_tx, arguments)
-  elif name not in _BIG_VISION and "learning_rate" in inspect.signature(make_tx).parameters:
+  elif name not in _NAMED and "learning_rate" in inspect.signature(make_tx).parameters:
     raise UserError(
       f"config.optax_name={name!r} does not fit between config.lr and config.schedule; "
       f"use a scale_by_* of optax, or one of {', '.join(COMPLETE)}."
@@ -295,8 +307,10 @@ def _momentum_hp(
   return optax.trace(decay=momentum, nesterov=nesterov, accumulator_dtype=dtype)
 
 
-_BIG_VISION = {
+_NAMED = {
   "big_vision.sgd": optax.identity,
   "big_vision.momentum_hp": _momentum_hp,
   "big_vision.scale_by_adafactor": _scale_by_adafactor,
+  "pgjax.adam8bit": adam8bit.adam8bit,
+  "pgjax.adam_bf16": rounding.adam_bf16,
 }

@@ -97,6 +97,9 @@ RUN = {
   "lr_mults": _pairs("(regex, number > 0)", lambda v: _is_number(v) and v > 0, optional=True),
   "wd": _number(0),
   "wd_mults": _pairs("(regex, number >= 0)", lambda v: _is_number(v) and v >= 0, optional=True),
+  "stochastic_rounding": FLAG,
+  "opt_state_memory": _one_of("device", "host"),
+  "ema_decay": _number(0, 1, optional=True),
   "grad_clip_norm": _number(0, optional=True),
   "label_smoothing": _number(0, 1),
   "schedule": Field(

@@ -153,6 +153,28 @@ def shardings(strategy: Sequence[tuple[str, str]], tree: Any, mesh: Mesh) -> Any
   return jax.tree.unflatten(treedef, result)
 
 
+def on_host(places: Any) -> Any:
+  """The same shardings in the host's pinned memory, which the devices read over their bus."""
+  return jax.tree.map(lambda place: place.with_memory_kind("pinned_host"), places)
+
+
+def on_device(tree: Any, places: Any) -> Any:
+  """Inside a jit: arrays that may lie on the host, fetched to where `places` has them."""
+  fetched = jax.tree.map(lambda place: place.with_memory_kind("device"), places)
+  return jax.device_put(tree, fetched)
+
+
+def check_opt_state_memory(wanted: str, mesh: Mesh) -> None:
+  """Raises where "host" is wanted and devices have no pinned memory there."""
+  device = mesh.local_devices[0]
+  kinds = sorted(memory.kind for memory in device.addressable_memories())
+  if wanted == "host" and "pinned_host" not in kinds:
+    raise UserError(
+      f"config.opt_state_memory='host' needs pinned host memory, and {device.device_kind} has only "
+      f"{', '.join(kinds)}; set it to 'device'."
+    )
+
+
 def parse_tactic(tactic: str, axis_sizes: Mapping[str, int]) -> list[Callable]:
   """The functions (spec, name, leaf) -> spec of a tactic such as `fsdp(axis="data")`."""
   where = f"config.sharding_strategy: {tactic!r}"

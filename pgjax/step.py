@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from pgjax import ema, host_state, rounding, sharding
 from pgjax import leaves as leaves_lib
 from pgjax import params as params_lib
-from pgjax import sharding
 from pgjax.models import mixed, remat, vocabulary
 
 TABLE = "llm/embedder/input_embedding"
@@ -26,6 +26,7 @@ class TrainState(NamedTuple):
   step: Int[Array, ""]
   params: dict[str, Any]  # Nested, all that is kept; see leaves.py.
   opt_state: Any  # Of the trained leaves alone, keyed by their flat names.
+  ema: Any = None  # Averages of the trained leaves in float32, by flat name, if the run keeps them.
 
 
 def example_shapes(config, text_len=None):
@@ -53,13 +54,29 @@ def rules(model, config) -> dict[str, params_lib.Rule]:
   return leaves_of(model, config).rules
 
 
+def trained_shapes(model, config) -> dict[str, jax.ShapeDtypeStruct]:
+  """What the optimizer sees, as it is stored: names, shapes and dtypes."""
+  leaves = leaves_of(model, config)
+  return params_lib.split(leaves.stored(), params_lib.trained_names(leaves.rules))[0]
+
+
 def abstract_state(model, tx, config, mesh) -> TrainState:
   """The state as shapes, dtypes and shardings; nothing is allocated."""
   leaves = leaves_of(model, config)
   stored = leaves.stored()
   trained, _ = params_lib.split(stored, params_lib.trained_names(leaves.rules))
-  state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), stored, jax.eval_shape(tx.init, trained))
+  state = TrainState(
+    jax.ShapeDtypeStruct((), jnp.int32),
+    stored,
+    jax.eval_shape(tx.init, trained),
+    None if config.ema_decay is None else jax.eval_shape(ema.start, trained),
+  )
   places = sharding.shardings(config.sharding_strategy, state, mesh)
+  if state.ema is not None:  # They take the leaves' places when they are scored.
+    of_leaves = params_lib.flatten(places.params)
+    places = places._replace(ema={name: of_leaves[name] for name in state.ema})
+  if config.opt_state_memory == "host":
+    places = places._replace(opt_state=sharding.on_host(places.opt_state))
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, places
   )
@@ -94,12 +111,13 @@ def init(model, tx, config, mesh, loaded=None) -> TrainState:
     flat |= random_params()
   values = params_lib.unflatten(dict(sorted(flat.items())))
 
-  @functools.partial(jax.jit, out_shardings=places.opt_state)
-  def fresh_opt_state(values):
-    return tx.init(params_lib.split(values, params_lib.trained_names(leaves.rules))[0])
+  @functools.partial(jax.jit, out_shardings=(places.opt_state, places.ema))
+  def beside(values):
+    trained, _ = params_lib.split(values, params_lib.trained_names(leaves.rules))
+    return tx.init(trained), None if config.ema_decay is None else ema.start(trained)
 
   step = jax.device_put(jnp.zeros((), jnp.int32), places.step)
-  return TrainState(step, values, fresh_opt_state(values))
+  return TrainState(step, values, *beside(values))
 
 
 def jitted(model, tx, config, mesh):
@@ -114,6 +132,15 @@ def jitted(model, tx, config, mesh):
   batch_place = sharding.batch_sharding(mesh)
   options = loss_options(model, config, _layout(mesh, places.params))
   leaves = leaves_of(model, config)
+  update = functools.partial(all_at_once, tx)
+  if config.opt_state_memory == "host":
+    update = functools.partial(
+      host_state.one_by_one,
+      tx,
+      fetch=sharding.on_device,
+      places=places.opt_state,
+      grad_clip_norm=config.grad_clip_norm,
+    )
   return jax.jit(
     functools.partial(
       train_step,
@@ -121,12 +148,14 @@ def jitted(model, tx, config, mesh):
         constrain=sharding.batch_constraint(mesh),
         remat=remat.chosen(model.remat, model.dtype, mesh.size),
       ),
-      tx=tx,
+      update=update,
       readable=readable(leaves, mesh),
       is_trained=frozenset(params_lib.trained_names(leaves.rules)),
       options=options,
       seed=config.seed,
       microbatches=config.microbatches,
+      stochastic_rounding=config.stochastic_rounding,
+      ema_decay=config.ema_decay,
       cast_first=_copied_to_gather(places.params),
     ),
     in_shardings=(places, batch_place),
@@ -164,7 +193,19 @@ def _layout(mesh, param_places):
 
 
 def train_step(
-  state, batch, *, model, tx, readable, is_trained, options, seed, microbatches, cast_first
+  state,
+  batch,
+  *,
+  model,
+  update,
+  readable,
+  is_trained,
+  options,
+  seed,
+  microbatches,
+  cast_first,
+  stochastic_rounding,
+  ema_decay,
 ):
   """One update; see `jitted`."""
   trained, frozen = params_lib.split(state.params, is_trained)
@@ -183,18 +224,27 @@ def train_step(
     grads, loss = gradients_of(batch, key)
   else:
     grads, loss = _accumulated(gradients_of, batch, key, microbatches)
-  updates, opt_state = tx.update(grads, state.opt_state, trained)
-  trained = optax.apply_updates(trained, updates)
+  rounding_key = rounding.leaf_key(key, "rounding") if stochastic_rounding else None
+  apply = functools.partial(rounding.applied, key=rounding_key)
+  trained, opt_state, l2_updates = update(apply, grads, state.opt_state, trained)
   lengths_B = jnp.sum(batch["mask_loss"][:, 1:], axis=1).astype(jnp.float32)
   measured = dict(
     training_loss=loss,
     l2_grads=optax.tree.norm(grads),
     l2_params=optax.tree.norm(trained),
-    l2_updates=optax.tree.norm(updates),
+    l2_updates=l2_updates,
     avg_sup_seqlen=jnp.mean(lengths_B),
     max_sup_seqlen=jnp.max(lengths_B),
   )
-  return TrainState(state.step + 1, params_lib.merge(trained, frozen), opt_state), measured
+  averages = None if ema_decay is None else ema.updated(state.ema, trained, ema_decay)
+  merged = params_lib.merge(trained, frozen)
+  return TrainState(state.step + 1, merged, opt_state, averages), measured
+
+
+def all_at_once(tx, apply, grads, opt_state, leaves):
+  """(new leaves, new state, norm of the updates) of one update; `apply(leaves, updates)`."""
+  updates, opt_state = tx.update(grads, opt_state, leaves)
+  return apply(leaves, updates), opt_state, optax.tree.norm(updates)
 
 
 def gradients(
@@ -226,7 +276,7 @@ def gradients(
     grads[TABLE] = vocabulary.add_embed_gradient(grads[TABLE], tokens_BT, dx_BTD, options.layout)
   else:
     loss, grads = jax.value_and_grad(loss_fn)(moving, x_BTD)
-  return {name: g.astype(trained[name].dtype) for name, g in grads.items()}, loss
+  return {name: g.astype(jnp.float32) for name, g in grads.items()}, loss
 
 
 def _loss(model, variables, x_BTD, batch, options, examples, key):

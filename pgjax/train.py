@@ -20,11 +20,12 @@ from pgjax import (
   checkpoint,
   ckpt,
   cli,
+  ema,
   evals,
   metric_log,
   optim,
   param_table,
-  params,
+  rounding,
   runs,
   sharding,
   start_page,
@@ -46,6 +47,7 @@ def main(args: Any) -> None:
   workdir = runs.open_folder(args.workdir, "--workdir", process_index=sharding.process_index())
   log = metric_log.Log(workdir, main=sharding.is_main())
   sharding.check_batch_size(config.input.batch_size, mesh)
+  sharding.check_opt_state_memory(config.opt_state_memory, mesh)
   tokenizer = load_tokenizer(config)
   data = open_data(config, tokenizer)
   total_steps = config_lib.total_steps(config, data.num_examples)
@@ -107,7 +109,7 @@ class Run(NamedTuple):
     return evals.run_due(
       self.evaluators,
       step,
-      state.params,
+      ema.scored(state),
       total_steps=self.total_steps,
       mesh=self.mesh,
       tokenizer=self.tokenizer,
@@ -210,7 +212,8 @@ def open_data(config: Any, tokenizer: Any) -> pipeline.TrainBatches:
 
 def make_optimizer(config: Any, model: Any, total_steps: int, num_examples: int) -> Any:
   """The chain for the leaves that train."""
-  trained = params.trained_names(step_lib.rules(model, config))
+  trained = step_lib.trained_shapes(model, config)
+  rounding.check(config, trained)
   return optim.make(config, total_steps, trained, num_examples=num_examples)
 
 

@@ -196,3 +196,18 @@ def test_a_typo_is_told_without_importing_jax():
     "assert 'jax' not in sys.modules, 'jax'"
   )
   subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_config_saved_before_a_field_was_there_gets_its_default():
+  saved = tiny(seed=3).to_dict()
+  del saved["ema_decay"], saved["stochastic_rounding"]
+  again = config.validated(config.from_dict(saved))
+  assert again.seed == 3
+  assert again.ema_decay is None
+  assert again.stochastic_rounding is False
+
+
+def test_an_optimizer_and_its_arguments_come_from_the_command_line():
+  c = tiny(optax_name="pgjax.adam8bit", optax='{"b2": 0.95, "block": 128}')
+  assert c.optax_name == "pgjax.adam8bit"
+  assert c.optax.to_dict() == {"b2": 0.95, "block": 128}

@@ -65,6 +65,9 @@ class Golden:
       lr_mults=None,
       wd_mults=None,
       microbatches=1,
+      stochastic_rounding=False,
+      opt_state_memory="device",
+      ema_decay=None,
       sharding_strategy=[(".*", "replicate")],
     )
     return ml_collections.ConfigDict({**config, **optimizer, **fields})

@@ -12,7 +12,7 @@ RANKS = [
   {"params", "metrics", "runs"},
   {"schema"},
   {"big_vision"},
-  {"config"},
+  {"config", "adam8bit", "ema", "host_state", "rounding"},
   {"sharding", "optim", "models"},
   {"leaves", "weight_files"},
   {"weights", "hf", "kept_leaves", "named"},
