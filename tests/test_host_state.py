@@ -40,7 +40,7 @@ def test_the_run_is_the_same(devices, fields):
     states.append(state._replace(opt_state=jax.device_get(state.opt_state)))
     logs.append(log)
   for one, two in zip(*logs, strict=True):
-    assert one == pytest.approx(two, rel=1e-4)
+    assert one == pytest.approx(two, rel=1e-3)
   assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
   for one, two in zip(*map(jax.tree.leaves, states), strict=True):
     one, two = np.asarray(one, np.float64), np.asarray(two, np.float64)
