@@ -42,10 +42,15 @@ def test_the_run_is_the_same(devices, fields):
   for one, two in zip(*logs, strict=True):
     assert one == pytest.approx(two, rel=1e-3)
   assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
-  for one, two in zip(*map(jax.tree.leaves, states), strict=True):
+  for (path, one), two in zip(
+    jax.tree_util.tree_leaves_with_path(states[0]), jax.tree.leaves(states[1]), strict=True
+  ):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if name.endswith("key/bias"):  # Its gradient is nothing but rounding noise.
+      continue
     one, two = np.asarray(one, np.float64), np.asarray(two, np.float64)
     # Where a moment is rounded its last digit decides now and then.
-    assert np.mean(np.abs(one - two) > 1e-3 * np.abs(two).max() + 2e-6) < 5e-3
+    assert np.mean(np.abs(one - two) > 1e-3 * np.abs(two).max() + 2e-6) < 5e-3, name
 
 
 def test_a_device_without_pinned_memory_is_told():
