@@ -160,8 +160,8 @@ def set_model(c, *, size="v1", variant="", dropout=0.0):
   c.dtype = "bfloat16"
 
 
-def set_tiny_model(c, *, width, depth, patch_size, num_heads=4, dropout=0.0):
-  """A PaliGemma of any size from scratch, with the small tokenizer that comes with pgjax."""
+def set_tiny_model(c, *, width, depth, patch_size, num_heads=4, dropout=0.0, init=""):
+  """A PaliGemma of any size, from scratch or `init`, with the small tokenizer of pgjax."""
   tower = dict(variant="tiny", width=width, depth=depth, mlp_dim=4 * width, num_heads=num_heads)
   c.model.img = dict(**tower, patch_size=patch_size)
   c.model.llm = dict(
@@ -171,17 +171,20 @@ def set_tiny_model(c, *, width, depth, patch_size, num_heads=4, dropout=0.0):
     vocab_size=TINY_VOCAB_SIZE,
     dropout=dropout,
   )
-  c.tokenizer, c.model_init, c.dtype, c.remat = "tiny", None, "float32", "none"
+  c.tokenizer, c.model_init, c.dtype, c.remat = "tiny", init or None, "float32", "none"
 
 
-def set_tune(c, name):
-  """What trains, and the optimizer and rate that go with it; c.lr is set for full training."""
+def set_tune(c, name, lora=10):
+  """What trains, and the optimizer and rate that go with it; c.lr is set for full training.
+
+  Adapters want a higher rate than full training; `lora` is how many times.
+  """
   c.params = choose("tune", name, TUNE)
   if name == "attention":  # As big_vision's Colab: plain SGD.
     c.optax_name, c.optax, c.lr = "big_vision.sgd", {}, 0.03
     c.grad_clip_norm, c.wd = None, 0.0
-  if "lora" in name:  # Adapters want about ten times the rate of full training (docs/lora.md).
-    c.lr, c.wd = 10 * c.lr, 0.0
+  if "lora" in name:
+    c.lr, c.wd = lora * c.lr, 0.0
 
 
 def image_pp(c):

@@ -2,12 +2,9 @@ r"""easy-VQA: a tiny PaliGemma learns from scratch to answer questions on 64 x 6
 
 38,575 questions to train on, 9,673 to test, 13 answers; the commonest answer to each question is
 right for 67.0% of them. The data comes with `pip install easy-vqa`; no GPU is needed.
+`answers=half`, and then `tune=lora,init=WORKDIR` or another preset: see docs/lora.md.
 
 python -m pgjax.train --config=configs/easyvqa.py[:preset=long] --workdir=/tmp/easyvqa
-
-Adapters and the like start from weights, such as those of a run that saw half of the answers:
-python -m pgjax.train --config=configs/easyvqa.py:answers=half --workdir=/tmp/half
-python -m pgjax.train --config=configs/easyvqa.py:tune=lora,init=/tmp/half --workdir=/tmp/lora
 """
 
 from configs import common
@@ -17,33 +14,27 @@ PRESETS = {
   "quick": dict(res=48, shift=4, img_depth=1, epochs=5, lr=2e-3, batch_size=32, every=2_000),
   "long": dict(res=64, shift=6, img_depth=2, epochs=10, lr=1e-3, batch_size=64, every=2_000),
 }
-# Some of each kind: the image tower learns to see, and seven answers are left to be learned.
-HALF = ("yes", "no", "circle", "red", "blue", "gray")
+HALF = dict(answers=("yes", "no", "circle", "red", "blue", "gray"))  # Some of each kind.
 
 
 def get_config(arg=None):
   """The package has no validation split, so the first 2,000 training questions serve as one."""
   a = common.parse_arg(arg, preset="quick", batch_size=0, tune="full", init="", answers="all")
-  preset = common.choose("preset", a.preset, PRESETS)
-  c = common.base()
-
+  preset, c = common.choose("preset", a.preset, PRESETS), common.base()
   c.res, c.text_len = preset["res"], 14
   image = f"decode|resize({c.res}, antialias=True)"
   move = f"flip_lr|random_shift({preset['shift']})|value_range(-1, 1)"  # No answer changes.
-  half = common.choose("answers", a.answers, {"all": {}, "half": dict(answers=HALF)})
+  half = common.choose("answers", a.answers, {"all": {}, "half": HALF})
   common.vqa_input(c, dict(name="easy_vqa", split="train[2000:]", **half), image, move)
   c.input.batch_size = a.batch_size or preset["batch_size"]
   c.input.num_threads, c.input.cache_mb = 2, 256
-  common.set_tiny_model(c, width=64, depth=2, patch_size=8)
+  common.set_tiny_model(c, width=64, depth=2, patch_size=8, init=a.init)
   c.model.img.depth, c.model.llm.mlp_dim = preset["img_depth"], 128
   c.total_epochs, c.lr, c.optax = preset["epochs"], preset["lr"], dict(b2=0.95)
-  common.set_tune(c, a.tune)
-  c.model_init = a.init or None
-
-  val, test = (dict(name="easy_vqa", split=split) for split in ("train[:2000]", "test"))
-  c.evals["val"] = common.vqa_eval(c, val, log_steps=preset["every"], skip_first=True)
-  c.evals["test"] = common.vqa_eval(c, test)  # By pgjax.evaluate.
-  c.evals.val.batch_size = c.evals.test.batch_size = 256
-  c.evals.val.max_decode_len = c.evals.test.max_decode_len = 4
+  common.set_tune(c, a.tune, lora=2)
+  for name, split in {"val": "train[:2000]", "test": "test"}.items():
+    data, sizes = dict(name="easy_vqa", split=split), dict(batch_size=256, max_decode_len=4)
+    every = dict(log_steps=preset["every"], skip_first=True) if name == "val" else {}
+    c.evals[name] = common.vqa_eval(c, data, **sizes, **every)  # test: by pgjax.evaluate.
   c.log_training_steps, c.ckpt_steps = 50, preset["every"]
   return c
