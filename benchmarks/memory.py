@@ -3,7 +3,7 @@
   python benchmarks/memory.py [--device=H200] [--only=REGEX] [--hlo=DIR]
 
 XLA's GPU compiler compiles the real step from abstract shapes, on a machine without a GPU; it needs
-the wheels of requirements-deviceless.txt. A row: gigabytes (1e9 bytes) of arguments, of
+the wheels of requirements-plan.txt. A row: gigabytes (1e9 bytes) of arguments, of
 temporaries, their sum, and seconds of compilation. What it does not see: cuBLAS workspaces,
 fragmentation, the CUDA context. --hlo writes each compiled program as text.
 """
@@ -17,40 +17,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-# Read when JAX is imported. Triton's matrix products are off because they cannot be compiled
-# without their device.
-ENVIRONMENT = {
-  "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-  "JAX_PLATFORMS": "cpu",
-  "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0",
-  "TF_CPP_MIN_LOG_LEVEL": "3",
-}
-
-# capability, SMs, fp32/SM, shared memory per SM and opt-in, threads/SM, L2, GHz, bytes/s, bytes.
-# From openxla's target_config specs and the vendor's data sheets.
-DEVICES = {
-  "H200": (9, 0, 132, 128, 233472, 232448, 2048, 52428800, 1.98, 4.80e12, 151397597184),
-  "H100": (9, 0, 132, 128, 233472, 232448, 2048, 52428800, 1.98, 3.352e12, 84942979072),
-  "A100-80": (8, 0, 108, 64, 167936, 166912, 2048, 41943040, 1.41, 2.039e12, 85_000_000_000),
-  "A100-40": (8, 0, 108, 64, 167936, 166912, 2048, 41943040, 1.41, 1.555e12, 42331013120),
-  "B200": (10, 0, 148, 128, 233472, 232448, 2048, 132644864, 1.965, 7.672e12, 191514411008),
-}
-
-TARGET = """
-gpu_device_info {{
-  threads_per_block_limit: 1024  threads_per_warp: 32
-  shared_memory_per_block: 49152  shared_memory_per_core: {4}  shared_memory_per_block_optin: {5}
-  threads_per_core_limit: {6}  core_count: {2}  fpus_per_core: {3}
-  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-  memory_bandwidth: {9:.0f}  l2_cache_size: {7}  clock_rate_ghz: {8}  device_memory_size: {10}
-  cuda_compute_capability {{ major: {0} minor: {1} }}
-  registers_per_core_limit: 65536  registers_per_block_limit: 65536
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 10 }}
-runtime_version {{ major: 12 minor: 9 patch: 0 }}
-device_description_str: "NVIDIA {name}"
-"""
+from pgjax import gpus
 
 FULL = dict(params=[(".*", "train")])
 ATTENTION = dict(
@@ -136,30 +103,15 @@ def run_config(batch_size, fields):
 
 def compiled_step(batch_size, num_devices, fields, device):
   """The step of a case, compiled for `num_devices` of that GPU."""
-  import jax
-  import numpy as np
-  from jax.experimental import topologies
-
-  from pgjax import optim, params, sharding, step
+  from pgjax import compiled, optim, params, sharding, step
   from pgjax.models import paligemma
 
   config = run_config(batch_size, fields)
-  topology = topologies.get_topology_desc(
-    platform="cuda",
-    target_config=TARGET.format(*DEVICES[device], name=device),
-    topology=f"1x1x{num_devices}",
-  )
-  mesh = jax.sharding.Mesh(np.array(topology.devices), ("data",))
+  mesh = sharding.make_mesh([("data", -1)], compiled.devices(device, num_devices))
   model = paligemma.Model(**config.model)
   tx = optim.make(config, 1000, params.trained_names(step.rules(model, config)))
   state = step.abstract_state(model, tx, config, mesh)
-  place = sharding.batch_sharding(mesh)
-  image, _ = step.example_shapes(config)
-  text = jax.ShapeDtypeStruct((batch_size, config.text_len + 1), np.int32, sharding=place)
-  batch = dict(
-    image=jax.ShapeDtypeStruct((batch_size, *image.shape[1:]), image.dtype, sharding=place),
-    **dict.fromkeys(("text", "mask_ar", "mask_loss"), text),
-  )
+  batch = compiled.abstract_batch(config, mesh)
   return step.jitted(model, tx, config, mesh).lower(state, batch).compile()
 
 
@@ -183,7 +135,7 @@ def main():
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--device", default="H200", choices=sorted(DEVICES))
+  parser.add_argument("--device", default="H200", choices=list(gpus.GPUS))
   parser.add_argument("--only", default=".*", help="a regex over the names of the cases")
   parser.add_argument("--hlo", help="a folder for the compiled programs")
   args = parser.parse_args()
@@ -210,6 +162,6 @@ def main():
 
 
 if __name__ == "__main__":
-  if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):
-    os.execvpe(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
+  if any(os.environ.get(key) != value for key, value in gpus.ENVIRONMENT.items()):
+    os.execvpe(sys.executable, [sys.executable, *sys.argv], gpus.environment(os.environ))
   main()

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import resource
 import sys
 import threading
@@ -23,17 +22,9 @@ import jax
 import tensorboardX
 import tqdm
 
+from pgjax import cache, gpus
 from pgjax.errors import UserError
 
-# Dense bfloat16 FLOP/s of one device, from the makers' data sheets.
-PEAK_FLOPS = {
-  r"\bH[12]00\b": 989e12,
-  r"\bB200\b": 2250e12,
-  r"\bA100\b": 312e12,
-  r"\bL4\b": 121e12,
-  r"\b4090\b": 165e12,
-  r"\bT4\b": 65e12,
-}
 STILL_SECONDS = 30.0  # How often a long wait says that it goes on.
 BAR_FORMAT = "{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
 LINE_SECONDS = 5.0  # Without a terminal: at most one progress line in so many seconds.
@@ -235,12 +226,9 @@ def duration(seconds: float) -> str:
 
 
 def peak_flops(devices: list[Any]) -> float | None:
-  """bfloat16 peak of all of them, or None if one is of an unknown kind."""
-  peaks = [
-    next((peak for kind, peak in PEAK_FLOPS.items() if re.search(kind, device.device_kind)), None)
-    for device in devices
-  ]
-  return None if None in peaks else sum(peaks)
+  """Half-precision peak of all of them, or None if one is of an unknown kind."""
+  known = [gpus.of_kind(device.device_kind) for device in devices]
+  return None if None in known else sum(gpu.half_flops for gpu in known)
 
 
 def peak_memory_bytes() -> int:
@@ -295,13 +283,8 @@ def use_compilation_cache() -> str:
   """
   if jax.config.jax_compilation_cache_dir:
     return jax.config.jax_compilation_cache_dir
-  folder = pathlib.Path(os.environ.get("PGJAX_CACHE_DIR") or "~/.cache/pgjax").expanduser()
-  probe = folder / f".write-test-{os.getpid()}"
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    probe.write_text("this file may be deleted")
-    probe.unlink()
-  except (OSError, RuntimeError):  # RuntimeError: there is no home folder.
+  folder = cache.folder()
+  if folder is None:
     return ""
   jax.config.update("jax_compilation_cache_dir", str(folder))
   return str(folder)

@@ -22,8 +22,10 @@ from pgjax import (
   cli,
   ema,
   evals,
+  flops,
   metric_log,
   optim,
+  out_of_memory,
   param_table,
   rounding,
   runs,
@@ -59,10 +61,13 @@ def main(args: Any) -> None:
   evaluators = evals.make(config, model, mesh, tokenizer, places, every)
   saver = make_saver(config, workdir, tokenizer, data, total_steps, log)
   say_start_page(log, config, mesh, model, abstract, data, evaluators, total_steps)
-  state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log)
+  answer = out_of_memory.Answer(config, model, abstract, mesh)
+  with answer:
+    state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log)
   first = next(data := data.at(position["step"]))
   log.say(start_page.example(first, tokenizer) + "\n")
-  train_step = compile_step(config, model, tx, mesh, abstract, first, log)
+  with answer:
+    train_step = answer.program = compile_step(config, model, tx, mesh, abstract, first, log)
   log.start(
     position["step"],
     evaluated=position["evaluated"],
@@ -72,7 +77,7 @@ def main(args: Any) -> None:
   )
   feed = pipeline.to_device(itertools.chain([first], data), mesh)
   run = Run(config, mesh, workdir, tokenizer, total_steps, evaluators, saver, log, feed, train_step)
-  with closing(log), closing(saver), closing(feed), Stop() as stop:
+  with closing(log), closing(saver), closing(feed), Stop() as stop, answer:
     step, finished = fit(run, state, position, stop)
     saver.close()
     log.say(last_words(args.workdir, step, finished, total_steps, stop))
@@ -310,9 +315,9 @@ def work_of(config: Any, model: Any, mesh: Any) -> metric_log.Work:
   images, batch_size = max(config.num_frames, 1), config.input.batch_size
   patch = model.img_config.patch_size
   tokens = images * (config.res // patch[0]) * (config.res // patch[1]) + config.text_len
-  flops = paligemma.train_flops(model, config.res, config.text_len, images)
+  work = flops.of_step(config, model, step_lib.leaves_of(model, config))
   peak = metric_log.peak_flops(list(mesh.devices.ravel()))
-  return metric_log.Work(batch_size, batch_size * tokens, batch_size * flops, peak)
+  return metric_log.Work(batch_size, batch_size * tokens, work, peak)
 
 
 def last_words(workdir: str, step: int, finished: bool, total_steps: int, stop: Stop) -> str:

@@ -9,7 +9,7 @@ import pgjax
 PACKAGE = pathlib.Path(pgjax.__path__[0])
 RANKS = [
   {"errors"},
-  {"params", "metrics", "runs"},
+  {"params", "metrics", "runs", "gpus", "hlo", "cache"},
   {"schema"},
   {"big_vision"},
   {"config", "adam8bit", "ema", "host_state", "rounding"},
@@ -28,9 +28,14 @@ RANKS = [
     "param_table",
     "peft",
   },
-  {"checkpoint_params"},
+  {"checkpoint_params", "flops", "memory"},
   {"ckpt"},
-  {"verify", "merging", "evals", "report"},
+  {"verify", "merging", "evals", "report", "compiled"},
+  {"step_time"},
+  {"plan_page", "switches"},
+  {"plan_table", "suggest"},
+  {"plan_picture"},
+  {"out_of_memory"},
   {"cli"},
   {"train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"},
 ]
@@ -49,6 +54,7 @@ IMPORT_DOORS = {
   "gradio": {"demo"},
   "sentencepiece": {"data/tokenizer"},
   "grain": {"data"},
+  "matplotlib": {"plan_picture"},
   "PIL": {"data", "datasets", "report", "predict", "demo"},
 }
 TEXT_DOORS = {

@@ -199,24 +199,6 @@ def test_one_key_head_per_query_head_equals_grouped_heads_with_copies(batch, val
 
 
 @pytest.mark.parametrize(
-  ("res", "text_len", "flops"), [(224, 128, 5.87e12), (448, 512, 24.92e12), (896, 512, 87.80e12)]
-)
-def test_floating_point_operations_of_the_3b(res, text_len, flops):
-  model = paligemma.Model(img=dict(variant="So400m/14"), llm=dict(variant="gemma2_2b"))
-  assert paligemma.train_flops(model, res, text_len) == pytest.approx(flops, rel=0.01)
-
-
-def test_more_images_and_text_cost_what_they_add():
-  """Without attention, whose cost is quadratic: twice the images and text cost twice as much."""
-  model = tiny.model()
-  once = paligemma.train_flops(model, 16, 8)
-  S, N, H = 12, 4, 16
-  attention = 3 * 4 * 2 * S**2 * N * H
-  twice = paligemma.train_flops(model, 16, 16, num_images=2)
-  assert twice - 4 * attention == pytest.approx(2 * (once - attention))
-
-
-@pytest.mark.parametrize(
   ("make", "message"),
   [
     (lambda: gemma.get("gemma3_2b"), r"'gemma3_2b' is none of gemma_2b, .*give all sizes"),

@@ -186,23 +186,3 @@ def _valid(image_mask, num_patches, text_valid_BT):
   else:
     image_valid = jnp.repeat(image_mask.astype(bool), num_patches // image_mask.shape[1], axis=1)
   return jnp.concatenate([image_valid, text_valid_BT], axis=1)
-
-
-def train_flops(model: Model, res: int, text_len: int, num_images: int = 1) -> float:
-  """Model FLOPs of one training example, forward and backward, nothing computed twice.
-
-  3 x [2 P_vit n_img + 4 L_v n_img^2 D_v + 2 P_dec S + 4 L S^2 N H + 2 V D T], S = image + text
-  tokens, P_dec without the embedding; frozen leaves are not discounted.
-  """
-  img, llm = model.img_config, model.llm_config
-  patches = (res // img.patch_size[0]) * (res // img.patch_size[1])
-  S = patches * num_images + text_len
-  vit_layer = 4 * img.width**2 + 2 * img.width * img.mlp_dim
-  vit = img.depth * vit_layer + 3 * img.patch_size[0] * img.patch_size[1] * img.width
-  vit += img.width * llm.width
-  attn = llm.width * llm.head_dim * 2 * (llm.num_heads + llm.num_kv_heads)
-  decoder = llm.depth * (attn + 3 * llm.width * llm.mlp_dim)
-  forward = num_images * (2 * vit * patches + 4 * img.depth * patches**2 * img.width)
-  forward += 2 * decoder * S + 4 * llm.depth * S**2 * llm.num_heads * llm.head_dim
-  forward += 2 * llm.vocab_size * llm.width * text_len
-  return 3.0 * forward

@@ -1,0 +1,18 @@
+"""Where may a program keep what it can make again?"""
+
+import os
+import pathlib
+
+
+def folder(name: str = "") -> pathlib.Path | None:
+  """PGJAX_CACHE_DIR, else ~/.cache/pgjax, or a folder in it; None where nothing can be written."""
+  path = pathlib.Path(os.environ.get("PGJAX_CACHE_DIR") or "~/.cache/pgjax") / name
+  probe = f".write-test-{os.getpid()}"
+  try:
+    path = path.expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    (path / probe).write_text("this file may be deleted")
+    (path / probe).unlink()
+  except (OSError, RuntimeError):  # RuntimeError: there is no home folder.
+    return None
+  return path

@@ -1,0 +1,91 @@
+"""How many floating-point operations does one training example need?
+
+Model FLOPs, nothing computed twice; docs/flops.md has the formula. Used by the MFU in the log and
+by pgjax.plan. A product with a weight of P entries costs 2 P a token forward, 2 P for the gradient
+of its input and 2 P for the gradient of the weight. The weight's gradient counts where the weight
+trains; the input's where anything at or before that stage of the model trains, as the layers of a
+stage run in one scan.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pgjax import params
+from pgjax.leaves import Leaves
+from pgjax.models import paligemma
+
+# The stages of the forward pass, in order, by the names of their parameters.
+_STAGES = (
+  r"img/(embedding/.*|pos_embedding)",
+  r"img/Transformer/encoderblock/.*",
+  r"img/(Transformer/encoder_norm|head)/.*",
+  r"llm/layers/.*",
+  r"llm/.*",
+)
+_PATCHES, _VISION, _CONNECTOR, _DECODER, _VOCABULARY = range(len(_STAGES))
+_NO_PRODUCT = ("bias", "scale", "pos_embedding")
+
+
+def of_step(config: Any, model: paligemma.Model, leaves: Leaves) -> float:
+  """FLOPs of one step, over all devices."""
+  factors = {n: a for n, a in params.flatten(leaves.stored()).items() if n.startswith(params.LORA)}
+  return config.input.batch_size * train_flops(
+    model,
+    leaves.shapes | factors,
+    params.trained_names(leaves.rules),
+    res=config.res,
+    text_len=config.text_len,
+    num_images=max(config.num_frames, 1),
+  )
+
+
+def train_flops(
+  model: paligemma.Model,
+  shapes: Mapping[str, Any],
+  trained: Collection[str],
+  *,
+  res: int,
+  text_len: int,
+  num_images: int = 1,
+) -> float:
+  """FLOPs of one example, forward and backward.
+
+  shapes: flat, the model's parameters as it declares them, and LoRA's factors. trained: the names
+  that have a gradient. Everything trained costs three times the forward pass.
+  """
+  img, llm = model.img_config, model.llm_config
+  patches = (res // img.patch_size[0]) * (res // img.patch_size[1])
+  soft = patches * num_images
+  S = soft + text_len
+  tokens = (soft, soft, soft, S, text_len)
+  trained = frozenset(trained)
+  first = min((_reached(name) for name in trained), default=len(_STAGES))
+  total = 0
+  for name, leaf in shapes.items():
+    if name.rsplit("/", 1)[-1] not in _NO_PRODUCT:
+      stage = _stage(name)
+      passes = 1 + (stage >= first) + (name in trained)
+      total += passes * 2 * math.prod(leaf.shape) * tokens[stage]
+  scores = {
+    _VISION: 4 * img.depth * patches**2 * img.width * num_images,
+    _DECODER: 4 * llm.depth * S**2 * llm.num_heads * llm.head_dim,
+  }
+  for stage, flops in scores.items():  # Both sides of these products are activations.
+    total += flops * (3 if stage >= first else 1)
+  return float(total)
+
+
+def _stage(name: str) -> int:
+  """Where in the forward pass the parameter's product is."""
+  name = name.removeprefix(params.LORA)
+  return next(i for i, pattern in enumerate(_STAGES) if re.fullmatch(pattern, name))
+
+
+def _reached(name: str) -> int:
+  """The first stage whose activations need a gradient for this parameter's sake.
+
+  The token table is read before the decoder, and once more where logits are made.
+  """
+  return _DECODER if name.removeprefix(params.LORA) == paligemma.TABLE else _stage(name)
