@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pgjax import cache, flops, gpus, hlo, memory, optim, params, sharding, step
+from pgjax import cache, flops, gpus, hlo, memory, optim, rounding, sharding, step
 from pgjax import config as config_lib
 from pgjax.errors import UserError
 from pgjax.models import paligemma
@@ -69,17 +69,20 @@ def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = Tru
 
   Not compiled, it is known by its shapes alone: without FLOPs and what it makes on the way.
   """
+  if gpu and config.opt_state_memory == "host":
+    raise UserError(
+      'config.opt_state_memory="host": nothing can be placed on the host of a GPU that is not '
+      "here. Plan with --config.opt_state_memory=device, and take off the optimizer state but for "
+      "a tenth."
+    )
   mesh = sharding.make_mesh(config.mesh, devices(gpu, num_devices))
   sharding.check_batch_size(config.input.batch_size, mesh)
   model = paligemma.Model(**config.model)
   leaves = step.leaves_of(model, config)
   rules = leaves.rules
-  tx = optim.make(
-    config,
-    STEPS,
-    params.trained_names(rules),
-    num_examples=EPOCH_STEPS * config.input.batch_size,
-  )
+  trained = step.trained_shapes(model, config)
+  rounding.check(config, trained)
+  tx = optim.make(config, STEPS, trained, num_examples=EPOCH_STEPS * config.input.batch_size)
   state = step.abstract_state(model, tx, config, mesh)
   batch = abstract_batch(config, mesh)
   known = functools.partial(memory.need, config, model, state, batch, rules)
