@@ -4,6 +4,7 @@ Axes: B batch, T text tokens the model sees (the batch holds T+1), D width, M mi
 Everything here is a pure function of (state, batch); logging and saving are the caller's.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from pgjax import ema, host_state, rounding, sharding
 from pgjax import leaves as leaves_lib
 from pgjax import params as params_lib
-from pgjax.models import mixed, remat, vocabulary
+from pgjax.models import mixed, paligemma, remat, vocabulary
 
 TABLE = "llm/embedder/input_embedding"
 
@@ -38,7 +39,21 @@ def example_shapes(config, text_len=None):
 
 def param_shapes(model, config):
   """Names and shapes of all parameters as a nested dict of float32 ShapeDtypeStructs."""
-  image, text = example_shapes(config)
+  image, _ = example_shapes(config)
+  return _param_shapes(model.img_config, model.llm_config, model.dtype, image.shape)
+
+
+@functools.lru_cache(maxsize=16)  # A whole model is traced for it, and a run asks several times.
+def _param_shapes(img, llm, dtype, image_shape):
+  model = paligemma.Model(
+    img=dict(dataclasses.asdict(img), variant="of these sizes"),
+    llm=dict(dataclasses.asdict(llm), variant="of these sizes"),
+    dtype=dtype,
+  )
+  image, text = (
+    jax.ShapeDtypeStruct(image_shape, jnp.float32),
+    jax.ShapeDtypeStruct((1, 1), jnp.int32),
+  )
   return jax.eval_shape(model.init, jax.random.key(0), image, text, text)["params"]
 
 
