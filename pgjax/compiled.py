@@ -15,6 +15,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -148,11 +149,13 @@ class Compiler:
     else:
       environment = gpus.environment(environment)
     self._gpu = gpu
+    # Not a pipe: one that nobody reads fills up, and stops the process.
+    self._said = tempfile.TemporaryFile()  # noqa: SIM115
     self._process = subprocess.Popen(
       [sys.executable, "-m", "pgjax.compiled"],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
+      stderr=self._said,
       text=True,
       env=environment,
       cwd=pathlib.Path(__file__).resolve().parents[1],
@@ -168,6 +171,7 @@ class Compiler:
     """Ends the process."""
     self._process.kill()
     self._process.communicate()
+    self._said.close()
 
   def step(self, config: Any, num_devices: int, *, compiled: bool = True) -> Step:
     """What XLA says; a mistake in the config is told as it would be here.
@@ -181,10 +185,9 @@ class Compiler:
     print(json.dumps(case), file=self._process.stdin, flush=True)
     line = self._process.stdout.readline()
     if not line:
-      raise UserError(
-        "The compiler's process ended; the last that it said is: "
-        + " ".join(self._process.stderr.read().split()[-60:])
-      )
+      self._said.seek(0)
+      words = self._said.read().decode(errors="replace").split()[-60:]
+      raise UserError(f"The compiler's process ended; the last that it said is: {' '.join(words)}")
     answer = json.loads(line)
     if "error" in answer:
       raise UserError(answer["error"])
