@@ -23,7 +23,7 @@ CONFIG ?= configs/easyvqa.py
 WORKDIR ?= workdir/easyvqa
 # Two workers suit two cores; WORKERS=0 turns them off, PYTEST_ARGS="-k decode" adds options.
 WORKERS ?= 2
-PYTEST = $(PY) -m pytest -n $(WORKERS) -q
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist=loadgroup -q
 
 .PHONY: help install install-test quickstart test test-slow test-gpu test-parity lint format clean
 help:
