@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pgjax import leaves, params, step
-from pgjax.models import lora, quantize
+from pgjax.models import lora, paligemma, quantize
 from tests import tiny
 
 EVERYWHERE = "lora(rank=3, alpha=6)"
@@ -244,3 +244,24 @@ def test_dropout_is_in_training_alone_and_its_gradient_is_that_of_its_value(valu
     return gradients(params.unflatten(moved), key)[1]
 
   assert (at(eps) - at(-eps)) / (2 * eps) == pytest.approx(slope, rel=2e-2)
+
+
+@pytest.mark.slow
+def test_a_step_that_trains_little_computes_little():
+  """Of a full step's FLOPs: no gradient of a frozen matrix, none at all in a frozen tower."""
+  sizes = dict(width=64, depth=2, mlp_dim=256, num_heads=4, scan=False)  # Else a layer counts once.
+  llm = dict(sizes, variant="t", num_kv_heads=2, head_dim=16, vocab_size=512)
+  model = paligemma.Model(img=dict(sizes, patch_size=4), llm=llm, remat="none")
+  adapters = "llm/layers/(attn|mlp)/.*", "lora(rank=1)"
+  methods = {
+    "full": [(".*", "train")],
+    "attention": [("llm/layers/attn/.*", "train"), (".*", "freeze")],
+    "lora": [adapters, (".*", "freeze")],
+  }
+  flops = {}
+  for name, patterns in methods.items():
+    run = run_of(patterns, model=model)
+    lowered = run.train_step.lower(run.abstract, tiny.batch(text_len=24))
+    flops[name] = lowered.compile().cost_analysis()["flops"]
+  assert flops["attention"] < 0.72 * flops["full"]
+  assert flops["lora"] < 0.72 * flops["full"]
