@@ -20,8 +20,11 @@ if not any(arg == "gpu" for arg in sys.argv):
     flags = f"{flags} --xla_force_host_platform_device_count=8"
   # Compiling is most of what tests do, running what was compiled takes milliseconds: six times
   # faster without LLVM's optimizations. XLA aborts on a flag it has not, so by tried version.
-  if importlib.metadata.version("jaxlib").startswith("0.10."):
-    flags += " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  jaxlib = importlib.metadata.version("jaxlib")
+  if jaxlib.startswith(("0.10.", "0.12.")):
+    flags += " --xla_backend_optimization_level=0"
+  if jaxlib.startswith("0.10."):
+    flags += " --xla_cpu_use_fusion_emitters=false"
   os.environ["XLA_FLAGS"] = flags.strip()
 
 # Workers, and programs that tests start, share what was compiled, within and across test runs.
