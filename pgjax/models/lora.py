@@ -79,7 +79,12 @@ def product(equation: str, x: jax.Array, linear: Linear) -> jax.Array:
 
 
 def dropped(x: jax.Array, linear: Linear) -> jax.Array:
-  """What of x the adapter sees. Linear in x, and its own transpose."""
+  """What of x the adapter sees. Linear in x, and its own transpose.
+
+  Behind a barrier: XLA would make one product of x with w and x with a, whose rounding is another
+  than that of x with w alone, and copy both weights for it.
+  """
+  x = jax.lax.optimization_barrier(x)
   if linear.key is None:
     return x
   key = jax.random.wrap_key_data(linear.key)
