@@ -17,6 +17,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from configs import common
 from pgjax import gpus
 
 FULL = dict(params=[(".*", "train")])
@@ -57,6 +58,8 @@ CASES = {
   "full_adam8bit_b32": (32, 1, FULL | BF16 | ADAM8),
   "attention_b32": (32, 1, ATTENTION | BF16),
   "attention_b8": (8, 1, ATTENTION | BF16),
+  "lora_b32": (32, 1, dict(params=common.TUNE["lora"]) | BF16),
+  "qlora_b32": (32, 1, dict(params=common.TUNE["qlora"]) | BF16),
   "full_448_b8": (8, 1, FULL | BF16 | AT_448),
   "full_896_b2": (2, 1, FULL | BF16 | AT_896),
   "full_896_b2_attention": (2, 1, FULL | BF16 | AT_896 | ATTENTION_OUT),
