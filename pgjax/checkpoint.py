@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from pgjax import runs, sharding
 from pgjax.errors import UserError
-from pgjax.params import flatten, unflatten
+from pgjax.params import STACKED, flatten, unflatten
 from pgjax.weight_files import CHUNK_BYTES
 
 COMPRESSED = 0.9  # Orbax's files, as a share of the arrays' bytes: float32 weights hardly shrink.
@@ -280,7 +280,7 @@ def in_pieces(params: Mapping[str, Any]) -> Any:
   def pieces(name, leaf):
     if leaf.nbytes <= CHUNK_BYTES:
       return ocp.SaveArgs()
-    by_layer = name.startswith(("llm/layers/", "img/Transformer/encoderblock/"))
+    by_layer = name.startswith(STACKED)
     return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if by_layer else ())
 
   return unflatten({name: pieces(name, leaf) for name, leaf in params.items()})

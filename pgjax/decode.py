@@ -13,9 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pgjax import params as params_lib
 from pgjax import sharding
-from pgjax.models import gemma, vocabulary
-
-TABLE = "llm/embedder/input_embedding"
+from pgjax.models import gemma, paligemma, vocabulary
 
 
 class State(NamedTuple):
@@ -36,7 +34,7 @@ def jitted(model, mesh, param_places, *, max_decode_len, eos=1, readable=params_
   token's log-probability, 0 after the eos. Stops when every row has ended.
   readable: from a flat dict of what is kept of the parameters to what modules read (step.readable).
   """
-  layout = vocabulary.layout(mesh, params_lib.flatten(param_places)[TABLE])
+  layout = vocabulary.layout(mesh, params_lib.flatten(param_places)[paligemma.TABLE])
   decode = functools.partial(
     greedy,
     model=model.clone(constrain=sharding.batch_constraint(mesh)),
@@ -53,7 +51,7 @@ def greedy(params, batch, *, model, layout, max_decode_len, eos, readable=params
   """The most probable token at each step; ties go to the lowest id."""
   flat = params_lib.flatten(params)
   variables = {"params": readable(flat)}
-  embed = functools.partial(_embed, flat[TABLE], layout)
+  embed = functools.partial(_embed, flat[paligemma.TABLE], layout)
   zimg = model.apply(variables, batch["image"], method="embed_image")
   h_BD, cache, lengths_B = model.apply(
     variables,

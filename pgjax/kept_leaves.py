@@ -16,7 +16,7 @@ from pgjax.models import lora, quantize
 from pgjax.params import LORA, Rule
 from pgjax.weight_files import Leaf
 
-PIECE = 1 << 22  # Numbers that are coded at a time: what searching takes is many times their bytes.
+PIECE = 1 << 22  # Numbers that are coded at a time: whole blocks, and little memory on the way.
 
 
 class Adapter(NamedTuple):

@@ -50,16 +50,19 @@ def load(
   put = lambda name, leaf: loaded.update({name: _placed(leaf, wanted[name])})  # noqa: E731
   adapters = adapters or {}
   _say_folded(adapters, leaves, source)
+  for name, rule in leaves.rules.items():  # Before anything is read.
+    if name in adapters and rule.kind == "lora":
+      _check_adapter(name, adapters[name], leaves, source)
+    if scheme := scheme_of(rule):
+      _check_scheme(name, found[name].scheme or scheme, scheme, source)
   for name, rule in leaves.rules.items():
     leaf = _adapted(name, found[name], want[name])
     if name in adapters and rule.kind == "lora":
-      _check_adapter(name, adapters[name], leaves, source)
       put(f"{params.LORA}{name}/a", adapters[name].a)
       put(f"{params.LORA}{name}/b", adapters[name].b)
     elif name in adapters:
       leaf = kept_leaves.merged(name, leaf, adapters[name])
-    if scheme := scheme_of(rule):
-      _check_scheme(name, found[name].scheme or scheme, scheme, source)
+    if scheme_of(rule):
       for part, coded in kept_leaves.quantized(name, leaf, leaves).items():
         put(f"{name}/{part}", coded)
     else:

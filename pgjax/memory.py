@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import jax
 
 from pgjax import params
-from pgjax.models import mixed, vocabulary
+from pgjax.models import mixed, paligemma, vocabulary
 
-TABLE = "llm/embedder/input_embedding"
 WAITING_BATCHES = 2  # pipeline.to_device: on the device beside the one in use.
 # What no compiler sees: the CUDA context with the libraries' own buffers, and fragmentation.
 RESERVE_BYTES, RESERVE_SHARE = 600_000_000, 0.03
@@ -134,5 +133,5 @@ def loss_chunks(config: Any, batch: Mapping[str, Any], rules: Mapping[str, Any])
   """(tokens of a chunk, chunks) of the loss on a device, if every token of its text is learned."""
   rows, length = batch["text"].sharding.shard_shape(batch["text"].shape)
   tokens = max(1, rows // config.microbatches) * (length - 1)
-  chunk = min(tokens, vocabulary.chunk_size(tokens, rules[TABLE].kind == "train"))
+  chunk = min(tokens, vocabulary.chunk_size(tokens, rules[paligemma.TABLE].kind == "train"))
   return chunk, -(-tokens // chunk)

@@ -26,8 +26,8 @@ _SPECS = (
 class Rule(NamedTuple):
   """What happens to one leaf.
 
-  `dtype` is the storage dtype; None means float32 for a trained leaf, and for a frozen one the
-  dtype that it has in the file it came from. A lora leaf is frozen, and two factors of it train.
+  `dtype` is the storage dtype; None means float32 for a trained leaf, and the compute dtype for a
+  frozen one (leaves.of). A lora leaf is frozen, and two factors of it train.
   """
 
   kind: str  # "train", "freeze" or "lora"
@@ -147,8 +147,8 @@ def _check_rule(spec: str, rule: Rule) -> None:
     wrong = f"has alpha={rule.alpha!r}, which must be a number > 0"
   elif not (number(rule.dropout) and 0 <= rule.dropout < 1):
     wrong = f"has dropout={rule.dropout!r}, which must be a number >= 0 and < 1"
-  elif type(rule.block) is not int or rule.block < 8 or rule.block & (rule.block - 1):
-    wrong = f"has block={rule.block!r}, which must be a power of two >= 8, such as 64"
+  elif rule.block not in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
+    wrong = f"has block={rule.block!r}, which must be a power of two from 8 to 4096, such as 64"
   elif not isinstance(rule.rslora, bool) or not isinstance(rule.double, bool):
     wrong = "has a flag (rslora, double) that is neither True nor False"
   if wrong:

@@ -18,8 +18,6 @@ from pgjax import leaves as leaves_lib
 from pgjax import params as params_lib
 from pgjax.models import mixed, paligemma, remat, vocabulary
 
-TABLE = "llm/embedder/input_embedding"
-
 
 class TrainState(NamedTuple):
   """What a step reads and writes, and what a checkpoint holds."""
@@ -184,7 +182,7 @@ def loss_options(model, config, layout=None, *, train=True):
   return vocabulary.Options(
     label_smoothing=config.label_smoothing if train else 0.0,
     softcap=model.llm_config.final_logits_softcap,
-    train_table=train and rules(model, config)[TABLE].kind == "train",
+    train_table=train and rules(model, config)[paligemma.TABLE].kind == "train",
     layout=layout,
   )
 
@@ -204,7 +202,7 @@ def _copied_to_gather(param_places):
 
 
 def _layout(mesh, param_places):
-  return vocabulary.layout(mesh, params_lib.flatten(param_places)[TABLE])
+  return vocabulary.layout(mesh, params_lib.flatten(param_places)[paligemma.TABLE])
 
 
 def train_step(
@@ -275,7 +273,7 @@ def gradients(
   cast_first=(),
 ):
   """(gradients, loss) of these rows' part of the mean over `examples` examples."""
-  table = {**trained, **frozen}[TABLE]
+  table = {**trained, **frozen}[paligemma.TABLE]
   tokens_BT = batch["text"][:, :-1]
   x_BTD = vocabulary.embed(table, tokens_BT, options.layout).astype(model.dtype)
 
@@ -288,7 +286,9 @@ def gradients(
   if options.train_table:
     # The lookup's gradient goes into the buffer of the loss's: one table-sized array, not two.
     loss, (grads, dx_BTD) = jax.value_and_grad(loss_fn, argnums=(0, 1))(moving, x_BTD)
-    grads[TABLE] = vocabulary.add_embed_gradient(grads[TABLE], tokens_BT, dx_BTD, options.layout)
+    grads[paligemma.TABLE] = vocabulary.add_embed_gradient(
+      grads[paligemma.TABLE], tokens_BT, dx_BTD, options.layout
+    )
   else:
     loss, grads = jax.value_and_grad(loss_fn)(moving, x_BTD)
   return {name: g.astype(jnp.float32) for name, g in grads.items()}, loss
@@ -299,7 +299,7 @@ def _loss(model, variables, x_BTD, batch, options, examples, key):
   mask_BT = batch["mask_loss"][:, 1:].astype(jnp.float32)
   weights_BT = mask_BT / jnp.maximum(1.0, jnp.sum(mask_BT, axis=1, keepdims=True)) / examples
   h_BTD = _hidden(model, variables, x_BTD, batch, key)
-  table = params_lib.flatten(variables["params"])[TABLE]
+  table = params_lib.flatten(variables["params"])[paligemma.TABLE]
   return vocabulary.weighted_nll(h_BTD, table, batch["text"][:, 1:], weights_BT, options)[0]
 
 
@@ -347,7 +347,7 @@ def jitted_nll(model, config, mesh, param_places):
 
   def nll(params, batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     flat = params_lib.flatten(params)
-    table = flat[TABLE]
+    table = flat[paligemma.TABLE]
     x_BTD = vocabulary.embed(table, batch["text"][:, :-1], options.layout).astype(model.dtype)
     h_BTD = _hidden(model, {"params": read(flat)}, x_BTD, batch)
     mask_BT = batch["mask_loss"][:, 1:].astype(jnp.float32)

@@ -225,10 +225,10 @@ def adapters(config: Any, base: str) -> dict[str, str]:
   if any("lora" in spec for _, spec in config.params):
     specs = [(p, re.sub(r'base="\w+"', f'base="{base}"', spec)) for p, spec in config.params]
     return {"params": json.dumps(specs)}
-  patterns = [
-    ("llm/layers/(attn|mlp)/.*", f'lora(rank=8, alpha=16, base="{base}")'),
-    (".*", 'freeze("bfloat16")'),
-  ]
+  patterns = [("llm/layers/(attn|mlp)/.*", f'lora(rank=8, alpha=16, base="{base}")')]
+  if base in params.QUANTIZED:
+    patterns += [("img/.*/kernel", f'freeze("{base}")')]
+  patterns += [(".*", 'freeze("bfloat16")')]
   return {"params": json.dumps(patterns), "lr": f"{10 * config.lr:g}", "wd": "0.0"}
 
 

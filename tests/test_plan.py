@@ -9,6 +9,7 @@ import jax
 import pytest
 import tiny
 
+from configs import common
 from pgjax import (
   cli,
   compiled,
@@ -423,3 +424,10 @@ def test_the_command_prints_a_page_and_writes_data(tmp_path, capsys, monkeypatch
   assert found["fits"]
   assert sum(found["memory"].values()) == pytest.approx(found["total_bytes"], abs=2000)
   assert sys.modules.get("jax") is jax
+
+
+def test_adapters_that_are_suggested_are_the_presets():
+  config = common.base()
+  for base, name in (("bfloat16", "lora"), ("nf4", "qlora")):
+    suggested = json.loads(switches.adapters(config, base)["params"])
+    assert [tuple(pair) for pair in suggested] == common.TUNE[name]

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from pgjax.models import lora, mixed, quantize
+from pgjax.models import mixed, quantize
 from pgjax.models.lora import Adapted, Linear
 from pgjax.models.quantize import Quantized
 
@@ -26,4 +26,4 @@ def read(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype:
   a, b = stored.a.astype(dtype), (stored.b * stored.scale).astype(dtype)
   training = stored.dropout > 0 and module.has_rng("dropout")
   key = jax.random.key_data(module.make_rng("dropout")) if training else None
-  return lora.Linear(w, a, b, key, stored.dropout)
+  return Linear(w, a, b, key, stored.dropout)
