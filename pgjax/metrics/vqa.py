@@ -3,14 +3,18 @@
 Each function takes the prediction (the text before the first <eos>), one reference or several, and
 returns {name: (sum, count)}; `text.mean` turns many of them into numbers. Normalisation follows
 big_vision's evaluators (evaluators/proj/paligemma/transfers/{vqa,chartqa}.py) to the letter,
-because the published numbers depend on it: nothing is stripped, and only `to_lower` changes case.
+because the published numbers depend on it: nothing is stripped, and only `to_lower` changes case
+(`vqav2` has the official cleaning instead). Answers out of a small set are in closed.py.
 """
 
+import math
 from collections.abc import Sequence
 
-from pgjax.metrics import text
+from pgjax.errors import UserError
+from pgjax.metrics import text, vqa_official
 
 RELAXED_TOLERANCE = 0.05  # Of the target, inclusive (ChartQA, arXiv:2203.10244, section 5.1).
+ANSWER_TYPES = {"yes/no": "yesno", "number": "number", "other": "other"}  # In the data: in a name.
 
 
 def vqa(
@@ -34,6 +38,49 @@ def vqa(
     "acc_any": (min(1.0, matches), 1),
     "anls": (max(text.anls(prediction, target) for target in targets), 1),
   }
+
+
+def vqav2(
+  prediction: str, references: Sequence[str], answer_type: str | None = None
+) -> dict[str, text.Score]:
+  """The official VQA accuracy (VQAv2, TextVQA): `acc`, and the same once more by type of answer.
+
+  Each reference is left out in turn; the prediction gets min(1, matches / 3) of the others, and the
+  mean of these. Answers are cleaned (`cleaned_together`) only where the references differ. The rule
+  is meant for ten references and the original fails with fewer; here 3 becomes the number of the
+  others if that is smaller, so that agreeing with everybody is 1, and one reference alone is
+  equality. No reference: nothing is scored. `answer_type` is one of ANSWER_TYPES, or None.
+  """
+  if answer_type is not None and references and answer_type not in ANSWER_TYPES:
+    allowed = ", ".join(map(repr, ANSWER_TYPES))
+    raise UserError(
+      f"The answer type is {answer_type!r}; VQAv2 has {allowed}. Mend the data's field, or leave it"
+      " out of the evaluator to score without types."
+    )
+  if not references:
+    return {"acc": (0.0, 0)}
+  prediction, targets = cleaned_together(prediction, references)
+  matches = [target == prediction for target in targets]
+  wanted = min(3, len(matches) - 1)
+  if wanted:
+    left_out = [min(1.0, (sum(matches) - match) / wanted) for match in matches]
+    acc = math.fsum(left_out) / len(left_out)
+  else:
+    acc = float(matches[0])
+  by_type = {} if answer_type is None else {f"acc/{ANSWER_TYPES[answer_type]}": (acc, 1)}
+  return {"acc": (acc, 1)} | by_type
+
+
+def cleaned_together(prediction: str, references: Sequence[str]) -> tuple[str, list[str]]:
+  """Prediction and references as `vqav2` compares them; a report shows these next to the raw ones.
+
+  References that all agree, and their prediction, only lose newlines, tabs and outer spaces: the
+  official cleaning would spoil what was copied from the image (GT-Vision-Lab/VQA issue 14).
+  """
+  bare, targets = vqa_official.spaces(prediction), list(map(vqa_official.spaces, references))
+  if len(set(targets)) > 1:
+    return vqa_official.cleaned(bare), list(map(vqa_official.cleaned, targets))
+  return bare, targets
 
 
 def chartqa(prediction: str, target: str, *, to_lower: bool = True) -> dict[str, text.Score]:
