@@ -55,7 +55,9 @@ IMPORT_DOORS = {
   "sentencepiece": {"data/tokenizer"},
   "grain": {"data"},
   "matplotlib": {"plan_picture"},
-  "PIL": {"data", "datasets", "report", "predict", "demo"},
+  "PIL": {"data", "datasets", "report", "predict", "demo", "metrics/segmentation"},
+  "pycocotools": {"metrics/detection"},
+  "pycocoevalcap": {"metrics/caption"},
 }
 TEXT_DOORS = {
   r"\bjax\.jit\b": {"step", "decode"},

@@ -1,0 +1,147 @@
+"""Are the boxes right? COCO's average precision, and what was wrong with the boxes as text.
+
+Boxes are y0 x0 y1 x1, each from 0 to 1 of the height or width, as PaliGemma writes them
+(data/locations.py). Average precision is pycocotools' own, on boxes in pixels, so that it can stand
+next to published numbers; that package is loaded only here (requirements-metrics.txt). Truths have
+no crowds, and their area is that of the box.
+"""
+
+import collections
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pgjax.errors import UserError
+
+# Names of COCOeval's twelve numbers, in its order.
+COCO_NAMES = (
+  *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+  *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+)
+
+
+class Boxes(NamedTuple):
+  """The boxes of one image; `scores` of truths are not read."""
+
+  y0x0y1x1: np.ndarray  # float [N, 4], normalised.
+  labels: list[str]
+  scores: np.ndarray  # float [N]
+
+
+def average_precision(
+  predictions: Sequence[Boxes], truths: Sequence[Boxes], sizes: Sequence[tuple[int, int]]
+) -> dict[str, float]:
+  """COCO_NAMES and "AP/<class>" for every class of the truths; `sizes` are (height, width).
+
+  A number that is of nothing is left out (APs without a small box; all of them without any truth).
+  A prediction of a class that no truth of the split has changes no number, as at COCO, where a
+  class without truths is not averaged: `counts` shows how many there are.
+  """
+  if not len(predictions) == len(truths) == len(sizes):
+    raise UserError(
+      f"{len(predictions)} images have predictions, {len(truths)} truths and {len(sizes)} sizes;"
+      " there must be one of each for every image."
+    )
+  for side, images in (("predictions", predictions), ("truths", truths)):
+    for i, boxes in enumerate(images):
+      _check(boxes, f"the {side} of image {i}")
+  classes = sorted({label for boxes in truths for label in boxes.labels})
+  if not classes:
+    return {}
+  evaluation = _evaluated(predictions, truths, sizes, classes)
+  found = dict(zip(COCO_NAMES, map(float, evaluation.stats), strict=True))
+  # [IoU threshold, recall, class, area, detections]: all areas, 100 detections.
+  precision_TRKAM = evaluation.eval["precision"]
+  for i, name in enumerate(classes):
+    of_class_TR = precision_TRKAM[:, :, i, 0, -1]
+    found[f"AP/{name}"] = float(of_class_TR.mean())
+  return {name: value for name, value in found.items() if value >= 0}  # -1: of nothing.
+
+
+def counts(predictions: Sequence[Boxes], truths: Sequence[Boxes]) -> dict[str, int]:
+  """Boxes of the split: predicted, true, repeated, malformed, of a class that no truth has.
+
+  What never became a box (a word of four <loc> too few) is for the parser to count.
+  """
+  known = {label for boxes in truths for label in boxes.labels}
+  return {
+    "predicted": sum(len(boxes.labels) for boxes in predictions),
+    "true": sum(len(boxes.labels) for boxes in truths),
+    "repeated": sum(num_repeated(boxes) for boxes in predictions),
+    "malformed": sum(num_malformed(boxes) for boxes in predictions),
+    "unknown_class": sum(label not in known for boxes in predictions for label in boxes.labels),
+  }
+
+
+def num_repeated(boxes: Boxes) -> int:
+  """Boxes with the same four numbers and the same label as an earlier one of the image."""
+  keys = zip(map(tuple, np.asarray(boxes.y0x0y1x1).tolist()), boxes.labels, strict=True)
+  return sum(count - 1 for count in collections.Counter(keys).values())
+
+
+def num_malformed(boxes: Boxes) -> int:
+  """Boxes outside 0 to 1, or that do not end below and to the right of where they begin."""
+  y0, x0, y1, x1 = np.asarray(boxes.y0x0y1x1, np.float64).reshape(-1, 4).T
+  sound = (y0 >= 0) & (x0 >= 0) & (y0 < y1) & (x0 < x1) & (y1 <= 1) & (x1 <= 1)
+  return int(np.sum(~sound))
+
+
+def _check(boxes: Boxes, of_what: str) -> None:
+  shape, num_labels, num_scores = np.shape(boxes.y0x0y1x1), len(boxes.labels), len(boxes.scores)
+  if not num_labels == num_scores == len(boxes.y0x0y1x1) or (num_labels and shape[1:] != (4,)):
+    raise UserError(
+      f"In {of_what} there are boxes of shape {shape}, {num_labels} labels and {num_scores} scores;"
+      " for N boxes they must be [N, 4], N and N."
+    )
+  if not (np.all(np.isfinite(boxes.y0x0y1x1)) and np.all(np.isfinite(boxes.scores))):
+    raise UserError(f"In {of_what} there are numbers that are not finite: {boxes}.")
+
+
+def _evaluated(predictions, truths, sizes, classes) -> Any:
+  """A COCOeval after its work. pycocotools prints while it works; that goes nowhere."""
+  try:
+    from pycocotools import coco, cocoeval
+  except ImportError as error:
+    raise UserError(
+      "Average precision needs the package pycocotools, which is not installed. Run `pip install"
+      " -r requirements-metrics.txt`, or leave the detection evaluator out with --evals."
+    ) from error
+  number = {name: i + 1 for i, name in enumerate(classes)}
+  with contextlib.redirect_stdout(io.StringIO()):
+    sides = []
+    for images, scored in ((truths, False), (predictions, True)):
+      side = coco.COCO()
+      side.dataset = {
+        "images": [{"id": i + 1, "height": h, "width": w} for i, (h, w) in enumerate(sizes)],
+        "categories": [{"id": i, "name": name} for name, i in number.items()],
+        "annotations": _annotations(images, sizes, number, scored=scored),
+      }
+      side.createIndex()
+      sides.append(side)
+    evaluation = cocoeval.COCOeval(*sides, iouType="bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+  return evaluation
+
+
+def _annotations(
+  images: Sequence[Boxes],
+  sizes: Sequence[tuple[int, int]],
+  number: Mapping[str, int],
+  *,
+  scored: bool,
+) -> list[dict]:
+  """COCO's: x, y, width, height in pixels. Ids begin at 1, since 0 means unmatched there."""
+  rows: list[dict] = []
+  for i, (boxes, (height, width)) in enumerate(zip(images, sizes, strict=True)):
+    pixels = np.asarray(boxes.y0x0y1x1, np.float64).reshape(-1, 4) * (height, width, height, width)
+    for (y0, x0, y1, x1), label, score in zip(pixels, boxes.labels, boxes.scores, strict=True):
+      if label in number:
+        row = {"id": len(rows) + 1, "image_id": i + 1, "category_id": number[label], "iscrowd": 0}
+        row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+        rows.append(row | ({"score": float(score)} if scored else {}))
+  return rows
