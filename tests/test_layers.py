@@ -15,7 +15,7 @@ RANKS = [
   {"config", "adam8bit", "ema", "host_state", "rounding"},
   {"sharding", "optim", "models"},
   {"leaves", "weight_files"},
-  {"weights", "hf", "kept_leaves", "named"},
+  {"weights", "hf", "kept_leaves", "named", "seg_weights"},
   {
     "data",
     "datasets",
@@ -28,7 +28,7 @@ RANKS = [
     "param_table",
     "peft",
   },
-  {"checkpoint_params", "flops", "memory"},
+  {"checkpoint_params", "draw", "flops", "memory"},
   {"ckpt"},
   {"verify", "merging", "evals", "report", "compiled"},
   {"step_time"},
@@ -55,7 +55,7 @@ IMPORT_DOORS = {
   "sentencepiece": {"data/tokenizer"},
   "grain": {"data"},
   "matplotlib": {"plan_picture"},
-  "PIL": {"data", "datasets", "report", "predict", "demo"},
+  "PIL": {"data", "datasets", "draw", "report", "predict", "demo"},
 }
 TEXT_DOORS = {
   r"\bjax\.jit\b": {"step", "decode"},
