@@ -29,6 +29,7 @@ SEPARATOR = " ; "
 FORMATS = ("normalised", "coco", "voc", "yolo")
 
 _OBJECT = re.compile(r"\s*((?:<loc[0-9]{4}>){4})((?:<seg[0-9]{3}>){16})?\s*(.*?)\s*", re.DOTALL)
+_LOC, _SEG = "<loc0000>", "<seg000>"
 _NUMBER = re.compile(r"<(?:loc|seg)([0-9]+)>")
 _SPECIAL = re.compile(r"<(?:loc[0-9]{4}|seg[0-9]{3})>|[;\n]")
 
@@ -183,30 +184,33 @@ def parse_tokens(tokens: Sequence[int], logp: Sequence[float], tokenizer) -> Par
   end = tokens.index(tokenizer.eos) if tokenizer.eos in tokens else len(tokens)
   tokens, logp = tokens[:end], [float(p) for p in logp][:end]
   text = tokenizer.decode(tokens)
-  ends = _ends(tokens, tokenizer, len(text))
-  starts = [0, *ends[:-1]]
+  spans = _spans(tokens, tokenizer, len(text))
   parsed = parse(text)
   scored = []
   for o in parsed.objects:
-    inside = [i for i in range(end) if starts[i] < o.span[1] and ends[i] > o.span[0]]
-    boxed = 4 + len(o.codes or ())  # Each <loc> and <seg> is one token, and they come first.
-    special = [i for i in inside if _NUMBER.fullmatch(text[starts[i] : ends[i]])][:boxed]
-    rest = [logp[i] for i in inside if special and i > special[-1]]
-    mean = sum(logp[i] for i in special) / max(1, len(special))
-    scored.append(o._replace(box_score=math.exp(mean), label_score=math.exp(sum(rest))))
+    inside = [i for i, (a, b) in enumerate(spans) if a < o.span[1] and b > o.span[0]]
+    # Where its <loc> and <seg>, end and its label begins.
+    border = text.index("<", o.span[0]) + len(_LOC) * 4 + len(_SEG) * len(o.codes or ())
+    box = [logp[i] for i in inside if spans[i][0] < border]
+    label = [logp[i] for i in inside if spans[i][0] >= border]
+    mean = math.exp(sum(box) / len(box))
+    scored.append(o._replace(box_score=mean, label_score=math.exp(sum(label))))
   return parsed._replace(objects=tuple(scored))
 
 
-def _ends(tokens, tokenizer, length) -> list[int]:
-  """Where in the text each token ends.
+def _spans(tokens, tokenizer, length) -> list[tuple[int, int]]:
+  """Where in the text each token stands.
 
-  A character of several byte tokens is there with the last of them; before that the text may be
-  longer than it will be.
+  A character of several byte tokens is there with the last of them, and before that the text may be
+  longer than it will be; a token that adds nothing stands where the one before it does.
   """
   ends = [len(tokenizer.decode(tokens[: i + 1])) for i in range(len(tokens))]
+  spans: list[tuple[int, int]] = []
   for i in reversed(range(len(ends))):
     ends[i] = min(ends[i], ends[i + 1] if i + 1 < len(ends) else length)
-  return ends
+  for start, end in zip([0, *ends], ends, strict=False):
+    spans.append((start, end) if end > start or not spans else spans[-1])
+  return spans
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
