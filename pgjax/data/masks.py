@@ -119,10 +119,9 @@ def _from_runs(runs, height, width):
   if isinstance(counts, str | bytes):
     counts = _uncompressed(counts)
   numbers = isinstance(counts, list) and all(isinstance(n, int) and n >= 0 for n in counts)
-  if list(runs.get("size", ())) != [height, width] or not numbers or sum(counts) != height * width:
-    raise UserError(
-      f"run lengths of size {runs.get('size')} are not those of an image of {height} x {width}"
-    )
+  size = runs.get("size")
+  if size not in ([height, width], (height, width)) or not numbers or sum(counts) != height * width:
+    raise UserError(f"run lengths of size {size} are not those of an image of {height} x {width}")
   values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
   return values.reshape(width, height).T
 
