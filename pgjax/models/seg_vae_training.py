@@ -36,7 +36,7 @@ class State(NamedTuple):
 
 
 def start(params: dict[str, Any], tx: optax.GradientTransformation) -> State:
-  """Of seg_vae.init's weights. The first batch's vectors replace codes that none of them chooses."""
+  """Of seg_vae.init's weights; what the first batch does not choose becomes its vectors."""
   codebook_KE = params["codebook"]
   halves = {half: params[half] for half in ("encoder", "decoder")}
   count_K = jnp.full(len(codebook_KE), DEAD_BELOW)
