@@ -141,7 +141,7 @@ def write_batch(path: pathlib.Path, shape: Shape, rows: int) -> None:
 class Side:
   """One of the two, in its own process: it loads, answers, and waits for its turn."""
 
-  def __init__(self, name: str, python: str, spec: dict[str, Any]):
+  def __init__(self, name: str, python: str, spec: dict[str, Any], program: pathlib.Path = SIDES):
     """Starts loading."""
     environment = dict(
       os.environ,
@@ -153,7 +153,7 @@ class Side:
       TF_CPP_MIN_LOG_LEVEL="3",
       PYTHONWARNINGS="ignore::FutureWarning",  # Of transformers, about its own next version.
     )
-    command = [python, str(SIDES), name, json.dumps(spec)]
+    command = [python, str(program), name, json.dumps(spec)]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
 

@@ -21,12 +21,12 @@ STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clea
 LR, CLIP = 1e-4, 1.0
 
 
-def serve(trained, step, gpu_peak=None):
-  """Answers step.py. `step()` makes an update and returns its loss when that is known.
+def serve(first, step, gpu_peak=None):
+  """Says what the first steps gave, then answers. `step()` returns when its work is done.
 
   Not ru_maxrss: a process inherits that from the one which started it.
   """
-  print(json.dumps(dict(trained=trained, losses=[step() for _ in range(FIRST_STEPS)])), flush=True)
+  print(json.dumps(first), flush=True)
   memory = dict(peak_all=peak_of_process())
   ctypes.CDLL(None).malloc_trim(0)  # What loading and compilation freed and glibc still holds.
   CLEAR.write_text("5")  # From here on the peak counts anew (proc_pid_clear_refs(5)).
@@ -84,7 +84,7 @@ def pgjax(spec):
 
   stats = jax.devices()[0].memory_stats
   gpu_peak = (lambda: stats()["peak_bytes_in_use"]) if spec["device"] == "gpu" else None
-  serve(trained, update, gpu_peak)
+  serve(dict(trained=trained, losses=[update() for _ in range(FIRST_STEPS)]), update, gpu_peak)
 
 
 def transformers(spec):
@@ -108,7 +108,9 @@ def transformers(spec):
     optimizer.zero_grad(set_to_none=True)
     return loss.item()
 
-  serve(sum(p.numel() for p in moving), update, torch.cuda.max_memory_allocated if gpu else None)
+  first = dict(trained=sum(p.numel() for p in moving))
+  first["losses"] = [update() for _ in range(FIRST_STEPS)]
+  serve(first, update, torch.cuda.max_memory_allocated if gpu else None)
 
 
 def torch_model(spec, device):

@@ -41,16 +41,21 @@ TUNE = {
 }  # fmt: skip
 
 # One entry of `evals`: c.evals["val"] = dict(EVAL, type="vqa", data=..., pp=...). A whole split is
-# scored. With none of log_steps, log_epochs, log_examples and log_percent the entry does not run
-# while training, only in pgjax.evaluate; with one, also at the last step.
+# scored; types, and the columns that they need, are in docs/scores.md. With none of log_steps,
+# log_epochs, log_examples and log_percent the entry does not run while training, only in
+# pgjax.evaluate; with one, also at the last step.
 EVAL = dict(
-  type="vqa",  # "vqa": acc, acc_any, anls; "chartqa": acc, relaxed_acc; "perplexity": avg, sum.
+  type="vqa",
   # data: as input.data. pp: ends with image, prefix and what the score needs (the answer's column);
   # for perplexity with image, prefix and suffix. The true answer never enters a prompt.
   batch_size=64,
   max_decode_len=32,  # Tokens; perplexity does not decode.
+  decode=None,  # None: as the run's, below.
+  grammar=None,  # What answers may look like: "boxes", "json", ...; see docs/decoding.md.
   answer="answer",  # The column with the true answer, or with a list of them.
-  to_lower=False,  # Lower-case both sides before they are compared.
+  to_lower=False,  # Lower-case both sides before they are compared: vqa, chartqa, rsvqa.
+  caption_metrics=("cider",),  # And bleu, rouge, meteor.
+  mask_weights="oi",  # Of segmentation: PaliGemma's, or the path of an .npz; see docs/boxes.md.
   skip_first=False,  # Do not run before the first step.
 )
 
@@ -104,6 +109,7 @@ def base():
   c.mesh = [("data", -1)]
   c.sharding_strategy = [(".*", 'fsdp(axis="data")')]
 
+  # Or beam(3), nucleus(0.9), top_k(40, t=0.7), temperature(1.0), best_of(4, nucleus(0.9)).
   c.decode = "greedy"
   c.evals = {}
   return c

@@ -37,12 +37,15 @@ ARGUMENTS = (
   *("afmt", "batch_size", "beam_size", "crop", "eval_xm3600", "final_split", "freeze_llm"),
   *("freeze_vit", "mode", "prefix", "qfmt", "run_local", "size", "stride"),
 )
+_TRANSFERS = "proj.paligemma.transfers."
 EVAL_TYPES = {
   "proj.paligemma.perplexity": "perplexity",
-  "proj.paligemma.transfers.chartqa": "chartqa",
-  "proj.paligemma.transfers.vqa": "vqa",
-  "proj.paligemma.transfers.storepreds": "vqa",
+  f"{_TRANSFERS}coco_caption": "caption",
+  f"{_TRANSFERS}storepreds": "predictions",
 }
+ANSWERS = dict(
+  vqa=("answers", "suffix"), vqav2=("answers",), rsvqa=("answers",), caption=("captions",)
+)
 TOKENIZER = 'gemma(tokensets=("loc", "seg"))'
 
 
@@ -147,12 +150,17 @@ def _mixture(section: dict) -> list[str]:
 
 
 def _evaluator(entry: dict, batch_size: int) -> None:
-  entry["type"] = EVAL_TYPES.get(entry["type"], entry["type"])
+  entry["type"] = EVAL_TYPES.get(entry["type"], entry["type"].removeprefix(_TRANSFERS))
   entry["pp"] = entry.pop("pp_fn")
-  if (how := entry.pop("pred", "decode")) not in ("decode", "logits"):
-    raise UserError(f"Of the reference's ways to predict only decode is available yet, not {how}.")
-  entry.update(entry.pop("pred_kw", {}))
+  how, arguments = entry.pop("pred", "decode"), entry.pop("pred_kw", {})
+  if how == "beam_decode":
+    entry["decode"] = f"beam({arguments.pop('beam_size')})"
+  elif how not in ("decode", "logits"):
+    raise UserError(f"pred={how!r} is no way to decode here: only decode and beam_decode are.")
+  entry.update(arguments)
+  if "metrics" in entry:
+    entry["caption_metrics"] = [name.removesuffix("-4") for name in entry.pop("metrics")]
   entry.setdefault("batch_size", batch_size)
-  for column in ("answers", "suffix"):
-    if entry["type"] == "vqa" and re.search(rf"keep\([^)]*['\"]{column}['\"]", entry["pp"]):
+  for column in ANSWERS.get(entry["type"], ()):
+    if re.search(rf"keep\([^)]*['\"]{column}['\"]", entry["pp"]):
       entry["answer"] = column

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pgjax import runs, sharding
+from pgjax import runs, sharding, watching
 from pgjax.errors import UserError
 from pgjax.params import STACKED, flatten, unflatten
 from pgjax.weight_files import CHUNK_BYTES
@@ -115,6 +115,8 @@ class Saver:
     run["position"] = runs.plain(position)
     run["shapes"] = {name: shape(leaf) for name, leaf in arrays.items()}
     self._saving = (step, run)
+    if complaint := watching.complaint(self._workdir, self._manager.all_steps()):
+      self._say(complaint)
     if (value := self._value(scores)) is not None:
       self._values[step] = run["best_value"] = value
     items = dict(
@@ -139,7 +141,7 @@ class Saver:
 
   def _open_manager(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=_Retention(self._plan, self._values),
+      preservation_policy=_Retention(self._plan, self._values, self._workdir),
       cleanup_tmp_directories=True,
       async_options=ocp.AsyncOptions(post_finalization_callback=self._add_files),
     )
@@ -260,6 +262,7 @@ class _Retention(NamedTuple):
 
   plan: Plan
   values: dict[int, float]
+  workdir: pathlib.Path
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
     del context
@@ -267,6 +270,7 @@ class _Retention(NamedTuple):
     keep = set(steps[-plan.keep_last :])
     keep |= {s for s in steps if plan.keep_every_steps and s % plan.keep_every_steps == 0}
     keep |= set(sorted(self.values.keys() & set(steps), key=lambda s: self.values[s])[-1:])
+    keep |= watching.waiting(self.workdir, steps).keys()
     return [step in keep for step in steps]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pgjax import big_vision, params, schema
+from pgjax import big_vision, decode_method, params, schema
 from pgjax.errors import UserError
 
 log = logging.getLogger("pgjax")
@@ -59,7 +59,10 @@ def from_dict(fields: Mapping[str, Any]) -> ConfigDict:
   """
   config = ConfigDict(dict(fields), type_safe=False)
   with _import_paths(_ROOT / "configs/common.py"):
-    _fill(config, importlib.import_module("configs.common").base())
+    common = importlib.import_module("configs.common")
+  _fill(config, common.base())
+  for entry in config.evals.values():
+    _fill(entry, common.EVAL)
   return config
 
 
@@ -177,6 +180,7 @@ def validated(config: ConfigDict) -> ConfigDict:
   schema.check(config.model.llm, schema.LLM, "config.model.llm")
   _check_training(config)
   _check_sizes(config)
+  decode_method.parse(config.decode, "config.decode")
   for name, entry in config.evals.items():
     _check_eval(entry, f"config.evals[{name!r}]")
   best = config.keep_best.removeprefix("-")
@@ -267,6 +271,8 @@ def _check_eval(entry: Any, where: str) -> None:
   schema.require(entry, needed, where)
   schema.check(entry, schema.EVAL, where)
   _check_duration(entry, "log", where)
+  if entry.decode is not None:
+    decode_method.parse(entry.decode, f"{where}.decode")
 
 
 def steps(

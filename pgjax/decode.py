@@ -1,7 +1,12 @@
 """From image and prompt to tokens: prefill, then one token at a time over a KV cache, in one jit.
 
-Axes: B batch, T prompt tokens, L prefill length (image and prompt), S cache slots, V vocabulary.
-The reference is trainers/proj/paligemma/predict_fns.py.
+A row of the batch may have several continuations side by side, its branches: the samples of
+best_of, the live hypotheses of a beam search (search.py). They share the prompt's keys and values,
+and each sees only the slots of its own tokens, so a search never copies the cache.
+
+Axes: B batch, N branches of a row, T new tokens, L prefill length (image and prompt), S cache
+slots (L for the prompt, then N for each new token), V vocabulary. The reference is
+trainers/proj/paligemma/predict_fns.py.
 """
 
 import functools
@@ -9,102 +14,123 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from pgjax import params as params_lib
-from pgjax import sharding
-from pgjax.models import gemma, paligemma, vocabulary
+from pgjax import search, sharding
+from pgjax.decode_method import GREEDY
+from pgjax.models import paligemma, vocabulary
 
 
-class State(NamedTuple):
-  """What is carried from one token to the next."""
+class Decoded(NamedTuple):
+  """The answers: a row's tokens end with its eos, and zeros follow."""
 
-  step: Int[Array, ""]  # Tokens chosen so far.
-  cache: gemma.Cache
-  tokens: Int[Array, "B S"]  # 0 where nothing has been chosen yet, and after an eos.
-  logp: Float[Array, "B S"]
-  ended: Bool[Array, " B"]
+  tokens: Int[Array, "B T"]
+  logp: Float[Array, "B T"]  # Before temperature, top-k and grammar; 0 after the eos.
 
 
-def jitted(model, mesh, param_places, *, max_decode_len, eos=1, readable=params_lib.unflatten):
-  """`f(params, batch) -> (tokens int32 [B, max_decode_len], logp float32 likewise)`, greedily.
+def jitted(
+  model,
+  mesh,
+  param_places,
+  *,
+  max_decode_len,
+  method=GREEDY,
+  eos=1,
+  readable=params_lib.unflatten,
+):
+  """`f(params, batch, key=None, masks=None) -> Decoded` of max_decode_len tokens a row.
 
-  batch: image, text, mask_ar, mask_input [B, T], optionally image_mask, and `_mask` [B], false for
-  rows that only fill the batch. A row's tokens end with its eos, zeros follow; logp is each
-  token's log-probability, 0 after the eos. Stops when every row has ended.
+  batch: image, text, mask_ar, mask_input [B, T], optionally image_mask; `_mask` [B], false for rows
+  that only fill the batch; `_index` [B], the row's number in its split, on which its samples depend
+  instead of its place in the batch; `_grammar` [B], which grammar of `masks` (grammar.py) binds it.
+  key: of random numbers, for methods that sample. Stops when every row has ended; eos=-1 never.
   readable: from a flat dict of what is kept of the parameters to what modules read (step.readable).
   """
   layout = vocabulary.layout(mesh, params_lib.flatten(param_places)[paligemma.TABLE])
-  decode = functools.partial(
-    greedy,
+  run = functools.partial(
+    decoded,
     model=model.clone(constrain=sharding.batch_constraint(mesh)),
     layout=layout,
     readable=readable,
     max_decode_len=max_decode_len,
+    method=method,
     eos=eos,
   )
-  place = sharding.batch_sharding(mesh)
-  return jax.jit(decode, in_shardings=(param_places, place), out_shardings=place)
+  rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  compiled = jax.jit(
+    run, in_shardings=(param_places, rows, everywhere, everywhere), out_shardings=rows
+  )
+
+  def generate(params, batch, key=None, masks=None):
+    return compiled(params, batch, key, masks)
+
+  return generate
 
 
-def greedy(params, batch, *, model, layout, max_decode_len, eos, readable=params_lib.unflatten):
-  """The most probable token at each step; ties go to the lowest id."""
+def decoded(
+  params,
+  batch,
+  key=None,
+  masks=None,
+  *,
+  model,
+  layout,
+  max_decode_len,
+  method=GREEDY,
+  eos=1,
+  readable=params_lib.unflatten,
+) -> Decoded:
+  """What `jitted` compiles."""
   flat = params_lib.flatten(params)
   variables = {"params": readable(flat)}
-  embed = functools.partial(_embed, flat[paligemma.TABLE], layout)
-  zimg = model.apply(variables, batch["image"], method="embed_image")
+  N = method.branches
+
+  def embed(tokens_BT):
+    return vocabulary.embed(flat[paligemma.TABLE], tokens_BT, layout)
+
+  def next_logits(h_BND):
+    return model.apply(variables, h_BND, method="logits")
+
   h_BD, cache, lengths_B = model.apply(
     variables,
-    zimg,
+    model.apply(variables, batch["image"], method="embed_image"),
     embed(batch["text"]),
     batch["mask_ar"],
     batch["mask_input"].astype(bool),
     batch.get("image_mask"),
-    max_decode_len,
+    max_decode_len * N,
     method="prefill",
   )
-  logits = functools.partial(model.apply, variables, method="logits")
-  B, S = cache.k_LBSKH.shape[1:3]
-  L = S - max_decode_len
-  tokens = jnp.zeros((B, max_decode_len), jnp.int32)
-  ended = ~batch["_mask"] if "_mask" in batch else jnp.zeros((B,), bool)
-  state = State(jnp.zeros((), jnp.int32), cache, tokens, tokens.astype(jnp.float32), ended)
-
-  def going_on(state):
-    return (state.step < max_decode_len) & ~jnp.all(state.ended)
+  L = cache.k_LBSKH.shape[2] - max_decode_len * N
+  rules = search.rules(method, eos, batch, key, masks)
 
   def extend(state):
-    """Reads the last token, then chooses the next."""
+    """Reads the last token of each branch, then chooses the next."""
     last = state.step - 1
-    slots_S = jnp.arange(S)  # A row's tokens stand without a gap, after its padding.
-    seen_BS = (slots_S >= (L - lengths_B)[:, None]) & (slots_S <= L + last)
-    h_BD, cache = model.apply(
+    tokens_BN = jax.lax.dynamic_index_in_dim(state.tokens, last, axis=2, keepdims=False)
+    h_BND, cache = model.apply(
       variables,
-      embed(jax.lax.dynamic_slice_in_dim(state.tokens, last, 1, axis=1)),
+      embed(tokens_BN),
       state.cache,
-      lengths_B + last,
-      seen_BS,
-      L + last,
+      jnp.broadcast_to((lengths_B + last)[:, None], tokens_BN.shape),
+      _seen(state.path, last, lengths_B, L),
+      L + last * N,
       method="extend",
     )
-    return _choose(state._replace(cache=cache), logits(h_BD), eos)
+    return search.choose(state._replace(cache=cache), next_logits(h_BND), rules)
 
-  state = jax.lax.while_loop(going_on, extend, _choose(state, logits(h_BD), eos))
-  return state.tokens, state.logp
-
-
-def _choose(state, logits_BV, eos):
-  """The most probable token of each row that has not ended."""
-  token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  logp_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BV), token_B[:, None], axis=-1)[:, 0]
-  token_B = jnp.where(state.ended, 0, token_B)
-  return state._replace(
-    step=state.step + 1,
-    tokens=state.tokens.at[:, state.step].set(token_B),
-    logp=state.logp.at[:, state.step].set(jnp.where(state.ended, 0.0, logp_B)),
-    ended=state.ended | (token_B == eos),
-  )
+  first_BNV = jnp.repeat(next_logits(h_BD)[:, None], N, axis=1)
+  state = search.choose(search.start(cache, rules, max_decode_len), first_BNV, rules)
+  state = jax.lax.while_loop(functools.partial(search.going_on, rules=rules), extend, state)
+  return Decoded(*search.best(state, rules))
 
 
-def _embed(table_VD, layout, tokens_BT):
-  return vocabulary.embed(table_VD, tokens_BT, layout)
+def _seen(path_BNT, last, lengths_B, L):
+  """Bool [B, N, S]: the prompt, at the right end of its slots, and a branch's own tokens."""
+  B, N, T = path_BNT.shape
+  prompt_BL = jnp.arange(L) >= (L - lengths_B)[:, None]
+  own_BNTN = path_BNT[..., None] == jnp.arange(N)
+  own_BNTN = own_BNTN & (jnp.arange(T) <= last)[:, None]
+  prompt_BNL = jnp.broadcast_to(prompt_BL[:, None], (B, N, L))
+  return jnp.concatenate([prompt_BNL, own_BNTN.reshape(B, N, T * N)], axis=2)

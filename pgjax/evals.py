@@ -7,22 +7,24 @@ answer is worth is in pgjax.metrics.
 """
 
 import contextlib
+import hashlib
 import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from pgjax import config as config_lib
-from pgjax import decode, metric_log, sharding
+from pgjax import decode, decode_method, metric_log, scorers, sharding
+from pgjax import grammar as grammar_lib
+from pgjax import journal as journal_lib
 from pgjax import step as step_lib
 from pgjax.data import pipeline
 from pgjax.errors import UserError
-from pgjax.metrics import text, vqa
-
-SCORE = {"vqa": "acc", "chartqa": "relaxed_acc"}  # What a row of predictions.jsonl is given.
+from pgjax.metrics import text
 
 
 class Evaluator(NamedTuple):
@@ -32,7 +34,8 @@ class Evaluator(NamedTuple):
   section: Any  # config.evals[name]
   every_steps: int | None  # None: not while training.
   batches: pipeline.EvalBatches
-  compute: Callable[[Any, Any], Any]  # Compiled once, at its first call.
+  compute: Callable[[Any, pipeline.EvalBatch], Any]  # Compiled once, at its first call.
+  scorer: scorers.Scorer | None  # None for perplexity.
 
 
 class Result(NamedTuple):
@@ -40,6 +43,7 @@ class Result(NamedTuple):
 
   scores: dict[str, float]
   rows: list[dict[str, Any]]
+  data_sha256: str  # Of the images, prompts and answers that were scored.
 
 
 def of_training(config, total_steps: int, num_examples: int) -> dict[str, int]:
@@ -63,27 +67,78 @@ def matching(config, pattern: str) -> dict[str, None]:
 
 def make(config, model, mesh, tokenizer, param_places, every: Mapping[str, int | None]):
   """Opens the data of the evaluators named in `every`; nothing is compiled yet."""
-  decoders: dict[int, Callable] = {}
-  readable = step_lib.readable(step_lib.leaves_of(model, config), mesh)
+  decoders = _Decoders(config, model, mesh, tokenizer, param_places)
   made = []
   for name, every_steps in every.items():
     section = config.evals[name]
     sharding.check_batch_size(section.batch_size, mesh, f"config.evals.{name}.batch_size")
-    if section.type == "perplexity":
-      compute = step_lib.jitted_nll(model, config, mesh, param_places)
-    else:
-      length = section.max_decode_len
-      if length not in decoders:
-        decoders[length] = decode.jitted(
-          model, mesh, param_places, max_decode_len=length, readable=readable
-        )
-      compute = decoders[length]
     try:
+      if section.type == "perplexity":
+        compute = _likelihoods(step_lib.jitted_nll(model, config, mesh, param_places))
+        scorer = None
+      else:
+        compute, scorer = decoders.of(section), scorers.of(section)
       batches = _open(config, section, tokenizer)
+      if scorer and scorer.columns:
+        _check_columns(batches.first_columns(), scorer.columns, section.type)
     except UserError as error:
       raise UserError(f"config.evals.{name}: {error}") from None
-    made.append(Evaluator(name, section, every_steps, batches, compute))
+    made.append(Evaluator(name, section, every_steps, batches, compute, scorer))
   return made
+
+
+def _likelihoods(nll: Callable) -> Callable[[Any, pipeline.EvalBatch], Any]:
+  return lambda params, batch: nll(params, batch.arrays)
+
+
+class _Decoders:
+  """Compiled decodes; evaluators of one length and method share theirs."""
+
+  def __init__(self, config, model, mesh, tokenizer, param_places):
+    self._config, self._model, self._mesh, self._tokenizer = config, model, mesh, tokenizer
+    self._places, self._compiled = param_places, {}
+    self._readable = step_lib.readable(step_lib.leaves_of(model, config), mesh)
+
+  def of(self, section) -> Callable[[Any, pipeline.EvalBatch], decode.Decoded]:
+    """What decodes the batches of one evaluator."""
+    length, method = (
+      section.max_decode_len,
+      decode_method.parse(section.decode or self._config.decode),
+    )
+    if (length, method) not in self._compiled:
+      self._compiled[length, method] = decode.jitted(
+        self._model,
+        self._mesh,
+        self._places,
+        max_decode_len=length,
+        method=method,
+        readable=self._readable,
+      )
+    run = self._compiled[length, method]
+    key = jax.random.key(self._config.seed) if method.kind == "sample" else None
+    if section.grammar is None:
+      return lambda params, batch: run(params, batch.arrays, key)
+    size = self._model.llm_config.vocab_size
+    parsed = grammar_lib.parse(section.grammar)
+    masks = grammar_lib.Masks(parsed, self._tokenizer, size, length)
+
+    def masked(params, batch):
+      tables, of_real = masks.of(batch.rows, sharding.gather_objects)
+      rows = np.zeros(len(sharding.local_rows(batch.arrays["_mask"])), np.int32)
+      rows[: len(of_real)] = of_real
+      arrays = batch.arrays | sharding.global_batch({"_grammar": rows}, self._mesh)
+      return run(params, arrays, key, tables)
+
+    return masked
+
+
+def _check_columns(there: Mapping[str, Any], needed: Sequence[str], kind: str) -> None:
+  missing = [name for name in needed if name not in there]
+  if missing:
+    raise UserError(
+      f"type {kind!r} needs {', '.join(map(repr, missing))} of each example, and after pp there are"
+      f" only {', '.join(sorted(there))}; add them to keep(...)."
+    )
 
 
 def _open(config, section, tokenizer) -> pipeline.EvalBatches:
@@ -147,24 +202,39 @@ def run(
   tokenizer: Any,
   stopping: Callable[[], bool] = lambda: False,
   seen: Callable[[pipeline.EvalBatch], None] = lambda batch: None,
+  journal: journal_lib.Journal | None = None,
 ) -> Result | None:
-  """One pass over the split. `seen` gets each batch (a report takes its pictures there)."""
-  rows, waiting = [], None
-  feed = pipeline.to_device(evaluator.batches, mesh)
+  """One pass over the split. `seen` gets each batch (a report takes its pictures there).
+
+  What is in the journal is not decoded again, and each batch is added to it.
+  """
+  rows, waiting = list(journal.batches) if journal else [], None
+
+  def read():
+    rows.append(_read(evaluator, tokenizer, *waiting))
+    if journal:
+      journal.add(rows[-1])
+
+  feed = pipeline.to_device(evaluator.batches.after(len(rows)), mesh)
   with contextlib.closing(feed):
     for batch in feed:
       if stopping():
         return None
-      output = evaluator.compute(params, batch.arrays)
+      output = evaluator.compute(params, batch)
       seen(batch)
       if waiting is not None:  # The device works on this batch while the last one is read.
-        rows.append(_read(evaluator, tokenizer, *waiting))
+        read()
       waiting = (batch, output)
-  rows.append(_read(evaluator, tokenizer, *waiting))
-  rows = _in_order(sharding.gather_objects(rows))
+  if waiting is not None:
+    read()
+  rows = [dict(row) for row in _in_order(sharding.gather_objects(rows))]
+  of_split = evaluator.scorer.of_split(evaluator.section, rows) if evaluator.scorer else {}
   scores = [row.pop("scores") for row in rows]
-  named = text.mean(scores) | dict(num=len(rows))
-  return Result({f"{evaluator.name}/{name}": value for name, value in named.items()}, rows)
+  digest = hashlib.sha256("".join(row.pop("_sha256") for row in rows).encode())
+  digest.update(json.dumps([row.get("answer") for row in rows]).encode())
+  named = text.mean(scores) | of_split | dict(num=len(rows))
+  named = {f"{evaluator.name}/{name}": value for name, value in named.items()}
+  return Result(named, rows, digest.hexdigest())
 
 
 def _read(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) -> list[dict]:
@@ -173,34 +243,26 @@ def _read(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) ->
   prompts, *outputs = (sharding.local_rows(a)[real] for a in (batch.arrays["text"], *output))
   make_row = _likelihood if evaluator.section.type == "perplexity" else _answer
   return [
-    make_row(evaluator, tokenizer, example, prompt, *row_outputs)
+    dict(make_row(evaluator, tokenizer, example, prompt, *row_outputs), _sha256=example["_sha256"])
     for example, prompt, *row_outputs in zip(batch.rows, prompts, *outputs, strict=True)
   ]
 
 
 def _answer(evaluator: Evaluator, tokenizer, example, prompt, tokens, logp) -> dict[str, Any]:
-  del logp
-  section, prediction = evaluator.section, tokenizer.decode(tokens)
-  answer = _reference(evaluator, example)
-  if section.type == "chartqa":
-    scores = vqa.chartqa(prediction, _one(answer), to_lower=section.to_lower)
-  else:
-    scores = vqa.vqa(prediction, answer, to_lower=section.to_lower)
-  score, count = scores[SCORE[section.type]]
-  return dict(
-    id=_plain(example.get("id")),
+  answer = scorers.Answer(tokenizer.decode(tokens), tokens, logp)
+  row = dict(
+    id=scorers.plain(example.get("id")),
     prompt=_prompt(tokenizer, example, prompt),
-    answer=answer,
-    prediction=prediction,
-    score=score if count else None,
-    scores=scores,
+    prediction=answer.text,
+    logp=float(logp.sum()),
   )
+  return row | evaluator.scorer.row(evaluator.section, tokenizer, example, answer)
 
 
 def _likelihood(evaluator: Evaluator, tokenizer, example, prompt, nll, weight) -> dict[str, Any]:
   del evaluator
   return dict(
-    id=_plain(example.get("id")),
+    id=scorers.plain(example.get("id")),
     prompt=_prompt(tokenizer, example, prompt),
     nll=float(nll),
     scores=text.perplexity(float(nll), float(weight)),
@@ -211,34 +273,17 @@ def _prompt(tokenizer, example: Mapping[str, Any], tokens) -> str:
   return example["prefix"] if "prefix" in example else tokenizer.decode(tokens)
 
 
-def _reference(evaluator: Evaluator, example: Mapping[str, Any]) -> str | list[str]:
-  """The true answer, or a list of them; data that has none is decoded without being scored."""
-  value = _plain(example.get(evaluator.section.answer, []))
-  return [str(v) for v in value] if isinstance(value, list) else str(value)
-
-
-def _one(answer: str | list[str]) -> str:
-  if isinstance(answer, str):
-    return answer
-  if len(answer) == 1:
-    return answer[0]
-  raise UserError(f"ChartQA's score takes one answer for a question, not {answer}.")
-
-
-def _plain(value: Any) -> Any:
-  """Without numpy, so that JSON can hold it."""
-  return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
 def _in_order(by_process: list[list[list[dict]]]) -> list[dict]:
   """[process][batch][row] to the order of the split: batch, then process, then row."""
   return [row for batches in zip(*by_process, strict=True) for rows in batches for row in rows]
 
 
-def write(folder: pathlib.Path, scores: Mapping[str, float], rows: Sequence[Mapping]) -> None:
-  """metrics.json and predictions.jsonl."""
+def write(folder: pathlib.Path, scores: Mapping[str, Any], rows: Sequence[Mapping]) -> None:
+  """predictions.jsonl, and then metrics.json, which is there as a whole or not at all."""
   with metric_log.disk_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(dict(scores), indent=1) + "\n")
     lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
     (folder / "predictions.jsonl").write_text("".join(lines))
+    fresh = folder / "metrics.json.tmp"
+    fresh.write_text(json.dumps(dict(scores), indent=1) + "\n")
+    fresh.replace(folder / "metrics.json")

@@ -5,27 +5,35 @@ another one, for other data, other evaluators or weights in another format, and
 --config.evals.x.y=... changes a field of either.
 """
 
+import hashlib
+import importlib.metadata
 import json
 import pathlib
+import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
 
+import pgjax
 from pgjax import (
   checkpoint_params,
   ckpt,
   cli,
   evals,
+  journal,
   loading,
   metric_log,
   named,
   report,
   runs,
   sharding,
+  watching,
 )
 from pgjax import config as config_lib
+from pgjax import params as params_lib
 from pgjax import step as step_lib
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
@@ -37,58 +45,197 @@ POLL_SECONDS = 10.0  # How often --watch looks for a new step.
 def main(args: Any) -> None:
   """One checkpoint, or with --watch every step that appears, until the run has ended."""
   out = runs.open_folder(args.out, "--out")
-  if not args.watch:
-    score(args, ckpt.open_source(args.ckpt, args.step, ema=args.ema), out)
-    return
+  if args.watch:
+    watch(args, out)
+  else:
+    source = ckpt.open_source(args.ckpt, args.step, ema=args.ema)
+    Scoring(args, source).score(source, out)
+
+
+def watch(args: Any, out: pathlib.Path) -> None:
+  """Scores each step of a workdir once, in OUT/step_N; what is there already is not done again."""
+  workdir = pathlib.Path(args.ckpt).expanduser().absolute()
   if args.step is not None:
     raise UserError("--watch scores every step that appears, so --step cannot be given with it.")
-  done: set[int] = set()
-  while True:
-    for step in [s for s in runs.steps(args.ckpt) if s not in done]:
-      source = ckpt.open_source(args.ckpt, step, ema=args.ema)
-      score(args, source, out / f"step_{step}")
-      done.add(step)
-      if step == source.run.position["total_steps"]:
-        return
-    time.sleep(POLL_SECONDS)
-
-
-def score(args: Any, source: ckpt.Source, out: pathlib.Path) -> None:
-  """All evaluators that --evals matches, on the parameters of one checkpoint."""
-  config = args.config or saved_config(source, args.overrides)
-  if source.run and "params" in source.run.config:  # How its leaves are kept is the run's to say.
-    with config.unlocked():
-      config.params = source.run.config["params"]
-  mesh = sharding.start(config.mesh)
-  log = metric_log.Log(None, main=sharding.is_main())
-  tokenizer = (
-    tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
-    if source.tokenizer is not None
-    else tokenizer_lib.load(config.tokenizer)
-  )
-  model = paligemma.Model(**config.model)
-  abstract = abstract_params(model, config, mesh, source)
-  places = step_lib.shardings_of(abstract)
-  evaluators = evals.make(
-    config, model, mesh, tokenizer, places, evals.matching(config, args.evals)
-  )
-  for note in source.notes:
-    log.say(note)
-  log.say(f"Scoring {source.path} on {mesh.size} x {mesh.devices.flat[0]}")
-  with log.waiting("Loading the parameters"):
-    params = restored(source, abstract, step_lib.leaves_of(model, config))
-  scores, rows, pictures = {}, {}, {}
-  for evaluator in evaluators:
-    pictures[evaluator.name] = album = Album(evaluator)
-    with log.waiting(f"Evaluating {evaluator.name}, {evaluator.batches.num_examples:,} examples"):
-      result = evals.run(evaluator, params, mesh=mesh, tokenizer=tokenizer, seen=album.take)
-    scores, rows[evaluator.name] = scores | result.scores, result.rows
-  log.say("\n".join(f"{name} = {value:.6g}" for name, value in scores.items()))
-  if sharding.is_main():
-    write(
-      out, source, config, scores, rows, {name: album.pictures for name, album in pictures.items()}
+  if workdir.is_file() or (workdir / "run.json").exists():
+    raise UserError(
+      f"--watch takes the workdir of a run, and --ckpt={args.ckpt} is something else."
     )
-  log.say(f"Written to {out}: metrics.json, predictions.jsonl, report.html")
+  log, scoring = metric_log.Log(None, main=True), None
+  if not workdir.is_dir():
+    log.say(f"Waiting for {workdir}")
+  while True:
+    scored = {step for step in runs.steps(workdir) if is_scored(out / f"step_{step}", args)}
+    if workdir.is_dir() and sharding.is_main():
+      _announce(workdir, out, scored, log)
+    todo = [step for step in runs.steps(workdir) if step not in scored]
+    todo = sharding.gather_objects(todo)[0][:1]
+    for step in todo:
+      try:
+        source = ckpt.open_source(args.ckpt, step, ema=args.ema)
+      except UserError as error:  # Moved away by the run, if it found the step damaged.
+        log.say(f"Step {step} cannot be read and is left out: {error}")
+        time.sleep(POLL_SECONDS)
+        continue
+      if scoring is None or not scoring.fits(source):
+        scoring = Scoring(args, source)
+      scoring.score(source, out / f"step_{step}")
+      if step == source.run.position["total_steps"]:
+        _announce(workdir, out, {*scored, step}, log)
+        return
+    if not todo:
+      time.sleep(POLL_SECONDS)
+
+
+def _announce(workdir: pathlib.Path, out: pathlib.Path, scored: set[int], log: Any) -> None:
+  try:
+    watching.announce(workdir, out, scored)
+  except OSError as error:
+    log.say(f"The run cannot be told to keep what is not scored yet: {error}.")
+
+
+def is_scored(out: pathlib.Path, args: Any) -> bool:
+  """Are there complete results of the same evaluators? metrics.json is written last."""
+  try:
+    return json.loads((out / "metrics.json").read_text())["about"]["pattern"] == args.evals
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+
+
+class Scoring:
+  """All that several checkpoints of a run have in common: data, mesh, compiled programs."""
+
+  def __init__(self, args: Any, source: ckpt.Source):
+    """Everything that can be wrong is told here, before parameters are read."""
+    self.args, self.log = args, metric_log.Log(None, main=sharding.is_main())
+    self.config = config = args.config or saved_config(source, args.overrides)
+    if source.run and "params" in source.run.config:  # How its leaves are kept the run says.
+      with config.unlocked():
+        config.params = source.run.config["params"]
+    self.mesh = sharding.start(config.mesh)
+    self.tokenizer = (
+      tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
+      if source.tokenizer is not None
+      else tokenizer_lib.load(config.tokenizer)
+    )
+    self.model = paligemma.Model(**config.model)
+    self.abstract = abstract_params(self.model, config, self.mesh, source)
+    self.evaluators = evals.make(
+      config,
+      self.model,
+      self.mesh,
+      self.tokenizer,
+      step_lib.shardings_of(self.abstract),
+      evals.matching(config, args.evals),
+    )
+    self._of = _what_matters(source)
+
+  def fits(self, source: ckpt.Source) -> bool:
+    """Is this another step of the same run, with the same settings?"""
+    return _what_matters(source) == self._of
+
+  def score(self, source: ckpt.Source, out: pathlib.Path) -> None:
+    """All evaluators that --evals matches, on the parameters of one checkpoint."""
+    out.mkdir(exist_ok=True)
+    for note in source.notes:
+      self.log.say(note)
+    self.log.say(f"Scoring {source.path} on {self.mesh.size} x {self.mesh.devices.flat[0]}")
+    with self.log.waiting("Loading the parameters"):
+      params = restored(source, self.abstract, step_lib.leaves_of(self.model, self.config))
+    about = facts(self, source, params)
+    results, albums, journals = {}, {}, []
+    for evaluator in self.evaluators:
+      name = evaluator.name
+      same = dict(
+        about["evals"][name], checkpoint=about["checkpoint"], config=about["config_sha256"]
+      )
+      journals.append(journal.Journal(out, name, same | about["evals"][name]))
+      if done := len(journals[-1].batches):
+        self.log.say(f"{name}: {done} of {len(evaluator.batches)} batches were scored before.")
+      albums[name] = Album(evaluator)
+      began = time.monotonic()
+      with self.log.waiting(f"Evaluating {name}, {evaluator.batches.num_examples:,} examples"):
+        results[name] = evals.run(
+          evaluator,
+          params,
+          mesh=self.mesh,
+          tokenizer=self.tokenizer,
+          seen=albums[name].take,
+          journal=journals[-1],
+        )
+      about["evals"][name] |= dict(
+        data_sha256=results[name].data_sha256,
+        first_prompt=results[name].rows[0]["prompt"],
+        seconds=round(time.monotonic() - began, 3),
+      )
+    scores = {name: value for result in results.values() for name, value in result.scores.items()}
+    self.log.say("\n".join(f"{name} = {value:.6g}" for name, value in scores.items()))
+    if sharding.is_main():
+      self._append_to_run(source, scores)
+      write(out, source, self.config, about, scores, results, albums)
+    for each in journals:
+      each.close(finished=True)
+    self.log.say(f"Written to {out}: metrics.json, predictions.jsonl, report.html")
+
+  def _append_to_run(self, source: ckpt.Source, scores: Mapping[str, float]) -> None:
+    """To the TensorBoard of the run, if this is a checkpoint in its workdir."""
+    if source.run and source.run.path.parent.name == runs.FOLDER:
+      try:
+        metric_log.append_scores(source.run.path.parents[1], source.run.step, scores)
+      except OSError as error:
+        self.log.say(f"The run's TensorBoard does not get the scores: {error}.")
+
+
+def _what_matters(source: ckpt.Source) -> Any:
+  return source.run and (source.run.config, source.run.shapes, source.averages)
+
+
+def facts(scoring: Scoring, source: ckpt.Source, params: Any) -> dict[str, Any]:
+  """What the scores were made of, for metrics.json; the same facts, the same scores."""
+  config = runs.plain(scoring.config.to_dict())
+  sums = jax.device_get(step_lib.jitted_checksums()(params_lib.flatten(params)))
+  return dict(
+    pattern=scoring.args.evals,
+    checkpoint=dict(
+      path=str(source.path),
+      step=source.run.step if source.run else 0,
+      averages=source.averages,
+      sha256=_sha256({name: int(value) for name, value in sums.items()}),
+    ),
+    config_sha256=_sha256(config),
+    tokenizer_sha256=scoring.tokenizer.sha256,
+    evals={
+      evaluator.name: dict(
+        decode=evaluator.section.decode or scoring.config.decode,
+        grammar=evaluator.section.grammar,
+        max_decode_len=evaluator.section.max_decode_len,
+        dtype=scoring.config.dtype,
+        cache_dtype=scoring.model.llm_config.cache_dtype or scoring.config.dtype,
+        seed=scoring.config.seed,
+        config_sha256=_sha256(config["evals"][evaluator.name]),
+        examples=evaluator.batches.num_examples,
+        batch_size=evaluator.section.batch_size,
+      )
+      for evaluator in scoring.evaluators
+    },
+    versions=versions(),
+  )
+
+
+def versions() -> dict[str, str]:
+  """Of the software, and what it ran on."""
+  names = ("jax", "jaxlib", "flax", "numpy", "pillow", "sentencepiece", "grain")
+  found = {name: importlib.metadata.version(name) for name in names}
+  return dict(
+    found,
+    pgjax=pgjax.__version__,
+    python=sys.version.split()[0],
+    device=jax.devices()[0].device_kind,
+  )
+
+
+def _sha256(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def saved_config(source: ckpt.Source, overrides: Any) -> Any:
@@ -145,16 +292,18 @@ def abstract_params(model: Any, config: Any, mesh: Any, source: ckpt.Source) -> 
   return jax.tree_util.tree_map_with_path(as_stored, params)
 
 
-def write(out: pathlib.Path, source: ckpt.Source, config, scores, rows, pictures) -> None:
-  """The three files; a row of predictions.jsonl also says which evaluator it is of."""
-  step = source.run.step if source.run else 0
-  facts = dict(checkpoint=str(source.path), step=step, averages=source.averages)
-  together = [dict(eval=name) | row for name, of_one in rows.items() for row in of_one]
-  evals.write(out, facts | scores, together)
+def write(out, source, config, about, scores, results, albums) -> None:
+  """The files of one checkpoint; metrics.json, which says that all is there, comes last."""
+  step = about["checkpoint"]["step"]
+  seen = dict(checkpoint=about["checkpoint"]["path"], step=step, averages=source.averages)
+  rows = {name: result.rows for name, result in results.items()}
+  pictures = {name: album.pictures for name, album in albums.items()}
   with metric_log.disk_errors(out):
     title = f"pgjax: step {step}" if step else f"pgjax: {source.path.name}"
-    (out / "report.html").write_text(report.page(title, facts, scores, rows, pictures))
+    (out / "report.html").write_text(report.page(title, seen, scores, rows, pictures))
     (out / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+  together = [dict(eval=name) | row for name, of_one in rows.items() for row in of_one]
+  evals.write(out, seen | scores | dict(about=about), together)
 
 
 FLAGS = [

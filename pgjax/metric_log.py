@@ -248,6 +248,17 @@ def seconds_since_process_start() -> float:
   return uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
+def append_scores(workdir: pathlib.Path, step: int, scores: Mapping[str, float]) -> None:
+  """The result of an evaluation beside the run, as one more line in the run's TensorBoard.
+
+  In a folder of its own: of several event files in one, TensorBoard reads on in the newest alone.
+  """
+  board = tensorboardX.SummaryWriter(str(workdir / "tensorboard" / "evaluate"))
+  for name, value in scores.items():
+    board.add_scalar(name, value, step)
+  board.close()
+
+
 def forget_after(path: pathlib.Path, step: int, *, evaluated: bool) -> None:
   """Keeps the rows up to `step`; the last line of a killed run may be cut off in the middle."""
   if not path.exists():

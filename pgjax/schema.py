@@ -12,7 +12,10 @@ from pgjax import params
 from pgjax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
-EVAL_TYPES = ("vqa", "chartqa", "perplexity")
+EVAL_TYPES = (  # Those of scorers.py, and the one that does not decode.
+  "vqa", "vqav2", "chartqa", "choice", "science_qa", "pope", "tallyqa", "rsvqa", "caption",
+  "detection", "segmentation", "json", "predictions", "perplexity",
+)  # fmt: skip
 
 
 class Field(NamedTuple):
@@ -121,7 +124,7 @@ RUN = {
   "microbatches": _whole(1),
   "mesh": _pairs("(axis, size)", lambda v: isinstance(v, int) and not isinstance(v, bool)),
   "sharding_strategy": _pairs("(regex, tactic)", lambda v: isinstance(v, str)),
-  "decode": _one_of("greedy"),
+  "decode": TEXT,
   "evals": MAPPING,
   "keep_last": _whole(1),
   "keep_best": ANY_TEXT,
@@ -185,8 +188,15 @@ EVAL = {
   "pp": TEXT,
   "batch_size": _whole(1),
   "max_decode_len": _whole(1),
+  "decode": OPTIONAL_TEXT,
+  "grammar": OPTIONAL_TEXT,
   "to_lower": FLAG,
   "answer": TEXT,
+  "caption_metrics": Field(
+    "a list of cider, bleu, rouge, meteor",
+    lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(n, str) for n in v),
+  ),
+  "mask_weights": TEXT,
   **durations("log"),
   "skip_first": FLAG,
 }

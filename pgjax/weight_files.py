@@ -125,15 +125,15 @@ def _from_disk(path: pathlib.Path, offset: int, shape, dtype) -> Leaf:
   return Leaf(shape, dtype, read)
 
 
-def read_npz(path: pathlib.Path) -> dict[str, Leaf]:
+def read_npz(path: pathlib.Path, starts: str | tuple[str, ...] = "") -> dict[str, Leaf]:
   """The parameters in an `.npz`, whichever of big_vision's three layouts it has.
 
-  Each array's checksum is compared before the first of its rows is given out.
+  Only names that start with `starts` are looked at. Each array's checksum is compared before the
+  first of its rows is given out.
   """
   with explained(path, ".npz"), zipfile.ZipFile(path) as file:
-    found = {
-      info.filename.removesuffix(".npy"): _npy_leaf(path, file, info) for info in file.infolist()
-    }
+    members = [info for info in file.infolist() if info.filename.startswith(starts)]
+    found = {i.filename.removesuffix(".npy"): _npy_leaf(path, file, i) for i in members}
   for prefix in ("params/", "opt/target/"):
     if inside := {n.removeprefix(prefix): a for n, a in found.items() if n.startswith(prefix)}:
       found = inside

@@ -19,6 +19,7 @@ SPECS = [
   *("chartqa.py:variant=tiny,parts=augmented,batch_size=8", "chartqa.py:final_split,parts=human"),
   *("forkme.py", "forkme.py:size=v1,tune=decoder,prompt=caption en", "forkme.py:variant=tiny,val="),
   "forkme.py:tune=connector",
+  *("detect.py", "detect.py:variant=tiny,classes=cat+guinea pig,order=area,tune=lora"),
   *(f"forkme.py:tune={name}" for name in common.TUNE if "lora" in name),
 ]
 
@@ -27,9 +28,9 @@ def built(spec, **overrides):
   return config.validated(config.load(str(ROOT / "configs" / spec), overrides))
 
 
-def test_there_are_three_configs_and_each_is_tried_below():
+def test_there_are_four_configs_and_each_is_tried_below():
   names = [path.name for path in FILES]
-  assert len(names) == 3
+  assert len(names) == 4
   assert {spec.partition(":")[0] for spec in SPECS} == set(names)
 
 

@@ -220,7 +220,7 @@ def test_evaluation_sees_each_example_once_on_any_number_of_processes(tmp_path, 
       seen += [row["suffix"] for row in rows]
       masks += arrays["_mask"].tolist()
       assert all(row["note"] == "kept" for row in rows)
-      assert set(arrays) == {"image", "text", "mask_ar", "mask_input", "_mask"}
+      assert set(arrays) == {"image", "text", "mask_ar", "mask_input", "_mask", "_index"}
   assert sorted(seen) == [str(i) for i in range(9)]
   assert (len(masks), sum(masks)) == (12, 9)
 

@@ -125,5 +125,5 @@ def test_a_missing_data_set_says_how_to_make_it(tmp_path, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
   with pytest.raises(UserError, match=r"not prepared in .*: python -m pgjax.prepare chartqa --raw"):
     sources.open(dict(name="chartqa/human", split="train"))
-  with pytest.raises(UserError, match=r"'coco' is not prepared in .*other: prepare it with TFDS"):
-    sources.open(dict(name="coco", split="train", data_dir=str(tmp_path / "other")))
+  with pytest.raises(UserError, match=r"'voc' is not prepared in .*other: prepare it with TFDS"):
+    sources.open(dict(name="voc", split="train", data_dir=str(tmp_path / "other")))

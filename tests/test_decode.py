@@ -119,8 +119,8 @@ def test_it_stops_when_the_last_real_row_has_ended(monkeypatch, values, batch, e
 
   monkeypatch.setattr(decode.vocabulary, "embed", count)
   model = tiny.model(llm=dict(final_logits_softcap=SOFTCAP))
-  greedy = functools.partial(decode.greedy, model=model, layout=None, max_decode_len=NEW, eos=eos)
-  run = jax.jit(greedy)
+  decoded = functools.partial(decode.decoded, model=model, layout=None, max_decode_len=NEW, eos=eos)
+  run = jax.jit(decoded)
   tokens, _ = expected
   ended = (tokens == eos).any(axis=1)
   for real in (ended, np.ones(ROWS, bool)):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from pgjax import evals, metric_log, sharding
+from pgjax import evals, journal, metric_log, scorers, sharding
 from pgjax.data import pipeline
 from pgjax.errors import UserError
 
@@ -27,32 +27,35 @@ class Split(NamedTuple):
 
   answers: list
 
-  def __iter__(self):
-    for start in range(0, len(self.answers), 8):
+  def after(self, batches):
+    for start in range(8 * batches, len(self.answers), 8):
       part = self.answers[start : start + 8]
       arrays = dict(
         text=np.full((8, 3), 11, np.int32),
         _mask=np.arange(8) < len(part),
         number=np.minimum(np.arange(start, start + 8), len(self.answers) - 1).astype(np.int32),
       )
-      rows = [dict(id=start + i, answer=answer) for i, answer in enumerate(part)]
+      rows = [dict(id=start + i, answer=a, _sha256=f"{start + i}") for i, a in enumerate(part)]
       yield pipeline.EvalBatch(arrays, rows)
 
 
 def says_b(params, batch):
   """The answer "b", then an eos and rubbish; likelihoods are the row's number."""
   tokens = np.tile(np.array([11, 1, 12], np.int32), (8, 1))
-  return jax.device_put((tokens, np.zeros((8, 3), np.float32)), batch["number"].sharding)
+  logp = np.tile(np.array([-0.5, -0.25, 0], np.float32), (8, 1))
+  return jax.device_put((tokens, logp), batch.arrays["number"].sharding)
 
 
 def likelihood(params, batch):
-  number = np.asarray(batch["number"]).astype(np.float32)
-  return jax.device_put((number, np.full(8, 2, np.float32)), batch["number"].sharding)
+  number = np.asarray(batch.arrays["number"]).astype(np.float32)
+  return jax.device_put((number, np.full(8, 2, np.float32)), batch.arrays["number"].sharding)
 
 
 def evaluator(answers, compute=says_b, **fields):
-  section = dict(type="vqa", answer="answer", to_lower=False, skip_first=False) | fields
-  return evals.Evaluator("val", SimpleNamespace(**section), 10, Split(answers), compute)
+  section = dict(type="vqa", answer="answer", to_lower=False, skip_first=False)
+  section = SimpleNamespace(**(section | fields), caption_metrics=())
+  scorer = None if section.type == "perplexity" else scorers.of(section)
+  return evals.Evaluator("val", section, 10, Split(answers), compute, scorer)
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def test_every_row_is_scored_once_and_the_filling_is_not(mesh):
     "val/anls": 14 / 21,
     "val/num": 21,
   }
-  first = dict(id=0, prompt="bbb", answer="b", prediction="b", score=1.0)
+  first = dict(id=0, prompt="bbb", answer="b", prediction="b", logp=-0.75, score=1.0)
   assert result.rows[0] == first
 
 
@@ -99,12 +102,49 @@ def test_perplexity_is_a_mean_over_the_real_rows(mesh):
 
 def test_rows_of_several_processes_return_to_the_order_of_the_split(monkeypatch, mesh):
   """Each process holds its part of every batch: 0 1 | 2 3, then 4 5 | 6 7."""
-  batch = lambda *ids: [dict(id=i, scores={"acc": (i % 2, 1)}) for i in ids]  # noqa: E731
+  batch = lambda *ids: [dict(id=i, scores={"acc": (i % 2, 1)}, _sha256="") for i in ids]  # noqa: E731
   gathered = [[batch(0, 1), batch(4, 5)], [batch(2, 3), batch(6)]]
   monkeypatch.setattr(sharding, "gather_objects", lambda value: gathered)
   result = run(evaluator(["b"]), mesh)
   assert [row["id"] for row in result.rows] == [0, 1, 2, 3, 4, 5, 6]
   assert result.scores == {"val/acc": 3 / 7, "val/num": 7}
+
+
+def test_what_was_scored_before_an_interruption_is_not_scored_again(tmp_path, mesh):
+  answers, decoded = ["b", "c", "b"] * 7, []
+
+  def count(params, batch):
+    decoded.append(batch.rows[0]["id"])
+    return says_b(params, batch)
+
+  whole = run(evaluator(answers), mesh)
+  asked = iter([False, False, True])
+  first = journal.Journal(tmp_path, "val", dict(step=1))
+  assert run(evaluator(answers, count), mesh, journal=first, stopping=lambda: next(asked)) is None
+  with (tmp_path / "unfinished/val.0-of-1.jsonl").open("a") as file:
+    file.write('[{"id": 8, "pro')  # The process was killed while it wrote.
+  second = journal.Journal(tmp_path, "val", dict(step=1))
+  assert len(second.batches) == 1  # The answers of the second were not read any more.
+  assert run(evaluator(answers, count), mesh, journal=second) == whole
+  assert decoded == [0, 8, 8, 16]
+  third = journal.Journal(tmp_path, "val", dict(step=1))
+  assert run(evaluator(answers, count), mesh, journal=third) == whole
+  assert len(decoded) == 4
+  third.close(finished=True)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_journal_of_something_else_is_not_used(tmp_path, mesh):
+  first = journal.Journal(tmp_path, "val", dict(step=1))
+  run(evaluator(["b"] * 20), mesh, journal=first)
+  assert len(journal.Journal(tmp_path, "val", dict(step=1)).batches) == 3
+  assert journal.Journal(tmp_path, "val", dict(step=2)).batches == []
+
+
+def test_the_data_s_hash_is_of_images_prompts_and_answers(mesh):
+  hashes = {run(evaluator(answers), mesh).data_sha256 for answers in (["b"], ["c"], ["b", "b"])}
+  assert len(hashes) == 3
+  assert run(evaluator(["b"], to_lower=True), mesh).data_sha256 in hashes
 
 
 def test_when_an_evaluator_runs():

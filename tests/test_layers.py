@@ -9,13 +9,13 @@ import pgjax
 PACKAGE = pathlib.Path(pgjax.__path__[0])
 RANKS = [
   {"errors"},
-  {"params", "metrics", "runs", "gpus", "hlo", "cache"},
+  {"params", "metrics", "runs", "gpus", "hlo", "cache", "decode_method", "token_mask", "watching"},
   {"schema"},
   {"big_vision"},
   {"config", "adam8bit", "ema", "host_state", "rounding"},
   {"sharding", "optim", "models"},
-  {"leaves", "weight_files"},
-  {"weights", "hf", "kept_leaves", "named"},
+  {"leaves", "weight_files", "search", "json_grammar"},
+  {"weights", "hf", "kept_leaves", "named", "grammar", "journal", "seg_weights"},
   {
     "data",
     "datasets",
@@ -28,9 +28,10 @@ RANKS = [
     "param_table",
     "peft",
   },
-  {"checkpoint_params", "flops", "memory"},
+  {"checkpoint_params", "draw", "flops", "memory"},
   {"ckpt"},
-  {"verify", "merging", "evals", "report", "compiled"},
+  {"verify", "merging", "scorers", "report", "compiled"},
+  {"evals"},
   {"step_time"},
   {"plan_page", "switches"},
   {"plan_table", "suggest"},
@@ -55,7 +56,7 @@ IMPORT_DOORS = {
   "sentencepiece": {"data/tokenizer"},
   "grain": {"data"},
   "matplotlib": {"plan_picture"},
-  "PIL": {"data", "datasets", "report", "predict", "demo", "metrics/segmentation"},
+  "PIL": {"data", "datasets", "draw", "report", "predict", "demo", "metrics/segmentation"},
   "pycocotools": {"metrics/detection"},
   "pycocoevalcap": {"metrics/caption"},
 }

@@ -96,6 +96,12 @@ def scores(workdir):
   return {(row["step"], n): v for row in rows for n, v in row.items() if n.startswith("val/")}
 
 
+def answers(out):
+  """The rows of predictions.jsonl without log-probabilities, whose last digits depend on sums."""
+  rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+  return [{name: v for name, v in row.items() if name != "logp"} for row in rows]
+
+
 def state_sums(workdir, step=STEPS):
   """What the checkpoint says of the bits of all its arrays."""
   return runs.read(workdir / "checkpoints" / str(step)).sums
@@ -197,9 +203,11 @@ def test_evaluate_agrees_with_the_evaluation_inside_training(whole, tmp_path, ca
   }
   rows = [json.loads(s) for s in (out / "predictions.jsonl").read_text().splitlines()]
   inside_rows = (whole / "evals/val/predictions.jsonl").read_text().splitlines()
-  assert [{k: v for k, v in row.items() if k != "eval"} for row in rows] == list(
-    map(json.loads, inside_rows)
-  )
+  inside_rows = [json.loads(line) for line in inside_rows]
+  assert [row.pop("eval") for row in rows] == ["val"] * 30
+  for row, inside_row in zip(rows, inside_rows, strict=True):
+    assert row.pop("logp") == pytest.approx(inside_row.pop("logp"), abs=1e-5)
+    assert row == inside_row
   page = (out / "report.html").read_text()
   assert page.count("data:image/png;base64,") == 30
   assert "http" not in page
@@ -216,7 +224,7 @@ def test_evaluate_takes_an_older_step_and_another_config(whole, tmp_path):
   again = tmp_path / "again"
   argv = [f"--ckpt={whole / 'checkpoints/35'}", f"--out={again}", "--evals=test"]
   assert run_here(evaluate, [*argv, *arguments("")[:1], *arguments("")[2:]]) == 0
-  assert (again / "predictions.jsonl").read_text() == (out / "predictions.jsonl").read_text()
+  assert answers(again) == answers(out)
 
 
 def test_a_converted_checkpoint_scores_the_same_and_starts_another_run(whole, tmp_path, capsys):
@@ -229,7 +237,7 @@ def test_a_converted_checkpoint_scores_the_same_and_starts_another_run(whole, tm
     config = [] if to == "orbax" else arguments(tmp_path)[:1] + arguments(tmp_path)[2:]
     flags = [f"--ckpt={tmp_path / name}", f"--out={tmp_path}/{to}-scores", "--evals=test", *config]
     assert run_here(evaluate, flags) == 0
-    rows.append((tmp_path / f"{to}-scores/predictions.jsonl").read_text())
+    rows.append(answers(tmp_path / f"{to}-scores"))
   assert rows[0] == rows[1] == rows[2]
   assert run_here(evaluate, [f"--ckpt={tmp_path}/hf", f"--out={tmp_path}/none"]) == 1
   assert "without a config that says what to score: give --config" in capsys.readouterr().err
@@ -244,6 +252,49 @@ def test_watching_scores_every_step_and_ends_with_the_run(whole, tmp_path):
   assert run_here(evaluate, [f"--ckpt={whole}", f"--out={tmp_path}", "--evals=val", "--watch"]) == 0
   found = {p.name: json.loads((p / "metrics.json").read_text()) for p in tmp_path.iterdir()}
   assert {name: metrics["step"] for name, metrics in found.items()} == dict(step_35=35, step_40=40)
+  inside = [p for p in (whole / "tensorboard/evaluate").iterdir() if "tfevents" in p.name]
+  assert len(inside) >= 2
+  written = (tmp_path / "step_35/metrics.json").stat().st_mtime_ns
+  assert run_here(evaluate, [f"--ckpt={whole}", f"--out={tmp_path}", "--evals=val", "--watch"]) == 0
+  assert (tmp_path / "step_35/metrics.json").stat().st_mtime_ns == written
+  about = found["step_40"]["about"]
+  assert about["evals"]["val"]["decode"] == "greedy"
+  assert about["evals"]["val"]["first_prompt"]
+  same = found["step_35"]["about"]
+  assert same["evals"]["val"]["data_sha256"] == about["evals"]["val"]["data_sha256"]
+  assert same["checkpoint"]["sha256"] != about["checkpoint"]["sha256"]
+  assert about["versions"]["jax"]
+
+
+@pytest.mark.slow
+def test_a_watcher_misses_no_step_and_scores_none_twice_though_both_are_killed(tmp_path):
+  """The run keeps one checkpoint for itself; more only because somebody waits for them."""
+  workdir, out = tmp_path / "w", tmp_path / "o"
+  settings = dict(keep_last=1, ckpt_steps=4, evals__test={})
+  flags = [f"--ckpt={workdir}", f"--out={out}", "--evals=val", "--watch"]
+  watcher = start(flags, module="pgjax.evaluate")
+  trainer = start(arguments(workdir, **settings))
+  deadline = time.monotonic() + 240
+  while not list(out.glob("step_*/metrics.json")) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  watcher.kill()
+  watcher.communicate()
+  wait_for_rows(workdir, 20, trainer)
+  trainer.kill()
+  trainer.communicate()
+  before = {p: p.stat().st_mtime_ns for p in out.glob("step_*/metrics.json")}
+  assert before
+  code, said = finish(start(arguments(workdir, **settings)))
+  assert code == 0, said
+  waiting = runs.steps(workdir)
+  assert len(waiting) > 1
+  code, said = finish(start(flags, module="pgjax.evaluate"))
+  assert code == 0, said
+  scored = {int(p.parent.name[5:]): p for p in out.glob("step_*/metrics.json")}
+  assert sorted(scored) == list(range(4, STEPS + 1, 4))
+  for path, written in before.items():
+    assert path.stat().st_mtime_ns == written
+  assert not list(out.glob("step_*/unfinished"))
 
 
 def wait_for_rows(workdir, count, process, seconds=120):

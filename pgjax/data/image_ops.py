@@ -41,6 +41,11 @@ def _random_image_op(draw, key, inkey, outkey):
   inkey, outkey = key or inkey or "image", key or outkey or "image"
 
   def apply(example):
+    if example.get("boxes"):
+      raise UserError(
+        "this op moves pixels and leaves the boxes where they were; flip_boxes_lr moves both, and"
+        ' drop("boxes") says that they do not matter'
+      )
     first = _listed(example[inkey], inkey, np.ndarray)[0]
     change = draw(text_ops.example_rng(example), first.shape)
     return _image_op(change, None, inkey, outkey)(example)

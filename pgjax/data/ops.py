@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pgjax.data import image_ops, text_ops
+from pgjax.data import box_ops, image_ops, text_ops
 from pgjax.errors import UserError
 
 Example = dict
@@ -91,7 +91,7 @@ def _parse_op(written: str, pp: str, tokenizer) -> Op:
 # Skipped where only texts matter. `reshape` and `copy` are not here: they carry texts as well.
 IMAGE_OPS = {
   "decode", "resize", "value_range", "flip_lr", "flip_ud", "random_shift", "random_crop",
-  "inception_crop",
+  "inception_crop", "draw_bbox", "flip_boxes_lr",
 }  # fmt: skip
 
 OPS = {
@@ -103,6 +103,11 @@ OPS = {
   "random_shift": image_ops.random_shift,
   "random_crop": image_ops.random_crop,
   "inception_crop": image_ops.inception_crop,
+  "draw_bbox": box_ops.draw_bbox,
+  "flip_boxes_lr": box_ops.flip_boxes_lr,
+  "boxes_to_suffix": box_ops.boxes_to_suffix,
+  "masks_to_suffix": box_ops.masks_to_suffix,
+  "refcoco_mask2str": box_ops.refcoco_mask2str,
   "strfmt": text_ops.strfmt,
   "lower": text_ops.lower,
   "tok": text_ops.tok,

@@ -10,6 +10,7 @@ The batch (B rows; a process holds its own rows, in the order of the global batc
   mask_loss    int32, like text                 1: learned (training and perplexity)
   mask_input   int32, like text                 1: a real token (evaluation)
   _mask        bool [B]                         False: the row only fills the batch (evaluation)
+  _index       int32 [B]                        which example of the split (evaluation)
 
 Training data is, in this order: each data set in an order of its own for each epoch (so epochs do
 not mix), repeated for ever, preprocessed, mixed by weight, batched. Example g of this endless
@@ -21,11 +22,12 @@ How one example becomes a row of the batch is in data/rows.py.
 """
 
 import atexit
+import hashlib
 import queue
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import grain
@@ -167,7 +169,7 @@ class EvalBatch(NamedTuple):
   """One batch of an evaluation, and what stays on the host."""
 
   arrays: dict[str, np.ndarray]
-  rows: list[dict]  # Of the real rows alone, in their order: id, prefix, answer, question ...
+  rows: list[dict]  # Of the real rows alone: id, prefix, answer ..., and _sha256 of the arrays.
 
 
 class EvalBatches:
@@ -176,16 +178,24 @@ class EvalBatches:
   The last batch is filled up with copies of the last example, whose `_mask` is False.
   """
 
-  def __init__(self, make_stream, num_examples: int, num_batches: int, scans: list[Scan]):
+  def __init__(self, make_stream, num_examples: int, num_batches: int, scans: list[Scan], loader):
     """Made by eval_batches."""
     self.num_examples, self.scans = num_examples, scans
-    self._make_stream, self._num_batches = make_stream, num_batches
+    self._make_stream, self._num_batches, self._loader = make_stream, num_batches, loader
 
   def __len__(self):
     return self._num_batches
 
   def __iter__(self):
-    for arrays, columns, _ in self._make_stream():
+    return self.after(0)
+
+  def first_columns(self) -> dict:
+    """What stays on the host of the first example."""
+    return self._loader(0, 0).columns
+
+  def after(self, batches: int) -> Iterator["EvalBatch"]:
+    """Those that come after so many."""
+    for arrays, columns, _ in self._make_stream(batches):
       real = arrays["_mask"]
       yield EvalBatch(arrays, [row for row, kept in zip(columns, real, strict=True) if kept])
 
@@ -218,13 +228,25 @@ def eval_batches(
     step, i = divmod(j, local)
     index = step * batch_size + process_index * local + i
     made = loader(0, min(index, num_examples - 1))
-    return made._replace(arrays=dict(made.arrays, _mask=np.bool_(index < num_examples)))
+    made.columns["_sha256"] = _digest(made.arrays)
+    own = dict(_mask=np.bool_(index < num_examples), _index=np.int32(index))
+    return made._replace(arrays=made.arrays | own)
 
-  def make_stream():
-    rows = grain.MapDataset.range(num_batches * local).map(row)
+  def make_stream(first_batch):
+    if first_batch == num_batches:
+      return iter(())
+    rows = grain.MapDataset.range(first_batch * local, num_batches * local).map(row)
     return _batched(rows, local, layout, num_threads, num_workers=0)
 
-  return EvalBatches(make_stream, num_examples, num_batches, scans)
+  return EvalBatches(make_stream, num_examples, num_batches, scans, loader)
+
+
+def _digest(arrays) -> str:
+  """Of what the model sees of an example."""
+  digest = hashlib.sha256()
+  for name in sorted(arrays):
+    digest.update(np.ascontiguousarray(arrays[name]).data)
+  return digest.hexdigest()
 
 
 def _mixture(loaders, seed) -> grain.MapDataset:

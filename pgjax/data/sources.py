@@ -5,6 +5,7 @@ source.where(i), a phrase for error messages. Sources are read at random positio
 
   dict(name="jsonl", fname="data/train.jsonl")     fields image, prefix, suffix, and any others;
                                                    images lie under the file's folder, or root=
+  dict(name="coco", fname="data/train.json")       boxes and masks of a COCO file: data/coco.py
   dict(name="easy_vqa", split="train")             the images of the easy-vqa package
   dict(name="chartqa/human", split="train[:5%]")   any TFDS data set that is prepared as ArrayRecord
                                                    in data_dir= or $TFDS_DATA_DIR; no TensorFlow
@@ -23,6 +24,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pgjax.data import coco, files
 from pgjax.errors import UserError
 
 PREPARED_HERE = ("chartqa",)  # pgjax.prepare makes these from their official downloads.
@@ -33,9 +35,11 @@ def open(spec: Mapping):
   spec = dict(spec)
   name = spec.pop("name", None)
   if not isinstance(name, str):
-    raise UserError(f"data={spec!r} has no name; it is 'jsonl', 'easy_vqa' or a TFDS name.")
+    raise UserError(f"data={spec!r} has no name; it is 'jsonl', 'coco', 'easy_vqa' or a TFDS name.")
   if name in ("jsonl", "bv:jsonl"):
     return _call(Jsonl, name, spec)
+  if name == "coco":
+    return _call(coco.Coco, name, spec)
   if name == "easy_vqa":
     return _call(EasyVqa, name, spec)
   return _call(Tfds, name, {"name": name, **spec})
@@ -75,7 +79,7 @@ class Jsonl:
 
   def __getitem__(self, i):
     example = dict(self._rows[i])
-    encoded = [_file_bytes(path) for path in self._paths[i]]
+    encoded = [files.file_bytes(path) for path in self._paths[i]]
     example["image"] = encoded if isinstance(example["image"], list) else encoded[0]
     example.setdefault("id", str(i))
     return example
@@ -121,36 +125,14 @@ class Jsonl:
 
   def _resolve(self, i):
     names = self._rows[i]["image"]
-    paths = []
-    for name in names if isinstance(names, list) else [names]:
-      path = os.path.normpath(os.path.join(self.root, name))
-      if os.path.commonpath([self.root, path]) != self.root or "\0" in name:
-        raise UserError(
-          f"{self.fname}, line {self._lines[i]}: image '{name}' lies outside of {self.root}; paths "
-          "stay inside the folder of the file, or set root= to the folder that holds the images."
-        )
-      paths.append(path)
-    return paths
+    names = names if isinstance(names, list) else [names]
+    return [files.inside(self.root, name, f"{self.fname}, line {self._lines[i]}") for name in names]
 
   def _check_images(self):
-    listed = {}
+    present = files.Present(self.root)
     for i, paths in enumerate(self._paths):
       for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in listed:
-          listed[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in listed[folder]:
-          raise UserError(
-            f"{self.fname}, line {self._lines[i]}: image '{os.path.relpath(path, self.root)}' is "
-            f"not in {self.root}."
-          )
-
-
-def _file_bytes(path):
-  try:
-    return pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        present.check(path, f"{self.fname}, line {self._lines[i]}")
 
 
 class EasyVqa:
@@ -182,7 +164,7 @@ class EasyVqa:
       raise UserError(f"easy_vqa has no examples in split '{split}'{among}.")
     paths = get_paths()
     self._paths = {image: paths[image] for image in sorted({row[2] for row in self._rows})}
-    self._images = {image: _file_bytes(path) for image, path in self._paths.items()}
+    self._images = {image: files.file_bytes(path) for image, path in self._paths.items()}
 
   def __len__(self):
     return len(self._rows)

@@ -165,17 +165,17 @@ class Model(nn.Module):
 
   def extend(
     self,
-    x_B1D: Float[Array, "B 1 D"],
+    x_BND: Float[Array, "B N D"],
     cache: gemma.Cache,
-    position_B: Int[Array, " B"],
-    mask_BS: Bool[Array, "B S"],
+    positions_BN: Int[Array, "B N"],
+    mask_BNS: Bool[Array, "B N S"],
     slot: Int[Array, ""],
   ):
-    """One more token a row, written at `slot`: (its state [B, D], cache)."""
-    x_B1D, cache = self.llm_tower(
-      x_B1D.astype(self.dtype), position_B[:, None], mask_BS[:, None], cache=cache, slot=slot
+    """N more tokens a row, written from `slot` on: (their states [B, N, D], cache)."""
+    x_BND, cache = self.llm_tower(
+      x_BND.astype(self.dtype), positions_BN, mask_BNS, cache=cache, slot=slot
     )
-    return self.llm_tower.norm(x_B1D)[:, 0], cache
+    return self.llm_tower.norm(x_BND), cache
 
 
 def _valid(image_mask, num_patches, text_valid_BT):

@@ -1,0 +1,110 @@
+"""Which of the two answers faster: our decode, or transformers' generate?
+
+  python benchmarks/decode.py [--device=cpu|gpu] [--only=REGEX] [--torch_python=PYTHON]
+
+Both sides get the same random weights (the 100 M parameters of benchmarks/step.py), images and
+prompts without padding, and make all of their tokens: no answer ends early. Each has a process of
+its own, and they take turns. Most answers must be the same token for token. A row: new tokens a
+second (reading image and prompt included), peak memory while answering, and the share of answers
+that are the same. Packages: requirements-parity.txt.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import statistics
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+import step
+
+SIDES = step.ROOT / "benchmarks" / "decode_sides.py"
+METHODS = {
+  "greedy": ("greedy", {}),
+  "beam(3)": ("beam(3, length_penalty=1.0)", dict(num_beams=3, length_penalty=1.0)),
+}
+RES = dict(cpu=112, gpu=224)
+HEAD = (
+  "| method | tokens/s pgjax | tokens/s transformers | ratio | MB pgjax | MB transformers | same |"
+)
+PROMPT_LEN, NEW_TOKENS, BATCH, ROUNDS = 16, 64, 32, 3
+
+
+def write_batch(path: pathlib.Path, shape: step.Shape, res: int) -> None:
+  """Images and prompts."""
+  rng = np.random.default_rng(1)
+  text = rng.integers(4, shape.llm["rows"], (BATCH, PROMPT_LEN)).astype(np.int32)
+  image = rng.uniform(-1, 1, (BATCH, res, res, 3)).astype(np.float32)
+  ones = np.ones_like(text)
+  np.savez(path, image=image, text=text, mask_ar=0 * ones, mask_input=ones)
+
+
+def measured(spec: dict[str, Any], pythons: dict[str, str]) -> dict[str, Any]:
+  """{side: what it measured}."""
+  sides, found = {}, {}
+  for name in step.NAMES:
+    sides[name] = step.Side(name, pythons[name], spec, SIDES)
+    found[name] = sides[name].answer()
+  rounds = {name: [] for name in step.NAMES}
+  for number in range(ROUNDS):
+    for name in step.NAMES if number % 2 == 0 else step.NAMES[::-1]:
+      rounds[name].append(sides[name].answer("steps 1"))
+  for name in step.NAMES:
+    seconds = statistics.median(r["seconds"] for r in rounds[name])
+    found[name] |= sides[name].end()
+    found[name] |= dict(tokens_per_second=BATCH * NEW_TOKENS / seconds, rounds=rounds[name])
+  return found
+
+
+def same(found: dict[str, Any]) -> float:
+  """The share of answers that are the same; ends the program where the two do other things."""
+  ours, theirs = (np.array(found[name].pop("tokens")) for name in step.NAMES)
+  share = float((ours == theirs).all(axis=1).mean())
+  if share < 0.8:
+    raise SystemExit(f"Only {share:.0%} of the answers are the same:\n{ours}\n{theirs}")
+  return share
+
+
+def main() -> None:
+  """Prints the table; --json keeps everything that was measured."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+  parser.add_argument("--only", default=".*", help='a regex over "greedy" and "beam(3)"')
+  parser.add_argument("--attention", default="eager", help="theirs; Gemma 2's soft-cap wants eager")
+  parser.add_argument("--torch_python", default=sys.executable, help="the other side's interpreter")
+  parser.add_argument("--json", type=pathlib.Path)
+  args = parser.parse_args()
+  sys.path.insert(0, str(step.ROOT))
+  os.environ["JAX_PLATFORMS"] = "cpu"  # Of this process, which only writes files.
+  pythons = dict(zip(step.NAMES, (sys.executable, args.torch_python), strict=True))
+  res, everything = RES[args.device], {}
+  shape = step.SHAPES["mid"]._replace(res=res)
+  print(f"{HEAD}\n{'| --- ' * HEAD.count(' | ')}| --- |")
+  with tempfile.TemporaryDirectory() as folder:
+    files = dict(weights=f"{folder}/weights", data=f"{folder}/data.npz")
+    step.write_weights(pathlib.Path(files["weights"]), shape)
+    write_batch(pathlib.Path(files["data"]), shape, res)
+    for method, (ours, theirs) in METHODS.items():
+      if not re.fullmatch(args.only, method):
+        continue
+      spec = dict(files, device=args.device, res=res, text_len=PROMPT_LEN, new_tokens=NEW_TOKENS)
+      spec |= dict(ours=ours, theirs=theirs, attention=args.attention)
+      found = measured(spec, pythons)
+      share = same(found)
+      speeds = [found[name]["tokens_per_second"] for name in step.NAMES]
+      cells = [method, *(f"{speed:.4g}" for speed in speeds), f"{speeds[0] / speeds[1]:.2f}"]
+      cells += [f"{found[name]['peak_step'] / step.MB:,.0f}" for name in step.NAMES]
+      print("| " + " | ".join([*cells, f"{share:.0%}"]) + " |", flush=True)
+      everything[method] = found
+  if args.json:
+    args.json.write_text(json.dumps(everything, indent=2))
+
+
+if __name__ == "__main__":
+  main()

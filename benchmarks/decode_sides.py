@@ -1,0 +1,92 @@
+"""What do the two sides of decode.py run? As step_sides.py; a step is one batch of answers.
+
+Called by decode.py: `python decode_sides.py pgjax|transformers SPEC`, SPEC in JSON. The first line
+that it prints holds the tokens of the answers.
+"""
+
+import json
+import os
+import sys
+
+import numpy as np
+from step_sides import serve
+
+
+def pgjax(spec):
+  """The decode that pgjax.evaluate runs, on one device; the answers are read on the host."""
+  import jax
+  import optax
+
+  from configs import common
+  from pgjax import ckpt, decode, decode_method, sharding, step
+  from pgjax.models import paligemma
+
+  config = common.base()
+  dtype = dict(cpu="float32", gpu="bfloat16")[spec["device"]]
+  config.update(res=spec["res"], text_len=spec["text_len"], dtype=dtype)
+  config.params = [(".*", f'freeze("{dtype}")')]
+  config.model = dict(ckpt.open_source(spec["weights"]).model, dtype=dtype, remat="none")
+  model = paligemma.Model(**config.model)
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  leaves = step.leaves_of(model, config)
+  abstract = step.abstract_state(model, optax.identity(), config, mesh).params
+  values = ckpt.initial(spec["weights"], abstract, leaves)
+  run = decode.jitted(
+    model,
+    mesh,
+    step.shardings_of(abstract),
+    max_decode_len=spec["new_tokens"],
+    method=decode_method.parse(spec["ours"]),
+    eos=-1,
+    readable=step.readable(leaves, mesh),
+  )
+  data = dict(np.load(spec["data"]))
+  batch = jax.device_put(data, sharding.batch_sharding(mesh))
+
+  def answer():
+    return np.asarray(run(values, batch).tokens)
+
+  stats = jax.devices()[0].memory_stats
+  gpu_peak = (lambda: stats()["peak_bytes_in_use"]) if spec["device"] == "gpu" else None
+  serve(dict(tokens=answer().tolist()), answer, gpu_peak)
+
+
+def transformers(spec):
+  """model.generate, as its page for PaliGemma shows it."""
+  import torch
+  import transformers
+
+  transformers.utils.logging.disable_progress_bar()
+  gpu = spec["device"] == "gpu"
+  device = torch.device("cuda" if gpu else "cpu")
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
+    spec["weights"],
+    attn_implementation=spec["attention"],
+    dtype=torch.bfloat16 if gpu else torch.float32,
+    device_map=device,
+  ).eval()
+  data = np.load(spec["data"])
+  text = torch.tensor(data["text"], dtype=torch.long)
+  config = model.config
+  patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+  images = torch.full((len(text), patches), config.image_token_index)
+  inputs = dict(
+    input_ids=torch.cat([images, text], 1),
+    pixel_values=torch.tensor(data["image"]).permute(0, 3, 1, 2).contiguous().to(model.dtype),
+    attention_mask=torch.ones(len(text), patches + text.shape[1], dtype=torch.long),
+  )
+  inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+  model.generation_config.eos_token_id = None  # Both sides make all tokens.
+  fields = dict(max_new_tokens=spec["new_tokens"], do_sample=False, **spec["theirs"])
+
+  def answer():
+    with torch.inference_mode():
+      return model.generate(**inputs, **fields)[:, inputs["input_ids"].shape[1] :].cpu().numpy()
+
+  peak = torch.cuda.max_memory_allocated if gpu else None
+  serve(dict(tokens=answer().tolist()), answer, peak)
+
+
+if __name__ == "__main__":
+  dict(pgjax=pgjax, transformers=transformers)[sys.argv[1]](json.loads(sys.argv[2]))

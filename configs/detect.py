@@ -1,0 +1,37 @@
+r"""Boxes around your own classes, from COCO files: copy this file and change it.
+
+Images lie beside each file, or in images=. With classes=cat+dog both files are asked for these.
+docs/boxes.md has the format, other sources of boxes, and masks.
+
+python -m pgjax.train --workdir=/tmp/detect --config=configs/detect.py:train=data/train.json,val=data/valid.json
+"""  # noqa: E501
+
+from configs import common
+
+
+def get_config(arg=None):
+  """Arguments are for what is swept or goes into several fields; other fields are set below."""
+  a = common.parse_arg(
+    arg, train="data/train.json", val="data/valid.json", images="", classes="", order="random",
+    res=448, size="3b", variant="", text_len=256, batch_size=32, tune="full",
+  )  # fmt: skip
+  c = common.base()
+  c.res, c.text_len = a.res, a.text_len * (2 if a.variant else 1)  # The tiny tokenizer needs more.
+  source = dict(name="coco")
+  source |= dict(images=a.images) if a.images else {}
+  source |= dict(classes=a.classes.split("+")) if a.classes else {}
+  c.input.data = dict(source, fname=a.train)
+  c.input.pp = common.train_pp(common.image_pp(c), f"boxes_to_suffix(order={a.order!r})")
+  c.input.batch_size = a.batch_size
+
+  c.total_epochs = 15
+  c.lr, c.wd = 1e-5, 3e-7
+  common.set_model(c, size=a.size, variant=a.variant)
+  common.set_tune(c, a.tune)
+  c.ckpt_steps = 200
+
+  if a.val:  # val= (empty) trains without evaluation.
+    pp = common.train_pp(common.image_pp(c), "boxes_to_suffix(order='position')")
+    fields = dict(common.EVAL, data=dict(source, fname=a.val), batch_size=a.batch_size)
+    c.evals["val/pplx"] = fields | dict(type="perplexity", pp=pp, log_percent=0.1)
+  return c

@@ -1,0 +1,272 @@
+"""How does a box become four tokens, and which boxes are in a generated text?
+
+A box is y0, x0, y1, x1 as shares of the image's height and width. A coordinate becomes the bin
+round(c * 1023), half to even and in float32, then cut to 0..1023; bin n stands for n / 1023. That
+is big_vision's refcoco_mask2str to the digit. The text of an answer is
+
+  detection      <loc0102><loc0003><loc0900><loc0512> cat ; <loc...> dog
+  segmentation   four <loc>, sixteen <seg>, and the label, if there is one
+
+`parse` and `parse_tokens` take whatever a model wrote: what is no object is counted, never raised.
+Boxes as data sets have them (COCO, VOC, YOLO) are converted here too; ops on examples that use all
+this are in data/box_ops.py, masks in data/masks.py.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pgjax.errors import UserError
+
+BINS = 1024
+NUM_CODES = 16  # <seg> tokens of a mask.
+CODEBOOK = 128
+DUPLICATE_IOU = 0.9  # Two boxes of one label that share this much are one object, found twice.
+SEPARATOR = " ; "
+FORMATS = ("normalised", "coco", "voc", "yolo")
+
+_OBJECT = re.compile(r"\s*((?:<loc[0-9]{4}>){4})((?:<seg[0-9]{3}>){16})?\s*(.*?)\s*", re.DOTALL)
+_LOC, _SEG = "<loc0000>", "<seg000>"
+_NUMBER = re.compile(r"<(?:loc|seg)([0-9]+)>")
+_SPECIAL = re.compile(r"<(?:loc[0-9]{4}|seg[0-9]{3})>|[;\n]")
+
+
+class Object(NamedTuple):
+  """One object of an answer.
+
+  `span` is where it stands in the text. `box_score` is the geometric mean of the probabilities of
+  its <loc> tokens (and its <seg> tokens, if any), `label_score` the product of those of its label's
+  tokens; both are None where the probabilities are not known.
+  """
+
+  box: tuple[float, float, float, float]
+  label: str
+  codes: tuple[int, ...] | None
+  span: tuple[int, int]
+  box_score: float | None = None
+  label_score: float | None = None
+
+  @property
+  def score(self) -> float | None:
+    """How sure the model was of this object, from 0 to 1; None if that is not known."""
+    return None if self.box_score is None else self.box_score * self.label_score
+
+
+class Parsed(NamedTuple):
+  """What a text holds; `malformed` pieces are left out of the objects, `duplicates` are not."""
+
+  objects: tuple[Object, ...]
+  malformed: int
+  duplicates: int
+
+
+# Boxes to text
+
+
+def bins(box: Sequence[float]) -> tuple[int, ...]:
+  """y0, x0, y1, x1 as shares of the image -> four numbers from 0 to 1023."""
+  scaled = np.round(np.asarray(box, np.float32) * np.float32(BINS - 1))
+  return tuple(int(n) for n in np.clip(scaled, 0, BINS - 1))
+
+
+def loc_string(box: Sequence[float]) -> str:
+  """The four tokens of a box, such as <loc0000><loc0512><loc1023><loc1023>."""
+  return "".join(f"<loc{n:04d}>" for n in bins(box))
+
+
+def seg_string(codes: Sequence[int]) -> str:
+  """The sixteen tokens of a mask's codes, such as <seg003>..."""
+  if len(codes) != NUM_CODES or not all(0 <= n < CODEBOOK for n in codes):
+    raise UserError(
+      f"a mask has {NUM_CODES} codes from 0 to {CODEBOOK - 1}, these are {[int(n) for n in codes]}"
+    )
+  return "".join(f"<seg{int(n):03d}>" for n in codes)
+
+
+def has_area(box: Sequence[float]) -> bool:
+  """Whether anything of the box is left once it is binned."""
+  y0, x0, y1, x1 = bins(box)
+  return y0 < y1 and x0 < x1
+
+
+def detection_suffix(boxes: Sequence[Sequence[float]], labels: Sequence[str]) -> str:
+  """What a model should answer to "detect cat ; dog"; nothing where there are no boxes."""
+  return _suffix(boxes, [""] * len(boxes), labels)
+
+
+def segmentation_suffix(
+  boxes: Sequence[Sequence[float]], codes: Sequence[Sequence[int]], labels: Sequence[str] = ()
+) -> str:
+  """What a model should answer to "segment cat"; without labels as in RefCOCO."""
+  return _suffix(boxes, [seg_string(c) for c in codes], labels or [None] * len(boxes))
+
+
+def _suffix(boxes, codes, labels):
+  if not len(boxes) == len(codes) == len(labels):
+    raise UserError(f"{len(boxes)} boxes, {len(codes)} masks and {len(labels)} labels do not match")
+  parts = []
+  for box, code, label in zip(boxes, codes, labels, strict=True):
+    if not has_area(box):
+      raise UserError(
+        f"the box {[round(float(c), 5) for c in box]} (y0, x0, y1, x1) has no area in {BINS} bins;"
+        " remove it, or see which order and format its numbers have"
+      )
+    parts.append(loc_string(box) + code + (f" {checked_label(label)}" if label is not None else ""))
+  return SEPARATOR.join(parts)
+
+
+def checked_label(label: str) -> str:
+  """The label with single spaces, if it can stand in an answer and be read back."""
+  if not isinstance(label, str) or not label.strip() or _SPECIAL.search(label):
+    raise UserError(
+      f"the label {label!r} cannot stand in an answer: it must be text without ; or a new line, and"
+      " without <loc> and <seg> tokens"
+    )
+  return " ".join(label.split())
+
+
+# Text to boxes
+
+
+def parse(text: str) -> Parsed:
+  """The objects of an answer; never raises.
+
+  Pieces are separated by ";". A piece is malformed if it is not four <loc> (and sixteen <seg>) and
+  a label, if a number is out of range, or if the box ends before it starts. Only a mask may do
+  without a label. An object is a duplicate if one before it has its label and at least 0.9 of the
+  area of both.
+  """
+  objects, malformed, start = [], 0, 0
+  for piece in text.split(";") if text.strip() else ():
+    found = _read(piece, start)
+    start += len(piece) + 1
+    if found is None:
+      malformed += 1
+    else:
+      objects.append(found)
+  duplicates = sum(
+    any(o.label == p.label and iou(o.box, p.box) >= DUPLICATE_IOU for p in objects[:i])
+    for i, o in enumerate(objects)
+  )
+  return Parsed(tuple(objects), malformed, duplicates)
+
+
+def _read(piece: str, start: int) -> Object | None:
+  match = _OBJECT.fullmatch(piece)
+  if not match:
+    return None
+  locs, segs, label = match.groups()
+  y0, x0, y1, x1 = numbers = [int(n) for n in _NUMBER.findall(locs)]
+  codes = tuple(int(n) for n in _NUMBER.findall(segs)) if segs else None
+  if max(numbers) >= BINS or y1 <= y0 or x1 <= x0 or _SPECIAL.search(label):
+    return None
+  if (codes is None and not label) or (codes is not None and max(codes) >= CODEBOOK):
+    return None
+  left = len(piece) - len(piece.lstrip())
+  box = tuple(n / (BINS - 1) for n in numbers)
+  return Object(box, " ".join(label.split()), codes, (start + left, start + len(piece.rstrip())))
+
+
+def parse_tokens(tokens: Sequence[int], logp: Sequence[float], tokenizer) -> Parsed:
+  """As `parse`, of ids and the log-probability of each; every object gets its scores.
+
+  Its score is box_score * label_score. The four coordinates count as one token (their geometric
+  mean): each is spread over neighbouring bins by how exactly an object can be placed at all, and
+  their plain product would rank objects by that. The label's tokens are multiplied, which is the
+  probability of the label, given the box. The paper on PaliGemma 2 takes the label's alone
+  (arXiv:2412.03555, App. C), of a model that has learned to call boxes noise; without that, a label
+  after a box is nearly certain, and only the box tells what the model doubts.
+  """
+  tokens = [int(token) for token in tokens]
+  end = tokens.index(tokenizer.eos) if tokenizer.eos in tokens else len(tokens)
+  tokens, logp = tokens[:end], [float(p) for p in logp][:end]
+  text = tokenizer.decode(tokens)
+  spans = _spans(tokens, tokenizer, len(text))
+  parsed = parse(text)
+  scored = []
+  for o in parsed.objects:
+    inside = [i for i, (a, b) in enumerate(spans) if a < o.span[1] and b > o.span[0]]
+    # Where its <loc> and <seg>, end and its label begins.
+    border = text.index("<", o.span[0]) + len(_LOC) * 4 + len(_SEG) * len(o.codes or ())
+    box = [logp[i] for i in inside if spans[i][0] < border]
+    label = [logp[i] for i in inside if spans[i][0] >= border]
+    mean = math.exp(sum(box) / len(box))
+    scored.append(o._replace(box_score=mean, label_score=math.exp(sum(label))))
+  return parsed._replace(objects=tuple(scored))
+
+
+def _spans(tokens, tokenizer, length) -> list[tuple[int, int]]:
+  """Where in the text each token stands.
+
+  A character of several byte tokens is there with the last of them, and before that the text may be
+  longer than it will be; a token that adds nothing stands where the one before it does.
+  """
+  ends = [len(tokenizer.decode(tokens[: i + 1])) for i in range(len(tokens))]
+  spans: list[tuple[int, int]] = []
+  for i in reversed(range(len(ends))):
+    ends[i] = min(ends[i], ends[i + 1] if i + 1 < len(ends) else length)
+  for start, end in zip([0, *ends], ends, strict=False):
+    spans.append((start, end) if end > start or not spans else spans[-1])
+  return spans
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+  """Intersection over union of two boxes y0, x0, y1, x1."""
+  height = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+  width = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+  union = area(a) + area(b) - height * width
+  return height * width / union if union > 0 else 0.0
+
+
+def area(box: Sequence[float]) -> float:
+  """Of y0, x0, y1, x1; 0 for a box that ends before it starts."""
+  return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+# Boxes of data sets
+
+
+def to_normalised(box: Sequence[float], format: str, *, width=None, height=None) -> tuple:
+  """A box of one of FORMATS as y0, x0, y1, x1 in shares of the image.
+
+  coco: x, y, width, height in pixels; voc: x0, y0, x1, y1 in pixels; yolo: x and y of the centre,
+  width, height, all as shares. Pixels are edges from 0 to the image's size: of files that count
+  from 1, subtract it first.
+  """
+  a, b, c, d = _four(box, format, width, height)
+  if format == "normalised":
+    return (a, b, c, d)
+  if format == "yolo":
+    return (b - d / 2, a - c / 2, b + d / 2, a + c / 2)
+  if format == "coco":
+    c, d = a + c, b + d
+  return (b / height, a / width, d / height, c / width)
+
+
+def from_normalised(box: Sequence[float], format: str, *, width=None, height=None) -> tuple:
+  """y0, x0, y1, x1 in shares of the image as a box of one of FORMATS; undoes to_normalised."""
+  y0, x0, y1, x1 = _four(box, format, width, height)
+  if format == "normalised":
+    return (y0, x0, y1, x1)
+  if format == "yolo":
+    return ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
+  if format == "coco":
+    return (x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height)
+  return (x0 * width, y0 * height, x1 * width, y1 * height)
+
+
+def _four(box, format, width, height):
+  if format not in FORMATS:
+    raise UserError(f"format {format!r} of boxes is not known; they are {', '.join(FORMATS)}")
+  try:
+    numbers = [float(n) for n in box]
+  except (TypeError, ValueError):
+    numbers = []
+  if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+    raise UserError(f"a box is four numbers, not {box!r}")
+  if format in ("coco", "voc") and not (width and height and width > 0 and height > 0):
+    raise UserError(f"boxes in pixels need the image's width and height, not {width} x {height}")
+  return numbers

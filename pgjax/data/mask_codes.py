@@ -1,0 +1,74 @@
+"""Which codes has a mask, asked while data is being prepared?
+
+The encoder of models/seg_vae.py once more, in numpy: an op of the input pipeline runs in threads
+and worker processes, which must not touch the devices that train. tests/test_seg_vae.py holds the
+two to the same codes.
+"""
+
+import functools
+
+import numpy as np
+
+from pgjax import seg_weights
+from pgjax.data import locations, masks
+from pgjax.errors import UserError
+
+_DOWN, _RESIDUAL = ("0", "2", "4", "6"), ("8", "9")
+
+
+class MaskEncoder:
+  """Masks, cut to their boxes, to codes."""
+
+  def __init__(self, params):
+    """Takes seg_weights.load's tree."""
+    self._layers = {
+      name: tuple(np.asarray(layer[part], np.float32) for part in ("kernel", "bias"))
+      for name, layer in params["encoder"].items()
+    }
+    self._codebook_KE = np.asarray(params["codebook"], np.float32)
+    if len(self._codebook_KE) > locations.CODEBOOK:
+      raise UserError(
+        f"A codebook of {len(self._codebook_KE)} has not a token for each code: there are"
+        f" {locations.CODEBOOK} <seg>."
+      )
+
+  def __call__(self, masks_BHW: np.ndarray) -> np.ndarray:
+    """float32 [B, 64, 64] in [0, 1] -> int64 [B, 16]."""
+    x = 2 * (np.asarray(masks_BHW, np.float32)[..., None] - np.float32(0.5))
+    for name in _DOWN:
+      x = np.maximum(self._conv(name, x, stride=2), 0)
+    for name in _RESIDUAL:
+      y = np.maximum(self._conv(f"{name}.net.0", x), 0)
+      y = np.maximum(self._conv(f"{name}.net.2", y), 0)
+      x = x + self._conv(f"{name}.net.4", y)
+    latents_NE = self._conv("10", x).reshape(-1, self._codebook_KE.shape[1])
+    squares_N1 = np.sum(latents_NE**2, -1, keepdims=True)
+    distance_NK = (
+      squares_N1 + np.sum(self._codebook_KE**2, -1) - 2 * latents_NE @ self._codebook_KE.T
+    )
+    return np.argmin(distance_NK, axis=-1).reshape(len(x), -1)
+
+  def of_object(self, mask_HW: np.ndarray, box) -> tuple[int, ...]:
+    """The sixteen codes of a mask of the whole image and its box y0, x0, y1, x1."""
+    return tuple(int(n) for n in self(masks.crop(mask_HW, box)[None])[0])
+
+  def _conv(self, name, x, stride=1):
+    kernel_HWIO, bias = self._layers[name]
+    side = kernel_HWIO.shape[0]
+    pads = [_same(size, side, stride) for size in x.shape[1:3]]
+    x = np.pad(x, ((0, 0), *pads, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (side, side), axis=(1, 2))
+    windows_BRCIHW = windows[:, ::stride, ::stride]
+    return np.tensordot(windows_BRCIHW, kernel_HWIO, axes=((3, 4, 5), (2, 0, 1))) + bias
+
+
+def _same(size, side, stride):
+  """Zeros before and after, as "SAME" means it: the odd one after."""
+  total = max((-(-size // stride) - 1) * stride + side - size, 0)
+  return total // 2, total - total // 2
+
+
+@functools.lru_cache(maxsize=2)
+def load(name: str) -> MaskEncoder:
+  """Of seg_weights' file of that name."""
+  return MaskEncoder(seg_weights.load(name))

@@ -1,0 +1,146 @@
+"""How does a mask of the whole image become the 64 x 64 that is coded, and come back?
+
+As big_vision has it: a mask is cut out with its box, pixel edges rounded, and resized with
+antialiasing; a decoded mask is resized into its box, pixel edges cut down to whole numbers, and
+what is above 0 is inside. Masks also come from COCO's polygons and run lengths.
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pgjax.data import images
+from pgjax.errors import UserError
+
+SIZE = 64
+_FINER = 4  # Polygons are drawn this much finer, and a pixel belongs to one that covers half of it.
+
+
+def crop(mask_HW: np.ndarray, box) -> np.ndarray:
+  """A mask (bool, or bytes 0 and 255) and its box y0, x0, y1, x1 -> float32 [64, 64] in [0, 1]."""
+  height, width = mask_HW.shape
+  y0, x0, y1, x1 = (
+    int(np.round(size * np.float32(c)))
+    for size, c in zip((height, width, height, width), box, strict=True)
+  )
+  cut = mask_HW[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)]
+  if cut.size == 0:
+    raise UserError(
+      f"the box {[round(float(c), 5) for c in box]} (y0, x0, y1, x1) holds no pixel of a mask of"
+      f" {height} x {width}"
+    )
+  scale = 1.0 if cut.dtype == bool else 255.0
+  resized = images.resize(cut[:, :, None].astype(np.float32), SIZE, SIZE, antialias=True)
+  return resized[:, :, 0] / np.float32(scale)
+
+
+def paste(mask_HW: np.ndarray, box, height: int, width: int) -> np.ndarray:
+  """A decoded mask of any size, above 0 inside, and its box -> bool [height, width].
+
+  Nothing is inside if the box holds no whole pixel.
+  """
+  whole = np.zeros((height, width), bool)
+  y0, x0, y1, x1 = (
+    min(max(int(c * size), 0), size)
+    for c, size in zip(box, (height, width, height, width), strict=True)
+  )
+  if y1 > y0 and x1 > x0:
+    small = Image.fromarray(np.ascontiguousarray(mask_HW, np.float32))
+    resized = small.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR)
+    whole[y0:y1, x0:x1] = np.asarray(resized) > 0
+  return whole
+
+
+def box_of(mask_HW: np.ndarray) -> tuple[float, float, float, float]:
+  """The tight box y0, x0, y1, x1 in shares of the image; all 0 for an empty mask."""
+  rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
+  if not len(rows):
+    return (0.0, 0.0, 0.0, 0.0)
+  height, width = mask_HW.shape
+  return (
+    rows[0] / height, columns[0] / width, (rows[-1] + 1) / height, (columns[-1] + 1) / width
+  )  # fmt: skip
+
+
+def iou(a_HW: np.ndarray, b_HW: np.ndarray) -> float:
+  """Intersection over union of two bool masks; 1 if both are empty."""
+  union = np.count_nonzero(a_HW | b_HW)
+  return np.count_nonzero(a_HW & b_HW) / union if union else 1.0
+
+
+def round_trip_iou(mask_HW: np.ndarray, box, encode, decode) -> float:
+  """How much of a mask is left after it was coded: IoU of the mask with what its codes give.
+
+  `encode` takes float32 [1, 64, 64, 1] and gives codes, `decode` the other way round: seg_vae's,
+  with their weights bound.
+  """
+  values = np.asarray(decode(encode(crop(mask_HW, box)[None, :, :, None])))
+  height, width = mask_HW.shape
+  return iou(mask_HW > 0, paste(values[0, :, :, 0], box, height, width))
+
+
+def from_coco(segmentation, height: int, width: int) -> np.ndarray:
+  """COCO's `segmentation`, polygons or run lengths, as bool [height, width]."""
+  if isinstance(segmentation, dict):
+    return _from_runs(segmentation, height, width)
+  if not isinstance(segmentation, list) or not segmentation:
+    raise UserError(f"a segmentation is a list of polygons or a dict, not {segmentation!r}")
+  mask = np.zeros((height, width), bool)
+  for polygon in segmentation:
+    mask |= from_polygon(polygon, height, width)
+  return mask
+
+
+def from_polygon(polygon, height: int, width: int) -> np.ndarray:
+  """x0, y0, x1, y1 ... in pixels (edges from 0 to the size) -> bool [height, width]."""
+  try:
+    points = np.asarray(polygon, np.float64).reshape(-1, 2)
+  except (TypeError, ValueError):
+    points = np.zeros((0, 2))
+  if len(points) < 3 or not np.isfinite(points).all():
+    raise UserError(
+      f"a polygon is x0, y0, x1, y1 ... of at least three points, not {str(polygon)[:60]}"
+    )
+  points = np.clip(points, -1, [width + 1, height + 1])  # What lies outside is not seen anyway.
+  mask = np.zeros((height, width), bool)
+  left, top = np.maximum(np.floor(points.min(axis=0)).astype(int), 0)
+  right, bottom = np.minimum(np.ceil(points.max(axis=0)).astype(int), [width, height])
+  if right > left and bottom > top:
+    fine = Image.new("L", ((right - left) * _FINER, (bottom - top) * _FINER))
+    # A fine pixel's centre is what Pillow calls its coordinate, and it draws the outline as well.
+    corners = (points - (left, top)) * _FINER - 0.5
+    ImageDraw.Draw(fine).polygon([tuple(p) for p in corners], fill=255)
+    mask[top:bottom, left:right] = np.asarray(fine.reduce(_FINER)) >= 128
+  return mask
+
+
+def _from_runs(runs, height, width):
+  """Columns first, beginning with a run of zeros; a text is COCO's compressed form."""
+  counts = runs.get("counts")
+  if isinstance(counts, str | bytes):
+    counts = _uncompressed(counts)
+  numbers = isinstance(counts, list) and all(isinstance(n, int) and n >= 0 for n in counts)
+  size = runs.get("size")
+  if size not in ([height, width], (height, width)) or not numbers or sum(counts) != height * width:
+    raise UserError(f"run lengths of size {size} are not those of an image of {height} x {width}")
+  values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+  return values.reshape(width, height).T
+
+
+def _uncompressed(text) -> list[int] | None:
+  """COCO's text: six bits a character from "0" on, five of a number and whether more follow.
+
+  The highest bit of the last is the sign; from the fourth number on, what stands there is the
+  difference to the number two before.
+  """
+  counts: list[int] = []
+  number, shift = 0, 0
+  for byte in text.encode() if isinstance(text, str) else text:
+    if not 48 <= byte < 112 or shift > 30:
+      return None
+    number |= (byte - 48 & 31) << shift
+    shift += 5
+    if not byte - 48 & 32:
+      number -= (1 << shift) if byte - 48 & 16 else 0
+      counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+      number, shift = 0, 0
+  return counts if not shift else None

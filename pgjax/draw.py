@@ -1,0 +1,143 @@
+"""How does an answer look on its picture?
+
+Boxes with label and score, masks half-transparent, a colour for each label. Lines have a dark rim
+and labels a filled ground, so that they can be read on any picture; sizes follow the picture's, and
+small pictures are enlarged, because letters need pixels.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from pgjax.data import locations
+
+MIN_SIDE = 640  # Pixels of the longer side, at least.
+MASK_OPACITY = 0.45
+# Bright enough to stand out on dark, dark enough to stand out on light, and apart from each other.
+COLOURS = (
+  (230, 57, 70), (42, 120, 214), (255, 183, 3), (46, 160, 67), (155, 81, 224), (0, 180, 200),
+  (251, 111, 32), (233, 78, 170), (128, 170, 30), (121, 85, 61), (90, 100, 235), (120, 130, 140),
+)  # fmt: skip
+_RIM = (0, 0, 0, 130)
+
+
+class _Tag(NamedTuple):
+  """A label's place and colour."""
+
+  left: int
+  top: int
+  right: int
+  bottom: int
+
+
+def objects(
+  image: Image.Image | np.ndarray,
+  found: Sequence[locations.Object],
+  *,
+  masks: Sequence[np.ndarray | None] = (),
+  classes: Iterable[str] = (),
+) -> Image.Image:
+  """The picture with these objects on it.
+
+  `image` is a PIL image, uint8 [H, W, 3], or float [H, W, 3] in [-1, 1]. `masks` are bool [H, W] of
+  the whole image, one for each object, or None. With `classes` a class has the same colour in every
+  picture; else colours go by the labels in this one.
+  """
+  picture = _enlarged(_as_picture(image))
+  colour_of = colours([*classes, *sorted({o.label for o in found})])
+  for o, mask_HW in zip(found, masks, strict=bool(masks)):
+    if mask_HW is not None:
+      _paint_mask(picture, mask_HW, colour_of[o.label])
+  size = max(picture.size)
+  line = max(2, round(size / 320))
+  # The largest first, so that small ones lie on top.
+  order = sorted(found, key=lambda o: -locations.area(o.box))
+  corners = [_corners(o.box, picture.size) for o in order]
+  draw = ImageDraw.Draw(picture, "RGBA")
+  for o, box in zip(order, corners, strict=True):
+    rim = [box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1]
+    draw.rectangle(rim, outline=_RIM, width=line + 2)
+    draw.rectangle(box, outline=colour_of[o.label], width=line)
+  font = ImageFont.load_default(max(11, round(size / 52)))
+  taken: list[_Tag] = []
+  for o, box in zip(order, corners, strict=True):
+    if text := _text(o):
+      taken.append(_write(draw, text, box, colour_of[o.label], font, taken, picture.size))
+  return picture
+
+
+def colours(labels: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+  """A colour for each label, in their order; there are twelve, then they repeat."""
+  unique = dict.fromkeys(labels)
+  return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(unique)}
+
+
+def _as_picture(image) -> Image.Image:
+  if isinstance(image, Image.Image):
+    return image.convert("RGB")
+  if image.dtype != np.uint8:
+    image = np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8)
+  return Image.fromarray(image)
+
+
+def _enlarged(picture):
+  """A copy of at least MIN_SIDE, by a whole factor."""
+  factor = -(-MIN_SIDE // max(picture.size))
+  if factor <= 1:
+    return picture.copy()
+  size = (picture.width * factor, picture.height * factor)
+  return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _corners(box, size) -> tuple[int, int, int, int]:
+  """x0, y0, x1, y1 of the outermost pixels, within the picture."""
+  y0, x0, y1, x1 = box
+  width, height = size
+  left, top = min(int(x0 * width), width - 2), min(int(y0 * height), height - 2)
+  right, bottom = round(x1 * width) - 1, round(y1 * height) - 1
+  return left, top, max(left + 1, min(right, width - 1)), max(top + 1, min(bottom, height - 1))
+
+
+def _text(o) -> str:
+  score = "" if o.score is None else f"{o.score:.2f}"
+  return f"{o.label} {score}".strip()
+
+
+def _paint_mask(picture, mask_HW, colour):
+  """Half of the colour inside, all of it on the outline."""
+  mask = Image.fromarray(np.asarray(mask_HW, bool)).convert("L")
+  mask = mask.resize(picture.size, Image.Resampling.NEAREST)
+  line = 2 * max(1, round(max(picture.size) / 640)) + 1
+  inner = np.asarray(mask.filter(ImageFilter.MinFilter(line)))
+  opacity = np.where(np.asarray(mask) > inner, 255, np.asarray(mask) * MASK_OPACITY)
+  picture.paste(Image.new("RGB", picture.size, colour), mask=Image.fromarray(opacity.astype("u1")))
+
+
+def _write(draw, text, box, colour, font, taken, size) -> _Tag:
+  """Writes a label where it covers least of the others: above its box, or in it, or below."""
+  right, bottom = draw.textbbox((0, 0), text, font=font)[2:]
+  pad = max(2, font.size // 5)
+  width, height = int(right) + 2 * pad, int(bottom) + pad
+  x_places = (box[0], box[2] + 1 - width)
+  y_places = (box[1] - height, box[1], box[3] + 1, box[3] + 1 - height)
+  places = [_within(x, y, width, height, size) for y in y_places for x in x_places]
+  tag = min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
+  draw.rectangle([tag.left, tag.top, tag.right - 1, tag.bottom - 1], fill=(*colour, 225))
+  light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+  ink = (0, 0, 0) if light > 140 else (255, 255, 255)
+  draw.text((tag.left + pad, tag.top + pad // 2), text, fill=ink, font=font)
+  return tag
+
+
+def _within(x, y, width, height, size) -> _Tag:
+  """Moved so far that it lies in the picture."""
+  x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
+  return _Tag(x, y, x + width, y + height)
+
+
+def _overlap(a, b) -> int:
+  width = min(a.right, b.right) - max(a.left, b.left)
+  height = min(a.bottom, b.bottom) - max(a.top, b.top)
+  return max(0, width) * max(0, height)

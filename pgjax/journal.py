@@ -1,0 +1,62 @@
+"""How far has an evaluation come, should it be interrupted?
+
+One file for each evaluator and process, a line for each batch whose answers have been read. Started
+again with the same checkpoint, config and number of processes, an evaluation goes on after the last
+batch that all of them have.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from pgjax import sharding
+
+FOLDER = "unfinished"
+
+
+class Journal:
+  """The batches of one evaluator that this process has scored.
+
+  Attributes:
+    batches: their rows, in order.
+  """
+
+  def __init__(self, folder: pathlib.Path, name: str, fingerprint: Mapping[str, Any]):
+    """`fingerprint` is what must be the same for a batch to be taken over."""
+    process = f"{sharding.process_index()}-of-{sharding.process_count()}"
+    self._path = folder / FOLDER / f"{name.replace('/', '_')}.{process}.jsonl"
+    found = self._read(json.loads(json.dumps(fingerprint)))
+    done = min(sharding.gather_objects(len(found)))
+    self.batches: list[list[dict[str, Any]]] = found[:done]
+    self._path.parent.mkdir(exist_ok=True)
+    with self._path.open("w") as file:
+      for item in (fingerprint, *self.batches):
+        file.write(json.dumps(item) + "\n")
+    self._file = self._path.open("a")
+
+  def add(self, rows: list[dict[str, Any]]) -> None:
+    """One more batch; on disk when this returns, as far as the operating system is concerned."""
+    self._file.write(json.dumps(rows) + "\n")
+    self._file.flush()
+    self.batches.append(rows)
+
+  def close(self, *, finished: bool) -> None:
+    """`finished`: the results are written, and the file goes away."""
+    self._file.close()
+    if finished:
+      self._path.unlink()
+      if not any(self._path.parent.iterdir()):
+        self._path.parent.rmdir()
+
+  def _read(self, fingerprint):
+    """What an earlier start left; its last line may be cut off."""
+    if not self._path.exists():
+      return []
+    found = []
+    for line in self._path.read_text().splitlines():
+      try:
+        found.append(json.loads(line))
+      except json.JSONDecodeError:
+        break
+    return found[1:] if found and found[0] == fingerprint else []

@@ -1,0 +1,257 @@
+"""Which bytes may follow which in a JSON text? Automata over bytes, for any value or for a schema.
+
+A schema is a dict in JSON Schema's words, of which these are read: type (object, array, string,
+number, integer, boolean, null), properties (all of them, in the order in which they stand; those
+that `required` leaves out may be missing; without `required` none may), items, minItems, maxItems,
+enum, const, and anyOf. Nested objects of no given shape are limited in depth. Between two parts of
+a text may stand one space, or a line's end and up to eight spaces.
+"""
+
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pgjax.errors import UserError
+
+DEAD = -1
+DEPTH = 3  # Of values whose shape no schema gives.
+_READ = {
+  "type", "properties", "required", "items", "minItems", "maxItems", "enum", "const", "anyOf",
+  "additionalProperties", "title", "description", "$schema", "default", "examples",
+}  # fmt: skip
+_DIGITS = [(0x30, 0x39)]
+# A character of a string that needs no escape, as the byte ranges of its UTF-8 form.
+_CHARACTERS = [
+  [[(0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7F)]],
+  [[(0xC2, 0xDF)], [(0x80, 0xBF)]],
+  [[(0xE0, 0xE0)], [(0xA0, 0xBF)], [(0x80, 0xBF)]],
+  [[(0xE1, 0xEC), (0xEE, 0xEF)], [(0x80, 0xBF)], [(0x80, 0xBF)]],
+  [[(0xED, 0xED)], [(0x80, 0x9F)], [(0x80, 0xBF)]],
+  [[(0xF0, 0xF0)], [(0x90, 0xBF)], [(0x80, 0xBF)], [(0x80, 0xBF)]],
+  [[(0xF1, 0xF3)], [(0x80, 0xBF)], [(0x80, 0xBF)], [(0x80, 0xBF)]],
+  [[(0xF4, 0xF4)], [(0x80, 0x8F)], [(0x80, 0xBF)], [(0x80, 0xBF)]],
+]
+
+
+def automaton(schema: Mapping[str, Any] | None) -> tuple[np.ndarray, np.ndarray]:
+  """(next place int32 [P, 256], DEAD where a byte is not allowed; bool [P], may the text end here).
+
+  Starts at place 0. `schema` None allows every object and every list. Raises UserError for a
+  schema with words that are not read.
+  """
+  builder = _Builder()
+  if schema is None:
+    part = builder.either([builder.object(DEPTH), builder.array(DEPTH)])
+  else:
+    part = builder.of_schema(schema, "the schema")
+  return builder.deterministic(part)
+
+
+class _Builder:
+  """A nondeterministic automaton, put together from parts (first state, last state)."""
+
+  def __init__(self):
+    self.free: list[set[int]] = []  # States that are reached without a byte.
+    self.on: list[list[tuple[int, int, int]]] = []  # (lowest byte, highest byte, next state).
+
+  def state(self) -> int:
+    self.free.append(set())
+    self.on.append([])
+    return len(self.free) - 1
+
+  def one(self, ranges) -> tuple[int, int]:
+    """One byte of the ranges."""
+    first, last = self.state(), self.state()
+    self.on[first] += [(low, high, last) for low, high in ranges]
+    return first, last
+
+  def text(self, text: str) -> tuple[int, int]:
+    return self.row([self.one([(byte, byte)]) for byte in text.encode()])
+
+  def row(self, parts) -> tuple[int, int]:
+    """One after another."""
+    first = last = self.state()
+    for begin, end in parts:
+      self.free[last].add(begin)
+      last = end
+    return first, last
+
+  def either(self, parts) -> tuple[int, int]:
+    first, last = self.state(), self.state()
+    for begin, end in parts:
+      self.free[first].add(begin)
+      self.free[end].add(last)
+    return first, last
+
+  def maybe(self, part) -> tuple[int, int]:
+    return self.either([part, self.row([])])
+
+  def many(self, part) -> tuple[int, int]:
+    """Any number of times, also none."""
+    first, last = self.row([part])
+    hub = self.state()
+    self.free[hub].add(first)
+    self.free[last].add(hub)
+    return hub, hub
+
+  def space(self) -> tuple[int, int]:
+    spaces = self.row([self.maybe(self.text(" ")) for _ in range(8)])
+    return self.either([self.maybe(self.text(" ")), self.row([self.text("\n"), spaces])])
+
+  def digits(self) -> tuple[int, int]:
+    return self.row([self.one(_DIGITS), self.many(self.one(_DIGITS))])
+
+  def integer(self) -> tuple[int, int]:
+    rest = self.row([self.one([(0x31, 0x39)]), self.many(self.one(_DIGITS))])
+    return self.row([self.maybe(self.text("-")), self.either([self.text("0"), rest])])
+
+  def number(self) -> tuple[int, int]:
+    sign = self.maybe(self.either([self.text("+"), self.text("-")]))
+    exponent = self.row([self.either([self.text("e"), self.text("E")]), sign, self.digits()])
+    fraction = self.row([self.text("."), self.digits()])
+    return self.row([self.integer(), self.maybe(fraction), self.maybe(exponent)])
+
+  def string(self) -> tuple[int, int]:
+    characters = [self.row([self.one(r) for r in ranges]) for ranges in _CHARACTERS]
+    hexadecimal = [(0x30, 0x39), (0x41, 0x46), (0x61, 0x66)]
+    unicode = self.row([self.text("u"), *(self.one(hexadecimal) for _ in range(4))])
+    short = self.one([(ord(c), ord(c)) for c in '"\\/bfnrt'])
+    escape = self.row([self.text("\\"), self.either([short, unicode])])
+    inside = self.many(self.either([*characters, escape]))
+    return self.row([self.text('"'), inside, self.text('"')])
+
+  def scalar(self) -> tuple[int, int]:
+    words = [self.text(word) for word in ("true", "false", "null")]
+    return self.either([self.string(), self.number(), *words])
+
+  def value(self, depth: int) -> tuple[int, int]:
+    """Any value, with so many levels of objects and lists in it."""
+    if depth == 0:
+      return self.scalar()
+    return self.either([self.scalar(), self.object(depth), self.array(depth)])
+
+  def object(self, depth: int) -> tuple[int, int]:
+    colon = [self.space(), self.text(":"), self.space()]
+    return self.listed("{", self.row([self.string(), *colon, self.value(depth - 1)]), "}")
+
+  def array(self, depth: int) -> tuple[int, int]:
+    return self.listed("[", self.value(depth - 1), "]")
+
+  def listed(self, opening: str, item, closing: str) -> tuple[int, int]:
+    """None, or any number with commas between them."""
+    begin, end = self.row([item])
+    comma = self.row([self.space(), self.text(","), self.space()])
+    self.free[end].add(comma[0])
+    self.free[comma[1]].add(begin)
+    inside = self.maybe(self.row([self.space(), (begin, end)]))
+    return self.row([self.text(opening), inside, self.space(), self.text(closing)])
+
+  def of_schema(self, schema: Any, where: str) -> tuple[int, int]:
+    if not isinstance(schema, Mapping):
+      raise UserError(f"{where} must be a JSON object, not {schema!r}.")
+    if unknown := sorted(set(schema) - _READ):
+      raise UserError(f"{where} uses {unknown[0]!r}, which is not read; {', '.join(_READ)} are.")
+    if "const" in schema or "enum" in schema:
+      values = schema["enum"] if "enum" in schema else [schema["const"]]
+      return self.either([self.text(json.dumps(v, ensure_ascii=False)) for v in values])
+    if "anyOf" in schema:
+      return self.either([self.of_schema(s, f"{where}'s anyOf") for s in schema["anyOf"]])
+    kind = schema.get("type", "object" if "properties" in schema else None)
+    if isinstance(kind, list):
+      return self.either([self.of_schema({**schema, "type": k}, where) for k in kind])
+    return self.of_type(kind, schema, where)
+
+  def of_type(self, kind: Any, schema: Mapping[str, Any], where: str) -> tuple[int, int]:
+    if kind == "object" and "properties" in schema:
+      return self.record(schema, where)
+    if kind == "array" and "items" in schema:
+      return self.items(schema, where)
+    simple = {
+      None: lambda: self.value(DEPTH), "object": lambda: self.object(DEPTH),
+      "array": lambda: self.array(DEPTH), "string": self.string, "number": self.number,
+      "integer": self.integer, "null": lambda: self.text("null"),
+      "boolean": lambda: self.either([self.text("true"), self.text("false")]),
+    }  # fmt: skip
+    if kind not in simple:
+      raise UserError(f"{where} has type {kind!r}; allowed: {', '.join(filter(None, simple))}.")
+    return simple[kind]()
+
+  def record(self, schema: Mapping[str, Any], where: str) -> tuple[int, int]:
+    """The properties in their order; a comma stands before each but the first that is there."""
+    properties = schema["properties"]
+    required = set(schema.get("required", properties))
+    if unknown := required - set(properties):
+      raise UserError(f"{where} requires {sorted(unknown)[0]!r}, which is no property of it.")
+    first, none = self.text("{")  # As long as no property has come.
+    last, some = self.state(), self.state()
+    for name, inner in properties.items():
+      after = self.state()
+      key = self.row([self.text(json.dumps(name, ensure_ascii=False)), self.space()])
+      colon = self.row([self.text(":"), self.space()])
+      begin, end = self.row([key, colon, self.of_schema(inner, f"{where}'s {name!r}")])
+      opening, comma = self.space(), self.row([self.space(), self.text(","), self.space()])
+      self.free[none].add(opening[0])
+      self.free[opening[1]].add(begin)
+      self.free[some].add(comma[0])
+      self.free[comma[1]].add(begin)
+      self.free[end].add(after)
+      none_after = self.state()
+      if name not in required:
+        self.free[none].add(none_after)
+        self.free[some].add(after)
+      none, some = none_after, after
+    closing = self.row([self.space(), self.text("}")])
+    self.free[none].add(closing[0])
+    self.free[some].add(closing[0])
+    self.free[closing[1]].add(last)
+    return first, last
+
+  def items(self, schema: Mapping[str, Any], where: str) -> tuple[int, int]:
+    least, most = schema.get("minItems", 0), schema.get("maxItems")
+    if most is None and least == 0:
+      return self.listed("[", self.of_schema(schema["items"], f"{where}'s items"), "]")
+    ways = range(least, (least if most is None else most) + 1)
+    if most is None:
+      raise UserError(f"{where} has minItems={least} without maxItems, which is not read.")
+    return self.either([self.exactly(n, schema["items"], where) for n in ways])
+
+  def exactly(self, count: int, schema: Any, where: str) -> tuple[int, int]:
+    parts = [self.text("["), self.space()]
+    for i in range(count):
+      parts += [self.space(), self.text(","), self.space()] if i else []
+      parts.append(self.of_schema(schema, f"{where}'s items"))
+    return self.row([*parts, self.space(), self.text("]")])
+
+  def deterministic(self, part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """By subsets of states."""
+    first, last = part
+    closures: dict[int, frozenset[int]] = {}
+
+    def closure(state):
+      if state not in closures:
+        seen, todo = {state}, [state]
+        while todo:
+          new = self.free[todo.pop()] - seen
+          seen |= new
+          todo += new
+        closures[state] = frozenset(s for s in seen if self.on[s] or s == last)
+      return closures[state]
+
+    start = closure(first)
+    numbers, order, rows = {start: 0}, [start], []
+    for subset in order:  # Grows on the way.
+      row = np.full(256, DEAD, np.int32)
+      arcs = [arc for state in subset for arc in self.on[state]]
+      edges = sorted({e for low, high, _ in arcs for e in (low, high + 1)})
+      for low, high in itertools.pairwise(edges):
+        reached = frozenset().union(*(closure(s) for a, b, s in arcs if a <= low and high - 1 <= b))
+        if reached:
+          if reached not in numbers:
+            numbers[reached] = len(order)
+            order.append(reached)
+          row[low:high] = numbers[reached]
+      rows.append(row)
+    return np.stack(rows), np.array([last in subset for subset in order])

@@ -1,0 +1,81 @@
+"""How is a VQ-VAE of masks trained from nothing?
+
+For masks that PaliGemma's own does badly: thin, or of a kind it has not seen. Codes then mean
+something else than in its checkpoints, and a fine-tune has to learn them.
+
+The loss is the squared error against the mask in [-1, 1], plus 0.25 times the commitment loss; the
+gradient passes the codebook straight through (arXiv:1711.00937, section 3.2), and the codebook
+follows the mean of the vectors that chose each code (its appendix A.1). A code that nobody chooses
+any more starts again as one of the batch's vectors (arXiv:2005.00341, section 3.2: without it few
+codes are ever used).
+
+Axes: as in seg_vae.py; N vectors of a batch.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from pgjax.models import seg_vae
+
+COMMITMENT = 0.25
+DECAY = 0.99  # Of the running means that the codebook follows.
+DEAD_BELOW = 0.1  # Vectors of a batch, on average, that choose a code.
+
+
+class State(NamedTuple):
+  """Weights, the optimizer's state, and how many vectors chose each code, and their sum."""
+
+  params: dict[str, Any]
+  opt_state: optax.OptState
+  count_K: jax.Array
+  sum_KE: jax.Array
+
+
+def start(params: dict[str, Any], tx: optax.GradientTransformation) -> State:
+  """Of seg_vae.init's weights; every code counts as chosen once."""
+  codebook_KE = params["codebook"]
+  halves = {half: params[half] for half in ("encoder", "decoder")}
+  return State(params, tx.init(halves), jnp.ones(len(codebook_KE)), codebook_KE)
+
+
+def update(
+  state: State,
+  masks_BHW1: Float[Array, "B 64 64 1"],
+  key: jax.Array,
+  tx: optax.GradientTransformation,
+) -> tuple[State, dict[str, jax.Array]]:
+  """One step; the caller compiles it. Also the loss and the share of codes in use."""
+  codebook_KE = state.params["codebook"]
+  halves = {half: state.params[half] for half in ("encoder", "decoder")}
+
+  def loss(halves):
+    params = dict(halves, codebook=codebook_KE)
+    latents_BRCE = seg_vae.latents(params, masks_BHW1)
+    codes_BRC = seg_vae.nearest(codebook_KE, jax.lax.stop_gradient(latents_BRCE))
+    chosen_BRCE = codebook_KE[codes_BRC]
+    through_BRCE = latents_BRCE + jax.lax.stop_gradient(chosen_BRCE - latents_BRCE)
+    error = jnp.mean((seg_vae.reconstructed(params, through_BRCE) - (2 * masks_BHW1 - 1)) ** 2)
+    commitment = jnp.mean((latents_BRCE - chosen_BRCE) ** 2)
+    return error + COMMITMENT * commitment, (latents_BRCE, codes_BRC)
+
+  (value, (latents_BRCE, codes_BRC)), gradients = jax.value_and_grad(loss, has_aux=True)(halves)
+  steps, opt_state = tx.update(gradients, state.opt_state, halves)
+  latents_NE = latents_BRCE.reshape(-1, latents_BRCE.shape[-1])
+  chosen_NK = jax.nn.one_hot(codes_BRC.reshape(-1), len(codebook_KE))
+  count_K, sum_KE = _followed(state, latents_NE, chosen_NK, key)
+  params = dict(optax.apply_updates(halves, steps), codebook=sum_KE / count_K[:, None])
+  used = jnp.mean(chosen_NK.max(axis=0))
+  return State(params, opt_state, count_K, sum_KE), dict(loss=value, codes_used=used)
+
+
+def _followed(state, latents_NE, chosen_NK, key):
+  """The running count and sum of each code; codes that nobody chooses begin at a random vector."""
+  count_K = DECAY * state.count_K + (1 - DECAY) * chosen_NK.sum(axis=0)
+  sum_KE = DECAY * state.sum_KE + (1 - DECAY) * chosen_NK.T @ latents_NE
+  picked_KE = latents_NE[jax.random.randint(key, count_K.shape, 0, len(latents_NE))]
+  dead_K = count_K < DEAD_BELOW
+  return jnp.where(dead_K, 1.0, count_K), jnp.where(dead_K[:, None], picked_KE, sum_KE)

@@ -1,0 +1,44 @@
+"""Where do the weights of the VQ-VAE of masks come from?
+
+"oi" is PaliGemma's own, the file vae-oid.npz in $PGJAX_WEIGHTS_DIR; any other name is the path of
+an .npz with the same names, such as `save` writes.
+"""
+
+import functools
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from pgjax import weight_files
+from pgjax.errors import UserError
+from pgjax.models import seg_vae
+
+FILE = "vae-oid.npz"
+WHERE_FROM = (
+  f"PaliGemma's is gs://big_vision/paligemma/{FILE}: copy it into the folder that PGJAX_WEIGHTS_DIR"
+  " names, or give the path of the file (docs/boxes.md)"
+)
+
+
+@functools.lru_cache(maxsize=2)
+def load(name: str = "oi") -> dict[str, Any]:
+  """The tree that seg_vae.encode and decode take, in float32."""
+  folder = os.environ.get("PGJAX_WEIGHTS_DIR", "")
+  path = pathlib.Path(folder, FILE) if name == "oi" else pathlib.Path(name)
+  path = path.expanduser()
+  if (name == "oi" and not folder) or not path.is_file():
+    looked = path if folder or name != "oi" else "PGJAX_WEIGHTS_DIR, which is not set"
+    raise UserError(f"The weights of masks, '{name}', are not there ({looked}): {WHERE_FROM}.")
+  leaves = weight_files.read_npz(path, ("encoder.", "decoder.", seg_vae.CODEBOOK))
+  try:
+    return seg_vae.from_arrays({n: leaf.whole().astype(np.float32) for n, leaf in leaves.items()})
+  except UserError as error:
+    raise UserError(f"{path}: {error}; {WHERE_FROM}.") from None
+
+
+def save(path: pathlib.Path, params: seg_vae.Params) -> None:
+  """Writes a file that `load` reads."""
+  arrays = seg_vae.to_arrays(params)
+  weight_files.write_npz(path, {name: weight_files.of_array(a) for name, a in arrays.items()})
