@@ -41,7 +41,7 @@ def _random_image_op(draw, key, inkey, outkey):
   inkey, outkey = key or inkey or "image", key or outkey or "image"
 
   def apply(example):
-    if example.get("boxes"):
+    if np.size(example.get("boxes", ())):
       raise UserError(
         "this op moves pixels and leaves the boxes where they were; flip_boxes_lr moves both, and"
         ' drop("boxes") says that they do not matter'

@@ -36,10 +36,11 @@ class State(NamedTuple):
 
 
 def start(params: dict[str, Any], tx: optax.GradientTransformation) -> State:
-  """Of seg_vae.init's weights; every code counts as chosen once."""
+  """Of seg_vae.init's weights; what the first batch does not choose becomes its vectors."""
   codebook_KE = params["codebook"]
   halves = {half: params[half] for half in ("encoder", "decoder")}
-  return State(params, tx.init(halves), jnp.ones(len(codebook_KE)), codebook_KE)
+  count_K = jnp.full(len(codebook_KE), DEAD_BELOW)
+  return State(params, tx.init(halves), count_K, codebook_KE * DEAD_BELOW)
 
 
 def update(
