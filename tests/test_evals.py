@@ -91,7 +91,7 @@ def test_several_answers_and_none(mesh):
 def test_chartqa_takes_its_own_score(mesh):
   result = run(evaluator(["B", "c"], type="chartqa", to_lower=True), mesh)
   assert result.scores == {"val/acc": 0.5, "val/relaxed_acc": 0.5, "val/num": 2}
-  with pytest.raises(UserError, match="takes one answer"):
+  with pytest.raises(UserError, match="take one answer, not"):
     run(evaluator([["a", "b"]], type="chartqa", to_lower=True), mesh)
 
 
