@@ -24,7 +24,7 @@ _RIM = (0, 0, 0, 130)
 
 
 class _Tag(NamedTuple):
-  """A label's place and colour."""
+  """A label's place."""
 
   left: int
   top: int

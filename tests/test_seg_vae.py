@@ -171,7 +171,7 @@ def test_trained_from_nothing_masks_it_has_not_seen_come_back():
   update = jax.jit(functools.partial(seg_vae_training.update, tx=tx))
   seen = blobs(1000, seed=0)
   rng = np.random.default_rng(0)
-  for step in range(250):
+  for step in range(150):
     batch = jnp.asarray(seen[rng.integers(0, len(seen), 16)])
     state, measured = update(state, batch, jax.random.key(step))
   assert measured["codes_used"] > 0.2
