@@ -64,27 +64,39 @@ def watch(args: Any, out: pathlib.Path) -> None:
   log, scoring = metric_log.Log(None, main=True), None
   if not workdir.is_dir():
     log.say(f"Waiting for {workdir}")
+  unreadable: set[int] = set()
   while True:
-    scored = {step for step in runs.steps(workdir) if is_scored(out / f"step_{step}", args)}
+    steps = runs.steps(workdir)
+    scored = {step for step in steps if is_scored(out / f"step_{step}", args)}
     if workdir.is_dir() and sharding.is_main():
-      _announce(workdir, out, scored, log)
-    todo = [step for step in runs.steps(workdir) if step not in scored]
-    todo = sharding.gather_objects(todo)[0][:1]
-    for step in todo:
-      try:
-        source = ckpt.open_source(args.ckpt, step, ema=args.ema)
-      except UserError as error:  # Moved away by the run, if it found the step damaged.
-        log.say(f"Step {step} cannot be read and is left out: {error}")
-        time.sleep(POLL_SECONDS)
-        continue
-      if scoring is None or not scoring.fits(source):
-        scoring = Scoring(args, source)
-      scoring.score(source, out / f"step_{step}")
-      if step == source.run.position["total_steps"]:
-        _announce(workdir, out, {*scored, step}, log)
-        return
+      _announce(workdir, out, scored | unreadable, log)
+    todo = [step for step in steps if step not in scored | unreadable]
+    todo, ended = sharding.gather_objects((todo, not todo and _has_ended(workdir, steps)))[0]
+    if ended:
+      return
     if not todo:
       time.sleep(POLL_SECONDS)
+      continue
+    try:
+      source = ckpt.open_source(args.ckpt, todo[0], ema=args.ema)
+    except UserError as error:
+      log.say(f"Step {todo[0]} cannot be read and is left out: {error}")
+      unreadable.add(todo[0])
+      continue
+    if scoring is None or not scoring.fits(source):
+      scoring = Scoring(args, source)
+    scoring.score(source, out / f"step_{todo[0]}")
+
+
+def _has_ended(workdir: pathlib.Path, steps: list[int]) -> bool:
+  """Is the newest checkpoint the last of its run?"""
+  if not steps:
+    return False
+  try:
+    found = runs.read(workdir / runs.FOLDER / str(steps[-1]))
+  except runs.DamagedError:
+    return False
+  return found.step == found.position["total_steps"]
 
 
 def _announce(workdir: pathlib.Path, out: pathlib.Path, scored: set[int], log: Any) -> None:
