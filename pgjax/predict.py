@@ -145,7 +145,7 @@ FLAGS = [
   cli.Flag("jsonl", str, help='many questions, a line each: {"image": "a.png", "prefix": "..."}'),
   cli.Flag("out", str, help="file for the answers to --jsonl; else they go to stdout"),
   cli.Flag("batch_size", int, help="how many questions at once; else as the checkpoint's own"),
-  cli.Flag("quantize", str, help="int8 or nf4: keep the matrices so, in a quarter of the memory"),
+  cli.Flag("quantize", str, help="int8 or nf4: keep the matrices in fewer bits"),
   cli.Flag("step", int, help="which step of the workdir; without it the newest"),
   cli.Flag("ema", bool, True, help="use a run's averages, if it kept them (config.ema_decay)"),
 ]

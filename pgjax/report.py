@@ -87,7 +87,7 @@ def _scores(scores, found, paper) -> str:
     cells = [f'<th scope="row">{_text(name)}</th>', f"<td>{number(value)}</td>"]
     if found:
       ends = found.get(name)
-      cells.append(f"<td>{f'{number(ends[0])} to {number(ends[1])}' if ends else ''}</td>")
+      cells.append(f"<td>{f'{ends[0]:.3g} to {ends[1]:.3g}' if ends else ''}</td>")
     if paper:
       cells.append(f"<td>{number(paper[name]) if name in paper else ''}</td>")
     rows.append(f"<tr>{''.join(cells)}</tr>")

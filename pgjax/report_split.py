@@ -75,15 +75,17 @@ def _spread(split: Split) -> str:
     return ""
   what = "score" if split.rows[0].get("nll") is None else "log-likelihood"
   tables = [_bars(f"How often each {what}", what, "examples", _histogram([v for _, v in scored]))]
-  keyed = [(column, lambda row, c=column: _group(row.get(c))) for column in KINDS]
-  for column, key in [*keyed, ("answer", _answer_size)]:
+  keyed = [(column, lambda row, c=column: row.get(c)) for column in KINDS]
+  answers = {_group(_one_answer(row)) for row, _ in scored}
+  few = len(answers) <= MOST_GROUPS
+  keyed.append(("answer", _one_answer) if few else ("length of the answer", _answer_size))
+  for column, key in keyed:
     groups: dict[str, list[float]] = {}
     for row, value in scored:
-      if (group := key(row)) is not None:
+      if (group := _group(key(row))) is not None:
         groups.setdefault(group, []).append(value)
     if len(groups) > 1:
-      title = f"Mean {what} by {'length of the answer' if column == 'answer' else column}"
-      tables.append(_groups(title, column, groups))
+      tables.append(_groups(f"Mean {what} by {column}", column, groups))
   return f'<div class="spread">{"".join(tables)}</div>'
 
 
@@ -112,7 +114,7 @@ def _groups(title: str, column: str, groups: Mapping[str, list[float]]) -> str:
   for group, values in kept.items():
     mean = sum(values) / len(values)
     ends = interval.intervals([dict(score=(value, 1)) for value in values])["score"]
-    text = f"{number(mean)} ({number(ends[0])} to {number(ends[1])}), {len(values):,} examples"
+    text = f"{number(mean)} ({ends[0]:.3g} to {ends[1]:.3g}), {len(values):,} examples"
     bars.append((group, (mean - low) / span if span else 1.0, text))
   return _bars(title, column, "mean and interval", bars)
 
@@ -139,12 +141,18 @@ def _group(value: Any) -> str | None:
   return None if value is None or value == "" else str(value)[:80]
 
 
-def _answer_size(row: Mapping[str, Any]) -> str | None:
-  """Objects where the answer has boxes, else words."""
+def _one_answer(row: Mapping[str, Any]) -> str | None:
+  """The true answer; of several the commonest."""
   answer = row.get("answer")
   if isinstance(answer, list):
-    answer = Counter(answer).most_common(1)[0][0] if answer else None
-  if not isinstance(answer, str):
+    return str(Counter(answer).most_common(1)[0][0]) if answer else None
+  return answer
+
+
+def _answer_size(row: Mapping[str, Any]) -> str | None:
+  """Objects where the answer has boxes, else words."""
+  answer = _one_answer(row)
+  if answer is None:
     return None
   if "<loc" in answer:
     count, unit = len(locations.parse(answer).objects), "object"
@@ -249,7 +257,7 @@ def _card(i: int, row: Mapping[str, Any], album: _Album) -> str:
   ]
   facts = [f"score {number(row['score'])}"] if row.get("score") is not None else []
   if row.get("logp") is not None:
-    facts.append(f"probability {math.exp(row['logp']):.3g} (log {row['logp']:.2f})")
+    facts.append(f"probability {math.exp(row['logp']):.3g} (log {row['logp']:.3g})")
   if row.get("nll") is not None:
     facts.append(f"negative log-likelihood {number(row['nll'])}")
   return (
