@@ -61,11 +61,12 @@ class Opened(NamedTuple):
   notes: tuple[str, ...]
 
 
-class Asked(NamedTuple):
-  """Questions in memory: dicts with image (bytes, or a list of them) and prefix."""
+class Asked:
+  """Questions in memory, as a source of data/sources.py: image (bytes, or a list), prefix."""
 
-  rows: Sequence[Mapping[str, Any]]
-  names: Sequence[str]  # Of each row, for messages.
+  def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]):
+    """`names` are what messages call each row."""
+    self.rows, self.names = rows, names
 
   def __len__(self):
     return len(self.rows)
