@@ -83,7 +83,7 @@ def page(gradio: Any, answerer: answering.Answerer) -> Any:
   methods = list(dict.fromkeys([settings.decode, *METHODS]))
   lengths = sorted({settings.max_decode_len, *LENGTHS})
   with gradio.Blocks(title="pgjax", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-    gradio.Markdown(f"# pgjax: {_plain(answerer.opened.source.path.name)}")
+    gradio.Markdown(f"# pgjax: {_plain(_name(answerer.opened.source))}")
     with gradio.Row():
       with gradio.Column():
         image = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"])
@@ -108,7 +108,8 @@ def page(gradio: Any, answerer: answering.Answerer) -> Any:
         chosen = answering.Settings(how, int(most), rule.strip() or None)
         return asked(answerer, path, text, chosen)
       except UserError as error:
-        raise gradio.Error(html.escape(str(error)), duration=None, title="Not answered") from None
+        said = dict(duration=None, title="Not answered", print_exception=False)
+        raise gradio.Error(html.escape(str(error)), **said) from None
 
     inputs, outputs = [image, prompt, method, length, grammar], [answer, drawn, tokens]
     button.click(ask, inputs, outputs)
@@ -152,6 +153,10 @@ def shown(opened: answering.Opened, answer: answering.Answer) -> str:
     spans.append(f"<span><bdi>{piece}</bdi><small>{math.exp(logp):.1%}</small></span>")
   whole = math.exp(sum(answer.logp))
   return f'<div class="tokens">{"".join(spans)}</div><p>Probability of the answer: {whole:.3g}</p>'
+
+
+def _name(source: Any) -> str:
+  return f"{source.name}, step {source.run.step}" if source.run else source.name
 
 
 def _plain(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pgjax import report_split
 from pgjax.metrics import interval
-from pgjax.report_split import Split, number
+from pgjax.report_split import Split, number, shown_interval
 
 _STYLE = pathlib.Path(__file__).with_name("report.css").read_text()
 _SCRIPT = pathlib.Path(__file__).with_name("report.js").read_text()
@@ -86,8 +86,8 @@ def _scores(scores, found, paper) -> str:
   for name, value in scores.items():
     cells = [f'<th scope="row">{_text(name)}</th>', f"<td>{number(value)}</td>"]
     if found:
-      ends = found.get(name)
-      cells.append(f"<td>{f'{ends[0]:.3g} to {ends[1]:.3g}' if ends else ''}</td>")
+      ends = shown_interval(found[name]) if name in found else ""
+      cells.append(f"<td>{ends.strip(' ()')}</td>")
     if paper:
       cells.append(f"<td>{number(paper[name]) if name in paper else ''}</td>")
     rows.append(f"<tr>{''.join(cells)}</tr>")

@@ -58,6 +58,11 @@ def number(value: float) -> str:
   return f"{int(value):,}" if value == int(value) and abs(value) >= 2 else f"{value:.4g}"
 
 
+def shown_interval(ends: tuple[float, float]) -> str:
+  """In brackets; nothing where all rows are alike, of which no draw can show any doubt."""
+  return f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends[0] < ends[1] else ""
+
+
 def worth(row: Mapping[str, Any]) -> float | None:
   """What rows are ordered by, more is better: the score, or the likelihood; None without either."""
   if row.get("score") is not None:
@@ -114,7 +119,7 @@ def _groups(title: str, column: str, groups: Mapping[str, list[float]]) -> str:
   for group, values in kept.items():
     mean = sum(values) / len(values)
     ends = interval.intervals([dict(score=(value, 1)) for value in values])["score"]
-    text = f"{number(mean)} ({ends[0]:.3g} to {ends[1]:.3g}), {len(values):,} examples"
+    text = f"{number(mean)}{shown_interval(ends)}, {len(values):,} examples"
     bars.append((group, (mean - low) / span if span else 1.0, text))
   return _bars(title, column, "mean and interval", bars)
 
