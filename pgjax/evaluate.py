@@ -278,7 +278,13 @@ def write(scoring: Scoring, out, source, about, scores, results) -> None:
   step = about["checkpoint"]["step"]
   seen = dict(checkpoint=about["checkpoint"]["path"], step=step, averages=source.averages)
   splits = [
-    report.Split(e.name, results[e.name].rows, results[e.name].parts, e.batches.image)
+    report.Split(
+      e.name,
+      results[e.name].rows,
+      results[e.name].parts,
+      e.batches.image,
+      e.section.mask_weights,
+    )
     for e in scoring.evaluators
   ]
   with metric_log.disk_errors(out):

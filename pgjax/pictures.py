@@ -31,11 +31,15 @@ def seen(image: np.ndarray) -> np.ndarray:
 
 
 def marked(
-  pixels: np.ndarray, found: Sequence[locations.Object], classes: Sequence[str] = ()
+  pixels: np.ndarray,
+  found: Sequence[locations.Object],
+  classes: Sequence[str] = (),
+  *,
+  mask_weights: str = "oi",
 ) -> Image.Image:
   """uint8 [H, W, 3] with boxes and masks; UserError where masks need weights that are not there."""
-  height, width = pixels.shape[:2]
-  return draw.objects(pixels, found, masks=masks_of(found, height, width), classes=classes)
+  masks_HW = masks_of(found, *pixels.shape[:2], mask_weights)
+  return draw.objects(pixels, found, masks=masks_HW, classes=classes)
 
 
 def without_masks(found: Sequence[locations.Object]) -> list[locations.Object]:
@@ -43,12 +47,14 @@ def without_masks(found: Sequence[locations.Object]) -> list[locations.Object]:
   return [o._replace(codes=None) for o in found]
 
 
-def masks_of(found: Sequence[locations.Object], height: int, width: int) -> list[np.ndarray | None]:
+def masks_of(
+  found: Sequence[locations.Object], height: int, width: int, mask_weights: str = "oi"
+) -> list[np.ndarray | None]:
   """Bool [height, width] for each object with codes, None for the others."""
   codes = np.array([o.codes for o in found if o.codes is not None])
   if not len(codes):
     return [None] * len(found)
-  decoded = iter(np.asarray(seg_vae.decode(seg_weights.load(), codes))[:, :, :, 0])
+  decoded = iter(np.asarray(seg_vae.decode(seg_weights.load(mask_weights), codes))[:, :, :, 0])
   return [
     None if o.codes is None else masks.paste(next(decoded), o.box, height, width) for o in found
   ]

@@ -32,7 +32,8 @@ _BINS = 10
 class Split(NamedTuple):
   """One evaluator's result.
 
-  rows: as in predictions.jsonl, with id, prompt, answer, prediction, logp and score, or nll.
+  rows: as in predictions.jsonl, with id, prompt, answer, prediction, logp and score, or nll;
+    objects, where the scorer has read them from the prediction: dicts of box, label and score.
   parts: each row's {score: (sum, count)}; empty where there are none.
   picture: a row's image as the model sees it, float [H, W, 3] or [N, H, W, 3] in [-1, 1].
   """
@@ -41,6 +42,7 @@ class Split(NamedTuple):
   rows: Sequence[Mapping[str, Any]]
   parts: Sequence[Mapping[str, tuple[float, float]]] = ()
   picture: Callable[[int], np.ndarray] | None = None
+  mask_weights: str = "oi"  # As config.evals.*.mask_weights.
 
 
 def section(split: Split, place: int) -> str:
@@ -229,11 +231,7 @@ class _Album:
 
   def _pictures(self, i):
     row, pixels = self._split.rows[i], pictures.seen(self._split.picture(i))
-    texts = dict(prediction=row.get("prediction"), answer=row.get("answer"))
-    objects = {
-      name: locations.parse(text).objects if isinstance(text, str) and "<loc" in text else ()
-      for name, text in texts.items()
-    }
+    objects = dict(prediction=_objects(row, "prediction"), answer=_objects(row, "answer"))
     if not any(objects.values()):
       return [("image", pictures.data_uri(pixels, _PICTURE_PIXELS))]
     labels = sorted({o.label for found in objects.values() for o in found})
@@ -244,10 +242,24 @@ class _Album:
 
   def _marked(self, pixels, found, labels):
     try:
-      return pictures.marked(pixels, found, labels)
+      return pictures.marked(pixels, found, labels, mask_weights=self._split.mask_weights)
     except UserError as error:
       self.notes[f"Masks are not drawn. {error}"] = None
       return pictures.marked(pixels, pictures.without_masks(found), labels)
+
+
+def _objects(row: Mapping[str, Any], name: str) -> Sequence[locations.Object]:
+  """What to draw of a text; with scores where the scorer left them."""
+  text = row.get(name)
+  if not isinstance(text, str) or "<loc" not in text:
+    return ()
+  if name == "prediction" and row.get("objects"):
+    return [
+      locations.Object(tuple(o["box"]), o["label"], o.get("codes"), (0, 0), o.get("score"), 1.0)
+      for o in row["objects"]
+    ]
+  # A box alone, as of a mask's true place, is no object of an answer, but it can be drawn.
+  return locations.parse(text).objects or locations.parse(f"{text} {name}").objects
 
 
 def _card(i: int, row: Mapping[str, Any], album: _Album) -> str:
