@@ -231,7 +231,8 @@ def run(
     read()
   rows = [dict(row) for row in _in_order(sharding.gather_objects(rows))]
   of_split = evaluator.scorer.of_split(evaluator.section, rows) if evaluator.scorer else {}
-  scores = [row.pop("scores") for row in rows]
+  # What comes from a journal or another process is JSON, which has no tuples.
+  scores = [{name: tuple(part) for name, part in row.pop("scores").items()} for row in rows]
   digest = hashlib.sha256("".join(row.pop("_sha256") for row in rows).encode())
   digest.update(json.dumps([row.get("answer") for row in rows]).encode())
   named = text.mean(scores) | of_split | dict(num=len(rows))
