@@ -27,6 +27,8 @@ MOST_GROUPS = 20
 _TEXT_LENGTH = 2_000  # Characters of one text in the table.
 _PICTURE_PIXELS, _MARKED_PIXELS = 320, 640
 _BINS = 10
+_DRAWN = ("prediction", "answer")
+_LONG = 160  # Characters; a longer text in a card is folded.
 
 
 class Split(NamedTuple):
@@ -193,8 +195,8 @@ def chosen(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
 
 def _gallery(split: Split, place: int) -> str:
   """Tabs that need no script: a radio button each, so that arrow keys change them."""
-  album = _Album(split)
   parts = chosen(split.rows)
+  album = _Album(split, [i for numbers in parts.values() for i in numbers])
   buttons, grids = [], []
   for number_of_tab, (name, numbers) in enumerate(parts.items()):
     tab = f"tab{place}-{name}"
@@ -204,7 +206,8 @@ def _gallery(split: Split, place: int) -> str:
       f'<label for="{tab}">{name.capitalize()} {len(numbers)}</label>'
     )
     cards = "".join(_card(i, split.rows[i], album) for i in numbers)
-    grids.append(f'<div class="grid {name}">{cards}</div>')
+    wide = " wide" if album.labels else ""
+    grids.append(f'<div class="grid {name}{wide}">{cards}</div>')
   notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in album.notes)
   legend = "<legend>Examples: the surest come first among equal scores</legend>"
   return f'<fieldset class="gallery">{legend}{"".join(buttons)}{notes}{"".join(grids)}</fieldset>'
@@ -217,9 +220,12 @@ class _Album:
     notes: what could not be drawn, and why.
   """
 
-  def __init__(self, split: Split):
+  def __init__(self, split: Split, numbers: Iterable[int]):
     self._split, self._made = split, {}
     self.notes: dict[str, None] = {}
+    self._objects = {i: {n: _objects(split.rows[i], n) for n in _DRAWN} for i in numbers}
+    found = [o for of_row in self._objects.values() for objects in of_row.values() for o in objects]
+    self.labels = sorted({o.label for o in found})  # A label has one colour in all pictures.
 
   def of(self, i: int) -> list[tuple[str, str]]:
     """(what it shows, data URI) of one row: with boxes as predicted, and as they should be."""
@@ -230,22 +236,21 @@ class _Album:
     return self._made[i]
 
   def _pictures(self, i):
-    row, pixels = self._split.rows[i], pictures.seen(self._split.picture(i))
-    objects = dict(prediction=_objects(row, "prediction"), answer=_objects(row, "answer"))
+    pixels, objects = pictures.seen(self._split.picture(i)), self._objects[i]
     if not any(objects.values()):
       return [("image", pictures.data_uri(pixels, _PICTURE_PIXELS))]
-    labels = sorted({o.label for found in objects.values() for o in found})
     return [
-      (name, pictures.data_uri(self._marked(pixels, found, labels), _MARKED_PIXELS))
+      (name, pictures.data_uri(self._marked(pixels, found), _MARKED_PIXELS))
       for name, found in objects.items()
     ]
 
-  def _marked(self, pixels, found, labels):
+  def _marked(self, pixels, found):
+    weights = self._split.mask_weights
     try:
-      return pictures.marked(pixels, found, labels, mask_weights=self._split.mask_weights)
+      return pictures.marked(pixels, found, self.labels, mask_weights=weights)
     except UserError as error:
       self.notes[f"Masks are not drawn. {error}"] = None
-      return pictures.marked(pixels, pictures.without_masks(found), labels)
+      return pictures.marked(pixels, pictures.without_masks(found), self.labels)
 
 
 def _objects(row: Mapping[str, Any], name: str) -> Sequence[locations.Object]:
@@ -268,7 +273,7 @@ def _card(i: int, row: Mapping[str, Any], album: _Album) -> str:
     shown.append(f'<figure><img src="{uri}" alt="{what} of example {i}" loading="lazy">')
     shown.append(f"<figcaption>{what}</figcaption></figure>" if what != "image" else "</figure>")
   shown += [
-    f"<p><b>{name}</b> <bdi>{html.escape(_one_line(row[name]))}</bdi></p>"
+    _field(name, _one_line(row[name]))
     for name in ("prompt", "answer", "prediction")
     if row.get(name) is not None
   ]
@@ -280,6 +285,15 @@ def _card(i: int, row: Mapping[str, Any], album: _Album) -> str:
   return (
     f'<article class="card {_verdict(row)}">{"".join(shown)}<p>{", ".join(facts)}</p></article>'
   )
+
+
+def _field(name: str, text: str) -> str:
+  value = f"<bdi>{html.escape(text)}</bdi>"
+  if len(text) <= _LONG:
+    return f"<p><b>{name}</b> {value}</p>"
+  start = html.escape(text[: _LONG // 2])
+  summary = f"<summary><b>{name}</b> <bdi>{start}</bdi> ...</summary>"
+  return f"<details>{summary}<p>{value}</p></details>"
 
 
 def _verdict(row: Mapping[str, Any]) -> str:

@@ -185,6 +185,23 @@ def test_boxes_are_drawn_as_predicted_and_as_they_should_be():
   assert np.ptp(prediction[edge - 4 : edge + 4, 200:400]) < 10
 
 
+def test_a_label_has_one_colour_in_all_pictures():
+  dog = "<loc0000><loc0000><loc0200><loc0200> dog"
+  rows = [
+    row(0, prediction=BOX + "cat"),
+    row(1, prediction=f"{dog} ; {BOX}cat", answer=BOX + "ant"),
+  ]
+  uris = {a["alt"]: a["src"] for t, a in Elements(page(rows)).tags if t == "img"}
+  edges = []
+  for i in (0, 1):
+    encoded = base64.b64decode(uris[f"prediction of example {i}"].partition(",")[2])
+    picture = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")).astype(int)
+    at = round(900 / 1023 * len(picture)) - 2
+    edges.append(picture[at, 300])
+  assert np.abs(edges[0] - edges[1]).max() < 20
+  assert np.ptp(edges[0]) > 50
+
+
 def test_masks_without_their_weights_are_boxes_and_a_sentence(monkeypatch):
   monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
   mask = BOX + "".join(f"<seg{i:03d}>" for i in range(16)) + " cat"
