@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pgjax import answering, demo
-from pgjax.data import tokenizer
+from pgjax.data import locations, tokenizer
 from pgjax.errors import UserError
 from tests import small_checkpoint
 from tests.browser import Browser, needs_chromium
@@ -67,6 +67,19 @@ def test_an_answer_comes_with_its_picture_and_the_probability_of_each_token(answ
   assert "".join(map(html.unescape, shown)).replace("\u2581", " ") == f"{text}<eos>"
   assert "<loc" in text
   assert "<loc" not in tokens
+
+
+def test_boxes_are_drawn_on_the_upload_and_masks_only_with_their_weights(tmp_path, monkeypatch):
+  monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
+  Image.new("RGB", (640, 320)).save(tmp_path / "a.png")
+  encoded = (tmp_path / "a.png").read_bytes()
+  box = "<loc0100><loc0100><loc0900><loc0900>"
+  mask = "".join(f"<seg{i:03d}>" for i in range(16))
+  pictures = [demo.picture(encoded, locations.parse(t)) for t in (f"{box} a", f"{box}{mask} a")]
+  assert pictures[0].size == (640, 320)
+  assert pictures[0].getbbox() is not None
+  assert pictures[0].tobytes() == pictures[1].tobytes()
+  assert demo.picture(encoded, locations.parse("nothing")) is None
 
 
 def test_tokens_are_escaped_and_add_up(checkpoint):
