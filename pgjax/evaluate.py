@@ -158,9 +158,7 @@ class Scoring:
     results, journals = {}, []
     for evaluator in self.evaluators:
       name = evaluator.name
-      same = dict(
-        about["evals"][name], checkpoint=about["checkpoint"], config=about["config_sha256"]
-      )
+      same = {n: about[n] for n in ("checkpoint", "config_sha256", "tokenizer_sha256")}
       journals.append(journal.Journal(out, name, same | about["evals"][name]))
       if done := len(journals[-1].batches):
         self.log.say(f"{name}: {done} of {len(evaluator.batches)} batches were scored before.")
