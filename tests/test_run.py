@@ -131,7 +131,7 @@ def test_a_run_learns_and_leaves_what_it_promises(whole):
   assert {step for step, _ in scores(whole)} == {20, 40}
   rows = [json.loads(s) for s in (whole / "evals/val/predictions.jsonl").read_text().splitlines()]
   assert len(rows) == 30
-  assert rows[0].keys() == {"id", "prompt", "answer", "prediction", "score"}
+  assert rows[0].keys() == {"id", "prompt", "answer", "prediction", "logp", "score"}
   assert json.loads((whole / "config.json").read_text())["total_steps"] == STEPS
   assert list((whole / "tensorboard").glob("events*"))
 
