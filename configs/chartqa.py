@@ -1,12 +1,12 @@
 r"""ChartQA: questions about charts, human-written and augmented. Score: relaxed accuracy.
 
-The reference reports the mean of both parts' test scores, "chartqa/{human,augmented}/eval".
+Papers give the test scores of both parts, "chartqa/{human,augmented}/eval", or their mean.
 Data: python -m pgjax.prepare chartqa --raw=DIR; weights: size=v1 (PaliGemma 1) or 3b, 10b, 28b.
 
 python -m pgjax.train --config=configs/chartqa.py:res=448,size=3b --workdir=/tmp/chartqa
 """
 
-from configs import common
+from configs import common, published
 
 WEIGHTS = {"human": 7_398, "augmented": 20_901}  # Their sizes: arXiv:2203.10244, table 2.
 SPLITS = {"minitrain": "train[:5%]", "minival": "val", "eval": "test"}
@@ -32,7 +32,8 @@ def get_config(arg=None):
   for part in weights:
     for name, split in SPLITS.items():
       data = dict(name=part, split=split, **place)
-      score = common.vqa_eval(c, data, type="chartqa", to_lower=True, log_percent=0.1)
-      c.evals[f"{part}/{name}"] = score
+      known = published.of(part, a.size, a.res) if name == "eval" and not a.variant else {}
+      fields = dict(type="chartqa", to_lower=True, log_percent=0.1, published=known)
+      c.evals[f"{part}/{name}"] = common.vqa_eval(c, data, **fields)
       c.evals[f"{part}/{name}/pplx"] = common.vqa_pplx(c, data, log_percent=0.05)
   return c

@@ -87,8 +87,6 @@ def open_checkpoint(
   name: str, step: int | None = None, *, quantize: str | None = None, ema: bool = True
 ) -> Opened:
   """Finds the checkpoint and what it says about images and decoding."""
-  if quantize not in (None, *params.QUANTIZED):
-    raise UserError(f"--quantize={quantize} must be one of {', '.join(params.QUANTIZED)}.")
   source = ckpt.open_source(name, step, ema=ema)
   saved = source.run.config if source.run else {}
   table = source.leaves[paligemma.TABLE].dtype.name
@@ -98,7 +96,7 @@ def open_checkpoint(
       model=dict(source.model, dtype=dtype, remat="none"),
       res=source.res,
       dtype=dtype,
-      params=_kept(source, quantize),
+      params=kept(source, quantize),
       **{n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved},
       text_len=saved.get("text_len", TEXT_LEN),
     )
@@ -133,12 +131,14 @@ def _as_evaluated(source, config, tokenizer) -> Opened:
   return Opened(source, config, tokenizer, pp, settings, BATCH_SIZE, (*source.notes, note))
 
 
-def _kept(source: ckpt.Source, quantize: str | None) -> list[tuple[str, str]]:
-  """config.params: every leaf frozen as the checkpoint keeps it, or its matrices quantized.
+def kept(source: ckpt.Source, quantize: str | None) -> list[tuple[str, str]]:
+  """For config.params: every leaf frozen as the checkpoint keeps it, or its matrices quantized.
 
   Adapters stay beside their matrix: folding them in would round it once more.
   """
-  kept = []
+  if quantize not in (None, *params.QUANTIZED):
+    raise UserError(f"--quantize={quantize} must be one of {', '.join(params.QUANTIZED)}.")
+  found = []
   for name, leaf in source.leaves.items():
     how = f"{leaf.dtype.name!r}"
     if leaf.scheme:
@@ -150,8 +150,8 @@ def _kept(source: ckpt.Source, quantize: str | None) -> list[tuple[str, str]]:
       rule = source.adapters[name].rule
       fields = f"rank={rule.rank}, alpha={rule.alpha}, rslora={rule.rslora}"
       spec = f"lora({fields}, base={how})"
-    kept.append((name, spec))
-  return kept
+    found.append((name, spec))
+  return found
 
 
 def loader(opened: Opened, source: Any) -> Loader:

@@ -19,6 +19,7 @@ import optax
 
 import pgjax
 from pgjax import (
+  answering,
   checkpoint_params,
   ckpt,
   cli,
@@ -121,8 +122,11 @@ class Scoring:
     """Everything that can be wrong is told here, before parameters are read."""
     self.args, self.log = args, metric_log.Log(None, main=sharding.is_main())
     self.config = config = args.config or saved_config(source, args.overrides)
-    if source.run and "params" in source.run.config:  # How its leaves are kept the run says.
-      with config.unlocked():
+    as_run = source.run and "params" in source.run.config
+    with config.unlocked():
+      if args.quantize:
+        config.params = answering.kept(source, args.quantize)
+      elif as_run:  # How its leaves are kept the run says.
         config.params = source.run.config["params"]
     self.mesh = sharding.start(config.mesh)
     self.tokenizer = (
@@ -131,7 +135,11 @@ class Scoring:
       else tokenizer_lib.load(config.tokenizer)
     )
     self.model = paligemma.Model(**config.model)
-    self.abstract = abstract_params(self.model, config, self.mesh, source)
+    self.abstract = (
+      step_lib.abstract_state(self.model, optax.identity(), config, self.mesh).params
+      if args.quantize
+      else abstract_params(self.model, config, self.mesh, source)
+    )
     self.evaluators = evals.make(
       config,
       self.model,
@@ -153,7 +161,8 @@ class Scoring:
       self.log.say(note)
     self.log.say(f"Scoring {source.path} on {self.mesh.size} x {self.mesh.devices.flat[0]}")
     with self.log.waiting("Loading the parameters"):
-      params = restored(source, self.abstract, step_lib.leaves_of(self.model, self.config))
+      leaves = step_lib.leaves_of(self.model, self.config)
+      params = restored(source, self.abstract, leaves, converted=self.args.quantize)
     about = facts(self, source, params)
     results, journals = {}, []
     for evaluator in self.evaluators:
@@ -204,6 +213,7 @@ def facts(scoring: Scoring, source: ckpt.Source, params: Any) -> dict[str, Any]:
   sums = jax.device_get(step_lib.jitted_checksums()(params_lib.flatten(params)))
   return dict(
     pattern=scoring.args.evals,
+    quantize=scoring.args.quantize,
     checkpoint=dict(
       path=str(source.path),
       step=source.run.step if source.run else 0,
@@ -256,9 +266,9 @@ def saved_config(source: ckpt.Source, overrides: Any) -> Any:
   return config_lib.validated(config_lib.overridden(config_lib.from_dict(saved), overrides))
 
 
-def restored(source: ckpt.Source, abstract: Any, leaves: Any) -> Any:
-  """The parameters on the mesh."""
-  if source.run:
+def restored(source: ckpt.Source, abstract: Any, leaves: Any, *, converted: Any = None) -> Any:
+  """The parameters on the mesh; `converted`: not kept as in the checkpoint."""
+  if source.run and not converted:
     checksums = step_lib.jitted_checksums()
     return checkpoint_params.restore_params(
       source.run, abstract, checksums, averages=source.averages
@@ -297,12 +307,17 @@ def write(scoring: Scoring, out, source, about, scores, results) -> None:
     )
     for e in scoring.evaluators
   ]
+  published = {
+    f"{e.name}/{score}": mean
+    for e in scoring.evaluators
+    for score, mean in e.section.published.items()
+  }
   with metric_log.disk_errors(out):
     title = f"pgjax: step {step}" if step else f"pgjax: {source.path.name}"
-    (out / "report.html").write_text(report.page(title, seen, scores, splits))
+    (out / "report.html").write_text(report.page(title, seen, scores, splits, paper=published))
     (out / "config.json").write_text(json.dumps(scoring.config.to_dict(), indent=1) + "\n")
   together = [dict(eval=split.name) | row for split in splits for row in split.rows]
-  evals.write(out, seen | scores | dict(about=about), together)
+  evals.write(out, seen | scores | dict(published=published, about=about), together)
 
 
 FLAGS = [
@@ -311,6 +326,7 @@ FLAGS = [
   cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
   cli.Flag("step", int, help="which step of the workdir; without it the newest"),
   cli.Flag("ema", bool, True, help="score a run's averages, if it kept them (config.ema_decay)"),
+  cli.Flag("quantize", str, help="keep the matrices in int8 or nf4: see docs/lora.md"),
   cli.Flag("watch", bool, False, help="score each new step of the workdir until the run ends"),
 ]
 CONFIG = "optional"

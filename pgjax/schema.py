@@ -197,6 +197,10 @@ EVAL = {
     lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(n, str) for n in v),
   ),
   "mask_weights": TEXT,
+  "published": Field(
+    "a dict of numbers by the names of scores",
+    lambda v: _is_mapping(v) and all(isinstance(n, str) and _is_number(v[n]) for n in v),
+  ),
   **durations("log"),
   "skip_first": FLAG,
 }

@@ -12,7 +12,8 @@ from pgjax.errors import UserError
 from pgjax.models import gemma, paligemma, siglip
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "common.py")
+SHARED = ("common.py", "published.py")
+FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name not in SHARED)
 SPECS = [
   *("easyvqa.py", "easyvqa.py:preset=long"),
   *("chartqa.py", "chartqa.py:res=448,size=10b,tune=attention", "chartqa.py:size=28b,tune=no_vit"),
