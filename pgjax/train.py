@@ -35,7 +35,6 @@ from pgjax import (
 from pgjax import config as config_lib
 from pgjax import step as step_lib
 from pgjax.data import pipeline
-from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
 from pgjax.models import paligemma
 
@@ -50,7 +49,7 @@ def main(args: Any) -> None:
   log = metric_log.Log(workdir, main=sharding.is_main())
   sharding.check_batch_size(config.input.batch_size, mesh)
   sharding.check_opt_state_memory(config.opt_state_memory, mesh)
-  tokenizer = load_tokenizer(config)
+  tokenizer = ckpt.tokenizer_of_run(config)
   data = open_data(config, tokenizer)
   total_steps = config_lib.total_steps(config, data.num_examples)
   model = paligemma.Model(**config.model)
@@ -194,19 +193,6 @@ class Stop:
     if not self._agreed and step % AGREE_STEPS == 0:
       self._agreed = any(sharding.gather_objects(self.signal is not None))
     return self._agreed
-
-
-def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
-  """The config's, or the one that lies with the initial weights where that is not to be found."""
-  try:
-    return tokenizer_lib.load(config.tokenizer)
-  except UserError:
-    if not isinstance(config.model_init, str):
-      raise
-    source = ckpt.tokenizer_of(config.model_init)
-    if source is None:
-      raise
-    return tokenizer_lib.Tokenizer(source, config.model_init)
 
 
 def open_data(config: Any, tokenizer: Any) -> pipeline.TrainBatches:
