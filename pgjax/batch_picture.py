@@ -1,9 +1,9 @@
 """What does the model get of an example? One picture: image, tokens with their masks, attention.
 
-The image is drawn after pp, back in 0..255, with the boxes and masks of the answer. A token's ground
-says what it is for (KINDS), the three bars below it are mask_input, mask_ar and mask_loss. In the
-attention matrix a row sees the coloured columns; the tokens of an image, which all see the same, are
-one block. Pieces are written with a dot for a space.
+The image is drawn after pp, back in 0..255, with the boxes and masks of the answer. A token's
+ground says what it is for (KINDS), the three bars below it are mask_input, mask_ar and mask_loss.
+In the attention matrix a row sees the coloured columns; the tokens of an image, which all see the
+same, are one block. Pieces are written with a dot for a space.
 """
 
 import functools
@@ -68,7 +68,8 @@ class Tokens(NamedTuple):
 def tokens_of(row: Mapping[str, np.ndarray], tokenizer: Any) -> Tokens:
   """`row`: text, mask_ar, and mask_loss or mask_input, of one example."""
   text, ar = row["text"], row["mask_ar"]
-  read = row["mask_input"] if "mask_input" in row else text != tokenizer.pad
+  real = "mask_input" if "mask_input" in row else "text"
+  read = row[real] != (0 if real == "mask_input" else tokenizer.pad)
   loss = row["mask_loss"] if "mask_loss" in row else np.zeros_like(ar)
   used = int(np.max(np.flatnonzero(read), initial=-1)) + 1
   shown = min(len(text), used + SHOWN_PADDING)

@@ -12,38 +12,36 @@ ERROR, WARNING = "error", "warning"
 
 
 class Kind(NamedTuple):
-  """How bad it is, and the sentence after "3 of 200"."""
+  """How bad it is, and a sentence about one example."""
 
   level: str
   what: str
 
 
 KINDS = {
-  "not opened": Kind(ERROR, "data sets cannot be opened"),
-  "unreadable image": Kind(ERROR, "examples have an image that cannot be read"),
-  "damaged image": Kind(ERROR, "examples have an image that cannot be decoded"),
-  "refused": Kind(ERROR, "examples are refused by pp"),
-  "malformed box": Kind(ERROR, "answers have a box or mask that cannot be read back"),
-  "malformed mask": Kind(ERROR, "examples have a segmentation that is no mask"),
-  "too many cut": Kind(ERROR, "texts are longer than text_len, more than pgjax.train allows"),
-  "cut": Kind(WARNING, "texts are longer than text_len and lose their end"),
-  "answer not reachable": Kind(WARNING, "answers are longer than max_decode_len"),
-  "empty answer": Kind(WARNING, "answers are empty"),
-  "class not asked for": Kind(WARNING, "answers name a class that their prompt does not"),
-  "duplicate box": Kind(WARNING, "answers have one object twice (one label, IoU of 0.9 or more)"),
-  "not JSON": Kind(WARNING, "answers are no JSON object or list, and most of the others are"),
-  "mixed types": Kind(WARNING, "examples have a value of another type than most of its column"),
-  "rotated image": Kind(
-    WARNING, "examples have an image with an EXIF rotation, which is not applied"
-  ),
-  "coarse mask": Kind(WARNING, "masks looked at keep less than 0.7 IoU through their codes"),
-  "repeated": Kind(WARNING, "examples have image, prefix and answer of an earlier one"),
+  "not opened": Kind(ERROR, "the data cannot be opened"),
+  "unreadable image": Kind(ERROR, "an image cannot be read"),
+  "damaged image": Kind(ERROR, "an image cannot be decoded"),
+  "refused": Kind(ERROR, "pp refuses the example"),
+  "malformed box": Kind(ERROR, "a box or mask of the answer cannot be read back"),
+  "malformed mask": Kind(ERROR, "a segmentation is no mask"),
+  "too many cut": Kind(ERROR, "the text is longer than text_len (pgjax.train refuses over 1%)"),
+  "cut": Kind(WARNING, "the text is longer than text_len and loses its end"),
+  "answer too long": Kind(WARNING, "the answer is longer than max_decode_len"),
+  "empty answer": Kind(WARNING, "the answer is empty"),
+  "class not asked for": Kind(WARNING, "the answer names a class that its prompt does not"),
+  "duplicate box": Kind(WARNING, "an object is there twice (the same label, IoU of 0.9 or more)"),
+  "not JSON": Kind(WARNING, "the answer is no JSON object or list, as most of the others are"),
+  "mixed types": Kind(WARNING, "a value has another type than most of its column"),
+  "rotated image": Kind(WARNING, "an image has an EXIF rotation, which is not applied"),
+  "coarse mask": Kind(WARNING, "a mask keeps less than 0.7 IoU through its codes"),
+  "repeated": Kind(WARNING, "image, prefix and answer are those of an earlier example"),
   "contradiction": Kind(
-    WARNING, "examples have image and prefix of an earlier one, not its answer"
+    WARNING, "image and prefix are those of an earlier example, not the answer"
   ),
-  "example in training": Kind(WARNING, "examples have image and prefix of a training example"),
-  "image in training": Kind(WARNING, "other examples have the image of a training example"),
-  "left out": Kind(WARNING, "boxes are left out by the source"),
+  "example in training": Kind(WARNING, "image and prefix are those of a training example"),
+  "image in training": Kind(WARNING, "the image is that of a training example, not the prefix"),
+  "left out": Kind(WARNING, "the source leaves boxes out"),
 }
 
 
@@ -53,7 +51,7 @@ class Finding(NamedTuple):
   kind: str
   data: str  # "training", "evals.val".
   count: int
-  of: int | None  # None where a share means nothing.
+  of: int | None  # Examples looked at; None for what is not of single examples.
   examples: tuple[str, ...]
 
   @property
@@ -64,8 +62,8 @@ class Finding(NamedTuple):
   @property
   def sentence(self) -> str:
     """Without the examples."""
-    share = "" if self.of is None else f" of {self.of:,}"
-    return f"{self.data}: {self.count:,}{share} {KINDS[self.kind].what}"
+    share = "" if self.of is None else f", {self.count:,} of {self.of:,}"
+    return f"{self.data}{share}: {KINDS[self.kind].what}"
 
 
 class Book:
@@ -82,13 +80,9 @@ class Book:
     assert kind in KINDS, kind
     self._found.setdefault(kind, {}).setdefault(index, detail)
 
-  def add(self, kind: str, count: int, of: int | None, *examples: str) -> None:
+  def add(self, kind: str, *examples: str) -> None:
     """What is not of single examples."""
-    self._rest.append(Finding(kind, self.data, count, of, examples[:EXAMPLES]))
-
-  def has(self, kind: str) -> bool:
-    """Whether anything of that kind was told."""
-    return kind in self._found
+    self._rest.append(Finding(kind, self.data, 1, None, examples))
 
   def count(self, kind: str) -> int:
     """At how many examples."""

@@ -76,6 +76,7 @@ def texts(split: Split, indices: Sequence[int], book: Book) -> tuple[dict[str, A
   """(facts, {index: Text}): lengths in tokens, what is common, boxes, JSON."""
   encode = functools.lru_cache(maxsize=1 << 16)(split.loader.tokenizer.encode)
   found: dict[int, Text] = {}
+  cut: dict[int, str] = {}
   tokens, prompts, answers = [], [], []
   for i in indices:
     try:
@@ -90,17 +91,20 @@ def texts(split: Split, indices: Sequence[int], book: Book) -> tuple[dict[str, A
     lengths = [len(encode(answer)) for answer in text.answers]
     answers += lengths
     if num_tokens > room:
-      book.tell("cut", i, f"{num_tokens} tokens, {room} fit")
+      cut[i] = f"{num_tokens} tokens, {room} fit"
     if lengths and split.max_decode_len and min(lengths) + 1 > split.max_decode_len:
       needed = f"{min(lengths) + 1} tokens with <eos>, max_decode_len={split.max_decode_len}"
-      book.tell("answer not reachable", i, needed)
+      book.tell("answer too long", i, needed)
     _look_at(text, i, book)
+  too_many = not split.allow_truncated and len(cut) > pipeline.MAX_TRUNCATED * len(indices)
+  for i, detail in cut.items():
+    book.tell("too many cut" if too_many else "cut", i, detail)
   _json(found, book)
   facts = dict(
     looked_at=len(indices),
     tokens=spread(tokens),
     room=split.loader.layout.text_len,
-    cut=book.count("cut"),
+    cut=len(cut),
     prefix_tokens=spread(prompts),
     answer_tokens=spread(answers),
     prefixes=common(text.prefix for text in found.values()),
@@ -148,11 +152,6 @@ def common(values: Iterable[str]) -> dict[str, Any]:
   """How many there are, how many different ones, and the commonest with their counts."""
   counts = collections.Counter(values)
   return dict(number=counts.total(), different=len(counts), commonest=counts.most_common(COMMONEST))
-
-
-def cut_too_often(facts: dict[str, Any], split: Split) -> bool:
-  """Whether pgjax.train would refuse."""
-  return not split.allow_truncated and facts["cut"] > pipeline.MAX_TRUNCATED * facts["looked_at"]
 
 
 # Columns
@@ -303,10 +302,20 @@ def repeats(seen: Seen, where: Any, book: Book) -> None:
     if answers == its_answers:
       book.tell("repeated", i, as_before)
     else:
-      book.tell("contradiction", i, f"{answers}, and {its_answers} {as_before}"[:300])
+      mine, other = _difference(" | ".join(answers), " | ".join(its_answers))
+      book.tell("contradiction", i, f"{mine!r}, but {other!r} {as_before}")
 
 
-def leaks(seen: Seen, training: dict[str, tuple[str, int, set[str]]], book: Book) -> None:
+def _difference(a: str, b: str) -> tuple[str, str]:
+  """Both texts around the first character that differs."""
+  same = next(
+    (k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+  )
+  start = max(0, same - 20)
+  return a[start : same + 40], b[start : same + 40]
+
+
+def leaks(seen: Seen, training: dict[str, tuple[str, set[str]]], book: Book) -> None:
   """Examples that are trained on as well; `training` is what `of_training` gives."""
   for i, digest in seen.digests.items():
     if digest in training:
