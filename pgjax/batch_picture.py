@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -110,8 +111,10 @@ def example(
   for i, line in enumerate(_lines("prompt", prompt) + _lines("answer", answer)):
     pen.text((MARGIN, MARGIN + 26 + 19 * i), line, fill=INK, font=_font(14))
   picture.paste(image_panel(row, answer, mask_of), (MARGIN, top))
+  pen.rectangle([MARGIN - 1, top - 1, MARGIN + PANEL, top + PANEL], outline=LINE)
   pixels = row["image"]
-  size = f"{' x '.join(map(str, pixels.shape))}, from {pixels.min():.2f} to {pixels.max():.2f}"
+  low, high = (round(float(n), 2) + 0.0 for n in (pixels.min(), pixels.max()))  # -0.0 becomes 0.
+  size = f"{' x '.join(map(str, pixels.shape))}, from {low:.2f} to {high:.2f}"
   pen.text((MARGIN, top - 19), f"image as the model sees it: {size}", GREY, _font(13))
   attention(picture, row, tokens, (2 * MARGIN + PANEL + LABELS, top), patches)
   _legend(pen, {"image", *tokens.kinds}, below + 2)
@@ -120,12 +123,13 @@ def example(
 
 
 def of_run(
-  batch: Mapping[str, np.ndarray], tokenizer: Any, folder: pathlib.Path, patches: int
+  batch: Mapping[str, np.ndarray], tokenizer: Any, folder: pathlib.Path, model: Any
 ) -> str:
   """Pictures of a run's first examples, in a folder; the line for its log. Never raises."""
   count = min(IN_RUN, len(batch["text"]))
   try:
     folder.mkdir(parents=True, exist_ok=True)
+    patches = patches_of(model, batch["image"].shape[-2])
     for i in range(count):
       row = {name: array[i] for name, array in batch.items()}
       made = example(row, tokenizer, title=f"Example {i} of the first batch", patches=patches)
@@ -133,6 +137,12 @@ def of_run(
   except Exception as error:  # A picture is not worth a run.
     return f"The first batch could not be drawn: {type(error).__name__}: {error}"
   return f"The first examples as the model gets them are drawn in {folder}"
+
+
+def patches_of(model: Any, res: int) -> int:
+  """Tokens of one image."""
+  patch = model.img_config.patch_size
+  return (res // patch[0]) * (res // patch[1])
 
 
 # The image
@@ -265,7 +275,9 @@ def allowed(row: Mapping[str, np.ndarray], length: int) -> np.ndarray:
   text = row["mask_input"] if "mask_input" in row else np.ones(len(row["text"]))
   valid = np.concatenate([images, text]).astype(bool)
   end = len(images) + length
-  return np.asarray(paligemma.prefix_lm_mask(ar[None], valid[None])[0])[:end, :end]
+  return np.asarray(paligemma.prefix_lm_mask(jnp.asarray(ar[None]), jnp.asarray(valid[None]))[0])[
+    :end, :end
+  ]
 
 
 def attention(
@@ -312,10 +324,10 @@ def _names(picture, names, edges, at, cell) -> None:
       continue
     font = _font(size)
     width = min(math.ceil(font.getlength(name)) + 2, LABELS - 6)
-    label = Image.new("RGB", (width, size + 5), PAPER)
-    ImageDraw.Draw(label).text((0, 0), name, fill=INK, font=font)
-    picture.paste(label, (left - 5 - width, int(top + middle - (size + 5) / 2)))
+    label = Image.new("L", (width, size + 5))  # How much ink: neighbours' letters may overlap.
+    ImageDraw.Draw(label).text((0, 0), name, fill=255, font=font)
+    picture.paste(INK, (left - 5 - width, int(top + middle - (size + 5) / 2)), label)
     up = label.transpose(Image.Transpose.ROTATE_90)
-    picture.paste(up, (int(left + middle - (size + 5) / 2), top - 5 - width))
+    picture.paste(INK, (int(left + middle - (size + 5) / 2), top - 5 - width), up)
   pen = ImageDraw.Draw(picture)
   pen.text((left, top + PANEL + 4), "row: who looks; column: at whom", GREY, _font(13))

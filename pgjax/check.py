@@ -148,8 +148,8 @@ def of_raw(split: inspection.Split, config: Any, rows: list[int], with_images: l
   source = split.source
   of_rows, of_images = (findings.Book(split.name, source.where) for _ in range(2))
   facts: dict[str, Any] = dict(columns=inspection.columns(split, rows, of_rows))
-  if "segmentations" in facts["columns"]:
-    facts["masks"] = mask_facts(split, config, rows, of_rows)
+  if masked := inspection_boxes.objects_with_masks(source, rows, of_rows):
+    facts["masks"] = mask_facts(masked, config, of_rows)
   if dropped := getattr(source, "dropped", None):
     of_rows.add("left out", ", ".join(f"{n} {why}" for why, n in sorted(dropped.items())))
   threads = config.input.num_threads
@@ -158,15 +158,14 @@ def of_raw(split: inspection.Split, config: Any, rows: list[int], with_images: l
   return facts, digests, found
 
 
-def mask_facts(split: inspection.Split, config: Any, rows: list[int], book: findings.Book):
+def mask_facts(masked: list[tuple], config: Any, book: findings.Book) -> dict[str, Any]:
   """Round trips of masks, where the weights of the VQ-VAE are there."""
   try:
     params = mask_params(config)
   except UserError as error:
-    number = len(inspection_boxes.objects_with_masks(split.source, rows, book))
-    return dict(number=number, mean_iou=None, why_not=str(error))
+    return dict(number=len(masked), mean_iou=None, why_not=str(error))
   coder = (functools.partial(seg_vae.encode, params), functools.partial(seg_vae.decode, params))
-  facts = inspection_boxes.mask_round_trips(split.source, rows, coder, book)
+  facts = inspection_boxes.mask_round_trips(masked, coder, book)
   return facts | dict(why_not="none of them can be coded")
 
 
@@ -183,8 +182,7 @@ def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterat
   """(name, PNG bytes) of the run's first examples; those that cannot be made are told already."""
   if not loaders:
     return
-  patch = paligemma.Model(**config.model).img_config.patch_size
-  patches = (config.res // patch[0]) * (config.res // patch[1])
+  patches = batch_picture.patches_of(paligemma.Model(**config.model), config.res)
   stream = pipeline.mixture(loaders, config.seed)
   drawn = 0
   for g in itertools.islice(itertools.count(), 4 * num):  # Some may be broken, not most.
@@ -237,7 +235,9 @@ def write(file: pathlib.Path, content: bytes) -> None:
 FLAGS = [
   cli.Flag("out", str, required=True, help="folder for the report and the pictures"),
   cli.Flag("num", int, 8, help="examples that are drawn"),
-  cli.Flag("images", int, 20_000, help="images that are opened, of each data set, evenly spaced"),
+  cli.Flag(
+    "images", int, 50_000, help="examples whose images are opened, of each data set, evenly spaced"
+  ),
 ]
 CONFIG = "required"
 EXAMPLES = [

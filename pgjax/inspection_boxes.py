@@ -91,10 +91,12 @@ def facts(answers: Iterable[Sequence[str]]) -> dict[str, Any]:
 
 
 def mask_round_trips(
-  source: Any, indices: Sequence[int], coder: tuple[Callable, Callable], book: Book
+  of: Sequence[tuple], coder: tuple[Callable, Callable], book: Book
 ) -> dict[str, Any]:
-  """IoU of some of the data's masks with what their codes give; `coder` is (encode, decode)."""
-  of = objects_with_masks(source, indices, book)
+  """IoU of some masks with what their codes give.
+
+  `of` is from objects_with_masks, `coder` is (encode, decode) with seg_vae's parameters bound.
+  """
   kept = [of[i * len(of) // MAX_MASKS] for i in range(MAX_MASKS)] if len(of) > MAX_MASKS else of
   ious = []
   for i, k, segmentation, box, size in kept:

@@ -132,7 +132,9 @@ def _common(facts: Mapping[str, Any]) -> str:
   first = ", ".join(
     f"{_cut(value)!r} {count / number:.1%}" for value, count in facts["commonest"] if count > 1
   )
-  return f"{facts['different']:,} different" + (f"; commonest {first}" if first else "")
+  if first or not number:
+    return f"{facts['different']:,} different" + (f"; commonest {first}" if first else "")
+  return f"{facts['different']:,} different, such as {_cut(facts['commonest'][0][0])!r}"
 
 
 def _cut(text: str) -> str:

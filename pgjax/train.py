@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pgjax import (
+  batch_picture,
   checkpoint,
   ckpt,
   cli,
@@ -65,6 +66,8 @@ def main(args: Any) -> None:
     state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log)
   first = next(data := data.at(position["step"]))
   log.say(start_page.example(first, tokenizer) + "\n")
+  if position["step"] == 0 and sharding.is_main():
+    log.say(batch_picture.of_run(first, tokenizer, workdir / "check", model))
   with answer:
     train_step = answer.program = compile_step(config, model, tx, mesh, abstract, first, log)
   log.start(
