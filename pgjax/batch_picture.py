@@ -9,6 +9,7 @@ same, are one block. Pieces are written with a dot for a space.
 import functools
 import math
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ def example(
   pen.text((MARGIN, MARGIN - 6), title, fill=INK, font=_font(20))
   for i, line in enumerate(_lines("prompt", prompt) + _lines("answer", answer)):
     pen.text((MARGIN, MARGIN + 26 + 19 * i), line, fill=INK, font=_font(14))
-  picture.paste(image_panel(row, answer, mask_of), (MARGIN, top))
+  picture.paste(image_panel(row, prompt, answer, mask_of), (MARGIN, top))
   pen.rectangle([MARGIN - 1, top - 1, MARGIN + PANEL, top + PANEL], outline=LINE)
   pixels = row["image"]
   low, high = (round(float(n), 2) + 0.0 for n in (pixels.min(), pixels.max()))  # -0.0 becomes 0.
@@ -148,8 +149,14 @@ def patches_of(model: Any, res: int) -> int:
 # The image
 
 
-def image_panel(row: Mapping[str, np.ndarray], answer: str, mask_of: Any) -> Image.Image:
-  """PANEL x PANEL; several frames side by side, those that are padding crossed out."""
+def image_panel(
+  row: Mapping[str, np.ndarray], prompt: str, answer: str, mask_of: Any
+) -> Image.Image:
+  """PANEL x PANEL; several frames side by side, those that are padding crossed out.
+
+  A class has the colour of its place in the prompt, so that pictures can be compared.
+  """
+  classes = re.sub(r"^(detect|segment) ", "", prompt.strip()).split(locations.SEPARATOR)
   frames = row["image"] if row["image"].ndim == 4 else row["image"][None]
   real = row["image_mask"] if "image_mask" in row else np.ones(len(frames), bool)
   across = math.ceil(math.sqrt(len(frames)))
@@ -157,14 +164,15 @@ def image_panel(row: Mapping[str, np.ndarray], answer: str, mask_of: Any) -> Ima
   panel = Image.new("RGB", (PANEL, PANEL), PAPER)
   for k, frame in enumerate(frames):
     found = locations.parse(answer).objects if len(frames) == 1 else ()
-    shown = _with_objects(frame, found, mask_of).resize((side, side), Image.Resampling.LANCZOS)
+    shown = _with_objects(frame, found, classes, mask_of)
+    shown = shown.resize((side, side), Image.Resampling.LANCZOS)
     if not real[k]:
       ImageDraw.Draw(shown).line([(0, 0), (side, side)], fill=KINDS["odd"].colour, width=3)
     panel.paste(shown, (k % across * side, k // across * side))
   return panel
 
 
-def _with_objects(frame_HWC, found, mask_of):
+def _with_objects(frame_HWC, found, classes, mask_of):
   pixels = np.clip(np.round((frame_HWC + 1) * 127.5), 0, 255).astype(np.uint8)
   factor = max(1, math.ceil(draw.MIN_SIDE / max(pixels.shape)))  # Pixels stay squares, as they are.
   pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -172,7 +180,7 @@ def _with_objects(frame_HWC, found, mask_of):
     return Image.fromarray(pixels)
   size = pixels.shape[:2]
   masks = [mask_of(o, *size) if o.codes and mask_of else None for o in found]
-  return draw.objects(pixels, found, masks=masks)
+  return draw.objects(pixels, found, masks=masks, classes=classes)
 
 
 # The tokens

@@ -36,13 +36,24 @@ def look_at(prefix: str, answer: str, i: int, book: Book) -> None:
     told = [f"{fault(piece)} in {piece.strip()[:90]!r}" for piece in pieces if piece.strip()]
     book.tell("malformed box", i, told[0] if told else "nothing between two ;")
   if parsed.duplicates:
-    book.tell("duplicate box", i)
+    book.tell("duplicate box", i, _twice(parsed.objects))
   command = next((c for c in COMMANDS if prefix.startswith(c)), None)
   if command is None:
     return
   asked = {name.strip() for name in prefix.removeprefix(command).split(";")}
   if other := sorted({o.label for o in parsed.objects if o.label} - asked):
     book.tell("class not asked for", i, f"{other} to {prefix[:80]!r}")
+
+
+def _twice(objects: Sequence[locations.Object]) -> str:
+  """The first object that one before it equals, as locations.parse counts them."""
+  for k, o in enumerate(objects):
+    for before in objects[:k]:
+      close = locations.iou(o.box, before.box) >= locations.DUPLICATE_IOU
+      if o.label == before.label and close:
+        both = [locations.loc_string(one.box) for one in (before, o)]
+        return f"{o.label} at {' and '.join(both)}"
+  return ""
 
 
 def fault(piece: str) -> str:

@@ -6,15 +6,18 @@ data and is escaped.
 
 import base64
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pgjax.findings import ERROR, WARNING, Finding
 from pgjax.inspection import Spread
 
+WIDTH = 110  # Characters.
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem;
   color: #1c1c1c; background: #fff; overflow-wrap: anywhere; }
+h1 { font-size: 1.2rem; } h2 { font-size: 1.1rem; }
 .finding { border: 1px solid #ddd; border-left: 5px solid #d89b1d; border-radius: 4px;
   padding: .5rem .9rem; margin: .6rem 0; }
 .error { border-left-color: #c0392b; }
@@ -49,10 +52,14 @@ def by_level(findings: Sequence[Finding]) -> list[Finding]:
 
 def report(facts: Mapping[str, Mapping[str, Any]]) -> str:
   """All facts, a paragraph for each data set."""
-  return "\n\n".join(
-    f"{name}\n" + "\n".join(f"  {key:<10}{value}" for key, value in _lines(of))
-    for name, of in facts.items()
-  )
+  paragraphs = []
+  for name, of in facts.items():
+    lines = [name]
+    for key, value in _lines(of):
+      first, *more = textwrap.wrap(value, WIDTH - 12, break_on_hyphens=False) or [""]
+      lines += [f"  {key:<10}{first}", *(" " * 12 + line for line in more)]
+    paragraphs.append("\n".join(lines))
+  return "\n\n".join(paragraphs)
 
 
 def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

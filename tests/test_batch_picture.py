@@ -84,22 +84,31 @@ def test_images_that_are_padding_are_seen_by_nobody():
 
 def test_the_image_is_what_the_model_gets_with_the_boxes_of_the_answer():
   of = row()
-  panel = batch_picture.image_panel(of, "yes", None)
+  panel = batch_picture.image_panel(of, "detect cat", "yes", None)
   assert colours(panel, (140, 280), (420, 280)) == [(0, 0, 0), (255, 255, 255)]
   box = "<loc0256><loc0256><loc0768><loc0768> cat"
-  with_box = batch_picture.image_panel(of, box, None)
+  with_box = batch_picture.image_panel(of, "detect cat", box, None)
   differs = np.abs(np.asarray(with_box, int) - np.asarray(panel, int)).sum(-1) > 0
   assert differs[200:360, 136:146].any()
   assert not differs[160:400, 160:400].any()
   mask_of = lambda o, height, width: np.ones((height, width), bool)  # noqa: E731
-  masked = batch_picture.image_panel(of, box[:36] + "<seg001>" * 16, mask_of)
+  masked = batch_picture.image_panel(of, "detect cat", box[:36] + "<seg001>" * 16, mask_of)
   assert masked.getpixel((420, 280)) != (255, 255, 255)
+
+
+def test_a_class_has_the_colour_of_its_place_in_the_prompt():
+  box = "<loc0256><loc0256><loc0768><loc0768> dog"
+  first, second = (
+    np.asarray(batch_picture.image_panel(row(), prompt, box, None), int)
+    for prompt in ("detect dog ; cat", "detect cat ; dog")
+  )
+  assert np.abs(first - second)[280, 130:150].sum() > 0
 
 
 def test_frames_that_are_padding_are_crossed_out():
   of = row()
   of |= dict(image=np.stack([of["image"]] * 2), image_mask=np.array([True, False]))
-  panel = batch_picture.image_panel(of, "", None)
+  panel = batch_picture.image_panel(of, "detect cat", "", None)
   assert colours(panel, (70, 70), (280 + 70, 70)) == [(0, 0, 0), KINDS["odd"].colour]
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pgjax import check, cli, findings, inspection, inspection_boxes, inspection_page
-from pgjax.data import locations
+from pgjax.data import images, locations
 
 BOX = "<loc0100><loc0100><loc0900><loc0900>"
 
@@ -81,7 +81,10 @@ FAULTS = {
     good(8, prefix="detect cat ; dog", suffix=f"{BOX} horse ; {BOX} dog"),
     "['horse'] to 'detect cat ; dog'",
   ),
-  "duplicate box": (good(9, prefix="detect cat", suffix=f"{BOX} cat ; {BOX} cat"), ""),
+  "duplicate box": (
+    good(9, prefix="detect cat", suffix=f"{BOX} cat ; {BOX} cat"),
+    f"cat at {BOX} and",
+  ),
   "mixed types": (good(10, note=3), "note is number, not text"),
   "rotated image": (good(11, image="rotated.jpg"), ""),
   "repeated": (good(0), "line 1 (image 0.png)"),
@@ -133,6 +136,12 @@ def test_what_is_trained_on_and_scored_is_told(folder):
   told = [(f["kind"], f["data"]) for f in found["findings"]]
   assert len(told) == len({kind for kind, _ in told})  # Once: val/pplx is of the same data.
   assert found["data"]["evals.val/pplx"]["data"] == "that of evals.val"
+
+
+def test_images_over_the_limit_are_told(folder, monkeypatch):
+  monkeypatch.setattr(images, "MAX_PIXELS", 60)
+  _, by_kind = look(folder, status=1)
+  assert "the image declares 8 x 8 = 64 pixels" in by_kind["damaged image"][1]
 
 
 def test_answers_that_are_no_json_are_told_where_most_are(folder):
