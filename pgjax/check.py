@@ -29,6 +29,7 @@ from pgjax import (
   seg_weights,
 )
 from pgjax.data import locations, masks, pipeline
+from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.data.rows import Layout, Loader
 from pgjax.errors import UserError
 from pgjax.models import paligemma, seg_vae
@@ -42,7 +43,7 @@ def main(args: Any) -> int:
   check(args)
   out = runs.open_folder(args.out, "--out")
   config = args.config
-  tokenizer = ckpt.tokenizer_of_run(config)
+  tokenizer = load_tokenizer(config)
   opened, found = open_all(config, tokenizer)
   facts, more = look(opened, config, args.images)
   found += more
@@ -67,6 +68,17 @@ def check(args: Any) -> None:
     raise UserError(f"--num={args.num} must be a whole number >= 0.")
   if args.images < 1:
     raise UserError(f"--images={args.images} must be a whole number >= 1.")
+
+
+def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
+  """The run's; gigabytes of weights are not downloaded for it."""
+  try:
+    return ckpt.tokenizer_of_run(config, download=False)
+  except UserError as error:
+    raise UserError(
+      f"{error} pgjax.check needs the tokenizer alone: name a tokenizer.model with"
+      " --config.tokenizer=FILE, or take --config.tokenizer=tiny (more tokens for the same text)."
+    ) from None
 
 
 # Opening

@@ -3,12 +3,14 @@
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax import check, cli, findings, inspection, inspection_boxes, inspection_page
+from pgjax import check, cli, findings, inspection, inspection_boxes, inspection_page, seg_weights
 from pgjax.data import images, locations
+from pgjax.models import seg_vae
 
 BOX = "<loc0100><loc0100><loc0900><loc0900>"
 
@@ -172,6 +174,21 @@ def test_images_are_limited_and_evenly_spaced(folder):
   assert inspection.evenly(20, 2) == [0, 10]
 
 
+def test_weights_are_not_downloaded_for_a_tokenizer(folder, capsys, monkeypatch):
+  argv = ["check", f"--config=configs/forkme.py:train={folder}/train.jsonl,val=", f"--out={folder}"]
+  downloads = []
+
+  def fake_download(repo, **how):
+    downloads.append(how)
+    raise OSError("not in the cache")
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", fake_download)
+  with pytest.raises(SystemExit, match="1"):
+    cli.run(check.main, check.__doc__, check.FLAGS, config=check.CONFIG, argv=argv)
+  assert [how["local_files_only"] for how in downloads] == [True]
+  assert "or take --config.tokenizer=tiny" in capsys.readouterr().err
+
+
 def test_the_page_shows_data_as_text_and_asks_for_nothing(folder):
   (folder / "1.png").unlink()
   write(folder, "train.jsonl", [good(0, prefix="<script>alert(1)</script>"), good(1)])
@@ -245,3 +262,29 @@ def test_numbers_are_spread_by_what_was_really_there():
 )
 def test_types_are_named_as_json_has_them(value, name):
   assert inspection.type_name(value) == name
+
+
+def test_masks_of_a_coco_file_go_through_their_codes_and_are_drawn(folder):
+  params = seg_vae.init(jax.random.key(0), width=8, embed_dim=8)
+  seg_weights.save(folder / "masks.npz", params)
+  outline = [[1, 1, 6, 1, 1, 6]]  # A triangle, and random weights make a square of it.
+  content = dict(
+    images=[dict(id=i, file_name=f"{i}.png", width=8, height=8) for i in range(3)],
+    categories=[dict(id=0, name="cat")],
+    annotations=[
+      dict(id=i, image_id=i, category_id=0, bbox=[1, 1, 5, 5], segmentation=outline)
+      for i in range(3)
+    ],
+  )
+  (folder / "train.json").write_text(json.dumps(content))
+  config = dict(
+    data=dict(name="coco", fname=f"{folder}/train.json"),
+    pp='decode|resize(16)|value_range(-1, 1)|strfmt("segment cat", outkey="prefix")'
+    f'|masks_to_suffix("{folder}/masks.npz")|keep("image", "prefix", "suffix")',
+  )
+  flags = [f"--config.input.{name}={value}" for name, value in config.items()]
+  found, by_kind = look(folder, *flags, status=0)
+  assert by_kind.keys() == {"coarse mask"}
+  facts = found["data"]["training"]
+  assert facts["masks"]["number"] == facts["masks"]["looked_at"] == 3
+  assert facts["texts"]["boxes"]["with_mask"] == 3
