@@ -31,7 +31,10 @@ def get_config(arg=None):
   c.ckpt_steps = 200
 
   if a.val:  # val= (empty) trains without evaluation.
-    pp = common.train_pp(common.image_pp(c), "boxes_to_suffix(order='position')")
     fields = dict(common.EVAL, data=dict(source, fname=a.val), batch_size=a.batch_size)
+    pp = common.eval_pp(common.image_pp(c), keep=("id", "boxes", "labels", "height", "width"))
+    answers = dict(type="detection", pp=pp, grammar="boxes", max_decode_len=c.text_len)
+    c.evals["val"] = fields | answers | dict(log_percent=0.5)
+    pp = common.train_pp(common.image_pp(c), "boxes_to_suffix(order='position')")
     c.evals["val/pplx"] = fields | dict(type="perplexity", pp=pp, log_percent=0.1)
   return c

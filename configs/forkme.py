@@ -1,7 +1,8 @@
 r"""Your own data, from JSONL files: copy this file and change it.
 
 Each line is {"image": "a.png", "prefix": "what is asked", "suffix": "what to answer"}; images lie
-in the file's folder, or in root. With prompt=... all examples have that prefix.
+in the file's folder, or in root. With prompt=... all examples have that prefix. score=json,
+grammar=json for answers in JSON; other scores are in docs/scores.md.
 
 python -m pgjax.train --workdir=/tmp/mine --config=configs/forkme.py:train=data/train.jsonl,val=data/val.jsonl,size=3b
 """  # noqa: E501
@@ -13,7 +14,7 @@ def get_config(arg=None):
   """Arguments are for what is swept or goes into several fields; other fields are set below."""
   a = common.parse_arg(
     arg, train="data/train.jsonl", val="data/val.jsonl", root="", prompt="", res=224, size="3b",
-    variant="", text_len=128, batch_size=32, tune="full",
+    variant="", text_len=128, batch_size=32, tune="full", score="vqa", grammar="",
   )  # fmt: skip
   c = common.base()
   c.res, c.text_len = a.res, a.text_len * (2 if a.variant else 1)  # The tiny tokenizer needs more.
@@ -32,9 +33,8 @@ def get_config(arg=None):
   if a.val:  # val= (empty) trains without evaluation.
     data = dict(name="jsonl", fname=a.val, **root)
     pp = common.eval_pp(*ops, keep=("suffix", "id"))  # The suffix is compared, never prompted.
-    fields = dict(common.EVAL, data=data, batch_size=a.batch_size)
-    c.evals["val"] = fields | dict(
-      type="vqa", pp=pp, answer="suffix", max_decode_len=c.text_len, log_percent=0.5
-    )
+    fields = dict(common.EVAL, data=data, batch_size=a.batch_size, max_decode_len=c.text_len)
+    answers = dict(type=a.score, pp=pp, answer="suffix", grammar=a.grammar or None)
+    c.evals["val"] = fields | answers | dict(log_percent=0.5)
     c.evals["val/pplx"] = fields | dict(type="perplexity", pp=c.input.pp, log_percent=0.1)
   return c

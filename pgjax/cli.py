@@ -28,6 +28,7 @@ _DEFINE = {
   float: absl_flags.DEFINE_float,
   bool: absl_flags.DEFINE_bool,
   list: absl_flags.DEFINE_list,
+  tuple: absl_flags.DEFINE_multi_string,
 }
 _CONFIG_HELP = "the run's config file, with arguments after a colon: configs/x.py:res=448,tune=full"
 _OVERRIDE_HELP = "replaces a field of the config, such as --config.lr=3e-6 or --config.seed=1"
@@ -37,7 +38,7 @@ class Flag(NamedTuple):
   """One flag of a command; its value becomes an attribute of `args`."""
 
   name: str
-  kind: type  # str, int, float, bool or list (of texts, joined by commas).
+  kind: type  # str, int, float, bool, list (texts joined by commas) or tuple (given repeatedly).
   default: Any = None
   required: bool = False
   help: str = ""  # Without a full stop.
@@ -153,7 +154,8 @@ def _left(flag: Flag) -> str:
     return _name(flag)
   if flag.kind is bool:
     return f"--{flag.name}" if not flag.default else f"--no{flag.name}"
-  return f"--{flag.name}={'A,B,...' if flag.kind is list else flag.kind.__name__.upper()}"
+  shown = {list: "A,B,...", tuple: "STR ..."}
+  return f"--{flag.name}={shown.get(flag.kind, flag.kind.__name__.upper())}"
 
 
 def _right(flag: Flag) -> str:

@@ -26,6 +26,9 @@ from pgjax.data import pipeline
 from pgjax.errors import UserError
 from pgjax.metrics import text
 
+# Columns that a row of predictions.jsonl keeps where pp leaves them; the report groups by them.
+KINDS = ("question_type", "answer_type", "type", "label")
+
 
 class Evaluator(NamedTuple):
   """One entry of config.evals, opened and ready."""
@@ -44,6 +47,7 @@ class Result(NamedTuple):
   scores: dict[str, float]
   rows: list[dict[str, Any]]
   data_sha256: str  # Of the images, prompts and answers that were scored.
+  parts: list[dict[str, tuple[float, float]]]  # What each row adds to the scores: (sum, count).
 
 
 def of_training(config, total_steps: int, num_examples: int) -> dict[str, int]:
@@ -201,10 +205,9 @@ def run(
   mesh: Any,
   tokenizer: Any,
   stopping: Callable[[], bool] = lambda: False,
-  seen: Callable[[pipeline.EvalBatch], None] = lambda batch: None,
   journal: journal_lib.Journal | None = None,
 ) -> Result | None:
-  """One pass over the split. `seen` gets each batch (a report takes its pictures there).
+  """One pass over the split; None if it was cut short.
 
   What is in the journal is not decoded again, and each batch is added to it.
   """
@@ -221,7 +224,6 @@ def run(
       if stopping():
         return None
       output = evaluator.compute(params, batch)
-      seen(batch)
       if waiting is not None:  # The device works on this batch while the last one is read.
         read()
       waiting = (batch, output)
@@ -229,12 +231,13 @@ def run(
     read()
   rows = [dict(row) for row in _in_order(sharding.gather_objects(rows))]
   of_split = evaluator.scorer.of_split(evaluator.section, rows) if evaluator.scorer else {}
-  scores = [row.pop("scores") for row in rows]
+  # What comes from a journal or another process is JSON, which has no tuples.
+  scores = [{name: tuple(part) for name, part in row.pop("scores").items()} for row in rows]
   digest = hashlib.sha256("".join(row.pop("_sha256") for row in rows).encode())
   digest.update(json.dumps([row.get("answer") for row in rows]).encode())
   named = text.mean(scores) | of_split | dict(num=len(rows))
   named = {f"{evaluator.name}/{name}": value for name, value in named.items()}
-  return Result(named, rows, digest.hexdigest())
+  return Result(named, rows, digest.hexdigest(), scores)
 
 
 def _read(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) -> list[dict]:
@@ -255,6 +258,7 @@ def _answer(evaluator: Evaluator, tokenizer, example, prompt, tokens, logp) -> d
     prompt=_prompt(tokenizer, example, prompt),
     prediction=answer.text,
     logp=float(logp.sum()),
+    **_kinds(example),
   )
   return row | evaluator.scorer.row(evaluator.section, tokenizer, example, answer)
 
@@ -266,7 +270,12 @@ def _likelihood(evaluator: Evaluator, tokenizer, example, prompt, nll, weight) -
     prompt=_prompt(tokenizer, example, prompt),
     nll=float(nll),
     scores=text.perplexity(float(nll), float(weight)),
+    **_kinds(example),
   )
+
+
+def _kinds(example: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: scorers.plain(example[name]) for name in KINDS if name in example}
 
 
 def _prompt(tokenizer, example: Mapping[str, Any], tokens) -> str:

@@ -64,27 +64,39 @@ def watch(args: Any, out: pathlib.Path) -> None:
   log, scoring = metric_log.Log(None, main=True), None
   if not workdir.is_dir():
     log.say(f"Waiting for {workdir}")
+  unreadable: set[int] = set()
   while True:
-    scored = {step for step in runs.steps(workdir) if is_scored(out / f"step_{step}", args)}
+    steps = runs.steps(workdir)
+    scored = {step for step in steps if is_scored(out / f"step_{step}", args)}
     if workdir.is_dir() and sharding.is_main():
-      _announce(workdir, out, scored, log)
-    todo = [step for step in runs.steps(workdir) if step not in scored]
-    todo = sharding.gather_objects(todo)[0][:1]
-    for step in todo:
-      try:
-        source = ckpt.open_source(args.ckpt, step, ema=args.ema)
-      except UserError as error:  # Moved away by the run, if it found the step damaged.
-        log.say(f"Step {step} cannot be read and is left out: {error}")
-        time.sleep(POLL_SECONDS)
-        continue
-      if scoring is None or not scoring.fits(source):
-        scoring = Scoring(args, source)
-      scoring.score(source, out / f"step_{step}")
-      if step == source.run.position["total_steps"]:
-        _announce(workdir, out, {*scored, step}, log)
-        return
+      _announce(workdir, out, scored | unreadable, log)
+    todo = [step for step in steps if step not in scored | unreadable]
+    todo, ended = sharding.gather_objects((todo, not todo and _has_ended(workdir, steps)))[0]
+    if ended:
+      return
     if not todo:
       time.sleep(POLL_SECONDS)
+      continue
+    try:
+      source = ckpt.open_source(args.ckpt, todo[0], ema=args.ema)
+    except UserError as error:
+      log.say(f"Step {todo[0]} cannot be read and is left out: {error}")
+      unreadable.add(todo[0])
+      continue
+    if scoring is None or not scoring.fits(source):
+      scoring = Scoring(args, source)
+    scoring.score(source, out / f"step_{todo[0]}")
+
+
+def _has_ended(workdir: pathlib.Path, steps: list[int]) -> bool:
+  """Is the newest checkpoint the last of its run?"""
+  if not steps:
+    return False
+  try:
+    found = runs.read(workdir / runs.FOLDER / str(steps[-1]))
+  except runs.DamagedError:
+    return False
+  return found.step == found.position["total_steps"]
 
 
 def _announce(workdir: pathlib.Path, out: pathlib.Path, scored: set[int], log: Any) -> None:
@@ -143,16 +155,13 @@ class Scoring:
     with self.log.waiting("Loading the parameters"):
       params = restored(source, self.abstract, step_lib.leaves_of(self.model, self.config))
     about = facts(self, source, params)
-    results, albums, journals = {}, {}, []
+    results, journals = {}, []
     for evaluator in self.evaluators:
       name = evaluator.name
-      same = dict(
-        about["evals"][name], checkpoint=about["checkpoint"], config=about["config_sha256"]
-      )
+      same = {n: about[n] for n in ("checkpoint", "config_sha256", "tokenizer_sha256")}
       journals.append(journal.Journal(out, name, same | about["evals"][name]))
       if done := len(journals[-1].batches):
         self.log.say(f"{name}: {done} of {len(evaluator.batches)} batches were scored before.")
-      albums[name] = Album(evaluator)
       began = time.monotonic()
       with self.log.waiting(f"Evaluating {name}, {evaluator.batches.num_examples:,} examples"):
         results[name] = evals.run(
@@ -160,7 +169,6 @@ class Scoring:
           params,
           mesh=self.mesh,
           tokenizer=self.tokenizer,
-          seen=albums[name].take,
           journal=journals[-1],
         )
       about["evals"][name] |= dict(
@@ -172,7 +180,7 @@ class Scoring:
     self.log.say("\n".join(f"{name} = {value:.6g}" for name, value in scores.items()))
     if sharding.is_main():
       self._append_to_run(source, scores)
-      write(out, source, self.config, about, scores, results, albums)
+      write(self, out, source, about, scores, results)
     for each in journals:
       each.close(finished=True)
     self.log.say(f"Written to {out}: metrics.json, predictions.jsonl, report.html")
@@ -258,23 +266,6 @@ def restored(source: ckpt.Source, abstract: Any, leaves: Any) -> Any:
   return loading.load(source.leaves, abstract, leaves, source.name, source.adapters)
 
 
-class Album:
-  """Small pictures of the first examples of a split, by their position in it."""
-
-  def __init__(self, evaluator: evals.Evaluator):
-    """Empty."""
-    self.pictures: dict[int, str] = {}
-    self._start, self._batch_size = 0, evaluator.section.batch_size
-
-  def take(self, batch: Any) -> None:
-    """Process 0 holds the first rows of each batch."""
-    if self._start < report.EXAMPLES and sharding.is_main():
-      images = sharding.local_rows(batch.arrays["image"])
-      for i in range(min(len(batch.rows), report.EXAMPLES - self._start)):
-        self.pictures[self._start + i] = report.picture(images[i])
-    self._start += self._batch_size
-
-
 def abstract_params(model: Any, config: Any, mesh: Any, source: ckpt.Source) -> Any:
   """Shapes and shardings for this mesh, with the dtypes that the checkpoint has.
 
@@ -292,17 +283,25 @@ def abstract_params(model: Any, config: Any, mesh: Any, source: ckpt.Source) -> 
   return jax.tree_util.tree_map_with_path(as_stored, params)
 
 
-def write(out, source, config, about, scores, results, albums) -> None:
+def write(scoring: Scoring, out, source, about, scores, results) -> None:
   """The files of one checkpoint; metrics.json, which says that all is there, comes last."""
   step = about["checkpoint"]["step"]
   seen = dict(checkpoint=about["checkpoint"]["path"], step=step, averages=source.averages)
-  rows = {name: result.rows for name, result in results.items()}
-  pictures = {name: album.pictures for name, album in albums.items()}
+  splits = [
+    report.Split(
+      e.name,
+      results[e.name].rows,
+      results[e.name].parts,
+      e.batches.image,
+      e.section.mask_weights,
+    )
+    for e in scoring.evaluators
+  ]
   with metric_log.disk_errors(out):
     title = f"pgjax: step {step}" if step else f"pgjax: {source.path.name}"
-    (out / "report.html").write_text(report.page(title, seen, scores, rows, pictures))
-    (out / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
-  together = [dict(eval=name) | row for name, of_one in rows.items() for row in of_one]
+    (out / "report.html").write_text(report.page(title, seen, scores, splits))
+    (out / "config.json").write_text(json.dumps(scoring.config.to_dict(), indent=1) + "\n")
+  together = [dict(eval=split.name) | row for split in splits for row in split.rows]
   evals.write(out, seen | scores | dict(about=about), together)
 
 

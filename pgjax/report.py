@@ -1,83 +1,108 @@
 """What does a scored checkpoint look like to a person? report.html, in one file without links.
 
-A table of the scores, then the first examples of each evaluator with their picture. All text comes
-from data and is escaped; the page loads nothing and runs no script.
+The scores with their intervals, and of each evaluator what report_split.py shows. All text comes
+from data and is escaped. The page loads nothing, and its policy lets nothing run but the one script
+of this package, named by its hash.
 """
 
 import base64
+import hashlib
 import html
-import io
+import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from pgjax import report_split
+from pgjax.metrics import interval
+from pgjax.report_split import Split, number, shown_interval
 
-PICTURE_PIXELS = 160
-EXAMPLES = 50  # Of each evaluator.
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
-  color: #1c1c1c; background: #fff; }
-table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; }
-td.number { font-variant-numeric: tabular-nums; text-align: right; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; }
-.card { border: 1px solid #ddd; border-left: 5px solid #999; border-radius: 4px; padding: .7rem;
-  overflow-wrap: anywhere; white-space: pre-wrap; }
-.right { border-left-color: #2a8f4f; } .wrong { border-left-color: #c0392b; }
-.card img { width: 160px; display: block; margin-bottom: .4rem; }
-.label { color: #666; font-size: .85em; }
-"""
-
-
-def picture(image: np.ndarray) -> str:
-  """float [H, W, 3] or [N, H, W, 3] in [-1, 1] (the first of N) to a small data URI."""
-  first = image[0] if image.ndim == 4 else image
-  pixels = np.clip(np.round((first + 1) * 127.5), 0, 255).astype(np.uint8)
-  small = Image.fromarray(pixels)
-  small.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
-  file = io.BytesIO()
-  small.save(file, "PNG")
-  return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+_STYLE = pathlib.Path(__file__).with_name("report.css").read_text()
+_SCRIPT = pathlib.Path(__file__).with_name("report.js").read_text()
 
 
 def page(
   title: str,
   facts: Mapping[str, Any],
   scores: Mapping[str, float],
-  rows: Mapping[str, Sequence[Mapping[str, Any]]],
-  pictures: Mapping[str, Mapping[int, str]],
+  splits: Sequence[Split],
+  *,
+  paper: Mapping[str, float] | None = None,
 ) -> str:
-  """The page; `rows` and `pictures` (by position in the split) are those of each evaluator."""
-  facts_html = "".join(f"<tr><td>{_text(k)}</td><td>{_text(v)}</td></tr>" for k, v in facts.items())
-  scores_html = "".join(
-    f'<tr><td>{_text(name)}</td><td class="number">{value:.6g}</td></tr>'
-    for name, value in scores.items()
+  """The page. `scores` and `paper` (published numbers) are by "evaluator/score"."""
+  found: dict[str, tuple[float, float]] = {}
+  for split in splits:
+    of_split = interval.intervals(split.parts)
+    found |= {f"{split.name}/{name}": ends for name, ends in of_split.items()}
+  parts = [
+    f"<header><h1>{_text(title)}</h1>{_facts(facts)}</header><main>",
+    _scores(scores, found, paper or {}),
+    *(report_split.section(split, place) for place, split in enumerate(splits)),
+    "</main>",
+  ]
+  head = [
+    '<meta charset="utf-8">',
+    f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">',
+    '<meta name="viewport" content="width=device-width, initial-scale=1">',
+    '<meta name="color-scheme" content="light dark">',
+    f"<title>{_text(title)}</title><style>{_STYLE}</style>",
+  ]
+  body = "".join(parts) + f"<script>{_SCRIPT}</script>"
+  return (
+    f'<!doctype html>\n<html lang="en"><head>{"".join(head)}</head><body>{body}</body></html>\n'
   )
-  parts = [f"<h1>{_text(title)}</h1>", f"<table>{facts_html}</table>"]
-  parts.append(f"<h2>Scores</h2><table>{scores_html}</table>")
-  for name, examples in rows.items():
-    shown = examples[:EXAMPLES]
-    cards = "".join(_card(row, pictures[name].get(i)) for i, row in enumerate(shown))
-    heading = f"{_text(name)}: the first {len(shown)} of {len(examples):,} examples"
-    parts.append(f'<h2>{heading}</h2><div class="grid">{cards}</div>')
-  head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{_STYLE}</style>'
-  return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
-def _card(row: Mapping[str, Any], data_uri: str | None) -> str:
-  score = row.get("score")
-  kind = "" if score is None else " right" if score >= 1 else " wrong" if score <= 0 else ""
-  image = f'<img src="{data_uri}" alt="">' if data_uri else ""
-  lines = "".join(
-    f'<div><span class="label">{name}</span> {_text(row[name])}</div>'
-    for name in ("prompt", "answer", "prediction", "score", "nll")
-    if row.get(name) is not None
+def _policy() -> str:
+  """Nothing but pictures in the page, our style and our script."""
+  hashes = [
+    base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (_STYLE, _SCRIPT)
+  ]
+  return (
+    f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; "
+    f"script-src 'sha256-{hashes[1]}'; base-uri 'none'; form-action 'none'"
   )
-  return f'<div class="card{kind}">{image}{lines}</div>'
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+  rows = "".join(
+    f"<dt>{_text(name)}</dt><dd>{_text(_shown(value))}</dd>" for name, value in facts.items()
+  )
+  return f"<dl>{rows}</dl>"
+
+
+def _shown(value: Any) -> str:
+  if isinstance(value, Mapping | list | tuple):
+    return json.dumps(value, ensure_ascii=False, default=str)
+  return str(value)
+
+
+def _scores(scores, found, paper) -> str:
+  """A row for each score; columns that no score fills are left out."""
+  heads = ["score", "value"]
+  heads += [f"{interval.LEVEL:.0%} interval"] if found else []
+  heads += ["published"] if paper else []
+  rows = []
+  for name, value in scores.items():
+    cells = [f'<th scope="row">{_text(name)}</th>', f"<td>{number(value)}</td>"]
+    if found:
+      ends = shown_interval(found[name]) if name in found else ""
+      cells.append(f"<td>{ends.strip(' ()')}</td>")
+    if paper:
+      cells.append(f"<td>{number(paper[name]) if name in paper else ''}</td>")
+    rows.append(f"<tr>{''.join(cells)}</tr>")
+  head = "".join(f'<th scope="col">{_text(name)}</th>' for name in heads)
+  note = (
+    f'<p class="note">Interval: {interval.DRAWS:,} bootstrap draws of the examples, seeded. Scores'
+    " of a whole split, which are no mean over examples, have none.</p>"
+    if found
+    else ""
+  )
+  table = (
+    f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+  )
+  return f'<section aria-labelledby="scores"><h2 id="scores">Scores</h2>{table}{note}</section>'
 
 
 def _text(value: Any) -> str:
-  if isinstance(value, float):
-    value = f"{value:.4g}"
-  return html.escape(" | ".join(value) if isinstance(value, list) else str(value))
+  return html.escape(str(value))

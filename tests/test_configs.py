@@ -70,7 +70,8 @@ def test_the_true_answer_is_no_part_of_a_prompt(spec):
       got = ops.parse(text_ops, tokenizer=None)(example)
       assert "secret" not in got["prefix"]
       assert "answer_start" not in got
-      assert got[entry.answer] == "secret"
+      if entry.type != "detection":  # Which compares boxes.
+        assert got[entry.answer] == "secret"
 
 
 def test_the_published_settings():

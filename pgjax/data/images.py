@@ -6,6 +6,7 @@ differences: JPEGs are decoded with the accurate DCT (TensorFlow's default is th
 differs by a level or two), and EXIF rotation is left alone by both.
 """
 
+import contextlib
 import functools
 import io
 import re
@@ -27,13 +28,26 @@ def decode(encoded: bytes) -> np.ndarray:
 
   The size is read from the header and refused above MAX_PIXELS before any pixel is decoded.
   """
+  with _opened(encoded) as image:
+    if image.mode.startswith("I;16"):  # 16-bit grey; Pillow's own conversion would clip it.
+      grey = (np.asarray(image) >> 8).astype(np.uint8)
+      return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
+def size(encoded: bytes) -> tuple[int, int]:
+  """(width, height) in pixels, from the header alone; refuses what `decode` would refuse there."""
+  with _opened(encoded) as image:
+    return image.size
+
+
+@contextlib.contextmanager
+def _opened(encoded: bytes):
+  """Pillow's image; whatever is wrong with it becomes a sentence."""
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       _check_size(*image.size)
-      if image.mode.startswith("I;16"):  # 16-bit grey; Pillow's own conversion would clip it.
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-      return np.array(image.convert("RGB"))
+      yield image
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
     pixels = re.search(r"\((\d+) pixels\)", str(error))
     raise UserError(_too_large(f"{int(pixels[1]):,}" if pixels else "too many")) from None

@@ -27,7 +27,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -179,9 +179,9 @@ class EvalBatches:
   The last batch is filled up with copies of the last example, whose `_mask` is False.
   """
 
-  def __init__(self, make_stream, num_examples: int, num_batches: int, scans: list[Scan], loader):
+  def __init__(self, make_stream, num_batches: int, loader: Loader, scans: list[Scan]):
     """Made by eval_batches."""
-    self.num_examples, self.scans = num_examples, scans
+    self.num_examples, self.scans = len(loader.part.source), scans
     self._make_stream, self._num_batches, self._loader = make_stream, num_batches, loader
 
   def __len__(self):
@@ -193,6 +193,11 @@ class EvalBatches:
   def first_columns(self) -> dict:
     """What stays on the host of the first example."""
     return self._loader(0, 0).columns
+
+  def image(self, index: int) -> np.ndarray:
+    """What the model gets of one example of the split: [H, W, 3], or its frames [N, H, W, 3]."""
+    arrays = self._loader(0, index).arrays
+    return arrays["image"][arrays["image_mask"]] if "image_mask" in arrays else arrays["image"]
 
   def after(self, batches: int) -> Iterator["EvalBatch"]:
     """Those that come after so many."""
@@ -216,13 +221,27 @@ def eval_batches(
 
   With layout.for_training rows are made as in training (for perplexity), else for decoding.
   """
-  batch_size, local = section.batch_size, _local_size(section.batch_size, process_count)
   (part, *others) = parts(section.data)
   if others:
     raise UserError("An evaluator takes one data set; write one evaluator for each.")
   loader = Loader(part, section.pp, tokenizer, layout, seed)
   scans = scan([loader], allow_truncated=allow_truncated)
-  num_examples = len(part.source)
+  where = dict(process_index=process_index, process_count=process_count)
+  return split_of(loader, section.batch_size, num_threads=num_threads, scans=scans, **where)
+
+
+def split_of(
+  loader: Loader,
+  batch_size: int,
+  *,
+  num_threads: int = 1,
+  scans: Sequence[Scan] = (),
+  process_index: int = 0,
+  process_count: int = 1,
+) -> EvalBatches:
+  """All rows of a loader in their order, each once."""
+  local = _local_size(batch_size, process_count)
+  num_examples = len(loader.part.source)
   num_batches = -(-num_examples // batch_size)
 
   def row(j):
@@ -237,9 +256,9 @@ def eval_batches(
     if first_batch == num_batches:
       return iter(())
     rows = grain.MapDataset.range(first_batch * local, num_batches * local).map(row)
-    return _batched(rows, local, layout, num_threads, num_workers=0)
+    return _batched(rows, local, loader.layout, num_threads, num_workers=0)
 
-  return EvalBatches(make_stream, num_examples, num_batches, scans, loader)
+  return EvalBatches(make_stream, num_batches, loader, list(scans))
 
 
 def _digest(arrays) -> str:

@@ -1,0 +1,316 @@
+"""What does a checkpoint answer to an image and a prompt?
+
+Opened first, from headers alone, so that questions are checked before any weight is read; loaded
+once; then it answers questions in batches. A run's images go through the image ops of its own
+evaluation. A sample's random numbers follow from what is asked, not from its place: many questions
+get the answers that each of them gets alone.
+"""
+
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from pgjax import ckpt, decode, decode_method, loading, params, sharding
+from pgjax import config as config_lib
+from pgjax import grammar as grammar_lib
+from pgjax import step as step_lib
+from pgjax.data import images, locations, ops, pipeline
+from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.data.rows import Layout, Loader
+from pgjax.errors import UserError
+from pgjax.models import paligemma
+
+log = logging.getLogger("pgjax")
+
+TEXT_LEN, MAX_DECODE_LEN, BATCH_SIZE = 128, 64, 8  # Where the checkpoint does not say.
+_NEEDS_BOXES = ("draw_bbox", "flip_boxes_lr")  # Of the data, which a question has not.
+
+
+class Settings(NamedTuple):
+  """How answers are decoded."""
+
+  decode: str
+  max_decode_len: int
+  grammar: str | None = None
+  seed: int = 0
+
+
+class Answer(NamedTuple):
+  """One answer; tokens and their log-probabilities end with the eos, if it came."""
+
+  prompt: str
+  text: str
+  tokens: list[int]
+  logp: list[float]
+
+
+class Opened(NamedTuple):
+  """A checkpoint of which no weights are read yet."""
+
+  source: ckpt.Source
+  config: Any
+  tokenizer: tokenizer_lib.Tokenizer
+  pp: str  # Of images.
+  settings: Settings  # What its own evaluation decodes with.
+  batch_size: int
+  notes: tuple[str, ...]
+
+
+class Asked:
+  """Questions in memory, as a source of data/sources.py: image (bytes, or a list), prefix."""
+
+  def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]):
+    """`names` are what messages call each row."""
+    self.rows, self.names = rows, names
+
+  def __len__(self):
+    return len(self.rows)
+
+  def __getitem__(self, i):
+    return dict(self.rows[i])
+
+  def texts(self, i):
+    """The question without its image."""
+    return {name: value for name, value in self.rows[i].items() if name != "image"}
+
+  def where(self, i):
+    """The question's name."""
+    return self.names[i]
+
+
+def open_checkpoint(
+  name: str, step: int | None = None, *, quantize: str | None = None, ema: bool = True
+) -> Opened:
+  """Finds the checkpoint and what it says about images and decoding."""
+  if quantize not in (None, *params.QUANTIZED):
+    raise UserError(f"--quantize={quantize} must be one of {', '.join(params.QUANTIZED)}.")
+  source = ckpt.open_source(name, step, ema=ema)
+  saved = source.run.config if source.run else {}
+  table = source.leaves[paligemma.TABLE].dtype.name
+  dtype = saved.get("dtype", "float32" if table == "float32" else "bfloat16")
+  config = config_lib.from_dict(
+    dict(
+      model=dict(source.model, dtype=dtype, remat="none"),
+      res=source.res,
+      dtype=dtype,
+      params=_kept(source, quantize),
+      **{n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved},
+      text_len=saved.get("text_len", TEXT_LEN),
+    )
+  )
+  tokenizer = (
+    tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
+    if source.tokenizer is not None
+    else tokenizer_lib.load(config.tokenizer)
+  )
+  return _as_evaluated(source, config, tokenizer)
+
+
+def _as_evaluated(source, config, tokenizer) -> Opened:
+  """Image ops and settings of the first evaluator that decodes."""
+  for name, entry in config.evals.items():
+    if entry["type"] != "perplexity":
+      entry = {"decode": None, "batch_size": BATCH_SIZE, **entry}  # Older ones have no decode.
+      pixels = [
+        op.written
+        for op in ops.parse(entry["pp"], tokenizer=tokenizer).ops
+        if op.name in ops.IMAGE_OPS and op.name not in _NEEDS_BOXES
+      ]
+      settings = Settings(entry["decode"] or config.decode, entry["max_decode_len"])
+      note = f"Images and answers as config.evals[{name!r}] has them: {'|'.join(pixels)}."
+      notes = (*source.notes, note)
+      return Opened(
+        source, config, tokenizer, "|".join(pixels), settings, entry["batch_size"], notes
+      )
+  pp = f"decode|resize({config.res}, antialias=True)|value_range(-1, 1)"
+  note = f"The checkpoint does not say how images are resized; as big_vision's forkme: {pp}."
+  settings = Settings(config.decode, MAX_DECODE_LEN)
+  return Opened(source, config, tokenizer, pp, settings, BATCH_SIZE, (*source.notes, note))
+
+
+def _kept(source: ckpt.Source, quantize: str | None) -> list[tuple[str, str]]:
+  """config.params: every leaf frozen as the checkpoint keeps it, or its matrices quantized.
+
+  Adapters stay beside their matrix: folding them in would round it once more.
+  """
+  kept = []
+  for name, leaf in source.leaves.items():
+    how = f"{leaf.dtype.name!r}"
+    if leaf.scheme:
+      how = f"{leaf.scheme.kind!r}, block={leaf.scheme.block}, double={leaf.scheme.double}"
+    elif quantize:
+      how = repr(quantize if params.matrix(name) else "bfloat16")
+    spec = f"freeze({how})"
+    if name in source.adapters:
+      rule = source.adapters[name].rule
+      fields = f"rank={rule.rank}, alpha={rule.alpha}, rslora={rule.rslora}"
+      spec = f"lora({fields}, base={how})"
+    kept.append((name, spec))
+  return kept
+
+
+def loader(opened: Opened, source: Any) -> Loader:
+  """Makes questions of `source` (Asked, or one of data/sources.py) ready for this model."""
+  config = opened.config
+  layout = Layout(config.res, config.text_len, config.num_frames, for_training=False)
+  return Loader(pipeline.Part("questions", source, 1.0), opened.pp, opened.tokenizer, layout, 0)
+
+
+def check(opened: Opened, questions: Loader, settings: Settings) -> list[tuple[int, int]]:
+  """(width, height) of each first image; raises UserError for what cannot be asked so.
+
+  Reads all images' headers, and no pixels.
+  """
+  decode_method.parse(settings.decode, "--decode")
+  if settings.max_decode_len < 1:
+    raise UserError(f"--max_decode_len={settings.max_decode_len} must be at least 1.")
+  bound = settings.grammar and grammar_lib.parse(settings.grammar, "--grammar")
+  source, sizes = questions.part.source, []
+  for i in range(len(source)):
+    num_tokens, room = questions.num_tokens(i)
+    try:
+      if num_tokens > room:
+        raise UserError(
+          f"the prompt has {num_tokens} tokens, with <bos> and the newline after it, and this"
+          f" checkpoint takes {room} (text_len); shorten it"
+        )
+      example = source[i]
+      sizes.append(_sizes(example["image"], opened.config.num_frames)[0])
+      if bound:
+        bound.labels_of(example)
+    except UserError as error:
+      raise UserError(f"{source.where(i)}: {error}") from None
+  return sizes
+
+
+def _sizes(image: bytes | list[bytes], num_frames: int) -> list[tuple[int, int]]:
+  encoded = image if isinstance(image, list) else [image]
+  if len(encoded) > max(1, num_frames):
+    raise UserError(
+      f"there are {len(encoded)} images, and this checkpoint takes {max(1, num_frames)} for a"
+      " prompt (num_frames)"
+    )
+  return [images.size(data) for data in encoded]
+
+
+class Answerer:
+  """A loaded checkpoint. What was compiled for some settings stays for the next question."""
+
+  def __init__(self, opened: Opened):
+    """Reads the weights onto all devices of this machine."""
+    config = opened.config
+    self.opened, self.mesh = opened, sharding.start(config.mesh)
+    self._model = paligemma.Model(**config.model)
+    leaves = step_lib.leaves_of(self._model, config)
+    abstract = step_lib.abstract_state(self._model, optax.identity(), config, self.mesh).params
+    self._places = step_lib.shardings_of(abstract)
+    self._readable = step_lib.readable(leaves, self.mesh)
+    source = opened.source
+    log.info("Loading %s on %d x %s.", source.path, self.mesh.size, self.mesh.devices.flat[0])
+    self._params = loading.load(source.leaves, abstract, leaves, source.name, source.adapters)
+    self._compiled: dict[tuple[Any, int], Callable] = {}
+    self._masks: dict[tuple[str, int], grammar_lib.Masks] = {}
+
+  def answers(
+    self, questions: Loader, settings: Settings, batch_size: int, *, num_threads: int = 8
+  ) -> Iterator[Answer]:
+    """In the order of the questions. The batch is made a multiple of the number of devices."""
+    batch_size = -(-min(batch_size, len(questions.part.source)) // self.mesh.size) * self.mesh.size
+    batches = pipeline.split_of(questions, batch_size, num_threads=num_threads)
+    for batch in batches:
+      arrays = batch.arrays | dict(_index=_of_content(batch.arrays))
+      tokens, logp = self._decoded(arrays, batch.rows, settings)
+      for example, *made in zip(batch.rows, tokens, logp, strict=False):
+        yield self._answer(example["prefix"], *made)
+
+  def _decoded(self, arrays, rows, settings):
+    length, method = settings.max_decode_len, decode_method.parse(settings.decode, "--decode")
+    if (method, length) not in self._compiled:
+      self._compiled[method, length] = decode.jitted(
+        self._model,
+        self.mesh,
+        self._places,
+        max_decode_len=length,
+        method=method,
+        readable=self._readable,
+      )
+    masks = None
+    if settings.grammar:
+      made = (settings.grammar, length)
+      if made not in self._masks:
+        size, parsed = self._model.llm_config.vocab_size, grammar_lib.parse(settings.grammar)
+        self._masks[made] = grammar_lib.Masks(parsed, self.opened.tokenizer, size, length)
+      masks, of_rows = self._masks[made].of(rows)
+      numbers = np.zeros(len(arrays["text"]), np.int32)
+      numbers[: len(rows)] = of_rows
+      arrays |= dict(_grammar=numbers)
+    key = jax.random.key(settings.seed) if method.kind == "sample" else None
+    run = self._compiled[method, length]
+    return map(np.asarray, run(self._params, sharding.global_batch(arrays, self.mesh), key, masks))
+
+  def _answer(self, prompt, tokens, logp) -> Answer:
+    ids, eos = tokens.tolist(), self.opened.tokenizer.eos
+    end = ids.index(eos) + 1 if eos in ids else len(ids)
+    text = self.opened.tokenizer.decode(ids[:end])
+    return Answer(prompt, text, ids[:end], [float(p) for p in logp[:end]])
+
+
+def _of_content(arrays) -> np.ndarray:
+  """int32 [B]: a number for each row that only its image and prompt decide."""
+  made = [
+    zlib.crc32(image.tobytes(), zlib.crc32(text.tobytes()))
+    for image, text in zip(arrays["image"], arrays["text"], strict=True)
+  ]
+  return np.array(made, np.uint32).astype(np.int32) & 0x7FFFFFFF
+
+
+def found(opened: Opened, answer: Answer) -> locations.Parsed:
+  """The objects of an answer, with their scores."""
+  if "<loc" not in answer.text:
+    return locations.Parsed((), 0, 0)
+  return locations.parse_tokens(answer.tokens, answer.logp, opened.tokenizer)
+
+
+def as_json(
+  opened: Opened, answer: Answer, size: tuple[int, int], settings: Settings
+) -> dict[str, Any]:
+  """Everything about an answer; boxes are x0, y0, x1, y1 in pixels of an image of this size."""
+  parsed = found(opened, answer)
+  width, height = size
+  objects = [
+    dict(
+      label=o.label,
+      box=[
+        round(c, 2) for c in locations.from_normalised(o.box, "voc", width=width, height=height)
+      ],
+      score=o.score,
+      box_score=o.box_score,
+      label_score=o.label_score,
+      mask_codes=o.codes,
+    )
+    for o in parsed.objects
+  ]
+  tokens = [
+    dict(id=token, piece=opened.tokenizer.piece(token), logp=p)
+    for token, p in zip(answer.tokens, answer.logp, strict=True)
+  ]
+  source = opened.source
+  return dict(
+    prompt=answer.prompt,
+    answer=answer.text,
+    logp=sum(answer.logp),
+    ended=bool(answer.tokens) and answer.tokens[-1] == opened.tokenizer.eos,
+    tokens=tokens,
+    objects=objects,
+    malformed=parsed.malformed,
+    duplicates=parsed.duplicates,
+    image_size=[width, height],
+    settings=settings._asdict(),
+    checkpoint=str(source.path),
+    step=source.run.step if source.run else None,
+  )

@@ -1,0 +1,179 @@
+"""A page on this machine's own address to try a checkpoint: an image, a prompt, the answer.
+
+Boxes and masks of the answer are drawn, and each token is shown with its probability. The page is
+Gradio's (requirements-demo.txt); nothing of it leaves the machine, and nobody else can reach it.
+"""
+
+import html
+import logging
+import math
+import os
+import pathlib
+import threading
+from typing import Any
+
+from pgjax import answering, cli, metric_log, named, pictures
+from pgjax.data import images
+from pgjax.errors import UserError
+
+log = logging.getLogger("pgjax")
+
+MOST_BYTES = 20 << 20
+HOST = "127.0.0.1"
+METHODS = ("greedy", "beam(3)", "nucleus(0.9)", "temperature(0.7)", "best_of(4, nucleus(0.9))")
+LENGTHS = (8, 16, 32, 64, 128, 256)  # Few, because each is compiled.
+TASKS = (
+  "caption en", "answer en what is this?", "detect cat ; dog", "segment cat", "ocr",
+)  # fmt: skip
+_STYLE = """
+.tokens { line-height: 2.6; overflow-wrap: anywhere; }
+.tokens span { display: inline-block; border-bottom: 3px solid; padding: 0 .2rem; margin: 0 .1rem;
+  line-height: 1.5; white-space: pre; }
+.tokens small { display: block; font-size: .7rem; opacity: .75; }
+"""
+
+
+def main(args: Any) -> None:
+  """Serves until it is interrupted."""
+  gradio = imported()
+  if not 1 <= args.port <= 65_535:
+    raise UserError(f"--port={args.port} must be a number from 1 to 65535.")
+  opened = answering.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
+  for note in opened.notes:
+    log.info(note)
+  answerer = answering.Answerer(opened)
+  start(page(gradio, answerer), gradio, args.port)
+  log.info("http://%s:%d answers from %s; Ctrl-C ends it.", HOST, args.port, opened.source.name)
+  threading.Event().wait()
+
+
+def imported() -> Any:
+  """Gradio, told not to report anything to anyone before it is loaded."""
+  os.environ |= dict(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+  try:
+    import gradio
+  except ImportError:
+    raise UserError("pgjax.demo needs Gradio: pip install -r requirements-demo.txt.") from None
+  return gradio
+
+
+def start(blocks: Any, gradio: Any, port: int) -> None:
+  """Serves the page in threads; nothing that would ask another machine is on."""
+  fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+  try:
+    blocks.launch(
+      server_name=HOST,
+      server_port=port,
+      share=False,
+      max_file_size=MOST_BYTES,
+      ssr_mode=False,
+      footer_links=[],
+      theme=gradio.themes.Base(**fonts),
+      css=_STYLE,
+      prevent_thread_lock=True,
+      quiet=True,
+    )
+  except OSError as error:
+    raise UserError(f"--port={port} cannot be used ({error}); choose another.") from None
+
+
+def page(gradio: Any, answerer: answering.Answerer) -> Any:
+  """The components and what the button does."""
+  settings = answerer.opened.settings
+  methods = list(dict.fromkeys([settings.decode, *METHODS]))
+  lengths = sorted({settings.max_decode_len, *LENGTHS})
+  with gradio.Blocks(title="pgjax", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+    gradio.Markdown(f"# pgjax: {_plain(_name(answerer.opened.source))}")
+    with gradio.Row():
+      with gradio.Column():
+        image = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"])
+        # Gradio would decode the file here, before its size could be refused in a sentence.
+        image.preprocess = lambda payload: payload and payload.path
+        prompt = gradio.Textbox(label="Prompt", lines=1, max_lines=4)
+        gradio.Examples([[task] for task in TASKS], prompt, label="Tasks")
+        with gradio.Row():
+          method = gradio.Dropdown(
+            methods, value=settings.decode, label="Method", allow_custom_value=True
+          )
+          length = gradio.Dropdown(lengths, value=settings.max_decode_len, label="Most tokens")
+        grammar = gradio.Textbox(label='Grammar (none, boxes, json, one_of("yes", "no"), ...)')
+        button = gradio.Button("Answer", variant="primary")
+      with gradio.Column():
+        answer = gradio.Textbox(label="Answer", lines=3, interactive=False)
+        drawn = gradio.Image(label="Boxes and masks", type="pil", interactive=False)
+        tokens = gradio.HTML(label="Tokens")
+
+    def ask(path, text, how, most, rule):
+      try:
+        chosen = answering.Settings(how, int(most), rule.strip() or None)
+        return asked(answerer, path, text, chosen)
+      except UserError as error:
+        said = dict(duration=None, title="Not answered", print_exception=False)
+        raise gradio.Error(html.escape(str(error)), **said) from None
+
+    inputs, outputs = [image, prompt, method, length, grammar], [answer, drawn, tokens]
+    button.click(ask, inputs, outputs)
+    prompt.submit(ask, inputs, outputs)
+  return blocks
+
+
+def asked(
+  answerer: answering.Answerer, path: str | None, prompt: str, settings: answering.Settings
+) -> tuple[str, Any, str]:
+  """(answer, picture with its boxes and masks or None, tokens as HTML)."""
+  if path is None:
+    raise UserError("There is no image yet: upload one.")
+  encoded, opened = pathlib.Path(path).read_bytes(), answerer.opened
+  if len(encoded) > MOST_BYTES:
+    raise UserError(f"The file has {len(encoded):,} bytes; at most {MOST_BYTES:,} are taken.")
+  one = answering.Asked([dict(image=encoded, prefix=prompt)], ["This question"])
+  questions = answering.loader(opened, one)
+  answering.check(opened, questions, settings)
+  [answer] = answerer.answers(questions, settings, 1)
+  return answer.text, picture(encoded, answering.found(opened, answer)), shown(opened, answer)
+
+
+def picture(encoded: bytes, parsed: Any) -> Any:
+  """The image with the objects; None where the answer has none."""
+  if not parsed.objects:
+    return None
+  pixels = images.decode(encoded)
+  try:
+    return pictures.marked(pixels, parsed.objects)
+  except UserError as error:
+    log.warning("Masks are not drawn. %s", error)
+    return pictures.marked(pixels, pictures.without_masks(parsed.objects))
+
+
+def shown(opened: answering.Opened, answer: answering.Answer) -> str:
+  """Each token over its probability."""
+  spans = []
+  for token, logp in zip(answer.tokens, answer.logp, strict=True):
+    piece = html.escape(opened.tokenizer.piece(token))
+    spans.append(f"<span><bdi>{piece}</bdi><small>{math.exp(logp):.1%}</small></span>")
+  whole = math.exp(sum(answer.logp))
+  return f'<div class="tokens">{"".join(spans)}</div><p>Probability of the answer: {whole:.3g}</p>'
+
+
+def _name(source: Any) -> str:
+  return f"{source.name}, step {source.run.step}" if source.run else source.name
+
+
+def _plain(text: str) -> str:
+  """Without what Markdown would read as more than letters."""
+  return "".join(c if c.isalnum() or c in " -.:" else "\\" + c for c in html.escape(text))
+
+
+FLAGS = [
+  cli.Flag("ckpt", str, required=True, help=f"what answers; {named.ALLOWED}"),
+  cli.Flag("port", int, 7860, help="of the page, on this machine's own address alone"),
+  cli.Flag("quantize", str, help="int8 or nf4: keep the matrices in fewer bits"),
+  cli.Flag("step", int, help="which step of the workdir; without it the newest"),
+  cli.Flag("ema", bool, True, help="use a run's averages, if it kept them (config.ema_decay)"),
+]
+CONFIG = "none"
+EXAMPLES = ["python -m pgjax.demo --ckpt=/tmp/easyvqa", "python -m pgjax.demo --ckpt=w --port=8000"]
+
+if __name__ == "__main__":
+  metric_log.use_compilation_cache()
+  cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

@@ -1,0 +1,161 @@
+"""Answers a prompt about an image: the answer on stdout, all else on stderr.
+
+A run's checkpoint brings its own image ops, length and way to decode; the prompt is what comes
+before the newline, as in training ("detect cat ; dog"). With --jsonl many questions are answered in
+batches and in order: one JSON object a line with "image" and "prefix".
+"""
+
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from pgjax import answering, cli, metric_log, named, pictures, runs
+from pgjax.data import images, sources
+from pgjax.errors import UserError
+
+log = logging.getLogger("pgjax")
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def main(args: Any) -> None:
+  """Checks everything that can be before the weights are read."""
+  check_flags(args)
+  opened = answering.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
+  settings = answering.Settings(
+    args.decode or opened.settings.decode,
+    args.max_decode_len or opened.settings.max_decode_len,
+    args.grammar,
+    args.seed,
+  )
+  questions = answering.loader(opened, asked(args))
+  sizes = answering.check(opened, questions, settings)
+  for note in opened.notes:
+    log.info(note)
+  answerer = answering.Answerer(opened)
+  batch_size = args.batch_size or opened.batch_size
+  answers = answerer.answers(questions, settings, batch_size)
+  if args.jsonl:
+    write(
+      args, lines(questions.part.source, answers, sizes, opened, settings, everything=args.json)
+    )
+    return
+  [answer] = answers
+  if args.json:
+    sys.stdout.write(json.dumps(answering.as_json(opened, answer, sizes[0], settings)) + "\n")
+  else:
+    sys.stdout.write(answer.text + "\n")
+  if args.draw:
+    draw(args, answering.found(opened, answer).objects)
+
+
+def check_flags(args: Any) -> None:
+  """What does not go together, or cannot be written."""
+  if bool(args.jsonl) == bool(args.image):
+    raise UserError("Give either --image and --prompt, or --jsonl with many questions.")
+  if args.image and args.prompt is None:
+    raise UserError('--image needs --prompt, such as --prompt="answer en what is this?".')
+  if args.jsonl and (args.draw or args.prompt is not None):
+    raise UserError(
+      "--draw and --prompt are for one --image; a line of --jsonl has its own prefix."
+    )
+  if args.out and not args.jsonl:
+    raise UserError("--out is where the answers to --jsonl go; one answer is written to stdout.")
+  if args.draw and pathlib.Path(args.draw).suffix.lower() not in _PICTURES:
+    raise UserError(f"--draw={args.draw} must end in one of {', '.join(_PICTURES)}.")
+  for flag, file in (("--draw", args.draw), ("--out", args.out)):
+    if file:
+      runs.open_folder(str(pathlib.Path(file).expanduser().absolute().parent), flag)
+  if args.batch_size is not None and args.batch_size < 1:
+    raise UserError(f"--batch_size={args.batch_size} must be at least 1.")
+
+
+def asked(args: Any) -> Any:
+  """The questions; an image that is not there is told here."""
+  if args.jsonl:
+    return sources.open(dict(name="jsonl", fname=args.jsonl))
+  encoded = [image_bytes(name) for name in args.image]
+  row = dict(image=encoded if len(encoded) > 1 else encoded[0], prefix=args.prompt)
+  return answering.Asked([row], [f"--image={', '.join(args.image)}"])
+
+
+def image_bytes(name: str) -> bytes:
+  """The file's content."""
+  try:
+    return pathlib.Path(name).expanduser().read_bytes()
+  except OSError as error:
+    raise UserError(f"--image={name} cannot be read: {error.strerror or error}.") from None
+
+
+def lines(source, answers, sizes, opened, settings, *, everything: bool) -> Iterator[str]:
+  """A JSON object for each question: the fields of predictions.jsonl, or everything."""
+  for i, answer in enumerate(answers):
+    row = dict(id=source.texts(i)["id"], prompt=answer.prompt, prediction=answer.text)
+    if everything:
+      row |= answering.as_json(opened, answer, sizes[i], settings)
+    else:
+      row |= dict(logp=sum(answer.logp))
+    yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write(args: Any, made: Iterator[str]) -> None:
+  """To --out or stdout, each line as soon as it is known."""
+  if not args.out:
+    sys.stdout.writelines(made)
+    return
+  path, count = pathlib.Path(args.out).expanduser(), 0
+  with metric_log.disk_errors(path), path.open("w") as file:
+    for line in made:
+      file.write(line)
+      count += 1
+  log.info("%d answers written to %s.", count, path)
+
+
+def draw(args: Any, objects: Any) -> None:
+  """The first image as it is in its file, with the boxes and masks of the answer."""
+  pixels = images.decode(image_bytes(args.image[0]))
+  try:
+    picture = pictures.marked(pixels, objects)
+  except UserError as error:
+    log.warning("Masks are not drawn, only their boxes. %s", error)
+    picture = pictures.marked(pixels, pictures.without_masks(objects))
+  path = pathlib.Path(args.draw).expanduser()
+  with metric_log.disk_errors(path):
+    picture.save(path)
+  log.info("%d objects drawn in %s.", len(objects), path)
+
+
+FLAGS = [
+  cli.Flag("ckpt", str, required=True, help=f"what answers; {named.ALLOWED}"),
+  cli.Flag("image", tuple, help="the image's file; several for one prompt, each with --image="),
+  cli.Flag("prompt", str, help="what is asked, as it stood before the answer in training"),
+  cli.Flag(
+    "decode", str, help='such as "beam(3)" or "nucleus(0.9)"; else as the checkpoint\'s own'
+  ),
+  cli.Flag("max_decode_len", int, help="tokens of an answer at most; else as the checkpoint's own"),
+  cli.Flag(
+    "grammar", str, help='what answers may look like: boxes, json, one_of("yes", "no"), ...'
+  ),
+  cli.Flag("seed", int, 0, help="of what is sampled"),
+  cli.Flag("draw", str, help="picture to write, with the answer's boxes and masks on the image"),
+  cli.Flag("json", bool, False, help="write tokens, probabilities, boxes in pixels and settings"),
+  cli.Flag("jsonl", str, help='many questions, a line each: {"image": "a.png", "prefix": "..."}'),
+  cli.Flag("out", str, help="file for the answers to --jsonl; else they go to stdout"),
+  cli.Flag("batch_size", int, help="how many questions at once; else as the checkpoint's own"),
+  cli.Flag("quantize", str, help="int8 or nf4: keep the matrices in fewer bits"),
+  cli.Flag("step", int, help="which step of the workdir; without it the newest"),
+  cli.Flag("ema", bool, True, help="use a run's averages, if it kept them (config.ema_decay)"),
+]
+CONFIG = "none"
+EXAMPLES = [
+  'python -m pgjax.predict --ckpt=/tmp/easyvqa --image=a.png --prompt="what is the red shape?"',
+  'python -m pgjax.predict --ckpt=w --image=a.jpg --prompt="detect cat" --draw=out.png --json',
+  'python -m pgjax.predict --ckpt=w --jsonl=questions.jsonl --out=answers.jsonl --decode="beam(3)"',
+]
+
+if __name__ == "__main__":
+  metric_log.use_compilation_cache()
+  cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

@@ -1,0 +1,39 @@
+"""A step folder with random weights, that answers with rubbish in a second and holds its config."""
+
+import numpy as np
+
+from pgjax import checkpoint_params, ckpt, params, weight_files
+from pgjax import config as config_lib
+from pgjax import leaves as leaves_lib
+from pgjax.data import tokenizer
+
+TOWER = dict(width=16, depth=1, mlp_dim=32, num_heads=2)
+FIELDS = {
+  "total_steps": 10,
+  "text_len": 20,
+  "model.img": dict(TOWER, variant="tiny", patch_size=16),
+  "model.llm": dict(TOWER, variant="tiny", num_kv_heads=1, head_dim=8, vocab_size=1792),
+  "evals.val.data": dict(name="easy_vqa", split="train[60:90]"),
+  "evals.val.batch_size": 8,
+  "evals.val.max_decode_len": 5,
+  "evals.test.data": dict(name="easy_vqa", split="test[:20]"),
+  "evals.test.batch_size": 8,
+}
+
+
+def write(folder, root, **settings):
+  """Saves what a run of configs/easyvqa.py might; `settings` are fields, a__b for a.b."""
+  fields = FIELDS | {name.replace("__", "."): value for name, value in settings.items()}
+  config = config_lib.validated(config_lib.load(str(root / "configs/easyvqa.py"), fields))
+  saved = config.to_dict()
+  model = {part: saved["model"][part] for part in ("img", "llm")}
+  shapes = ckpt.model_shapes(model, config.res)
+  stored = params.flatten(leaves_lib.of(shapes, config.params, config.dtype).stored())
+  rng = np.random.default_rng(0)
+  kept = {
+    name: weight_files.of_array(rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype))
+    for name, leaf in stored.items()
+  }
+  run = dict(step=7, config=saved, identity={}, position=dict(step=7, total_steps=10))
+  checkpoint_params.write_params(folder, kept, run, tokenizer.TINY.read_bytes())
+  return str(folder)
