@@ -160,7 +160,8 @@ def train_batches(
       step, i = divmod(j, local)
       return mixed[(first_step + step) * batch_size + process_index * local + i]
 
-    rows = grain.MapDataset.range(sys.maxsize - sys.maxsize % local).map(row)
+    # Half of what fits: Grain rounds the number of pieces of one row up to a power of two.
+    rows = grain.MapDataset.range(sys.maxsize // 2 // local * local).map(row)
     return iter(_batched(rows, local, layout, section.num_threads, section.num_workers))
 
   return TrainBatches(make_stream, sum(len(p.source) for p in opened), scans, start_step)
