@@ -313,23 +313,22 @@ def attention(
   cells = np.repeat(np.repeat(cells, np.diff(edges), axis=0), np.diff(edges), axis=1)
   picture.paste(Image.fromarray(cells), (left, top))
   pen = ImageDraw.Draw(picture)
-  cell = PANEL / widths.sum()
-  if cell >= 8:
+  if PANEL / widths.sum() >= 11:  # Else there would be more lines than colour.
     for edge in edges:
       pen.line([(left + edge, top), (left + edge, top + PANEL)], fill=LINE)
       pen.line([(left, top + edge), (left + PANEL, top + edge)], fill=LINE)
   pen.rectangle([left, top, left + PANEL, top + PANEL], outline=GREY)
-  _names(picture, names, edges, (left, top), cell)
+  _names(picture, names, edges, (left, top))
 
 
-def _names(picture, names, edges, at, cell) -> None:
+def _names(picture, names, edges, at) -> None:
   """Of those whose cells are high enough to be written beside."""
   left, top = at
   middles = (edges[:-1] + edges[1:]) / 2
-  size = int(min(13, max(9, cell - 1)))
   for name, middle, high in zip(names, middles, np.diff(edges), strict=True):
     if high < 9:
       continue
+    size = min(13, int(high) - 1)
     font = _font(size)
     width = min(math.ceil(font.getlength(name)) + 2, LABELS - 6)
     label = Image.new("L", (width, size + 5))  # How much ink: neighbours' letters may overlap.
