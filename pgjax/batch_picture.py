@@ -10,14 +10,14 @@ import functools
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pgjax import draw
+from pgjax import draw, pictures
 from pgjax.data import locations
 from pgjax.models import paligemma
 
@@ -94,11 +94,12 @@ def example(
   *,
   title: str,
   patches: int,
-  mask_of: Callable[[locations.Object, int, int], np.ndarray] | None = None,
+  mask_weights: str | None = None,
 ) -> Image.Image:
   """The whole picture of one row of a batch.
 
-  `patches` is how many tokens an image has; `mask_of` makes a bool [H, W] of an object's codes.
+  `patches` is how many tokens an image has. Masks are drawn only with `mask_weights`, a name that
+  seg_weights knows.
   """
   tokens = tokens_of(row, tokenizer)
   prompt, answer = answer_of(row, tokenizer)
@@ -111,7 +112,7 @@ def example(
   pen.text((MARGIN, MARGIN - 6), title, fill=INK, font=_font(20))
   for i, line in enumerate(_lines("prompt", prompt) + _lines("answer", answer)):
     pen.text((MARGIN, MARGIN + 26 + 19 * i), line, fill=INK, font=_font(14))
-  picture.paste(image_panel(row, prompt, answer, mask_of), (MARGIN, top))
+  picture.paste(image_panel(row, prompt, answer, mask_weights), (MARGIN, top))
   pen.rectangle([MARGIN - 1, top - 1, MARGIN + PANEL, top + PANEL], outline=LINE)
   pixels = row["image"]
   low, high = (round(float(n), 2) + 0.0 for n in (pixels.min(), pixels.max()))  # -0.0 becomes 0.
@@ -150,7 +151,7 @@ def patches_of(model: Any, res: int) -> int:
 
 
 def image_panel(
-  row: Mapping[str, np.ndarray], prompt: str, answer: str, mask_of: Any
+  row: Mapping[str, np.ndarray], prompt: str, answer: str, mask_weights: str | None = None
 ) -> Image.Image:
   """PANEL x PANEL; several frames side by side, those that are padding crossed out.
 
@@ -164,7 +165,7 @@ def image_panel(
   panel = Image.new("RGB", (PANEL, PANEL), PAPER)
   for k, frame in enumerate(frames):
     found = locations.parse(answer).objects if len(frames) == 1 else ()
-    shown = _with_objects(frame, found, classes, mask_of)
+    shown = _with_objects(frame, found, classes, mask_weights)
     shown = shown.resize((side, side), Image.Resampling.LANCZOS)
     if not real[k]:
       ImageDraw.Draw(shown).line([(0, 0), (side, side)], fill=KINDS["odd"].colour, width=3)
@@ -172,15 +173,15 @@ def image_panel(
   return panel
 
 
-def _with_objects(frame_HWC, found, classes, mask_of):
-  pixels = np.clip(np.round((frame_HWC + 1) * 127.5), 0, 255).astype(np.uint8)
+def _with_objects(frame_HWC, found, classes, mask_weights):
+  pixels = pictures.seen(frame_HWC)
   factor = max(1, math.ceil(draw.MIN_SIDE / max(pixels.shape)))  # Pixels stay squares, as they are.
   pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
   if not found:
     return Image.fromarray(pixels)
-  size = pixels.shape[:2]
-  masks = [mask_of(o, *size) if o.codes and mask_of else None for o in found]
-  return draw.objects(pixels, found, masks=masks, classes=classes)
+  if mask_weights is None:
+    return pictures.marked(pixels, pictures.without_masks(found), classes)
+  return pictures.marked(pixels, found, classes, mask_weights=mask_weights)
 
 
 # The tokens

@@ -11,11 +11,10 @@ import itertools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from pgjax import (
   batch_picture,
@@ -28,7 +27,7 @@ from pgjax import (
   runs,
   seg_weights,
 )
-from pgjax.data import locations, masks, pipeline
+from pgjax.data import pipeline
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.data.rows import Layout, Loader
 from pgjax.errors import UserError
@@ -173,7 +172,7 @@ def of_raw(split: inspection.Split, config: Any, rows: list[int], with_images: l
 def mask_facts(masked: list[tuple], config: Any, book: findings.Book) -> dict[str, Any]:
   """Round trips of masks, where the weights of the VQ-VAE are there."""
   try:
-    params = mask_params(config)
+    params = seg_weights.load(mask_weights(config))
   except UserError as error:
     return dict(number=len(masked), mean_iou=None, why_not=str(error))
   coder = (functools.partial(seg_vae.encode, params), functools.partial(seg_vae.decode, params))
@@ -181,10 +180,10 @@ def mask_facts(masked: list[tuple], config: Any, book: findings.Book) -> dict[st
   return facts | dict(why_not="none of them can be coded")
 
 
-def mask_params(config: Any) -> Any:
+def mask_weights(config: Any) -> str:
   """The weights of masks that pp names; without a name PaliGemma's."""
   named = re.search(r"(?:masks_to_suffix|refcoco_mask2str)\([^)]*?['\"]([^'\"]+)", config.input.pp)
-  return seg_weights.load(named[1] if named else "oi")
+  return named[1] if named else "oi"
 
 
 # Drawing
@@ -195,7 +194,11 @@ def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterat
   if not loaders:
     return
   patches = batch_picture.patches_of(paligemma.Model(**config.model), config.res)
-  stream = pipeline.mixture(loaders, config.seed)
+  stream, weights = pipeline.mixture(loaders, config.seed), mask_weights(config)
+  try:
+    seg_weights.load(weights)
+  except UserError:  # Boxes alone, then.
+    weights = None
   drawn = 0
   for g in itertools.islice(itertools.count(), 4 * num):  # Some may be broken, not most.
     if drawn == num:
@@ -209,26 +212,12 @@ def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterat
       tokenizer,
       title=f"Example {g} of the run",
       patches=patches,
-      mask_of=mask_drawer(config),
+      mask_weights=weights,
     )
     file = io.BytesIO()
     picture.save(file, "PNG")
     yield f"example_{g}", file.getvalue()
     drawn += 1
-
-
-def mask_drawer(config: Any) -> Callable[[locations.Object, int, int], np.ndarray] | None:
-  """Codes of an object to a mask of the image; None without the weights."""
-  try:
-    params = mask_params(config)
-  except UserError:
-    return None
-
-  def mask_of(o, height, width):
-    values = np.asarray(seg_vae.decode(params, np.array([o.codes])))
-    return masks.paste(values[0, :, :, 0], o.box, height, width)
-
-  return mask_of
 
 
 def say(text: str) -> None:

@@ -81,7 +81,7 @@ def texts(split: Split, indices: Sequence[int], book: Book) -> tuple[dict[str, A
   for i in indices:
     try:
       example, num_tokens, room = split.loader.texts(i)
-      text = Text(str(example.get("prefix", "")), answers_of(example.get(split.answer)))
+      text = text_of(example, split)
     except Exception as error:  # Whatever an op raises on odd data, the next example is looked at.
       book.tell("refused", i, _reason(error))
       continue
@@ -111,6 +111,18 @@ def texts(split: Split, indices: Sequence[int], book: Book) -> tuple[dict[str, A
     answers=common(answer for text in found.values() for answer in text.answers),
   )
   return facts | inspection_boxes.facts(text.answers for text in found.values()), found
+
+
+def text_of(example: dict[str, Any], split: Split) -> Text:
+  """Of an example after pp; where pp has made tokens of its texts, of these."""
+  if "prefix" in example:
+    return Text(example["prefix"], answers_of(example.get(split.answer)))
+  ids, ar = np.asarray(example["text"]), np.asarray(example["mask_ar"])
+  decode = split.loader.tokenizer.decode
+  answers = answers_of(example.get(split.answer))
+  if "mask_loss" in example:
+    answers = (decode(ids[np.asarray(example["mask_loss"]) != 0]),)
+  return Text(decode(ids[ar == 0]), answers)
 
 
 def answers_of(value: Any) -> tuple[str, ...]:

@@ -82,24 +82,25 @@ def test_images_that_are_padding_are_seen_by_nobody():
   assert allowed[2, 0]
 
 
-def test_the_image_is_what_the_model_gets_with_the_boxes_of_the_answer():
+def test_the_image_is_what_the_model_gets_with_the_boxes_of_the_answer(monkeypatch):
   of = row()
-  panel = batch_picture.image_panel(of, "detect cat", "yes", None)
+  panel = batch_picture.image_panel(of, "detect cat", "yes")
   assert colours(panel, (140, 280), (420, 280)) == [(0, 0, 0), (255, 255, 255)]
   box = "<loc0256><loc0256><loc0768><loc0768> cat"
-  with_box = batch_picture.image_panel(of, "detect cat", box, None)
+  with_box = batch_picture.image_panel(of, "detect cat", box)
   differs = np.abs(np.asarray(with_box, int) - np.asarray(panel, int)).sum(-1) > 0
   assert differs[200:360, 136:146].any()
   assert not differs[160:400, 160:400].any()
-  mask_of = lambda o, height, width: np.ones((height, width), bool)  # noqa: E731
-  masked = batch_picture.image_panel(of, "detect cat", box[:36] + "<seg001>" * 16, mask_of)
+  whole = lambda found, height, width, weights: [np.ones((height, width), bool)]  # noqa: E731
+  monkeypatch.setattr(batch_picture.pictures, "masks_of", whole)
+  masked = batch_picture.image_panel(of, "detect cat", box[:36] + "<seg001>" * 16, "weights")
   assert masked.getpixel((420, 280)) != (255, 255, 255)
 
 
 def test_a_class_has_the_colour_of_its_place_in_the_prompt():
   box = "<loc0256><loc0256><loc0768><loc0768> dog"
   first, second = (
-    np.asarray(batch_picture.image_panel(row(), prompt, box, None), int)
+    np.asarray(batch_picture.image_panel(row(), prompt, box), int)
     for prompt in ("detect dog ; cat", "detect cat ; dog")
   )
   assert np.abs(first - second)[280, 130:150].sum() > 0
@@ -108,7 +109,7 @@ def test_a_class_has_the_colour_of_its_place_in_the_prompt():
 def test_frames_that_are_padding_are_crossed_out():
   of = row()
   of |= dict(image=np.stack([of["image"]] * 2), image_mask=np.array([True, False]))
-  panel = batch_picture.image_panel(of, "detect cat", "", None)
+  panel = batch_picture.image_panel(of, "detect cat", "")
   assert colours(panel, (70, 70), (280 + 70, 70)) == [(0, 0, 0), KINDS["odd"].colour]
 
 

@@ -118,6 +118,22 @@ def test_an_empty_answer_to_detect_is_no_fault(folder):
   assert look(folder, status=0)[1] == {}
 
 
+def test_prompts_are_read_from_tokens_where_pp_makes_them(folder):
+  asked = lambda question, answer: good(0, question=question, answer=answer)  # noqa: E731
+  write(folder, "train.jsonl", [asked("what", "a"), asked("who", "b"), asked("who", "c")])
+  pp = (
+    'decode|resize(16)|value_range(-1, 1)|copy("question", "prefix")|copy("answer", "suffix")'
+    '|tok(key="prefix", bos="yes")|tok(key="suffix", eos="yes")|tok(key="septok", text="\\n")'
+    '|masked_concat(["prefix", "septok", "suffix"], mask_ar=[0, 0, 1], mask_loss=[0, 0, 1])'
+    '|tolen(33, pad_value=0, key="text")|tolen(33, pad_value=1, key="mask_ar")'
+    '|tolen(33, pad_value=0, key="mask_loss")|keep("image", "text", "mask_ar", "mask_loss")'
+  )
+  _, by_kind = look(folder, f"--config.input.pp={pp}", status=0)
+  assert by_kind.keys() == {"contradiction"}
+  assert "line 3" in by_kind["contradiction"][1]
+  assert "'c', but 'b' as" in by_kind["contradiction"][1]
+
+
 def test_cut_texts_that_are_allowed_are_a_warning(folder):
   write(folder, "train.jsonl", [good(i, suffix="a long answer " * 20) for i in range(3)])
   _, by_kind = look(folder, "--config.input.allow_truncated=True", status=0)
