@@ -50,7 +50,7 @@ def main(args: Any) -> int:
   pictures = list(draw(config, training, tokenizer, args.num))
   report = inspection_page.report(facts)
   told = inspection_page.told(found) or "Nothing found that is wrong."
-  for name, png in pictures:
+  for name, png, _ in pictures:
     write(out / f"{name}.png", png)
   page = inspection_page.page(args.config_spec, facts, found, pictures)
   as_json = inspection_page.as_json(args.config_spec, facts, found)
@@ -190,7 +190,7 @@ def mask_weights(config: Any) -> str:
 
 
 def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterator:
-  """(name, PNG bytes) of the run's first examples; those that cannot be made are told already."""
+  """(name, PNG bytes, (prompt, answer)) of the run's first examples that can be made."""
   if not loaders:
     return
   patches = batch_picture.patches_of(paligemma.Model(**config.model), config.res)
@@ -216,7 +216,7 @@ def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterat
     )
     file = io.BytesIO()
     picture.save(file, "PNG")
-    yield f"example_{g}", file.getvalue()
+    yield f"example_{g}", file.getvalue(), batch_picture.answer_of(row.arrays, tokenizer)
     drawn += 1
 
 

@@ -149,7 +149,7 @@ def _cut(text: str) -> str:
 
 
 def page(spec: str, facts: Mapping[str, Any], findings: Sequence[Finding], pictures) -> str:
-  """HTML; `pictures` are (title, PNG bytes)."""
+  """HTML; `pictures` are (title, PNG bytes, (prompt, answer))."""
   parts = [f"<h1>{html.escape(spec)}</h1><p>{html.escape(verdict(findings))}</p>"]
   for finding in by_level(findings):
     examples = "".join(f"<li>{html.escape(example)}</li>" for example in finding.examples)
@@ -159,8 +159,10 @@ def page(spec: str, facts: Mapping[str, Any], findings: Sequence[Finding], pictu
     )
   parts.append(f"<h2>The data</h2><pre>{html.escape(report(facts))}</pre>")
   parts.append("<h2>What the model gets</h2>")
-  for title, png in pictures:
+  for title, png, texts in pictures:
     data = base64.b64encode(png).decode()
+    said = (html.escape(text.strip()) for text in texts)  # In letters that the picture may lack.
+    parts.append("<p>prompt: {}<br>answer: {}</p>".format(*said))
     parts.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(title)}">')
   head = f'<meta charset="utf-8"><title>{html.escape(spec)}</title><style>{_STYLE}</style>'
   view = '<meta name="viewport" content="width=device-width">'
