@@ -27,6 +27,7 @@ from pgjax import (
   weights,
 )
 from pgjax import leaves as leaves_lib
+from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
 from pgjax.kept_leaves import Adapter
 from pgjax.leaves import Leaves
@@ -264,9 +265,9 @@ def initial(
   return loading.load(found, kept, inside, ", ".join(model_init.values()), adapters)
 
 
-def tokenizer_of(model_init: str) -> bytes | None:
+def tokenizer_of(model_init: str, *, download: bool = True) -> bytes | None:
   """The tokenizer.model that comes with initial weights, if one does."""
-  path = named.resolve(_name_and_part(model_init)[0])
+  path = named.resolve(_name_and_part(model_init)[0], download=download)
   if path.suffix == ".npz":
     return _tokenizer_beside(path)
   if peft.is_folder(path):
@@ -275,6 +276,19 @@ def tokenizer_of(model_init: str) -> bytes | None:
     return _bytes_of(path / "tokenizer.model")
   found = runs.find(str(path))
   return pathlib.Path(found.tokenizer).read_bytes() if found.tokenizer else None
+
+
+def tokenizer_of_run(config: Any, *, download: bool = True) -> tokenizer_lib.Tokenizer:
+  """The config's, or the one that lies with the initial weights where that is not to be found."""
+  try:
+    return tokenizer_lib.load(config.tokenizer)
+  except UserError:
+    if not isinstance(config.model_init, str):
+      raise
+    source = tokenizer_of(config.model_init, download=download)
+    if source is None:
+      raise
+    return tokenizer_lib.Tokenizer(source, config.model_init)
 
 
 def _name_and_part(spec: str) -> tuple[str, str]:

@@ -28,8 +28,8 @@ ALLOWED = (
 )
 
 
-def resolve(name: str) -> pathlib.Path:
-  """The file or folder; what is not on this machine is downloaded from the hub."""
+def resolve(name: str, *, download: bool = True) -> pathlib.Path:
+  """The file or folder; what is not on this machine is downloaded from the hub, or not there."""
   path = pathlib.Path(name).expanduser()
   if path.exists():
     return path.absolute()
@@ -50,7 +50,7 @@ def resolve(name: str) -> pathlib.Path:
     f"is in {folder} ({WEIGHTS_DIR})" if folder else f"was looked for: {WEIGHTS_DIR} is not set"
   )
   looked = f"none of {', '.join(files)} {where}" if files else "it is no path here"
-  return _downloaded(name, repo, looked)
+  return _downloaded(name, repo, looked, {} if download else dict(local_files_only=True))
 
 
 def hub_id(name: str) -> str:
@@ -75,7 +75,7 @@ def _files_of(size: str | None, res: str, precision: str | None) -> tuple[list[s
   return files + ([] if precision else [model]), f"google/{model}"
 
 
-def _downloaded(name: str, repo: str, looked: str) -> pathlib.Path:
+def _downloaded(name: str, repo: str, looked: str, how: dict[str, bool]) -> pathlib.Path:
   """The hub's copy, from its cache where it has been downloaded before."""
   import huggingface_hub  # Only who downloads waits for it.
   from huggingface_hub import errors
@@ -83,7 +83,7 @@ def _downloaded(name: str, repo: str, looked: str) -> pathlib.Path:
   page = f"https://huggingface.co/{repo}"
   log.info("%s: from %s, or from what was downloaded before.", name, page)
   try:
-    folder = huggingface_hub.snapshot_download(repo, allow_patterns=_HUB_FILES)
+    folder = huggingface_hub.snapshot_download(repo, allow_patterns=_HUB_FILES, **how)
   except errors.GatedRepoError as error:
     raise UserError(
       f"'{name}': {repo} asks you to accept its licence: open {page} in a browser, accept it, make"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pgjax import (
+  batch_picture,
   checkpoint,
   ckpt,
   cli,
@@ -35,7 +36,6 @@ from pgjax import (
 from pgjax import config as config_lib
 from pgjax import step as step_lib
 from pgjax.data import pipeline
-from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
 from pgjax.models import paligemma
 
@@ -50,7 +50,7 @@ def main(args: Any) -> None:
   log = metric_log.Log(workdir, main=sharding.is_main())
   sharding.check_batch_size(config.input.batch_size, mesh)
   sharding.check_opt_state_memory(config.opt_state_memory, mesh)
-  tokenizer = load_tokenizer(config)
+  tokenizer = ckpt.tokenizer_of_run(config)
   data = open_data(config, tokenizer)
   total_steps = config_lib.total_steps(config, data.num_examples)
   model = paligemma.Model(**config.model)
@@ -66,6 +66,8 @@ def main(args: Any) -> None:
     state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log)
   first = next(data := data.at(position["step"]))
   log.say(start_page.example(first, tokenizer) + "\n")
+  if position["step"] == 0 and sharding.is_main():
+    log.say(batch_picture.of_run(first, tokenizer, workdir / "check", model))
   with answer:
     train_step = answer.program = compile_step(config, model, tx, mesh, abstract, first, log)
   log.start(
@@ -194,19 +196,6 @@ class Stop:
     if not self._agreed and step % AGREE_STEPS == 0:
       self._agreed = any(sharding.gather_objects(self.signal is not None))
     return self._agreed
-
-
-def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
-  """The config's, or the one that lies with the initial weights where that is not to be found."""
-  try:
-    return tokenizer_lib.load(config.tokenizer)
-  except UserError:
-    if not isinstance(config.model_init, str):
-      raise
-    source = ckpt.tokenizer_of(config.model_init)
-    if source is None:
-      raise
-    return tokenizer_lib.Tokenizer(source, config.model_init)
 
 
 def open_data(config: Any, tokenizer: Any) -> pipeline.TrainBatches:

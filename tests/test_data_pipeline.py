@@ -149,6 +149,13 @@ def test_threads_pieces_and_the_cache_change_nothing(change, monkeypatch):
     assert_equal(a, b)
 
 
+def test_large_images_in_a_small_batch_are_made_one_by_one(monkeypatch):
+  plain = batches(3)
+  monkeypatch.setattr(pipeline, "WHOLE_BATCH_BYTES", 1)
+  for a, b in zip(plain, batches(3, run_config(**{"input.num_threads": 8})), strict=True):
+    assert_equal(a, b)
+
+
 def test_the_batch_is_what_the_contract_says():
   batch = batches(1)[0]
   shapes = {key: (value.shape, value.dtype.name) for key, value in batch.items()}

@@ -136,6 +136,12 @@ def test_a_run_learns_and_leaves_what_it_promises(whole):
   assert list((whole / "tensorboard").glob("events*"))
 
 
+def test_a_run_draws_its_first_examples(whole, said):
+  pictures = sorted((whole / "check").iterdir())
+  assert [path.name for path in pictures] == [f"example_{i}.png" for i in range(4)]
+  assert f"as the model gets them are drawn in {whole / 'check'}" in said[0]
+
+
 def test_the_start_page_says_what_will_run(whole, said):
   [out] = said
   page, _, _ = out.partition("Compiling")

@@ -34,7 +34,7 @@ class Coco:
   """One example for each image of the file, in its order."""
 
   def __init__(self, fname, images=None, classes=None, split=None, start=None, stop=None):
-    """Reads the whole file, and looks once into each folder of images."""
+    """Reads the whole file."""
     del split  # A file is its own split.
     self.fname = os.path.expanduser(fname)
     self.root = os.path.abspath(os.path.expanduser(images or os.path.dirname(self.fname)))
@@ -47,9 +47,6 @@ class Coco:
       raise UserError(f"{self.fname} has no images{self._window(start, stop)}.")
     self._paths = [files.inside(self.root, r["file_name"], self.where(i), "images")
                    for i, r in enumerate(self._rows)]  # fmt: skip
-    present = files.Present(self.root)
-    for i, path in enumerate(self._paths):
-      present.check(path, self.where(i))
     self.dropped: dict[str, int] = collections.Counter()
     for row in self._rows:
       self.dropped.update(row.pop("dropped"))
@@ -74,6 +71,12 @@ class Coco:
   def where(self, i):
     """File, image id and image."""
     return f"{self.fname}, image {self._rows[i]['image_id']} ({self._rows[i]['file_name']})"
+
+  def check_images(self):
+    """Raises for the first image that is not there; looks once into each folder."""
+    present = files.Present(self.root)
+    for i, path in enumerate(self._paths):
+      present.check(path, self.where(i))
 
   def _window(self, start, stop):
     return "" if start is None and stop is None else f" from {start or 0} to {stop}"

@@ -18,6 +18,7 @@ from PIL import Image
 from pgjax.errors import UserError
 
 MAX_PIXELS = 89_478_485  # A quarter of a GiB as RGB; also where Pillow begins to warn.
+_ORIENTATION = 0x0112  # Of EXIF; 1: as it lies.
 # Pillow knows many more, some of which start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
@@ -171,3 +172,9 @@ def value_range(image: np.ndarray, vmin, vmax, in_min, in_max) -> np.ndarray:
   out *= np.float32(vmax) - np.float32(vmin)
   out += np.float32(vmin)
   return out
+
+
+def is_rotated(encoded: bytes) -> bool:
+  """Whether a camera said, in EXIF, that its image has to be turned; `decode` does not turn it."""
+  with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+    return image.getexif().get(_ORIENTATION, 1) not in (0, 1)

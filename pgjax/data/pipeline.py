@@ -52,7 +52,7 @@ class Part(NamedTuple):
   weight: float
 
 
-def parts(data) -> list[Part]:
+def parts(data, *, check_images: bool = True) -> list[Part]:
   """Opens dict(name=..., split=...), or {name: weight, ...} with split and data_dir beside them.
 
   In a mixture a value may also be a dict, of a weight and of the source's own fields. Weights are
@@ -60,7 +60,7 @@ def parts(data) -> list[Part]:
   """
   data = _plain(data)
   if isinstance(data.get("name"), str):
-    return [Part(data["name"], sources.open(data), 1.0)]
+    return [Part(data["name"], sources.open(data, check_images=check_images), 1.0)]
   shared = {key: data.pop(key) for key in ("split", "data_dir", "root") if key in data}
   opened = []
   for name, value in data.items():
@@ -69,7 +69,8 @@ def parts(data) -> list[Part]:
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
       raise UserError(f"data['{name}'] needs a weight, a number >= 0, not {weight!r}.")
     if weight:
-      opened.append(Part(name, sources.open({"name": name, **shared, **own}), weight))
+      spec = {"name": name, **shared, **own}
+      opened.append(Part(name, sources.open(spec, check_images=check_images), weight))
   if not opened:
     raise UserError(f"data={data!r} names no data set with a positive weight.")
   return opened
@@ -152,14 +153,15 @@ def train_batches(
   cache_bytes = section.cache_mb << 20
   loaders = [Loader(p, section.pp, tokenizer, layout, config.seed, cache_bytes) for p in opened]
   scans = scan(loaders, allow_truncated=section.allow_truncated)
-  mixed = _mixture(loaders, config.seed)
+  mixed = mixture(loaders, config.seed)
 
   def make_stream(first_step):
     def row(j):
       step, i = divmod(j, local)
       return mixed[(first_step + step) * batch_size + process_index * local + i]
 
-    rows = grain.MapDataset.range(sys.maxsize - sys.maxsize % local).map(row)
+    # Half of what fits: Grain rounds the number of pieces of one row up to a power of two.
+    rows = grain.MapDataset.range(sys.maxsize // 2 // local * local).map(row)
     return iter(_batched(rows, local, layout, section.num_threads, section.num_workers))
 
   return TrainBatches(make_stream, sum(len(p.source) for p in opened), scans, start_step)
@@ -268,8 +270,8 @@ def _digest(arrays) -> str:
   return digest.hexdigest()
 
 
-def _mixture(loaders, seed) -> grain.MapDataset:
-  """The endless stream of rows, at any position."""
+def mixture(loaders, seed) -> grain.MapDataset:
+  """The endless stream of rows, at any position: [g] is example g of the run."""
   streams = []
   for loader in loaders:
     shuffle_seed = int(np.random.SeedSequence((seed, loader.name_hash)).generate_state(1)[0])

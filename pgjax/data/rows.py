@@ -63,11 +63,16 @@ class Loader:
   def num_tokens(self, index: int) -> tuple[int, int]:
     """Tokens that the text has, and that fit; without touching the image."""
     try:
-      example = self._start(self.part.source.texts(index), 0, index)
-      _, num_tokens, room = self._pack(self.text_ops(example))
+      _, num_tokens, room = self.texts(index)
     except UserError as error:
       raise UserError(f"{self.part.source.where(index)}: {error}") from None
     return num_tokens, room
+
+  def texts(self, index: int) -> tuple[dict, int, int]:
+    """The example as the ops that touch no image make it, its tokens, and how many fit."""
+    example = self.text_ops(self._start(self.part.source.texts(index), 0, index))
+    _, num_tokens, room = self._pack(example)
+    return example, num_tokens, room
 
   def _start(self, example, position, index):
     epoch = position // len(self.part.source)

@@ -30,9 +30,18 @@ from pgjax.errors import UserError
 PREPARED_HERE = ("chartqa",)  # pgjax.prepare makes these from their official downloads.
 
 
-def open(spec: Mapping):
-  """The source that a `data` entry of a config describes."""
-  spec = dict(spec)
+def open(spec: Mapping, *, check_images: bool = True):
+  """The source that a `data` entry of a config describes.
+
+  A missing image file is told at once, unless the caller wants to find all of them by reading.
+  """
+  source = _opened(dict(spec))
+  if check_images and isinstance(source, Jsonl | coco.Coco):
+    source.check_images()
+  return source
+
+
+def _opened(spec):
   name = spec.pop("name", None)
   if not isinstance(name, str):
     raise UserError(f"data={spec!r} has no name; it is 'jsonl', 'coco', 'easy_vqa' or a TFDS name.")
@@ -61,7 +70,7 @@ class Jsonl:
   """
 
   def __init__(self, fname, root=None, fopen_keys=None, split=None, start=None, stop=None):
-    """Reads the whole file, and looks once into each folder of images."""
+    """Reads the whole file."""
     del split  # big_vision's configs may carry one; a file is its own split.
     self.fname = os.path.expanduser(fname)
     if fopen_keys is not None:  # big_vision's way to say root.
@@ -72,7 +81,6 @@ class Jsonl:
       raise UserError(f"{self.fname} has no examples; each line is a JSON object with an image.")
     self._lines, self._rows = zip(*rows, strict=True)
     self._paths = [self._resolve(i) for i in range(len(rows))]
-    self._check_images()
 
   def __len__(self):
     return len(self._rows)
@@ -91,6 +99,13 @@ class Jsonl:
   def where(self, i):
     """File and line."""
     return f"{self.fname}, line {self._lines[i]} (image {self._rows[i]['image']})"
+
+  def check_images(self):
+    """Raises for the first image that is not there; looks once into each folder."""
+    present = files.Present(self.root)
+    for i, paths in enumerate(self._paths):
+      for path in paths:
+        present.check(path, f"{self.fname}, line {self._lines[i]}")
 
   def _read(self):
     try:
@@ -127,12 +142,6 @@ class Jsonl:
     names = self._rows[i]["image"]
     names = names if isinstance(names, list) else [names]
     return [files.inside(self.root, name, f"{self.fname}, line {self._lines[i]}") for name in names]
-
-  def _check_images(self):
-    present = files.Present(self.root)
-    for i, paths in enumerate(self._paths):
-      for path in paths:
-        present.check(path, f"{self.fname}, line {self._lines[i]}")
 
 
 class EasyVqa:

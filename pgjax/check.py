@@ -1,0 +1,250 @@
+"""Looks at the data of a config before anyone trains on it: report, and pictures of a batch.
+
+All texts and images of the training data and of every evaluator are read. OUT gets report.txt,
+check.json, check.html (the report with the pictures in it) and example_N.png: what the model gets
+of the run's first examples. The exit status is 1 if something is an error, 0 with warnings.
+"""
+
+import functools
+import io
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from pgjax import (
+  batch_picture,
+  ckpt,
+  cli,
+  findings,
+  inspection,
+  inspection_boxes,
+  inspection_page,
+  runs,
+  seg_weights,
+)
+from pgjax.data import pipeline
+from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.data.rows import Layout, Loader
+from pgjax.errors import UserError
+from pgjax.models import paligemma, seg_vae
+
+MAX_TEXTS = 200_000  # Of each data set; beyond, every second or third one is taken.
+
+
+def main(args: Any) -> int:
+  """Everything that --help says; returns the exit status."""
+  jax.config.update("jax_platforms", "cpu")  # Nothing here is worth a GPU that someone may need.
+  check(args)
+  out = runs.open_folder(args.out, "--out")
+  config = args.config
+  tokenizer = load_tokenizer(config)
+  opened, found = open_all(config, tokenizer)
+  facts, more = look(opened, config, args.images)
+  found += more
+  training = [split.loader for split, _ in opened if not split.name.startswith("evals.")]
+  pictures = list(draw(config, training, tokenizer, args.num))
+  report = inspection_page.report(facts)
+  told = inspection_page.told(found) or "Nothing found that is wrong."
+  for name, png, _ in pictures:
+    write(out / f"{name}.png", png)
+  page = inspection_page.page(args.config_spec, facts, found, pictures)
+  as_json = inspection_page.as_json(args.config_spec, facts, found)
+  write(out / "report.txt", f"{args.config_spec}\n\n{report}\n\n{told}\n".encode())
+  write(out / "check.json", (json.dumps(as_json, indent=2) + "\n").encode())
+  write(out / "check.html", page.encode())
+  say(f"\n{report}\n\n{told}\n\n{inspection_page.verdict(found)}; {out / 'check.html'}")
+  return int(any(f.level == findings.ERROR for f in found))
+
+
+def check(args: Any) -> None:
+  """What can be wrong on the command line."""
+  if args.num < 0:
+    raise UserError(f"--num={args.num} must be a whole number >= 0.")
+  if args.images < 1:
+    raise UserError(f"--images={args.images} must be a whole number >= 1.")
+
+
+def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
+  """The run's; gigabytes of weights are not downloaded for it."""
+  try:
+    return ckpt.tokenizer_of_run(config, download=False)
+  except UserError as error:
+    raise UserError(
+      f"{error} pgjax.check needs the tokenizer alone: name a tokenizer.model with"
+      " --config.tokenizer=FILE, or take --config.tokenizer=tiny (more tokens for the same text)."
+    ) from None
+
+
+# Opening
+
+
+def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[inspection.Split, str]], list]:
+  """([(split, what its data is)], what could not be opened); the training data first."""
+  opened, found = [], []
+  allow = config.input.allow_truncated
+  sections = [("training", config.input, "suffix", None, True)]
+  for name, section in config.evals.items():
+    likely = section.type == "perplexity"
+    answer, length = ("suffix", None) if likely else (section.answer, section.max_decode_len)
+    sections.append((f"evals.{name}", section, answer, length, likely))
+  for name, section, answer, length, for_training in sections:
+    layout = Layout(config.res, config.text_len, config.num_frames, for_training)
+    try:
+      parts = pipeline.parts(section.data, check_images=False)
+      for part in parts:
+        loader = Loader(part, section.pp, tokenizer, layout, config.seed)
+        own = name if len(parts) == 1 else f"{name}/{part.name}"
+        split = inspection.Split(own, loader, answer, length, allow)
+        opened.append((split, described(section.data, part, parts)))
+    except UserError as error:
+      found.append(findings.Finding("not opened", name, 1, None, (str(error),)))
+  return opened, found
+
+
+def described(data: Any, part: pipeline.Part, parts: list[pipeline.Part]) -> str:
+  """The data's entry in the config, of one part of a mixture its name and what all share."""
+  fields = data.to_dict()
+  if len(parts) > 1:
+    shared = {name: fields[name] for name in ("split", "data_dir", "root") if name in fields}
+    own = fields[part.name] if isinstance(fields[part.name], dict) else {}
+    fields = {"name": part.name, **shared, **own, "weight": part.weight}
+  return ", ".join(f"{name}={value!r}" for name, value in fields.items())
+
+
+# Looking
+
+
+def look(opened: list[tuple[inspection.Split, str]], config: Any, max_images: int):
+  """({name: facts}, findings); data that several ask for is looked at once, its texts each time."""
+  facts: dict[str, Any] = {}
+  found: list[findings.Finding] = []
+  seen_of: dict[str, tuple[str, dict[int, str]]] = {}
+  trained: list[tuple[inspection.Split, inspection.Seen]] = []
+  training = None
+  for split, data in opened:
+    total = len(split.source)
+    rows = inspection.evenly(total, MAX_TEXTS)
+    say(f"Looking at {split.name}: {total:,} examples")
+    of_texts = findings.Book(split.name, split.source.where)
+    texts, answers = inspection.texts(split, rows, of_texts)
+    facts[split.name] = dict(data=data, examples=total, texts=texts)
+    news = of_texts.findings(len(rows))
+    if data in seen_of:
+      facts[split.name]["data"] = f"that of {seen_of[data][0]}"
+      told = {(f.kind, f.examples) for f in found}
+      found += [f for f in news if (f.kind, f.examples) not in told]
+      continue
+    own, digests, more = of_raw(split, config, rows, inspection.evenly(total, max_images))
+    facts[split.name] |= own
+    seen_of[data] = split.name, digests
+    seen = inspection.Seen(digests, answers)
+    of_pairs = findings.Book(split.name, split.source.where)
+    inspection.repeats(seen, split.source.where, of_pairs)
+    if split.name.startswith("evals."):
+      training = inspection.of_training(trained) if training is None else training
+      inspection.leaks(seen, training, of_pairs)
+    else:
+      trained.append((split, seen))
+    found += [*news, *more, *of_pairs.findings(len(digests))]
+  return facts, found
+
+
+def of_raw(split: inspection.Split, config: Any, rows: list[int], with_images: list[int]):
+  """(facts, {index: digest of its images}, findings) of what does not depend on pp."""
+  source = split.source
+  of_rows, of_images = (findings.Book(split.name, source.where) for _ in range(2))
+  facts: dict[str, Any] = dict(columns=inspection.columns(split, rows, of_rows))
+  if masked := inspection_boxes.objects_with_masks(source, rows, of_rows):
+    facts["masks"] = mask_facts(masked, config, of_rows)
+  if dropped := getattr(source, "dropped", None):
+    of_rows.add("left out", ", ".join(f"{n} {why}" for why, n in sorted(dropped.items())))
+  threads = config.input.num_threads
+  facts["images"], digests = inspection.pictures(split, with_images, threads, of_images)
+  found = of_rows.findings(len(rows)) + of_images.findings(len(with_images))
+  return facts, digests, found
+
+
+def mask_facts(masked: list[tuple], config: Any, book: findings.Book) -> dict[str, Any]:
+  """Round trips of masks, where the weights of the VQ-VAE are there."""
+  try:
+    params = seg_weights.load(mask_weights(config))
+  except UserError as error:
+    return dict(number=len(masked), mean_iou=None, why_not=str(error))
+  coder = (functools.partial(seg_vae.encode, params), functools.partial(seg_vae.decode, params))
+  facts = inspection_boxes.mask_round_trips(masked, coder, book)
+  return facts | dict(why_not="none of them can be coded")
+
+
+def mask_weights(config: Any) -> str:
+  """The weights of masks that pp names; without a name PaliGemma's."""
+  named = re.search(r"(?:masks_to_suffix|refcoco_mask2str)\([^)]*?['\"]([^'\"]+)", config.input.pp)
+  return named[1] if named else "oi"
+
+
+# Drawing
+
+
+def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterator:
+  """(name, PNG bytes, (prompt, answer)) of the run's first examples that can be made."""
+  if not loaders:
+    return
+  patches = batch_picture.patches_of(paligemma.Model(**config.model), config.res)
+  stream, weights = pipeline.mixture(loaders, config.seed), mask_weights(config)
+  try:
+    seg_weights.load(weights)
+  except UserError:  # Boxes alone, then.
+    weights = None
+  drawn = 0
+  for g in itertools.islice(itertools.count(), 4 * num):  # Some may be broken, not most.
+    if drawn == num:
+      return
+    try:
+      row = stream[g]
+    except Exception:  # As inspection does: one example that no op can take ends nothing.
+      continue
+    picture = batch_picture.example(
+      row.arrays,
+      tokenizer,
+      title=f"Example {g} of the run",
+      patches=patches,
+      mask_weights=weights,
+    )
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    yield f"example_{g}", file.getvalue(), batch_picture.answer_of(row.arrays, tokenizer)
+    drawn += 1
+
+
+def say(text: str) -> None:
+  """To whoever typed the command."""
+  print(text, flush=True)  # noqa: T201
+
+
+def write(file: pathlib.Path, content: bytes) -> None:
+  """A file, or a sentence that says why not."""
+  try:
+    file.write_bytes(content)
+  except OSError as error:
+    raise UserError(f"{file} cannot be written: {error.strerror}.") from None
+
+
+FLAGS = [
+  cli.Flag("out", str, required=True, help="folder for the report and the pictures"),
+  cli.Flag("num", int, 8, help="examples that are drawn"),
+  cli.Flag(
+    "images", int, 50_000, help="examples whose images are opened, of each data set, evenly spaced"
+  ),
+]
+CONFIG = "required"
+EXAMPLES = [
+  "python -m pgjax.check --config=configs/easyvqa.py --out=/tmp/check",
+  "python -m pgjax.check --config=configs/forkme.py:train=data/train.jsonl,val= --out=/tmp/check",
+]
+
+if __name__ == "__main__":
+  cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)
