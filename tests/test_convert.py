@@ -94,8 +94,16 @@ def saved(tmp_path):
   return save
 
 
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("llm", LLM.values(), ids=LLM)
+@pytest.mark.parametrize(
+  ("llm", "dtype"),
+  [
+    # Half a minute each: one of either dtype is enough between two changes.
+    pytest.param(llm, dtype, id=f"{name}-{dtype.__name__}", marks=() if fast else pytest.mark.slow)
+    for name, llm in LLM.items()
+    for dtype in (np.float32, ml_dtypes.bfloat16)
+    for fast in [(name, dtype) in (("gemma2", ml_dtypes.bfloat16), ("odd", np.float32))]
+  ],
+)
 def test_there_and_back_is_the_same_bits(saved, tmp_path, llm, dtype, capsys):
   """orbax -> hf -> orbax -> bv -> hf; the last step is verified by the program itself, too."""
   path, values = saved(llm, dtype)

@@ -233,6 +233,7 @@ def test_evaluate_takes_an_older_step_and_another_config(whole, tmp_path):
   assert answers(again) == answers(out)
 
 
+@pytest.mark.slow
 def test_a_converted_checkpoint_scores_the_same_and_starts_another_run(whole, tmp_path, capsys):
   """Weights in other formats: no config of their own, the tokenizer comes along."""
   rows = []
