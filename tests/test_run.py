@@ -277,7 +277,7 @@ def test_watching_scores_every_step_and_ends_with_the_run(whole, tmp_path):
 def test_a_watcher_misses_no_step_and_scores_none_twice_though_both_are_killed(tmp_path):
   """The run keeps one checkpoint for itself; more only because somebody waits for them."""
   workdir, out = tmp_path / "w", tmp_path / "o"
-  settings = dict(keep_last=1, ckpt_steps=4, evals__test={})
+  settings = dict(keep_last=1, ckpt_steps=4)
   flags = [f"--ckpt={workdir}", f"--out={out}", "--evals=val", "--watch"]
   watcher = start(flags, module="pgjax.evaluate")
   trainer = start(arguments(workdir, **settings))
