@@ -160,6 +160,7 @@ def test_what_does_not_fit_into_float16_is_told(saved, tmp_path):
   assert run(f"--src={path}", f"--dst={tmp_path}/hf", "--to=hf", "--dtype=float16", "--verify") == 0
 
 
+@pytest.mark.slow
 def test_the_real_vocabulary_loses_and_regains_hugging_faces_rows(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(weights, "VOCAB_SIZE", 1792)
   monkeypatch.setattr(weights, "HF_VOCAB_SIZE", 1792 + 64)

@@ -176,6 +176,7 @@ def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_last_good_step(
   assert (tmp_path / "w/metrics.jsonl").read_text().count("training_loss") == 21
 
 
+@pytest.mark.slow
 def test_another_run_in_the_same_workdir(attempt, tmp_path):
   rows(tmp_path)
   assert attempt()[0] == 0
@@ -188,6 +189,7 @@ def test_another_run_in_the_same_workdir(attempt, tmp_path):
   assert "holds another model" in err
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving(attempt, tmp_path, monkeypatch):
   rows(tmp_path)
   add_files = runs.add_files

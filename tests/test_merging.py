@@ -264,6 +264,7 @@ def test_a_base_of_another_size_is_told(adapted, tmp_path):
     convert(adapted[1], tmp_path / "x", "hf", "--merge", f"--base={tmp_path}/other.npz")
 
 
+@pytest.mark.slow
 def test_peft_s_folder_names_the_model_below_all_adapters(adapted, base, tmp_path):
   """A run that went on with an adapter stands on what that one stands on; one that folded it in
   stands on no checkpoint."""
