@@ -277,16 +277,16 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def allowed(row: Mapping[str, np.ndarray], length: int) -> np.ndarray:
   """bool [N + length, N + length] for N images and the first tokens: who (row) sees whom.
 
-  Made of all tokens and then cut, so that all examples of a run are of one shape.
+  Made of a few more tokens than are shown, in steps of 64: few shapes, and never a long text's.
   """
   images = row["image_mask"] if "image_mask" in row else np.ones(1, bool)
   ar = np.concatenate([np.zeros(len(images), np.int32), row["mask_ar"]])
   text = row["mask_input"] if "mask_input" in row else np.ones(len(row["text"]))
   valid = np.concatenate([images, text]).astype(bool)
   end = len(images) + length
-  return np.asarray(paligemma.prefix_lm_mask(jnp.asarray(ar[None]), jnp.asarray(valid[None]))[0])[
-    :end, :end
-  ]
+  made = -(-end // 64) * 64
+  ar, valid = jnp.asarray(ar[None, :made]), jnp.asarray(valid[None, :made])
+  return np.asarray(paligemma.prefix_lm_mask(ar, valid)[0])[:end, :end]
 
 
 def attention(

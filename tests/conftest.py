@@ -23,6 +23,8 @@ if not any(arg == "gpu" for arg in sys.argv):
   jaxlib = importlib.metadata.version("jaxlib")
   if jaxlib.startswith(("0.10.", "0.12.")):
     flags += " --xla_backend_optimization_level=0"
+    # Eight devices share the cores with all else; XLA ends a process after 40 s of waiting.
+    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
   if jaxlib.startswith("0.10."):
     flags += " --xla_cpu_use_fusion_emitters=false"
   os.environ["XLA_FLAGS"] = flags.strip()

@@ -406,8 +406,7 @@ def test_two_processes_of_four_devices_equal_one_device(one_device, tmp_path):
   assert f"[0] Going on from step {step}." in out
   assert "[1] step" not in out  # Only the main process talks.
   close(losses(tmp_path), losses(one_device))
-  predictions = "evals/val/predictions.jsonl"
-  assert (tmp_path / predictions).read_text() == (one_device / predictions).read_text()
+  assert answers(tmp_path / "evals/val") == answers(one_device / "evals/val")
 
 
 @pytest.mark.slow
