@@ -279,8 +279,8 @@ def test_a_watcher_misses_no_step_and_scores_none_twice_though_both_are_killed(t
   workdir, out = tmp_path / "w", tmp_path / "o"
   settings = dict(keep_last=1, ckpt_steps=4)
   flags = [f"--ckpt={workdir}", f"--out={out}", "--evals=val", "--watch"]
-  watcher = start(flags, module="pgjax.evaluate")
-  trainer = start(arguments(workdir, **settings))
+  watcher = start(flags, module="pgjax.evaluate", devices=1)
+  trainer = start(arguments(workdir, **settings), devices=1)
   deadline = time.monotonic() + 240
   while not list(out.glob("step_*/metrics.json")) and time.monotonic() < deadline:
     time.sleep(0.05)
@@ -291,11 +291,11 @@ def test_a_watcher_misses_no_step_and_scores_none_twice_though_both_are_killed(t
   trainer.communicate()
   before = {p: p.stat().st_mtime_ns for p in out.glob("step_*/metrics.json")}
   assert before
-  code, said = finish(start(arguments(workdir, **settings)))
+  code, said = finish(start(arguments(workdir, **settings), devices=1))
   assert code == 0, said
   waiting = runs.steps(workdir)
   assert len(waiting) > 1
-  code, said = finish(start(flags, module="pgjax.evaluate"))
+  code, said = finish(start(flags, module="pgjax.evaluate", devices=1))
   assert code == 0, said
   scored = {int(p.parent.name[5:]): p for p in out.glob("step_*/metrics.json")}
   assert sorted(scored) == list(range(4, STEPS + 1, 4))
