@@ -8,20 +8,20 @@ get the answers that each of them gets alone.
 
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 
-from pgjax import ckpt, decode, decode_method, loading, params, sharding
+from pgjax import ckpt, decode_method, loading, params, sharding
 from pgjax import config as config_lib
 from pgjax import grammar as grammar_lib
 from pgjax import step as step_lib
 from pgjax.data import images, locations, ops, pipeline
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.data.rows import Layout, Loader
+from pgjax.decoders import Decoders, Settings
 from pgjax.errors import UserError
 from pgjax.models import paligemma
 
@@ -29,15 +29,6 @@ log = logging.getLogger("pgjax")
 
 TEXT_LEN, MAX_DECODE_LEN, BATCH_SIZE = 128, 64, 8  # Where the checkpoint does not say.
 _NEEDS_BOXES = ("draw_bbox", "flip_boxes_lr")  # Of the data, which a question has not.
-
-
-class Settings(NamedTuple):
-  """How answers are decoded."""
-
-  decode: str
-  max_decode_len: int
-  grammar: str | None = None
-  seed: int = 0
 
 
 class Answer(NamedTuple):
@@ -205,53 +196,29 @@ class Answerer:
     """Reads the weights onto all devices of this machine."""
     config = opened.config
     self.opened, self.mesh = opened, sharding.start(config.mesh)
-    self._model = paligemma.Model(**config.model)
-    leaves = step_lib.leaves_of(self._model, config)
-    abstract = step_lib.abstract_state(self._model, optax.identity(), config, self.mesh).params
-    self._places = step_lib.shardings_of(abstract)
-    self._readable = step_lib.readable(leaves, self.mesh)
+    model = paligemma.Model(**config.model)
+    leaves = step_lib.leaves_of(model, config)
+    abstract = step_lib.abstract_state(model, optax.identity(), config, self.mesh).params
+    self._decoders = Decoders(
+      config, model, self.mesh, step_lib.shardings_of(abstract), opened.tokenizer
+    )
     source = opened.source
     log.info("Loading %s on %d x %s.", source.path, self.mesh.size, self.mesh.devices.flat[0])
     self._params = loading.load(source.leaves, abstract, leaves, source.name, source.adapters)
-    self._compiled: dict[tuple[Any, int], Callable] = {}
-    self._masks: dict[tuple[str, int], grammar_lib.Masks] = {}
 
   def answers(
     self, questions: Loader, settings: Settings, batch_size: int, *, num_threads: int = 8
   ) -> Iterator[Answer]:
     """In the order of the questions. The batch is made a multiple of the number of devices."""
     batch_size = -(-min(batch_size, len(questions.part.source)) // self.mesh.size) * self.mesh.size
+    run = self._decoders.of(settings)
     batches = pipeline.split_of(questions, batch_size, num_threads=num_threads)
     for batch in batches:
       arrays = batch.arrays | dict(_index=_of_content(batch.arrays))
-      tokens, logp = self._decoded(arrays, batch.rows, settings)
+      arrays = sharding.global_batch(arrays, self.mesh)
+      tokens, logp = map(np.asarray, run(self._params, arrays, batch.rows))
       for example, *made in zip(batch.rows, tokens, logp, strict=False):
         yield self._answer(example["prefix"], *made)
-
-  def _decoded(self, arrays, rows, settings):
-    length, method = settings.max_decode_len, decode_method.parse(settings.decode, "--decode")
-    if (method, length) not in self._compiled:
-      self._compiled[method, length] = decode.jitted(
-        self._model,
-        self.mesh,
-        self._places,
-        max_decode_len=length,
-        method=method,
-        readable=self._readable,
-      )
-    masks = None
-    if settings.grammar:
-      made = (settings.grammar, length)
-      if made not in self._masks:
-        size, parsed = self._model.llm_config.vocab_size, grammar_lib.parse(settings.grammar)
-        self._masks[made] = grammar_lib.Masks(parsed, self.opened.tokenizer, size, length)
-      masks, of_rows = self._masks[made].of(rows)
-      numbers = np.zeros(len(arrays["text"]), np.int32)
-      numbers[: len(rows)] = of_rows
-      arrays |= dict(_grammar=numbers)
-    key = jax.random.key(settings.seed) if method.kind == "sample" else None
-    run = self._compiled[method, length]
-    return map(np.asarray, run(self._params, sharding.global_batch(arrays, self.mesh), key, masks))
 
   def _answer(self, prompt, tokens, logp) -> Answer:
     ids, eos = tokens.tolist(), self.opened.tokenizer.eos

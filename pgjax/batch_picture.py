@@ -21,17 +21,11 @@ from pgjax import draw, pictures
 from pgjax.data import locations
 from pgjax.models import paligemma
 
-PANEL, MARGIN, LABELS = (
-  560,
-  24,
-  130,
-)  # Pixels: a panel's side, around it, names of tokens beside it.
+# Pixels: a panel's side, around it, names of tokens beside it.
+PANEL, MARGIN, LABELS = 560, 24, 130
 WIDTH = 3 * MARGIN + 2 * PANEL + LABELS
-TOKEN_HEIGHT, BAR, ROW = (
-  24,
-  7,
-  62,
-)  # A token, each bar below it, from one row of tokens to the next.
+# A token, each bar below it, from one row of tokens to the next.
+TOKEN_HEIGHT, BAR, ROW = 24, 7, 62
 IMAGE_CELLS = 6  # How many tokens wide an image is in the matrix.
 SHOWN_PADDING = 2  # Tokens of padding that are shown; the others are alike.
 MAX_LINES = 3  # Of the prompt, and of the answer.
@@ -179,9 +173,7 @@ def _with_objects(frame_HWC, found, classes, mask_weights):
   pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
   if not found:
     return Image.fromarray(pixels)
-  if mask_weights is None:
-    return pictures.marked(pixels, pictures.without_masks(found), classes)
-  return pictures.marked(pixels, found, classes, mask_weights=mask_weights)
+  return pictures.marked(pixels, found, classes, mask_weights=mask_weights)[0]
 
 
 # The tokens

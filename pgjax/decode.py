@@ -92,7 +92,7 @@ def decoded(
   def next_logits(h_BND):
     return model.apply(variables, h_BND, method="logits")
 
-  h_BD, cache, lengths_B = model.apply(
+  h_BD, caches, lengths_B = model.apply(
     variables,
     model.apply(variables, batch["image"], method="embed_image"),
     embed(batch["text"]),
@@ -102,26 +102,26 @@ def decoded(
     max_decode_len * N,
     method="prefill",
   )
-  L = cache.k_LBSKH.shape[2] - max_decode_len * N
+  L = caches[0].k_BSKH.shape[1] - max_decode_len * N
   rules = search.rules(method, eos, batch, key, masks)
 
   def extend(state):
     """Reads the last token of each branch, then chooses the next."""
     last = state.step - 1
     tokens_BN = jax.lax.dynamic_index_in_dim(state.tokens, last, axis=2, keepdims=False)
-    h_BND, cache = model.apply(
+    h_BND, caches = model.apply(
       variables,
       embed(tokens_BN),
-      state.cache,
+      state.caches,
       jnp.broadcast_to((lengths_B + last)[:, None], tokens_BN.shape),
       _seen(state.path, last, lengths_B, L),
       L + last * N,
       method="extend",
     )
-    return search.choose(state._replace(cache=cache), next_logits(h_BND), rules)
+    return search.choose(state._replace(caches=caches), next_logits(h_BND), rules)
 
   first_BNV = jnp.repeat(next_logits(h_BD)[:, None], N, axis=1)
-  state = search.choose(search.start(cache, rules, max_decode_len), first_BNV, rules)
+  state = search.choose(search.start(caches, rules, max_decode_len), first_BNV, rules)
   state = jax.lax.while_loop(functools.partial(search.going_on, rules=rules), extend, state)
   return Decoded(*search.best(state, rules))
 

@@ -12,7 +12,7 @@ import pathlib
 import threading
 from typing import Any
 
-from pgjax import answering, cli, metric_log, named, pictures
+from pgjax import answering, cli, decoders, metric_log, named, pictures
 from pgjax.data import images
 from pgjax.errors import UserError
 
@@ -105,7 +105,7 @@ def page(gradio: Any, answerer: answering.Answerer) -> Any:
 
     def ask(path, text, how, most, rule):
       try:
-        chosen = answering.Settings(how, int(most), rule.strip() or None)
+        chosen = decoders.Settings(how, int(most), rule.strip() or None)
         return asked(answerer, path, text, chosen)
       except UserError as error:
         said = dict(duration=None, title="Not answered", print_exception=False)
@@ -118,7 +118,7 @@ def page(gradio: Any, answerer: answering.Answerer) -> Any:
 
 
 def asked(
-  answerer: answering.Answerer, path: str | None, prompt: str, settings: answering.Settings
+  answerer: answering.Answerer, path: str | None, prompt: str, settings: decoders.Settings
 ) -> tuple[str, Any, str]:
   """(answer, picture with its boxes and masks or None, tokens as HTML)."""
   if path is None:
@@ -137,12 +137,10 @@ def picture(encoded: bytes, parsed: Any) -> Any:
   """The image with the objects; None where the answer has none."""
   if not parsed.objects:
     return None
-  pixels = images.decode(encoded)
-  try:
-    return pictures.marked(pixels, parsed.objects)
-  except UserError as error:
-    log.warning("Masks are not drawn. %s", error)
-    return pictures.marked(pixels, pictures.without_masks(parsed.objects))
+  drawn, said = pictures.marked(images.decode(encoded), parsed.objects)
+  if said:
+    log.warning(said)
+  return drawn
 
 
 def shown(opened: answering.Opened, answer: answering.Answer) -> str:

@@ -14,15 +14,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from pgjax import config as config_lib
-from pgjax import decode, decode_method, metric_log, scorers, sharding
-from pgjax import grammar as grammar_lib
+from pgjax import decode, metric_log, scorers, sharding
 from pgjax import journal as journal_lib
 from pgjax import step as step_lib
 from pgjax.data import pipeline
+from pgjax.decoders import Decoders, Settings
 from pgjax.errors import UserError
 from pgjax.metrics import text
 
@@ -71,7 +70,7 @@ def matching(config, pattern: str) -> dict[str, None]:
 
 def make(config, model, mesh, tokenizer, param_places, every: Mapping[str, int | None]):
   """Opens the data of the evaluators named in `every`; nothing is compiled yet."""
-  decoders = _Decoders(config, model, mesh, tokenizer, param_places)
+  decoders = Decoders(config, model, mesh, param_places, tokenizer)
   made = []
   for name, every_steps in every.items():
     section = config.evals[name]
@@ -81,7 +80,7 @@ def make(config, model, mesh, tokenizer, param_places, every: Mapping[str, int |
         compute = _likelihoods(step_lib.jitted_nll(model, config, mesh, param_places))
         scorer = None
       else:
-        compute, scorer = decoders.of(section), scorers.of(section)
+        compute, scorer = _answers(decoders, section, config), scorers.of(section)
       batches = _open(config, section, tokenizer)
       if scorer and scorer.columns:
         _check_columns(batches.first_columns(), scorer.columns, section.type)
@@ -95,45 +94,12 @@ def _likelihoods(nll: Callable) -> Callable[[Any, pipeline.EvalBatch], Any]:
   return lambda params, batch: nll(params, batch.arrays)
 
 
-class _Decoders:
-  """Compiled decodes; evaluators of one length and method share theirs."""
-
-  def __init__(self, config, model, mesh, tokenizer, param_places):
-    self._config, self._model, self._mesh, self._tokenizer = config, model, mesh, tokenizer
-    self._places, self._compiled = param_places, {}
-    self._readable = step_lib.readable(step_lib.leaves_of(model, config), mesh)
-
-  def of(self, section) -> Callable[[Any, pipeline.EvalBatch], decode.Decoded]:
-    """What decodes the batches of one evaluator."""
-    length, method = (
-      section.max_decode_len,
-      decode_method.parse(section.decode or self._config.decode),
-    )
-    if (length, method) not in self._compiled:
-      self._compiled[length, method] = decode.jitted(
-        self._model,
-        self._mesh,
-        self._places,
-        max_decode_len=length,
-        method=method,
-        readable=self._readable,
-      )
-    run = self._compiled[length, method]
-    key = jax.random.key(self._config.seed) if method.kind == "sample" else None
-    if section.grammar is None:
-      return lambda params, batch: run(params, batch.arrays, key)
-    size = self._model.llm_config.vocab_size
-    parsed = grammar_lib.parse(section.grammar)
-    masks = grammar_lib.Masks(parsed, self._tokenizer, size, length)
-
-    def masked(params, batch):
-      tables, of_real = masks.of(batch.rows, sharding.gather_objects)
-      rows = np.zeros(len(sharding.local_rows(batch.arrays["_mask"])), np.int32)
-      rows[: len(of_real)] = of_real
-      arrays = batch.arrays | sharding.global_batch({"_grammar": rows}, self._mesh)
-      return run(params, arrays, key, tables)
-
-    return masked
+def _answers(decoders, section, config) -> Callable[[Any, pipeline.EvalBatch], decode.Decoded]:
+  settings = Settings(
+    section.decode or config.decode, section.max_decode_len, section.grammar, config.seed
+  )
+  run = decoders.of(settings)
+  return lambda params, batch: run(params, batch.arrays, batch.rows)
 
 
 def _check_columns(there: Mapping[str, Any], needed: Sequence[str], kind: str) -> None:

@@ -108,11 +108,22 @@ def _announce(workdir: pathlib.Path, out: pathlib.Path, scored: set[int], log: A
 
 
 def is_scored(out: pathlib.Path, args: Any) -> bool:
-  """Are there complete results of the same evaluators? metrics.json is written last."""
+  """Are there complete results of the same command? metrics.json is written last."""
   try:
-    return json.loads((out / "metrics.json").read_text())["about"]["pattern"] == args.evals
+    return json.loads((out / "metrics.json").read_text())["about"]["flags"] == asked(args)
   except (OSError, ValueError, KeyError, TypeError):
     return False
+
+
+def asked(args: Any) -> dict[str, Any]:
+  """What decides the results of a checkpoint, as it was written."""
+  return dict(
+    evals=args.evals,
+    ema=args.ema,
+    quantize=args.quantize,
+    config=args.config_spec,
+    overrides=dict(args.overrides),
+  )
 
 
 class Scoring:
@@ -212,8 +223,7 @@ def facts(scoring: Scoring, source: ckpt.Source, params: Any) -> dict[str, Any]:
   config = runs.plain(scoring.config.to_dict())
   sums = jax.device_get(step_lib.jitted_checksums()(params_lib.flatten(params)))
   return dict(
-    pattern=scoring.args.evals,
-    quantize=scoring.args.quantize,
+    flags=asked(scoring.args),
     checkpoint=dict(
       path=str(source.path),
       step=source.run.step if source.run else 0,

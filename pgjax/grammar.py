@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pgjax import json_grammar
+from pgjax.data import locations
 from pgjax.errors import UserError
 from pgjax.token_mask import FORBIDDEN, Tables
 
@@ -34,7 +35,7 @@ _SYNTAX = (
   'boxes, boxes(labels=["cat", "dog"]), masks, masks(labels=[]), one_of("yes", "no"), '
   'one_of(column="choices"), json, json(fields=["total"]), json(schema="receipt.json")'
 )
-_NUM_LOC, _NUM_SEG = 4, 16
+_NUM_LOC = 4
 
 
 class Arc(NamedTuple):
@@ -88,7 +89,8 @@ class Masks:
     gather: collects the labels of all processes, whose tables must be the same.
     """
     labels = [self._grammar.labels_of(example) for example in examples]
-    distinct = tuple(dict.fromkeys(label for some in gather(labels) for label in some))
+    gathered = [label for some in gather(labels) for label in some]  # JSON has no tuples.
+    distinct = tuple(dict.fromkeys(tuple(x) if isinstance(x, list) else x for x in gathered))
     if distinct not in self._tables:
       self._tables = {distinct: self._made(distinct)}  # The next batch mostly has the same.
     numbers = {label: i for i, label in enumerate(distinct)}
@@ -196,9 +198,8 @@ def _objects(num_seg, prompt_word, labels=None):
 
 def _of_prompt(example: Mapping[str, Any], word: str) -> tuple[str, ...]:
   """("cat", "dog") of the prefix "detect cat ; dog"."""
-  first, _, rest = str(example.get("prefix", "")).partition(" ")
-  found = tuple(dict.fromkeys(label.strip() for label in rest.split(";") if label.strip()))
-  if first != word or not found:
+  found = locations.classes_of_prompt(str(example.get("prefix", "")), word)
+  if not found:
     raise UserError(
       f"this grammar takes its labels from a prompt such as '{word} cat ; dog', and this one is"
       f" {example.get('prefix')!r}; give labels=[...] otherwise."
@@ -208,8 +209,8 @@ def _of_prompt(example: Mapping[str, Any], word: str) -> tuple[str, ...]:
 
 def _object_arcs(num_seg, tokenizer, labels):
   made = _Automaton(tokenizer)
-  locs = tokenizer.encode("".join(f"<loc{i:04d}>" for i in range(1024)))
-  segs = tokenizer.encode("".join(f"<seg{i:03d}>" for i in range(128)))
+  locs = tokenizer.encode("".join(f"<loc{i:04d}>" for i in range(locations.BINS)))
+  segs = tokenizer.encode("".join(f"<seg{i:03d}>" for i in range(locations.CODEBOOK)))
   opened = made.place()
 
   def another(place):
@@ -303,7 +304,7 @@ def _token_bytes(tokenizer) -> tuple[np.ndarray, _Texts]:
 
 _GRAMMARS = {
   "boxes": functools.partial(_objects, 0, "detect"),
-  "masks": functools.partial(_objects, _NUM_SEG, "segment"),
+  "masks": functools.partial(_objects, locations.NUM_CODES, "segment"),
   "one_of": _one_of,
   "json": _json,
 }

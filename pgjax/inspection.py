@@ -142,7 +142,7 @@ def _reason(error: Exception) -> str:
 
 def _look_at(text: Text, i: int, book: Book) -> None:
   # "detect cat" of an image without cats has an empty answer.
-  asks_for_boxes = text.prefix.startswith(inspection_boxes.COMMANDS)
+  asks_for_boxes = inspection_boxes.classes_of(text.prefix) is not None
   if text.answers and not any(map(str.strip, text.answers)) and not asks_for_boxes:
     book.tell("empty answer", i, f"prefix {text.prefix[:60]!r}")
   for answer in text.answers:

@@ -15,7 +15,6 @@ from pgjax.data import locations, masks
 from pgjax.errors import UserError
 from pgjax.findings import Book
 
-COMMANDS = ("detect ", "segment ")
 MAX_MASKS = 100  # Coded there and back, in each data set: some milliseconds each.
 COARSE = 0.7  # IoU.
 CLASSES = 12
@@ -24,6 +23,12 @@ CLASSES = 12
 def has_locations(answer: str) -> bool:
   """Whether someone meant a box or a mask."""
   return "<loc" in answer or "<seg" in answer
+
+
+def classes_of(prefix: str) -> tuple[str, ...] | None:
+  """Those that a prompt asks to find; None where it asks for something else."""
+  found = (locations.classes_of_prompt(prefix, command) for command in ("detect", "segment"))
+  return next((classes for classes in found if classes is not None), None)
 
 
 def look_at(prefix: str, answer: str, i: int, book: Book) -> None:
@@ -37,11 +42,10 @@ def look_at(prefix: str, answer: str, i: int, book: Book) -> None:
     book.tell("malformed box", i, told[0] if told else "nothing between two ;")
   if parsed.duplicates:
     book.tell("duplicate box", i, _twice(parsed.objects))
-  command = next((c for c in COMMANDS if prefix.startswith(c)), None)
-  if command is None:
+  asked = classes_of(prefix)
+  if asked is None:
     return
-  asked = {name.strip() for name in prefix.removeprefix(command).split(";")}
-  if other := sorted({o.label for o in parsed.objects if o.label} - asked):
+  if other := sorted({o.label for o in parsed.objects if o.label} - set(asked)):
     book.tell("class not asked for", i, f"{other} to {prefix[:80]!r}")
 
 
@@ -49,8 +53,7 @@ def _twice(objects: Sequence[locations.Object]) -> str:
   """The first object that one before it equals, as locations.parse counts them."""
   for k, o in enumerate(objects):
     for before in objects[:k]:
-      close = locations.iou(o.box, before.box) >= locations.DUPLICATE_IOU
-      if o.label == before.label and close:
+      if locations.is_duplicate(o, before):
         both = [locations.loc_string(one.box) for one in (before, o)]
         return f"{o.label} at {' and '.join(both)}"
   return ""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pgjax import draw, seg_weights
 from pgjax.data import locations, masks
+from pgjax.errors import UserError
 from pgjax.models import seg_vae
 
 _PNG_PIXELS = 16_384  # Up to here a PNG is small, and nothing of it is lost.
@@ -35,16 +36,19 @@ def marked(
   found: Sequence[locations.Object],
   classes: Sequence[str] = (),
   *,
-  mask_weights: str = "oi",
-) -> Image.Image:
-  """uint8 [H, W, 3] with boxes and masks; UserError where masks need weights that are not there."""
-  masks_HW = masks_of(found, *pixels.shape[:2], mask_weights)
-  return draw.objects(pixels, found, masks=masks_HW, classes=classes)
+  mask_weights: str | None = "oi",
+) -> tuple[Image.Image, str]:
+  """(uint8 [H, W, 3] with boxes and masks, what could not be drawn: a sentence, or "").
 
-
-def without_masks(found: Sequence[locations.Object]) -> list[locations.Object]:
-  """The same objects as boxes."""
-  return [o._replace(codes=None) for o in found]
+  mask_weights: what decodes masks (seg_weights.py); None leaves them out.
+  """
+  masks_HW, said = [None] * len(found), ""
+  try:
+    if mask_weights:
+      masks_HW = masks_of(found, *pixels.shape[:2], mask_weights)
+  except UserError as error:  # The weights are not there.
+    said = f"Masks are not drawn, only their boxes. {error}"
+  return draw.objects(pixels, found, masks=masks_HW, classes=classes), said
 
 
 def masks_of(

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from pgjax import answering, cli, metric_log, named, pictures, runs
+from pgjax import answering, cli, decoders, metric_log, named, pictures, runs
 from pgjax.data import images, sources
 from pgjax.errors import UserError
 
@@ -25,7 +25,7 @@ def main(args: Any) -> None:
   """Checks everything that can be before the weights are read."""
   check_flags(args)
   opened = answering.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
-  settings = answering.Settings(
+  settings = decoders.Settings(
     args.decode or opened.settings.decode,
     args.max_decode_len or opened.settings.max_decode_len,
     args.grammar,
@@ -116,12 +116,9 @@ def write(args: Any, made: Iterator[str]) -> None:
 
 def draw(args: Any, objects: Any) -> None:
   """The first image as it is in its file, with the boxes and masks of the answer."""
-  pixels = images.decode(image_bytes(args.image[0]))
-  try:
-    picture = pictures.marked(pixels, objects)
-  except UserError as error:
-    log.warning("Masks are not drawn, only their boxes. %s", error)
-    picture = pictures.marked(pixels, pictures.without_masks(objects))
+  picture, said = pictures.marked(images.decode(image_bytes(args.image[0])), objects)
+  if said:
+    log.warning(said)
   path = pathlib.Path(args.draw).expanduser()
   with metric_log.disk_errors(path):
     picture.save(path)

@@ -17,7 +17,6 @@ import numpy as np
 
 from pgjax import pictures
 from pgjax.data import locations
-from pgjax.errors import UserError
 from pgjax.evals import KINDS
 from pgjax.metrics import interval
 
@@ -246,11 +245,9 @@ class _Album:
 
   def _marked(self, pixels, found):
     weights = self._split.mask_weights
-    try:
-      return pictures.marked(pixels, found, self.labels, mask_weights=weights)
-    except UserError as error:
-      self.notes[f"Masks are not drawn. {error}"] = None
-      return pictures.marked(pixels, pictures.without_masks(found), self.labels)
+    drawn, said = pictures.marked(pixels, found, self.labels, mask_weights=weights)
+    self.notes |= {said: None} if said else {}
+    return drawn
 
 
 def _objects(row: Mapping[str, Any], name: str) -> Sequence[locations.Object]:

@@ -236,7 +236,9 @@ def _first_mask(tokens, tokenizer):
   first_loc, first_seg = (tokenizer.encode(piece)[0] for piece in ("<loc0000>", "<seg000>"))
   locs = np.asarray(tokens[:4], np.int64) - first_loc
   segs = np.asarray(tokens[4:20], np.int64) - first_seg
-  right = len(segs) == locations.NUM_CODES and (segs >= 0).all() and (segs < 128).all()
+  right = (
+    len(segs) == locations.NUM_CODES and (segs >= 0).all() and (segs < locations.CODEBOOK).all()
+  )
   right = right and (locs >= 0).all() and (locs < locations.BINS).all()
   if not right or locs[2] <= locs[0] or locs[3] <= locs[1]:
     return None, None

@@ -29,7 +29,7 @@ class State(NamedTuple):
   """What is carried from one token to the next."""
 
   step: Int[Array, ""]  # Tokens chosen so far.
-  cache: Any
+  caches: Any  # Of the layers.
   tokens: Int[Array, "B N T"]  # 0 where nothing has been chosen yet, and after an eos.
   logp: Float[Array, "B N T"]
   total: Float[Array, "B N"]  # The sum of logp; -inf: no such hypothesis.
@@ -61,7 +61,7 @@ def rules(method: Method, eos: int, batch, key, masks) -> Rules:
   return Rules(method, eos, batch.get("_mask", rows_B >= 0), keys_B, masks, grammar_B)
 
 
-def start(cache, rules: Rules, max_decode_len: int) -> State:
+def start(caches, rules: Rules, max_decode_len: int) -> State:
   """Before the first token: each row has N branches, a beam search one that is live."""
   B, N, T = rules.real_B.shape[0], rules.method.branches, max_decode_len
   tokens, zeros = jnp.zeros((B, N, T), jnp.int32), jnp.zeros((B, N, T))
@@ -73,7 +73,7 @@ def start(cache, rules: Rules, max_decode_len: int) -> State:
   path = jnp.broadcast_to(jnp.arange(N)[:, None], (B, N, T))
   place = None if rules.masks is None else jnp.zeros((B, N), jnp.int32)
   step = jnp.zeros((), jnp.int32)
-  return State(step, cache, tokens, zeros, total, ended, path, place, finished)
+  return State(step, caches, tokens, zeros, total, ended, path, place, finished)
 
 
 def choose(state: State, logits_BNV: Float[Array, "B N V"], rules: Rules) -> State:

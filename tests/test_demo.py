@@ -11,7 +11,7 @@ import time
 import pytest
 from PIL import Image
 
-from pgjax import answering, demo
+from pgjax import answering, decoders, demo
 from pgjax.data import locations, tokenizer
 from pgjax.errors import UserError
 from tests import small_checkpoint
@@ -33,7 +33,7 @@ def answerer(checkpoint):
   return answering.Answerer(answering.open_checkpoint(checkpoint))
 
 
-SETTINGS = answering.Settings("greedy", 12)
+SETTINGS = decoders.Settings("greedy", 12)
 
 
 def test_without_gradio_there_is_a_sentence(monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax import answering, cli, convert, evaluate, params, predict
+from pgjax import answering, cli, convert, decoders, evaluate, params, predict
 from pgjax.data import sources
 from tests import small_checkpoint
 
@@ -252,5 +252,5 @@ def test_what_was_compiled_serves_the_next_question(checkpoint, tmp_path):
   encoded = png(tmp_path, (1, 2, 3))
   list(answerer.answers(question(opened, encoded), opened.settings, 1))
   with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(answering.decode, "jitted", lambda *_, **__: pytest.fail("compiled again"))
+    patch.setattr(decoders.decode, "jitted", lambda *_, **__: pytest.fail("compiled again"))
     list(answerer.answers(question(opened, encoded, "another"), opened.settings, 1))

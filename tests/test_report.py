@@ -206,7 +206,7 @@ def test_masks_without_their_weights_are_boxes_and_a_sentence(monkeypatch):
   monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
   mask = BOX + "".join(f"<seg{i:03d}>" for i in range(16)) + " cat"
   made = page([row(prediction=mask.replace("> <", "><"))])
-  assert "Masks are not drawn. The weights of masks" in made
+  assert "Masks are not drawn, only their boxes. The weights of masks" in made
   assert "prediction of example 0" in made
 
 

@@ -148,10 +148,22 @@ def parse(text: str) -> Parsed:
     else:
       objects.append(found)
   duplicates = sum(
-    any(o.label == p.label and iou(o.box, p.box) >= DUPLICATE_IOU for p in objects[:i])
-    for i, o in enumerate(objects)
+    any(is_duplicate(o, before) for before in objects[:i]) for i, o in enumerate(objects)
   )
   return Parsed(tuple(objects), malformed, duplicates)
+
+
+def is_duplicate(one: Object, other: Object) -> bool:
+  """Whether two objects are one that was found twice."""
+  return one.label == other.label and iou(one.box, other.box) >= DUPLICATE_IOU
+
+
+def classes_of_prompt(prompt: str, command: str) -> tuple[str, ...] | None:
+  """("cat", "dog") of "detect cat ; dog"; None where the prompt is another command."""
+  first, _, rest = prompt.partition(" ")
+  if first != command:
+    return None
+  return tuple(dict.fromkeys(name.strip() for name in rest.split(";") if name.strip()))
 
 
 def _read(piece: str, start: int) -> Object | None:

@@ -115,17 +115,17 @@ def get(variant="gemma_2b", **fields) -> Config:
 
 
 class Cache(NamedTuple):
-  """Keys and values of all layers, written in place while decoding; L S are layers and slots."""
+  """Keys and values of one layer, written in place while decoding; S counts its slots."""
 
-  k_LBSKH: Float[Array, "L B S K H"]
-  v_LBSKH: Float[Array, "L B S K H"]
+  k_BSKH: Float[Array, "B S K H"]
+  v_BSKH: Float[Array, "B S K H"]
 
 
 class Mode(NamedTuple):
   """What a call is for; static under jit."""
 
   train: bool = False  # Dropout is on.
-  keep: bool = False  # Prefill: return each layer's keys and values, rounded to `cache_dtype`.
+  keep: bool = False  # Prefill: return the keys and values, rounded to `cache_dtype`.
 
 
 _EVALUATE = Mode()
@@ -188,7 +188,8 @@ class Attention(nn.Module):
       self.kv_einsum = Einsum((2, K, D, H), (2,), (1, 3), self.dtype)
     self.attn_vec_einsum = Einsum((N, H, D), (0, 1), (2,), self.dtype)
 
-  def __call__(self, x_BTD, positions_BT, mask_BTS, cache=None, layer=None, slot=None, keep=False):
+  def __call__(self, x_BTD, positions_BT, mask_BTS, cache=None, slot=None, keep=False):
+    """(output, cache): the cache given, written to; with `keep` a new one, else None."""
     c = self.config
     B, T, _ = x_BTD.shape
     q_NDH, k_KDH, v_KDH = self._weights()
@@ -200,22 +201,21 @@ class Attention(nn.Module):
     q_BTNH, k_BTKH, v_BTKH = (
       checkpoint_name(a, n) for a, n in ((q_BTNH, "q"), (k_BTKH, "k"), (v_BTKH, "v"))
     )
-    kept = None
     if cache is not None:
       cache = Cache(
         *(
-          jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), (layer, 0, slot, 0, 0))
+          jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
           for old, new in zip(cache, (k_BTKH, v_BTKH), strict=True)
         )
       )
-      k_BTKH, v_BTKH = (a[layer].astype(self.dtype) for a in cache)
     elif keep:
-      kept = tuple(a.astype(c.cache_dtype or self.dtype) for a in (k_BTKH, v_BTKH))
-      k_BTKH, v_BTKH = (a.astype(self.dtype) for a in kept)
+      cache = Cache(*(a.astype(c.cache_dtype or self.dtype) for a in (k_BTKH, v_BTKH)))
+    if cache is not None:
+      k_BTKH, v_BTKH = (a.astype(self.dtype) for a in cache)
     q_BTKGH = q_BTNH.reshape(B, T, c.num_kv_heads, -1, c.head_dim)
     out_BTKGH = attention.attend(q_BTKGH, k_BTKH, v_BTKH, mask_BTS, c.attn_logits_softcap)
     out_BTNH = out_BTKGH.reshape(q_BTNH.shape)
-    return lora.product("BTNH,NHD->BTD", out_BTNH, self.attn_vec_einsum()), cache, kept
+    return lora.product("BTNH,NHD->BTD", out_BTNH, self.attn_vec_einsum()), cache
 
   def _weights(self):
     if self.config.num_kv_heads == self.config.num_heads:
@@ -246,23 +246,22 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer. The carry is (x, cache or None, number of the layer)."""
+  """One layer: (the residual stream after it, its cache or None)."""
 
   config: Config
   dtype: str
   constrain: Any  # Places the residual stream on a mesh.
 
   @nn.compact
-  def __call__(self, carry, positions_BT, mask_BTS, slot, mode):
+  def __call__(self, x_BTD, positions_BT, mask_BTS, mode, cache=None, slot=None):
     c = self.config
-    x_BTD, cache, layer = carry
     dropout = nn.Dropout(c.dropout, deterministic=not mode.train)
     norm = lambda name: RMSNorm(c.norm_eps, name=name)  # noqa: E731
 
     x_BTD = self.constrain(x_BTD)
     h = norm("pre_attention_norm")(x_BTD)
-    h, cache, kept = Attention(c, self.dtype, name="attn")(
-      h, positions_BT, mask_BTS, cache, layer, slot, mode.keep
+    h, cache = Attention(c, self.dtype, name="attn")(
+      h, positions_BT, mask_BTS, cache, slot, mode.keep
     )
     if c.post_norms:
       h = norm("post_attention_norm")(h)
@@ -271,7 +270,7 @@ class Block(nn.Module):
     h = dropout(h)
     if c.post_norms:
       h = norm("post_ffw_norm")(h)
-    return (x_BTD + h, cache, layer + 1), kept
+    return x_BTD + h, cache
 
 
 class Embedder(nn.Module):
@@ -295,12 +294,12 @@ class Gemma(nn.Module):
   def setup(self):
     c = self.config
     self.embedder = Embedder(c)
-    block = remat.checkpointed(Block, c.remat_policy, static_argnums=(5,))  # mode
+    block = remat.checkpointed(Block, c.remat_policy, static_argnums=(4,))  # mode
     self.layers = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True, "dropout": True},
-      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
       length=c.depth,
       unroll=1 if c.scan else c.depth,
     )(c, self.dtype, self.constrain)
@@ -316,17 +315,31 @@ class Gemma(nn.Module):
     self,
     x_BTD: Float[Array, "B T D"],
     positions_BT: Int[Array, "B T"],
-    mask_BTS: Bool[Array, "B T S"],
-    *,
-    cache: Cache | None = None,
-    slot=None,
+    mask_BTT: Bool[Array, "B T T"],
     mode: Mode = _EVALUATE,
   ):
-    """Runs the layers; returns (x before the final norm, cache).
+    """Runs the layers: (x before the final norm, a Cache stacked by layers if mode.keep)."""
+    return self.layers(x_BTD, positions_BT, mask_BTT, mode)
 
-    With `cache`, the T new tokens are written at `slot` and S counts its slots. With mode.keep,
-    the returned cache holds the keys and values of this call.
-    """
-    carry = (x_BTD, cache, jnp.zeros((), jnp.int32))
-    (x_BTD, cache, _), kept = self.layers(carry, positions_BT, mask_BTS, slot, mode)
-    return x_BTD, Cache(*kept) if mode.keep else cache
+  def extend(
+    self,
+    x_BTD: Float[Array, "B T D"],
+    positions_BT: Int[Array, "B T"],
+    mask_BTS: Bool[Array, "B T S"],
+    caches: tuple[Cache, ...],
+    slot: Int[Array, ""],
+  ):
+    """Runs the layers one after another, writing T tokens at `slot`: (x, caches)."""
+    written = []
+    for params, cache in zip(self.layer_params(), caches, strict=True):
+      block = Block(self.config, self.dtype, self.constrain, parent=None)
+      x_BTD, cache = block.apply(
+        {"params": params}, x_BTD, positions_BT, mask_BTS, _EVALUATE, cache, slot
+      )
+      written.append(cache)
+    return x_BTD, tuple(written)
+
+  def layer_params(self):
+    """The parameters of each layer."""
+    stacked = self.layers.variables["params"]
+    return [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(self.config.depth)]

@@ -125,7 +125,7 @@ class Model(nn.Module):
       x_BLD,
       positions_BL,
       prefix_lm_mask(mask_ar_BL, valid_BL),
-      mode=gemma.Mode(train=train),
+      gemma.Mode(train=train),
     )
     return self.llm_tower.norm(x_BLD[:, P:])
 
@@ -142,7 +142,7 @@ class Model(nn.Module):
     image_mask: Bool[Array, "B N"] | None,
     slots: int,
   ):
-    """Reads the prompts: (state of the last token [B, D], cache of L + slots, lengths [B]).
+    """Reads the prompts: (state of the last token [B, D], caches of L + slots, lengths [B]).
 
     Valid tokens are rolled to the right end, so that every row's next token has the same slot.
     """
@@ -158,24 +158,26 @@ class Model(nn.Module):
     mask_BLL = jnp.take_along_axis(mask_BLL, order_BL[:, :, None], axis=1)
     mask_BLL = jnp.take_along_axis(mask_BLL, order_BL[:, None, :], axis=2)
     positions_BL = jnp.cumsum(valid_BL, axis=1) - 1  # Padding gets -1.
-    x_BLD, cache = self.llm_tower(x_BLD, positions_BL, mask_BLL, mode=gemma.Mode(keep=True))
-    grow = ((0, 0), (0, 0), (0, slots), (0, 0), (0, 0))
-    cache = gemma.Cache(*(jnp.pad(a, grow) for a in cache))
-    return self.llm_tower.norm(x_BLD[:, -1:])[:, 0], cache, jnp.sum(valid_BL, axis=1)
+    x_BLD, cache = self.llm_tower(x_BLD, positions_BL, mask_BLL, gemma.Mode(keep=True))
+    grow = ((0, 0), (0, slots), (0, 0), (0, 0))
+    caches = tuple(
+      gemma.Cache(*(jnp.pad(a[layer], grow) for a in cache))
+      for layer in range(self.llm_config.depth)
+    )
+    return self.llm_tower.norm(x_BLD[:, -1:])[:, 0], caches, jnp.sum(valid_BL, axis=1)
 
   def extend(
     self,
     x_BND: Float[Array, "B N D"],
-    cache: gemma.Cache,
+    caches: tuple[gemma.Cache, ...],
     positions_BN: Int[Array, "B N"],
     mask_BNS: Bool[Array, "B N S"],
     slot: Int[Array, ""],
   ):
-    """N more tokens a row, written from `slot` on: (their states [B, N, D], cache)."""
-    x_BND, cache = self.llm_tower(
-      x_BND.astype(self.dtype), positions_BN, mask_BNS, cache=cache, slot=slot
-    )
-    return self.llm_tower.norm(x_BND), cache
+    """N more tokens a row, written from `slot` on: (their states [B, N, D], caches)."""
+    x_BND = x_BND.astype(self.dtype)
+    x_BND, caches = self.llm_tower.extend(x_BND, positions_BN, mask_BNS, caches, slot)
+    return self.llm_tower.norm(x_BND), caches
 
 
 def _valid(image_mask, num_patches, text_valid_BT):
