@@ -76,7 +76,7 @@ test-gpu: $(VENV)/.installed-test
 # TRANSFORMERS=4.57.6 compares with that version instead, and leaves it installed.
 test-parity: $(VENV)/.installed-parity
 	$(if $(TRANSFORMERS),$(PY) -m pip install --quiet --disable-pip-version-check transformers==$(TRANSFORMERS))
-	$(PY) -m pytest -q -m parity $(PYTEST_ARGS)
+	$(PYTEST) -m parity $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check .

@@ -56,6 +56,7 @@ def jitted(
     max_decode_len=max_decode_len,
     method=method,
     eos=eos,
+    apart=mesh.devices.flat[0].platform == "cpu",
   )
   rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   compiled = jax.jit(
@@ -80,8 +81,9 @@ def decoded(
   method=GREEDY,
   eos=1,
   readable=params_lib.unflatten,
+  apart=False,
 ) -> Decoded:
-  """What `jitted` compiles."""
+  """What `jitted` compiles; apart: take the stacked layers apart before the first token."""
   flat = params_lib.flatten(params)
   variables = {"params": readable(flat)}
   N = method.branches
@@ -102,6 +104,8 @@ def decoded(
     max_decode_len * N,
     method="prefill",
   )
+  # A CPU copies a layer out of the stack to multiply with it: once, then, not at every token.
+  layers = model.apply(variables, method="layer_params") if apart else None
   L = caches[0].k_BSKH.shape[1] - max_decode_len * N
   rules = search.rules(method, eos, batch, key, masks)
 
@@ -116,6 +120,7 @@ def decoded(
       jnp.broadcast_to((lengths_B + last)[:, None], tokens_BN.shape),
       _seen(state.path, last, lengths_B, L),
       L + last * N,
+      layers,
       method="extend",
     )
     return search.choose(state._replace(caches=caches), next_logits(h_BND), rules)

@@ -143,6 +143,7 @@ def test_a_block_that_makes_no_sense_is_refused(block):
     adam8bit.adam8bit(block=block)
 
 
+@pytest.mark.slow
 def test_eight_devices_take_the_same_steps_as_one():
   """The tiny model's table and MLPs have codes; blocks that lie across devices would show here."""
   config = tiny.config(optax_name="pgjax.adam8bit", optax=dict(eps=1e-5))

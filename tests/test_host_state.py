@@ -19,14 +19,15 @@ def kinds(tree):
   return {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("devices", "fields"),
   [
     (1, dict(ema_decay=0.9)),
-    *(
-      pytest.param(*case, marks=pytest.mark.slow)
-      for case in [(8, {}), (1, ADAM8), (1, ADAFACTOR), (1, dict(grad_clip_norm=None))]
-    ),
+    (8, {}),
+    (1, ADAM8),
+    (1, ADAFACTOR),
+    (1, dict(grad_clip_norm=None)),
   ],
 )
 def test_the_run_is_the_same(devices, fields):

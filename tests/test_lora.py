@@ -151,7 +151,9 @@ def gradients_of(run):
   )
 
 
-@pytest.mark.parametrize("remat", ["nothing_saveable", "least_memory"])
+@pytest.mark.parametrize(
+  "remat", [pytest.param("nothing_saveable", marks=pytest.mark.slow), "least_memory"]
+)
 def test_gradients_of_factors_are_those_of_the_merged_matrix(values, remat):
   """da = scale dW b, db = scale a dW, by the chain rule, from the full matrix's gradient."""
   model = tiny.model(remat=remat)
@@ -202,6 +204,7 @@ def test_qlora_is_lora_on_the_dequantized_weights(values, base, double):
     np.testing.assert_allclose(ours[0][name], want, rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_on_eight_devices_qlora_trains_as_on_one(values):
   patterns = [(p, 'lora(rank=3, alpha=6, base="nf4", block=16)') for p, _ in ALL]
   one, eight = run_of(patterns), run_of(patterns, devices=8)
@@ -217,7 +220,8 @@ def test_on_eight_devices_qlora_trains_as_on_one(values):
     np.testing.assert_allclose(leaf, theirs[name], rtol=0, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "least_memory"])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "least_memory"])
 def test_dropout_is_in_training_alone_and_its_gradient_is_that_of_its_value(values, remat):
   """By a central difference along a random direction, with the same random numbers."""
   patterns = [(p, "lora(rank=3, alpha=6, dropout=0.4)") for p, _ in ALL]

@@ -69,6 +69,7 @@ def test_float32_leaves_are_added_as_they_are():
   np.testing.assert_array_equal(got["w"], np.float32(1) + np.float32(1e-7))
 
 
+@pytest.mark.slow
 def test_a_run_that_would_stand_still_moves_by_chance():
   model, batches = tiny.model(), [tiny.batch(seed=i) for i in range(5)]
   values = tiny.parameters(model)
@@ -99,6 +100,7 @@ def test_rounding_draws_the_same_bits_on_eight_devices_as_on_one():
     np.testing.assert_array_equal(results[0][name], results[1][name])
 
 
+@pytest.mark.slow
 def test_a_run_rounded_by_chance_repeats_itself():
   model, batches = tiny.model(), [tiny.batch(seed=i) for i in range(2)]
   run = tiny.Run(tiny.config(params=BF16, stochastic_rounding=True), model, tiny.mesh())

@@ -59,7 +59,7 @@ def run_here(module, argv):
 
 def environment(devices=8):
   """Programs share what was compiled; every small thing is worth keeping."""
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
   small = dict(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", PYTHONPATH=str(ROOT))
   return dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=flags, PYTHONUNBUFFERED="1", **small)
 
@@ -123,6 +123,7 @@ def whole(tmp_path_factory, said):
   return workdir
 
 
+@pytest.mark.xdist_group("whole")
 def test_a_run_learns_and_leaves_what_it_promises(whole):
   found = losses(whole)
   assert list(found) == list(range(1, STEPS + 1))
@@ -136,12 +137,14 @@ def test_a_run_learns_and_leaves_what_it_promises(whole):
   assert list((whole / "tensorboard").glob("events*"))
 
 
+@pytest.mark.xdist_group("whole")
 def test_a_run_draws_its_first_examples(whole, said):
   pictures = sorted((whole / "check").iterdir())
   assert [path.name for path in pictures] == [f"example_{i}.png" for i in range(4)]
   assert f"as the model gets them are drawn in {whole / 'check'}" in said[0]
 
 
+@pytest.mark.xdist_group("whole")
 def test_the_start_page_says_what_will_run(whole, said):
   [out] = said
   page, _, _ = out.partition("Compiling")
@@ -158,6 +161,7 @@ class Killed(BaseException):
   """Stands for a power cut: nothing catches it."""
 
 
+@pytest.mark.xdist_group("whole")
 def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch):
   log_step = train.metric_log.Log.step
   for last_step in (5, 24):  # Before the first checkpoint, and between two of them.
@@ -177,6 +181,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypat
   assert state_sums(tmp_path) == state_sums(whole)
 
 
+@pytest.mark.xdist_group("whole")
 def test_a_finished_run_has_nothing_left_to_do(whole, capsys):
   before = (whole / "metrics.jsonl").read_text()
   assert run_here(train, arguments(whole)) == 0
@@ -184,6 +189,7 @@ def test_a_finished_run_has_nothing_left_to_do(whole, capsys):
   assert (whole / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.xdist_group("whole")
 def test_a_run_resumes_from_the_step_before_a_damaged_one(whole, tmp_path, capsys):
   workdir = tmp_path / "w"
   shutil.copytree(whole, workdir)
@@ -198,6 +204,7 @@ def test_a_run_resumes_from_the_step_before_a_damaged_one(whole, tmp_path, capsy
   assert state_sums(workdir) == state_sums(whole)
 
 
+@pytest.mark.xdist_group("whole")
 def test_evaluate_agrees_with_the_evaluation_inside_training(whole, tmp_path, capsys):
   out = tmp_path / "scores"
   assert run_here(evaluate, [f"--ckpt={whole}", f"--out={out}", "--evals=val"]) == 0
@@ -220,6 +227,7 @@ def test_evaluate_agrees_with_the_evaluation_inside_training(whole, tmp_path, ca
   assert "val/acc = " in capsys.readouterr().out
 
 
+@pytest.mark.xdist_group("whole")
 def test_evaluate_takes_an_older_step_and_another_config(whole, tmp_path):
   out = tmp_path / "scores"
   argv = [f"--ckpt={whole}", f"--out={out}", "--evals=test", "--step=35"]
@@ -233,6 +241,7 @@ def test_evaluate_takes_an_older_step_and_another_config(whole, tmp_path):
   assert answers(again) == answers(out)
 
 
+@pytest.mark.xdist_group("whole")
 @pytest.mark.slow
 def test_a_converted_checkpoint_scores_the_same_and_starts_another_run(whole, tmp_path, capsys):
   """Weights in other formats: no config of their own, the tokenizer comes along."""
@@ -255,6 +264,7 @@ def test_a_converted_checkpoint_scores_the_same_and_starts_another_run(whole, tm
   assert abs(first - trained[STEPS]) < 0.5 * abs(trained[1] - trained[STEPS])
 
 
+@pytest.mark.xdist_group("whole")
 def test_watching_scores_every_step_and_ends_with_the_run(whole, tmp_path):
   assert run_here(evaluate, [f"--ckpt={whole}", f"--out={tmp_path}", "--evals=val", "--watch"]) == 0
   found = {p.name: json.loads((p / "metrics.json").read_text()) for p in tmp_path.iterdir()}
@@ -318,8 +328,8 @@ def wait_for_rows(workdir, count, process, seconds=120):
 @pytest.mark.slow
 def test_killed_three_times_equals_uninterrupted(tmp_path):
   seed = random.randrange(2**32)
-  kills = sorted(random.Random(seed).sample(range(3, 180), 3))
-  settings = dict(total_steps=200, log_training_steps=1, evals__val__log_steps=100)
+  kills = sorted(random.Random(seed).sample(range(3, 90), 3))
+  settings = dict(total_steps=100, log_training_steps=1, evals__val__log_steps=50)
   straight, cut = tmp_path / "straight", tmp_path / "cut"
   code, out = finish(start(arguments(straight, **settings), devices=2))
   assert code == 0, out
@@ -332,7 +342,7 @@ def test_killed_three_times_equals_uninterrupted(tmp_path):
   assert code == 0, out
   assert losses(cut) == losses(straight), kills
   assert scores(cut) == scores(straight), kills
-  assert state_sums(cut, 200) == state_sums(straight, 200), kills
+  assert state_sums(cut, 100) == state_sums(straight, 100), kills
 
 
 @pytest.mark.slow
@@ -378,6 +388,7 @@ def one_device(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.xdist_group("one_device")
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_eight_devices_equal_one(one_device, tmp_path, mesh):
@@ -385,6 +396,7 @@ def test_eight_devices_equal_one(one_device, tmp_path, mesh):
   close(losses(tmp_path), losses(one_device))
 
 
+@pytest.mark.xdist_group("one_device")
 @pytest.mark.slow
 def test_two_processes_of_four_devices_equal_one_device(one_device, tmp_path):
   def launch():

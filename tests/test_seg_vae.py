@@ -168,7 +168,10 @@ def test_a_code_that_nobody_chooses_starts_again_at_a_vector(params):
 def test_trained_from_nothing_masks_it_has_not_seen_come_back():
   tx = optax.adam(3e-3)
   state = seg_vae_training.start(seg_vae.init(jax.random.key(0), width=16, embed_dim=16), tx)
-  update = jax.jit(functools.partial(seg_vae_training.update, tx=tx))
+  update = jax.jit(  # Convolutions are worth compiling well.
+    functools.partial(seg_vae_training.update, tx=tx),
+    compiler_options=dict(xla_backend_optimization_level=3),
+  )
   seen = blobs(1000, seed=0)
   rng = np.random.default_rng(0)
   for step in range(150):

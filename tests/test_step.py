@@ -83,6 +83,7 @@ def assert_same_update(run, whole, values, tolerance):
     np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_microbatches_give_the_sgd_update_of_the_whole_batch_on_any_mesh(values):
   chosen = dict(optax_name="big_vision.sgd", optax={}, lr=1.0)
   whole = tiny.Run(tiny.config(**chosen), tiny.model(), tiny.mesh())

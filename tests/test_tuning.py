@@ -8,7 +8,8 @@ import pytest
 
 from pgjax import ckpt, cli, convert, evaluate, runs, train
 
-pytestmark = pytest.mark.xdist_group("tuning")  # Two workers would make the runs twice.
+# Two workers would make the runs twice.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tuning")]
 TINY = dict(width=16, depth=1, mlp_dim=32, num_heads=2)
 FIELDS = {
   "total_steps": 8,
@@ -111,7 +112,6 @@ def test_resumed_is_uninterrupted(full, qlora, tmp_path):
   assert runs.read(folder / "8").sums == sums
 
 
-@pytest.mark.slow
 def test_another_run_goes_on_with_the_adapters_or_folds_them_in(qlora, tmp_path):
   assert run(tmp_path / "on", f"tune=qlora,init={qlora}", lr=0.0) == 0
   (base, factors), (again, carried) = whole(qlora), whole(tmp_path / "on")
@@ -128,7 +128,6 @@ def test_another_run_goes_on_with_the_adapters_or_folds_them_in(qlora, tmp_path)
   np.testing.assert_allclose(folded[name], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_merged_it_is_scored_by_its_own_config_and_as_an_adapter_it_starts_a_run(qlora, tmp_path):
   assert call(convert, [f"--src={qlora}", f"--dst={tmp_path}/m", "--to=orbax", "--merge"]) == 0
   assert call(evaluate, [f"--ckpt={tmp_path}/m", "--evals=val", f"--out={tmp_path}/o"]) == 0

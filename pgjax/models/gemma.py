@@ -10,6 +10,7 @@ norms, rotations and the softmax are float32 inside. The rest is spelled next to
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -328,10 +329,14 @@ class Gemma(nn.Module):
     mask_BTS: Bool[Array, "B T S"],
     caches: tuple[Cache, ...],
     slot: Int[Array, ""],
+    layers: Sequence[Any] | None = None,
   ):
-    """Runs the layers one after another, writing T tokens at `slot`: (x, caches)."""
+    """Runs the layers one after another, writing T tokens at `slot`: (x, caches).
+
+    layers: the parameters of each (see `layer_params`), if they are at hand already.
+    """
     written = []
-    for params, cache in zip(self.layer_params(), caches, strict=True):
+    for params, cache in zip(layers or self.layer_params(), caches, strict=True):
       block = Block(self.config, self.dtype, self.constrain, parent=None)
       x_BTD, cache = block.apply(
         {"params": params}, x_BTD, positions_BT, mask_BTS, _EVALUATE, cache, slot
@@ -340,6 +345,6 @@ class Gemma(nn.Module):
     return x_BTD, tuple(written)
 
   def layer_params(self):
-    """The parameters of each layer."""
+    """The parameters of each layer, which are kept stacked."""
     stacked = self.layers.variables["params"]
     return [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(self.config.depth)]

@@ -5,6 +5,7 @@ L = P + T, D width, V vocabulary. Tensors, masks, positions and scales are the r
 (models/proj/paligemma/paligemma.py, predict_fns.py).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -173,11 +174,19 @@ class Model(nn.Module):
     positions_BN: Int[Array, "B N"],
     mask_BNS: Bool[Array, "B N S"],
     slot: Int[Array, ""],
+    layers: Sequence[Any] | None = None,
   ):
-    """N more tokens a row, written from `slot` on: (their states [B, N, D], caches)."""
+    """N more tokens a row, written from `slot` on: (their states [B, N, D], caches).
+
+    layers: what `layer_params` has given, so that it need not be taken apart at every token.
+    """
     x_BND = x_BND.astype(self.dtype)
-    x_BND, caches = self.llm_tower.extend(x_BND, positions_BN, mask_BNS, caches, slot)
+    x_BND, caches = self.llm_tower.extend(x_BND, positions_BN, mask_BNS, caches, slot, layers)
     return self.llm_tower.norm(x_BND), caches
+
+  def layer_params(self):
+    """The parameters of each layer of the text tower."""
+    return self.llm_tower.layer_params()
 
 
 def _valid(image_mask, num_patches, text_valid_BT):
