@@ -65,7 +65,8 @@ def same(found: dict[str, Any]) -> float:
   ours, theirs = (np.array(found[name].pop("tokens")) for name in step.NAMES)
   share = float((ours == theirs).all(axis=1).mean())
   if share < 0.8:
-    raise SystemExit(f"Only {share:.0%} of the answers are the same:\n{ours}\n{theirs}")
+    first = [int(np.argmax(row)) for row in ours != theirs if row.any()]
+    raise SystemExit(f"Only {share:.0%} of the answers are the same; others from tokens {first}.")
   return share
 
 

@@ -76,6 +76,8 @@ def transformers(spec):
     pixel_values=torch.tensor(data["image"]).permute(0, 3, 1, 2).contiguous().to(model.dtype),
     attention_mask=torch.ones(len(text), patches + text.shape[1], dtype=torch.long),
   )
+  if transformers.__version__.startswith("5"):  # 4.57 sees the whole prompt without being told.
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
   inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
   model.generation_config.eos_token_id = None  # Both sides make all tokens.
   fields = dict(max_new_tokens=spec["new_tokens"], do_sample=False, **spec["theirs"])

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from pgjax import params as params_lib
 from pgjax import search, sharding
 from pgjax.decode_method import GREEDY
-from pgjax.models import paligemma, vocabulary
+from pgjax.models import lora, paligemma, vocabulary
 
 
 class Decoded(NamedTuple):
@@ -56,7 +56,7 @@ def jitted(
     max_decode_len=max_decode_len,
     method=method,
     eos=eos,
-    apart=mesh.devices.flat[0].platform == "cpu",
+    on_cpu=mesh.devices.flat[0].platform == "cpu",
   )
   rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   compiled = jax.jit(
@@ -81,9 +81,9 @@ def decoded(
   method=GREEDY,
   eos=1,
   readable=params_lib.unflatten,
-  apart=False,
+  on_cpu=False,
 ) -> Decoded:
-  """What `jitted` compiles; apart: take the stacked layers apart before the first token."""
+  """What `jitted` compiles."""
   flat = params_lib.flatten(params)
   variables = {"params": readable(flat)}
   N = method.branches
@@ -104,9 +104,10 @@ def decoded(
     max_decode_len * N,
     method="prefill",
   )
-  # A CPU copies a layer out of the stack to multiply with it: once, then, not at every token.
-  layers = model.apply(variables, method="layer_params") if apart else None
-  L = caches[0].k_BSKH.shape[1] - max_decode_len * N
+  layers = None
+  if on_cpu:
+    layers = [_turned(layer) for layer in model.apply(variables, method="layer_params")]
+  L = caches[0].k_BKHS.shape[3] - max_decode_len * N
   rules = search.rules(method, eos, batch, key, masks)
 
   def extend(state):
@@ -129,6 +130,19 @@ def decoded(
   state = search.choose(search.start(caches, rules, max_decode_len), first_BNV, rules)
   state = jax.lax.while_loop(functools.partial(search.going_on, rules=rules), extend, state)
   return Decoded(*search.best(state, rules))
+
+
+def _turned(layer):
+  """A layer whose plain matrices are lora.Turned, once for all tokens."""
+  flat = params_lib.flatten(layer)
+  for name, leaf in flat.items():
+    matrix = params_lib.matrix(f"llm/layers/{name}")
+    if matrix and isinstance(leaf, jax.Array):
+      fused = matrix.shared.removeprefix("L")
+      order = [matrix.axes.index(a) - 1 for a in fused + matrix.new + matrix.summed]
+      leaf = jnp.transpose(leaf, order)
+      flat[name] = lora.Turned(tuple(leaf)) if fused else lora.Turned(leaf)
+  return params_lib.unflatten(flat)
 
 
 def _seen(path_BNT, last, lengths_B, L):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from pgjax.models.lora import Linear, dropped
+from pgjax.models.lora import Linear, dot, dropped
 
 
 @jax.custom_vjp
@@ -41,7 +41,7 @@ def _forward(x_BTD, gating_2DF, linear_FD):
 
 def _product(x, linear):
   """x w + dropout(x) a b."""
-  y = jnp.einsum("BTX,XY->BTY", x, linear.w)
+  y = dot("BTX,XY->BTY", x, linear.w)
   if linear.a is None:
     return y
   low_BTR = jnp.einsum("BTX,XR->BTR", dropped(x, linear), linear.a)

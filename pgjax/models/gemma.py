@@ -116,10 +116,31 @@ def get(variant="gemma_2b", **fields) -> Config:
 
 
 class Cache(NamedTuple):
-  """Keys and values of one layer, written in place while decoding; S counts its slots."""
+  """Keys and values of one layer, written in place while decoding; S counts its slots.
 
-  k_BSKH: Float[Array, "B S K H"]
-  v_BSKH: Float[Array, "B S K H"]
+  They lie as the products of attention read them.
+  """
+
+  k_BKHS: Float[Array, "B K H S"]
+  v_BKSH: Float[Array, "B K S H"]
+
+  @classmethod
+  def of(cls, k_BSKH, v_BSKH, dtype):
+    """The cache that holds these, rounded to its dtype."""
+    k_BKHS, v_BKSH = jnp.transpose(k_BSKH, (0, 2, 3, 1)), jnp.swapaxes(v_BSKH, 1, 2)
+    return cls(k_BKHS.astype(dtype), v_BKSH.astype(dtype))
+
+  def written(self, new: "Cache", slot) -> "Cache":
+    """With the slots of `new` in the place of those from `slot` on."""
+    k_BKHS = jax.lax.dynamic_update_slice_in_dim(self.k_BKHS, new.k_BKHS, slot, axis=3)
+    v_BKSH = jax.lax.dynamic_update_slice_in_dim(self.v_BKSH, new.v_BKSH, slot, axis=2)
+    return Cache(k_BKHS, v_BKSH)
+
+  def grown(self, slots: int) -> "Cache":
+    """With so many empty slots behind the others."""
+    grow = (0, slots)
+    k_BKHS = jnp.pad(self.k_BKHS, ((0, 0), (0, 0), (0, 0), grow))
+    return Cache(k_BKHS, jnp.pad(self.v_BKSH, ((0, 0), (0, 0), grow, (0, 0))))
 
 
 class Mode(NamedTuple):
@@ -202,17 +223,11 @@ class Attention(nn.Module):
     q_BTNH, k_BTKH, v_BTKH = (
       checkpoint_name(a, n) for a, n in ((q_BTNH, "q"), (k_BTKH, "k"), (v_BTKH, "v"))
     )
-    if cache is not None:
-      cache = Cache(
-        *(
-          jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
-          for old, new in zip(cache, (k_BTKH, v_BTKH), strict=True)
-        )
-      )
-    elif keep:
-      cache = Cache(*(a.astype(c.cache_dtype or self.dtype) for a in (k_BTKH, v_BTKH)))
-    if cache is not None:
-      k_BTKH, v_BTKH = (a.astype(self.dtype) for a in cache)
+    if keep or cache is not None:
+      new = Cache.of(k_BTKH, v_BTKH, c.cache_dtype or self.dtype)
+      cache = new if cache is None else cache.written(new, slot)
+      k_BTKH = jnp.transpose(cache.k_BKHS, (0, 3, 1, 2)).astype(self.dtype)
+      v_BTKH = jnp.swapaxes(cache.v_BKSH, 1, 2).astype(self.dtype)
     q_BTKGH = q_BTNH.reshape(B, T, c.num_kv_heads, -1, c.head_dim)
     out_BTKGH = attention.attend(q_BTKGH, k_BTKH, v_BTKH, mask_BTS, c.attn_logits_softcap)
     out_BTNH = out_BTKGH.reshape(q_BTNH.shape)

@@ -160,10 +160,8 @@ class Model(nn.Module):
     mask_BLL = jnp.take_along_axis(mask_BLL, order_BL[:, None, :], axis=2)
     positions_BL = jnp.cumsum(valid_BL, axis=1) - 1  # Padding gets -1.
     x_BLD, cache = self.llm_tower(x_BLD, positions_BL, mask_BLL, gemma.Mode(keep=True))
-    grow = ((0, 0), (0, slots), (0, 0), (0, 0))
     caches = tuple(
-      gemma.Cache(*(jnp.pad(a[layer], grow) for a in cache))
-      for layer in range(self.llm_config.depth)
+      gemma.Cache(*(a[layer] for a in cache)).grown(slots) for layer in range(self.llm_config.depth)
     )
     return self.llm_tower.norm(x_BLD[:, -1:])[:, 0], caches, jnp.sum(valid_BL, axis=1)
 

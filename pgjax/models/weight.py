@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from pgjax.models import mixed, quantize
-from pgjax.models.lora import Adapted, Linear
+from pgjax.models.lora import Adapted, Linear, Turned
 from pgjax.models.quantize import Quantized
 
 
@@ -17,6 +17,8 @@ def read(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype:
   """
   there = module.has_variable("params", name)
   stored = module.get_variable("params", name) if there else None
+  if isinstance(stored, Turned):
+    return Linear(stored)
   if not isinstance(stored, Adapted | Quantized):
     return Linear(mixed.weight(module.param(name, init, shape), dtype))
   if isinstance(stored, Quantized):
