@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pgjax import at_hand, search, sharding
 from pgjax import params as params_lib
-from pgjax import search, sharding
 from pgjax.decode_method import GREEDY
-from pgjax.models import lora, paligemma, vocabulary
+from pgjax.models import paligemma, vocabulary
 
 
 class Decoded(NamedTuple):
@@ -56,7 +56,7 @@ def jitted(
     max_decode_len=max_decode_len,
     method=method,
     eos=eos,
-    on_cpu=mesh.devices.flat[0].platform == "cpu",
+    mesh=mesh,
   )
   rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   compiled = jax.jit(
@@ -81,11 +81,12 @@ def decoded(
   method=GREEDY,
   eos=1,
   readable=params_lib.unflatten,
-  on_cpu=False,
+  mesh=None,
 ) -> Decoded:
-  """What `jitted` compiles."""
+  """What `jitted` compiles; `mesh` is where the parameters lie."""
   flat = params_lib.flatten(params)
-  variables = {"params": readable(flat)}
+  ready = at_hand.fits(flat, model.dtype, mesh)
+  variables = {"params": readable(at_hand.copied(flat, model.dtype, mesh) if ready else flat)}
   N = method.branches
 
   def embed(tokens_BT):
@@ -105,8 +106,8 @@ def decoded(
     method="prefill",
   )
   layers = None
-  if on_cpu:
-    layers = [_turned(layer) for layer in model.apply(variables, method="layer_params")]
+  if ready:
+    layers = [at_hand.turned(layer) for layer in model.apply(variables, method="layer_params")]
   L = caches[0].k_BKHS.shape[3] - max_decode_len * N
   rules = search.rules(method, eos, batch, key, masks)
 
@@ -130,19 +131,6 @@ def decoded(
   state = search.choose(search.start(caches, rules, max_decode_len), first_BNV, rules)
   state = jax.lax.while_loop(functools.partial(search.going_on, rules=rules), extend, state)
   return Decoded(*search.best(state, rules))
-
-
-def _turned(layer):
-  """A layer whose plain matrices are lora.Turned, once for all tokens."""
-  flat = params_lib.flatten(layer)
-  for name, leaf in flat.items():
-    matrix = params_lib.matrix(f"llm/layers/{name}")
-    if matrix and isinstance(leaf, jax.Array):
-      fused = matrix.shared.removeprefix("L")
-      order = [matrix.axes.index(a) - 1 for a in fused + matrix.new + matrix.summed]
-      leaf = jnp.transpose(leaf, order)
-      flat[name] = lora.Turned(tuple(leaf)) if fused else lora.Turned(leaf)
-  return params_lib.unflatten(flat)
 
 
 def _seen(path_BNT, last, lengths_B, L):

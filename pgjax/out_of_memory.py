@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from pgjax import compiled, memory, plan_page, step, switches
+from pgjax import compiled, memory, plan_page, sharding, step, switches
 from pgjax.errors import UserError
 
 _WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
@@ -41,7 +41,7 @@ def page(said: str, program: Any, config: Any, model: Any, abstract: Any, mesh: 
   batch = compiled.abstract_batch(config, mesh)
   temporaries = program.memory_analysis().temp_size_in_bytes if program is not None else None
   need = memory.need(config, model, abstract, batch, leaves.rules, temporaries)
-  limit = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+  limit = sharding.memory_limit(mesh)
   run = switches.Run(config, model, leaves, need, mesh.size)
   excess = need.step + need.waiting - limit if limit else None
   lines = [

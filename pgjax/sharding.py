@@ -115,6 +115,14 @@ def global_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, 
   }
 
 
+def memory_limit(mesh: Mesh) -> int | None:
+  """Bytes that a device of the mesh has; None for a CPU, and one that is only compiled for."""
+  try:
+    return (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+  except jax.errors.JaxRuntimeError:
+    return None
+
+
 def local_rows(array: jax.Array) -> np.ndarray:
   """The rows of a batch-sharded array that this process brought, in their order."""
   shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}

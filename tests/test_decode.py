@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from pgjax import decode, params, sharding
+from pgjax import at_hand, decode, params, sharding
 
 ROWS, PROMPT_LEN, NEW = 16, 6, 6
 SOFTCAP = 5.0
@@ -92,7 +92,7 @@ def cached(values, batch, eos):
 def test_cached_equals_uncached_up_to_the_eos_and_zeros_follow(cached, expected):
   """Soft-capped from the first logit on."""
   np.testing.assert_array_equal(cached[0], expected[0])
-  np.testing.assert_allclose(cached[1], expected[1], atol=1e-4)
+  np.testing.assert_allclose(cached[1], expected[1], atol=1e-5)
 
 
 def test_a_row_alone_gives_what_it_gives_in_a_batch(values, batch, eos, cached):
@@ -105,6 +105,17 @@ def test_eight_devices_give_what_one_gives(values, batch, eos, cached):
   tokens, logps = generate(values, batch, eos, devices=8)
   np.testing.assert_array_equal(tokens, cached[0])
   np.testing.assert_allclose(logps, cached[1], atol=1e-5)
+
+
+def test_where_no_copy_of_the_weights_fits_the_answers_are_the_same(
+  monkeypatch, values, batch, eos, cached
+):
+  monkeypatch.setattr(at_hand, "SHARE", 0)
+  monkeypatch.setattr(sharding, "memory_limit", lambda mesh: 1 << 40)
+  for devices in (1, 8):
+    tokens, logps = generate(values, batch, eos, devices=devices)
+    np.testing.assert_array_equal(tokens, cached[0])
+    np.testing.assert_allclose(logps, cached[1], atol=1e-5)
 
 
 def test_it_stops_when_the_last_real_row_has_ended(monkeypatch, values, batch, eos, expected):

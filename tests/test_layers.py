@@ -25,7 +25,7 @@ RANKS = [
   {"big_vision"},
   {"config", "adam8bit", "ema", "host_state", "rounding"},
   {"sharding", "optim", "models"},
-  {"leaves", "weight_files", "search", "json_grammar"},
+  {"leaves", "weight_files", "search", "json_grammar", "at_hand"},
   {"weights", "hf", "kept_leaves", "named", "journal", "seg_weights"},
   {
     "data",

@@ -86,7 +86,7 @@ def dot(equation: str, x: jax.Array, w: jax.Array | Turned) -> jax.Array:
   summed = "".join(axis for axis in w_axes if axis not in result)
   new = "".join(axis for axis in w_axes if axis in result)
   rest = "".join(axis for axis in x_axes if axis in result)
-  y = jnp.einsum(f"{new}{summed},{x_axes}->{new}{rest}", w.w.astype(x.dtype), x)
+  y = jnp.einsum(f"{new}{summed},{x_axes}->{new}{rest}", w.w, x)
   y = jax.lax.optimization_barrier(y)  # Else XLA turns the product instead of the result.
   return jnp.einsum(f"{new}{rest}->{result}", y)
 

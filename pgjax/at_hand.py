@@ -1,0 +1,63 @@
+"""Which copy of the weights makes decoding fast, and is there room for one?
+
+All weights of the text tower are read for every token, and little else. So they are copied once,
+before the first token: cast to the compute dtype, on every device of the mesh, the layers taken out
+of their stack, the matrices turned (lora.Turned). XLA would do a part of that at every token again:
+a slice of a stack costs two copies of it (bytes a token of the 3B model, compiled for an H200, go
+from three times its weights to once).
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pgjax import params, sharding
+from pgjax.models import lora, paligemma
+
+SHARE = 0.25  # Of a device's memory, at most.
+_PREFIXES = ("llm/", f"{params.LORA}/llm/")
+
+
+def fits(flat: dict[str, Any], dtype: str, mesh: Any) -> bool:
+  """Whether a copy of the text tower takes little enough of a device; a CPU has the room."""
+  limit = mesh and sharding.memory_limit(mesh)
+  wanted = {name: _dtype(name, leaf, dtype) for name, leaf in flat.items() if _is_text(name)}
+  size = sum(math.prod(flat[name].shape) * d.itemsize for name, d in wanted.items())
+  return limit is None or size <= SHARE * limit
+
+
+def copied(flat: dict[str, Any], dtype: str, mesh: Any) -> dict[str, Any]:
+  """`flat` with the text tower in the compute dtype, whole on every device."""
+  place = sharding.replicated(mesh) if mesh is not None and mesh.size > 1 else None
+  made = dict(flat)
+  for name, leaf in flat.items():
+    if _is_text(name):
+      made[name] = leaf.astype(_dtype(name, leaf, dtype))
+      if place is not None:
+        made[name] = jax.lax.with_sharding_constraint(made[name], place)
+  return made
+
+
+def turned(layer: dict[str, Any]) -> dict[str, Any]:
+  """The parameters of a layer, nested, with its plain matrices as lora.Turned."""
+  flat = params.flatten(layer)
+  for name, leaf in flat.items():
+    matrix = params.matrix(f"llm/layers/{name}")
+    if matrix and isinstance(leaf, jax.Array):
+      fused = matrix.shared.removeprefix("L")
+      order = [matrix.axes.index(a) - 1 for a in fused + matrix.new + matrix.summed]
+      leaf = jnp.transpose(leaf, order)
+      flat[name] = lora.Turned(tuple(leaf)) if fused else lora.Turned(leaf)
+  return params.unflatten(flat)
+
+
+def _is_text(name: str) -> bool:
+  return name.startswith(_PREFIXES)
+
+
+def _dtype(name: str, leaf: Any, dtype: str) -> Any:
+  """What a leaf is copied to: what products read is cast."""
+  is_read = name == paligemma.TABLE or params.matrix(name)
+  return jnp.dtype(dtype) if is_read else leaf.dtype
