@@ -45,6 +45,7 @@ def jitted(
   that only fill the batch; `_index` [B], the row's number in its split, on which its samples depend
   instead of its place in the batch; `_grammar` [B], which grammar of `masks` (grammar.py) binds it.
   key: of random numbers, for methods that sample. Stops when every row has ended; eos=-1 never.
+  Weights are copied once for all tokens where there is room for it (at_hand.py).
   readable: from a flat dict of what is kept of the parameters to what modules read (step.readable).
   """
   layout = vocabulary.layout(mesh, params_lib.flatten(param_places)[paligemma.TABLE])
