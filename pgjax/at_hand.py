@@ -20,16 +20,22 @@ SHARE = 0.25  # Of a device's memory, at most.
 _PREFIXES = ("llm/", f"{params.LORA}/llm/")
 
 
-def fits(flat: dict[str, Any], dtype: str, mesh: Any) -> bool:
-  """Whether a copy of the text tower takes little enough of a device; a CPU has the room."""
-  limit = mesh and sharding.memory_limit(mesh)
-  wanted = {name: _dtype(name, leaf, dtype) for name, leaf in flat.items() if _is_text(name)}
-  size = sum(math.prod(flat[name].shape) * d.itemsize for name, d in wanted.items())
-  return limit is None or size <= SHARE * limit
+def room(mesh: Any) -> float:
+  """Bytes that such a copy may take of a device: the same on all processes; a CPU has no limit."""
+  limits = sharding.gather_objects(sharding.memory_limit(mesh))
+  return min((SHARE * limit for limit in limits if limit), default=math.inf)
 
 
-def copied(flat: dict[str, Any], dtype: str, mesh: Any) -> dict[str, Any]:
-  """`flat` with the text tower in the compute dtype, whole on every device."""
+def size(flat: dict[str, Any], dtype: str) -> int:
+  """Bytes of the copy."""
+  text = {name: leaf for name, leaf in flat.items() if _is_text(name)}
+  return sum(
+    math.prod(leaf.shape) * _dtype(name, leaf, dtype).itemsize for name, leaf in text.items()
+  )
+
+
+def copied(flat: dict[str, Any], dtype: str, mesh: Any = None) -> dict[str, Any]:
+  """`flat` with the text tower in the compute dtype, whole on every device of the mesh."""
   place = sharding.replicated(mesh) if mesh is not None and mesh.size > 1 else None
   made = dict(flat)
   for name, leaf in flat.items():
@@ -60,4 +66,4 @@ def _is_text(name: str) -> bool:
 def _dtype(name: str, leaf: Any, dtype: str) -> Any:
   """What a leaf is copied to: what products read is cast."""
   is_read = name == paligemma.TABLE or params.matrix(name)
-  return jnp.dtype(dtype) if is_read else leaf.dtype
+  return jnp.dtype(dtype if is_read else leaf.dtype)

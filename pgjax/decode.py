@@ -10,6 +10,7 @@ trainers/proj/paligemma/predict_fns.py.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -58,6 +59,7 @@ def jitted(
     method=method,
     eos=eos,
     mesh=mesh,
+    room=at_hand.room(mesh),
   )
   rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   compiled = jax.jit(
@@ -83,10 +85,11 @@ def decoded(
   eos=1,
   readable=params_lib.unflatten,
   mesh=None,
+  room=math.inf,
 ) -> Decoded:
-  """What `jitted` compiles; `mesh` is where the parameters lie."""
+  """What `jitted` compiles; `mesh` is where the parameters lie, `room` what a copy may take."""
   flat = params_lib.flatten(params)
-  ready = at_hand.fits(flat, model.dtype, mesh)
+  ready = at_hand.size(flat, model.dtype) <= room
   variables = {"params": readable(at_hand.copied(flat, model.dtype, mesh) if ready else flat)}
   N = method.branches
 

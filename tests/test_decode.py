@@ -1,15 +1,17 @@
 """Greedy decoding over a cache, against the whole forward pass repeated for every token."""
 
 import functools
+import math
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from pgjax import at_hand, decode, params, sharding
+from pgjax import at_hand, decode, hlo, params, sharding
+from pgjax.models import vocabulary
 
-ROWS, PROMPT_LEN, NEW = 16, 6, 6
+ROWS, PROMPT_LEN, NEW = 64, 6, 6
 SOFTCAP = 5.0
 
 
@@ -116,6 +118,26 @@ def test_where_no_copy_of_the_weights_fits_the_answers_are_the_same(
     tokens, logps = generate(values, batch, eos, devices=devices)
     np.testing.assert_array_equal(tokens, cached[0])
     np.testing.assert_allclose(logps, cached[1], atol=1e-5)
+
+
+def test_sharded_weights_are_gathered_before_the_loop(values, batch):
+  """A token's collectives: it is looked up in the sharded table, and no weight travels."""
+  mesh = tiny.mesh(devices=8)
+  places = sharding.shardings(tiny.FSDP, {"params": values}, mesh)["params"]
+  layout = vocabulary.layout(mesh, places["llm"]["embedder"]["input_embedding"])
+  model = tiny.model().clone(constrain=sharding.batch_constraint(mesh))
+  fields = dict(model=model, layout=layout, max_decode_len=NEW, mesh=mesh)
+  sent = {}
+  for room in (math.inf, 0):
+    run = functools.partial(decode.decoded, **fields, room=room)
+    rows = sharding.batch_sharding(mesh)
+    text = jax.jit(run, in_shardings=(places, rows)).lower(values, batch).compile().as_text()
+    once, twice = (
+      sum(c.bytes for c in hlo.collectives(text, dict(mesh.shape), trips)) for trips in (1, 2)
+    )
+    sent[room] = twice - once
+  assert sent[math.inf] <= 4 * ROWS * tiny.LLM["width"] * 4
+  assert sent[0] > 2 * sent[math.inf]
 
 
 def test_it_stops_when_the_last_real_row_has_ended(monkeypatch, values, batch, eos, expected):
