@@ -117,13 +117,13 @@ def _text_logits(leaves, llm, z_1PD, tokens_T) -> np.ndarray:
   mask_ar = jnp.zeros((1, P + T), jnp.int32).at[:, P + PREFIX :].set(1)
   mask_1LL = paligemma.prefix_lm_mask(mask_ar)
   positions_1L = jnp.arange(P + T)[None]
-  carry = (jnp.concatenate([z_1PD, x_1TD], axis=1), None, 0)
+  x_1LD = jnp.concatenate([z_1PD, x_1TD], axis=1)
   block = gemma.Block(llm, "float32", lambda x: x)
   for i in range(llm.depth):
     layer = _layer(leaves, "llm/layers/", i)
-    carry, _ = block.apply(layer, carry, positions_1L, mask_1LL, None, gemma.Mode())
+    x_1LD, _ = block.apply(layer, x_1LD, positions_1L, mask_1LL, gemma.Mode())
   scale = jnp.asarray(leaves["llm/final_norm/scale"].whole(), jnp.float32)
-  h_TD = gemma.RMSNorm(llm.norm_eps).apply({"params": {"scale": scale}}, carry[0][0, P:])
+  h_TD = gemma.RMSNorm(llm.norm_eps).apply({"params": {"scale": scale}}, x_1LD[0, P:])
   parts = [
     vocabulary.logits(h_TD, jnp.asarray(block, jnp.float32), llm.final_logits_softcap)
     for block in weights.with_rows(table, rows).chunks()
