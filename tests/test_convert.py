@@ -97,11 +97,11 @@ def saved(tmp_path):
 @pytest.mark.parametrize(
   ("llm", "dtype"),
   [
-    # Half a minute each: one of either dtype is enough between two changes.
+    # Half a minute each: one is enough between two changes.
     pytest.param(llm, dtype, id=f"{name}-{dtype.__name__}", marks=() if fast else pytest.mark.slow)
     for name, llm in LLM.items()
     for dtype in (np.float32, ml_dtypes.bfloat16)
-    for fast in [(name, dtype) in (("gemma2", ml_dtypes.bfloat16), ("odd", np.float32))]
+    for fast in [(name, dtype) == ("gemma2", ml_dtypes.bfloat16)]
   ],
 )
 def test_there_and_back_is_the_same_bits(saved, tmp_path, llm, dtype, capsys):

@@ -11,6 +11,8 @@ import tiny
 from pgjax import at_hand, decode, hlo, params, sharding
 from pgjax.models import vocabulary
 
+pytestmark = pytest.mark.xdist_group("decode")  # They share what is compiled.
+
 ROWS, PROMPT_LEN, NEW = 64, 6, 6
 SOFTCAP = 5.0
 

@@ -139,6 +139,7 @@ def test_an_image_that_cannot_be_read_in_the_first_batch(attempt, tmp_path, cont
   assert "data.jsonl, line 3 (image 2.png)" in err
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read_later_does_not_cost_the_run(attempt, tmp_path, monkeypatch):
   rows(tmp_path)
   log_step = train.metric_log.Log.step

@@ -15,6 +15,8 @@ import ml_collections
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.xdist_group("golden")  # They share what is compiled.
+
 FOLDER = pathlib.Path(os.environ.get("PGJAX_GOLDEN_DIR", pathlib.Path(__file__).parent / "golden"))
 FILES = sorted(FOLDER.glob("*.npz"))
 

@@ -11,6 +11,8 @@ from pgjax import grammar, json_grammar, params
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
 
+pytestmark = pytest.mark.xdist_group("grammar")  # They share what is compiled.
+
 ROWS, LONG = 8, 48
 
 

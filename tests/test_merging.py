@@ -25,6 +25,8 @@ from pgjax.models import paligemma
 from tests import tiny
 from tests.test_convert import GEMMA2, IMG, RES, SIZES, arrays, assert_same_bits, random_leaves, run
 
+pytestmark = pytest.mark.xdist_group("merging")  # They share what is compiled.
+
 LLM = dict(SIZES, num_heads=4, num_kv_heads=2, final_logits_softcap=30.0, vocab_size=128, **GEMMA2)
 MODEL = dict(img=IMG, llm=LLM)
 EVERY = ".*(kernel|_einsum.*|linear)"

@@ -10,6 +10,8 @@ import tiny
 from pgjax import decode, decode_method, params, sharding
 from pgjax.errors import UserError
 
+pytestmark = pytest.mark.xdist_group("search")  # They share what is compiled.
+
 ROWS, PROMPT_LEN, NEW, EOS = 8, 6, 5, 11
 
 
@@ -115,7 +117,9 @@ def test_a_length_penalty_changes_which_hypothesis_wins(values, batch):
   assert np.count_nonzero(long) > np.count_nonzero(plain)
 
 
-@pytest.mark.parametrize("method", ["beam(3)", "best_of(3, nucleus(0.9))"])
+@pytest.mark.parametrize(
+  "method", ["beam(3)", pytest.param("best_of(3, nucleus(0.9))", marks=pytest.mark.slow)]
+)
 def test_a_row_alone_and_eight_devices_give_what_the_batch_gives(values, batch, method):
   indexed = dict(batch, _index=np.arange(ROWS, dtype=np.int32))
   tokens, logp = generate(values, indexed, method, key=3)
