@@ -41,6 +41,7 @@ from pgjax.errors import UserError
 from pgjax.models import paligemma
 
 POLL_SECONDS = 10.0  # How often --watch looks for a new step.
+FIRST_POLL_SECONDS = 0.5  # And for the workdir: the run keeps no step for somebody it has not seen.
 
 
 def main(args: Any) -> None:
@@ -76,7 +77,7 @@ def watch(args: Any, out: pathlib.Path) -> None:
     if ended:
       return
     if not todo:
-      time.sleep(POLL_SECONDS)
+      time.sleep(POLL_SECONDS if workdir.is_dir() else FIRST_POLL_SECONDS)
       continue
     try:
       source = ckpt.open_source(args.ckpt, todo[0], ema=args.ema)
@@ -86,7 +87,12 @@ def watch(args: Any, out: pathlib.Path) -> None:
       continue
     if scoring is None or not scoring.fits(source):
       scoring = Scoring(args, source)
-    scoring.score(source, out / f"step_{todo[0]}")
+    try:
+      scoring.score(source, out / f"step_{todo[0]}")
+    except UserError:
+      if todo[0] in runs.steps(workdir):
+        raise
+      log.say(f"Step {todo[0]} was removed by the run before it knew that somebody waits for it.")
 
 
 def _has_ended(workdir: pathlib.Path, steps: list[int]) -> bool:

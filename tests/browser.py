@@ -35,7 +35,9 @@ class Browser:
   def __init__(self, width=1280, height=900, *, phone=False, dark=False):
     self.requests, self.complaints = [], []
     self._numbers, self._buffer, self._session = itertools.count(1), b"", None
-    self._folder = tempfile.TemporaryDirectory()
+    self._folder = tempfile.TemporaryDirectory(
+      ignore_cleanup_errors=True
+    )  # Its children write to the last.
     (to_read, self._write), (self._read, to_write) = os.pipe(), os.pipe()
     command = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write} 2>/dev/null'
     self._process = subprocess.Popen(

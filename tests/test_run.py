@@ -293,14 +293,16 @@ def test_a_watcher_misses_no_step_and_scores_none_twice_though_both_are_killed(t
   trainer = start(arguments(workdir, **settings), devices=1)
   deadline = time.monotonic() + 240
   while not list(out.glob("step_*/metrics.json")) and time.monotonic() < deadline:
+    if watcher.poll() is not None:
+      break
     time.sleep(0.05)
   watcher.kill()
-  watcher.communicate()
+  watched, _ = watcher.communicate()
   wait_for_rows(workdir, 20, trainer)
   trainer.kill()
   trainer.communicate()
   before = {p: p.stat().st_mtime_ns for p in out.glob("step_*/metrics.json")}
-  assert before
+  assert before, watched
   code, said = finish(start(arguments(workdir, **settings), devices=1))
   assert code == 0, said
   waiting = runs.steps(workdir)
