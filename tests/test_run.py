@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from pgjax import cli, convert, evaluate, runs, train
+from pgjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 40
@@ -281,6 +282,34 @@ def test_watching_scores_every_step_and_ends_with_the_run(whole, tmp_path):
   assert same["evals"]["val"]["data_sha256"] == about["evals"]["val"]["data_sha256"]
   assert same["checkpoint"]["sha256"] != about["checkpoint"]["sha256"]
   assert about["versions"]["jax"]
+
+
+@pytest.mark.xdist_group("whole")
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_step_that_goes_while_it_is_read_does_not_end_the_watch(
+  whole, tmp_path, monkeypatch, capsys, gone
+):
+  workdir, out = tmp_path / "w", tmp_path / "o"
+  shutil.copytree(whole, workdir)
+  score = evaluate.Scoring.score
+
+  def fails_at_35(self, source, folder):
+    if source.run.step == 35:
+      if gone:
+        shutil.rmtree(source.run.path)
+      raise UserError("it cannot be read")
+    score(self, source, folder)
+
+  monkeypatch.setattr(evaluate.Scoring, "score", fails_at_35)
+  code = run_here(evaluate, [f"--ckpt={workdir}", f"--out={out}", "--evals=val", "--watch"])
+  said = capsys.readouterr()
+  if gone:
+    assert code == 0
+    assert "Step 35 was removed by the run" in said.out + said.err
+    assert [p.name for p in out.iterdir()] == ["step_40"]
+  else:
+    assert code != 0
+    assert "it cannot be read" in said.out + said.err
 
 
 @pytest.mark.slow
