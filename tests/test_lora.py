@@ -190,9 +190,8 @@ def test_a_step_moves_factors_alone(adapted):
   assert moments == {a.shape for n, a in before.items() if n.startswith(params.LORA)}
 
 
-@pytest.mark.parametrize(
-  ("base", "double"), [("nf4", True), pytest.param("int8", False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("base", "double"), [("nf4", True), ("int8", False)])
 def test_qlora_is_lora_on_the_dequantized_weights(values, base, double):
   spec = f'lora(rank=3, alpha=6, base="{base}", block=16, double={double})'
   patterns = [("img/.*", spec), ("llm/.*", spec)]

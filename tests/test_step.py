@@ -185,9 +185,7 @@ def compiled_gradients(values):
 @pytest.mark.parametrize(
   "policy",
   [
-    pytest.param(
-      policy, marks=() if policy in ("products_saveable", "least_memory") else pytest.mark.slow
-    )
+    pytest.param(policy, marks=() if policy == "products_saveable" else pytest.mark.slow)
     for policy in sorted(set(remat.POLICIES) - {"none"})
   ],
 )
