@@ -3,8 +3,8 @@
 All weights of the text tower are read for every token, and little else. So they are copied once,
 before the first token: cast to the compute dtype, on every device of the mesh, the layers taken out
 of their stack, the matrices turned (lora.Turned). XLA would do a part of that at every token again:
-a slice of a stack costs two copies of it (bytes a token of the 3B model, compiled for an H200, go
-from three times its weights to once).
+a slice of a stack is written and read again before it is multiplied (compiled for an H200, a token
+of the 3B model at batch 64 moves 10.3 GB from the copy and 19.0 without).
 """
 
 import math

@@ -66,10 +66,10 @@ class Linear:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Turned:
-  """A matrix for products with a few rows on a CPU: [new axes, summed axes], or parts of that kind.
+  """A matrix for products with a few rows: [new axes, summed axes], or parts of that kind.
 
   XLA's CPU is up to twice as fast at a large matrix times a few columns as at a few rows times the
-  same matrix, and copies a matrix whose axes lie otherwise each time.
+  same matrix, and copies a matrix whose axes lie otherwise each time. A GPU copies fused parts.
   """
 
   w: jax.Array | tuple[jax.Array, ...]
@@ -82,9 +82,7 @@ def dot(equation: str, x: jax.Array, w: jax.Array | Turned) -> jax.Array:
   """einsum(equation, x, w)."""
   if not isinstance(w, Turned):
     return jnp.einsum(equation, x, w)
-  x_axes, w_axes, result = _axes(equation)
-  summed = "".join(axis for axis in w_axes if axis not in result)
-  new = "".join(axis for axis in w_axes if axis in result)
+  x_axes, summed, new, result = _axes(equation)
   rest = "".join(axis for axis in x_axes if axis in result)
   y = jnp.einsum(f"{new}{summed},{x_axes}->{new}{rest}", w.w, x)
   y = jax.lax.optimization_barrier(y)  # Else XLA turns the product instead of the result.
@@ -92,8 +90,11 @@ def dot(equation: str, x: jax.Array, w: jax.Array | Turned) -> jax.Array:
 
 
 def _axes(equation):
+  """(axes of x, axes of w that are summed over, those of w that are new, axes of the result)."""
   inputs, result = equation.split("->")
-  return (*inputs.split(","), result)
+  x_axes, w_axes = inputs.split(",")
+  summed = "".join(axis for axis in w_axes if axis not in result)
+  return x_axes, summed, "".join(axis for axis in w_axes if axis in result), result
 
 
 def product(equation: str, x: jax.Array, linear: Linear) -> jax.Array:
@@ -101,9 +102,7 @@ def product(equation: str, x: jax.Array, linear: Linear) -> jax.Array:
   y = dot(equation, x, linear.w)
   if linear.a is None:
     return y
-  x_axes, w_axes, result = _axes(equation)
-  summed = "".join(axis for axis in w_axes if axis not in result)
-  new = "".join(axis for axis in w_axes if axis in result)
+  x_axes, summed, new, result = _axes(equation)
   rank = "".join(axis for axis in x_axes if axis not in summed) + "R"
   x = dropped(x, linear)
   low = jnp.einsum(f"{x_axes},{summed}R->{rank}", x, linear.a)
