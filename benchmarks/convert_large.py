@@ -23,8 +23,14 @@ import psutil
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pgjax import ckpt, convert, weight_files, weights  # noqa: E402
+from pgjax import (  # noqa: E402
+  ckpt,
+  convert,
+  weights,
+)
 from pgjax.data import tokenizer  # noqa: E402
+from pgjax.formats import lazy_array  # noqa: E402
+from pgjax.params import of_model  # noqa: E402
 
 
 def random_source(variant: str) -> ckpt.Source:
@@ -33,7 +39,7 @@ def random_source(variant: str) -> ckpt.Source:
   model = dict(img=dict(variant="So400m/14"), llm=llm)
   leaves = {
     name: random_leaf(shape, seed)
-    for seed, (name, shape) in enumerate(ckpt.model_shapes(model, 224).items())
+    for seed, (name, shape) in enumerate(of_model.model_shapes(model, 224).items())
   }
   return ckpt.Source(
     name="random",
@@ -48,7 +54,7 @@ def random_source(variant: str) -> ckpt.Source:
   )
 
 
-def random_leaf(shape, seed) -> weight_files.Leaf:
+def random_leaf(shape, seed) -> lazy_array.LazyArray:
   """bfloat16 numbers around 0.02; a row depends on its number alone."""
 
   def rows(start, stop):
@@ -58,7 +64,7 @@ def random_leaf(shape, seed) -> weight_files.Leaf:
       made[i - start] = rng.standard_normal(shape[1:], np.float32) * np.float32(0.02)
     return made
 
-  return weight_files.Leaf(tuple(shape), np.dtype(ml_dtypes.bfloat16), rows)
+  return lazy_array.LazyArray(tuple(shape), np.dtype(ml_dtypes.bfloat16), rows)
 
 
 def peak_of(command: list[str]) -> tuple[float, float]:

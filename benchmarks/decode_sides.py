@@ -20,6 +20,7 @@ def pgjax(spec):
   from configs import common
   from pgjax import ckpt, decode, decode_method, sharding, step
   from pgjax.models import paligemma
+  from pgjax.params import of_model
 
   config = common.base()
   dtype = dict(cpu="float32", gpu="bfloat16")[spec["device"]]
@@ -28,9 +29,9 @@ def pgjax(spec):
   config.model = dict(ckpt.open_source(spec["weights"]).model, dtype=dtype, remat="none")
   model = paligemma.Model(**config.model)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-  leaves = step.leaves_of(model, config)
+  leaves = of_model.stored_params(model, config)
   abstract = step.abstract_state(model, optax.identity(), config, mesh).params
-  values = ckpt.initial(spec["weights"], abstract, leaves)
+  values = ckpt.load_initial(spec["weights"], abstract, leaves)
   run = decode.jitted(
     model,
     mesh,

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from pgjax import ckpt, evals, evaluate, sharding
-from pgjax import step as step_lib
+from pgjax.params import of_model
 
 
 def opened(args: argparse.Namespace, batch_size: int | None):
@@ -28,7 +28,7 @@ def opened(args: argparse.Namespace, batch_size: int | None):
   flags = dict(evals=args.evals, ema=True, quantize=None, config=None, overrides=overrides)
   source = ckpt.open_source(args.ckpt)
   scoring = evaluate.Scoring(argparse.Namespace(**flags, config_spec=None), source)
-  leaves = step_lib.leaves_of(scoring.model, scoring.config)
+  leaves = of_model.stored_params(scoring.model, scoring.config)
   params = evaluate.restored(source, scoring.abstract, leaves)
   [evaluator] = scoring.evaluators
   return scoring, evaluator, params

@@ -106,13 +106,15 @@ def run_config(batch_size, fields):
 
 def compiled_step(batch_size, num_devices, fields, device):
   """The step of a case, compiled for `num_devices` of that GPU."""
-  from pgjax import compiled, optim, params, sharding, step
+  from pgjax import compiled, optim, sharding, step
   from pgjax.models import paligemma
+  from pgjax.params import of_model
+  from pgjax.params import rules as param_rules
 
   config = run_config(batch_size, fields)
   mesh = sharding.make_mesh([("data", -1)], compiled.devices(device, num_devices))
   model = paligemma.Model(**config.model)
-  tx = optim.make(config, 1000, params.trained_names(step.rules(model, config)))
+  tx = optim.make(config, 1000, param_rules.trained_names(of_model.rules(model, config)))
   state = step.abstract_state(model, tx, config, mesh)
   batch = compiled.abstract_batch(config, mesh)
   return step.jitted(model, tx, config, mesh).lower(state, batch).compile()
@@ -123,9 +125,9 @@ def with_trip_counts(text, tokens, train_table):
 
   It runs as many chunks as there are tokens with a loss; whoever adds up costs must count all.
   """
-  from pgjax.models import vocabulary
+  from pgjax.layers import cross_entropy
 
-  chunks = -(-tokens // vocabulary.chunk_size(tokens, train_table))
+  chunks = -(-tokens // cross_entropy.chunk_size(tokens, train_table))
   lines = text.splitlines()
   for i, line in enumerate(lines):
     if " while(" in line and "known_trip_count" not in line:

@@ -101,15 +101,17 @@ def write_weights(folder: pathlib.Path, shape: Shape) -> None:
   """A Hugging Face folder with random weights that bfloat16 holds exactly."""
   import ml_dtypes
 
-  from pgjax import ckpt, convert, weight_files
+  from pgjax import ckpt, convert
+  from pgjax.formats import lazy_array
+  from pgjax.params import of_model
 
   rng = np.random.default_rng(0)
   model = model_fields(shape)
   leaves = {}
-  for name, size in ckpt.model_shapes(model, shape.res).items():
+  for name, size in of_model.model_shapes(model, shape.res).items():
     around = 1.0 if re.fullmatch("img/.*/scale", name) else 0.0
     values = around + 0.03 * rng.standard_normal(size, np.float32)
-    leaves[name] = weight_files.of_array(values.astype(ml_dtypes.bfloat16).astype(np.float32))
+    leaves[name] = lazy_array.of_array(values.astype(ml_dtypes.bfloat16).astype(np.float32))
   source = ckpt.Source(
     name="random",
     path=folder,

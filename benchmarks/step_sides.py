@@ -54,8 +54,12 @@ def pgjax(spec):
   import ml_collections
 
   from configs import common
-  from pgjax import ckpt, optim, params, sharding, step
+  from pgjax import ckpt, optim, sharding
+  from pgjax import step as step_lib
   from pgjax.models import paligemma
+  from pgjax.params import of_model
+  from pgjax.params import rules as param_rules
+  from pgjax.params import tree as param_tree
 
   config = common.base()
   remat = dict(defaults=config.remat, none="none", layers="nothing_saveable")[spec["recompute"]]
@@ -67,16 +71,16 @@ def pgjax(spec):
   config.model = dict(ckpt.open_source(spec["weights"]).model, dtype=dtype, remat=remat)
   model = paligemma.Model(**config.model)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-  leaves = step.leaves_of(model, config)
-  names = params.trained_names(leaves.rules)
+  leaves = of_model.stored_params(model, config)
+  names = param_rules.trained_names(leaves.rules)
   tx = optim.make(config, 1000, names)
-  abstract = step.abstract_state(model, tx, config, mesh)
-  values = ckpt.initial(spec["weights"], abstract.params, leaves)
-  state = [step.init(model, tx, config, mesh, loaded=values)]
-  trained = sum(leaf.size for leaf in params.split(state[0].params, names)[0].values())
+  abstract = step_lib.abstract_state(model, tx, config, mesh)
+  values = ckpt.load_initial(spec["weights"], abstract.params, leaves)
+  state = [step_lib.init(model, tx, config, mesh, loaded=values)]
+  trained = sum(leaf.size for leaf in param_tree.split(state[0].params, names)[0].values())
   del values
   batch = jax.device_put(dict(np.load(spec["data"])), sharding.batch_sharding(mesh))
-  train_step = step.jitted(model, tx, config, mesh)
+  train_step = step_lib.jitted(model, tx, config, mesh)
 
   def update():
     state[0], found = train_step(state[0], batch)

@@ -105,7 +105,7 @@ def base():
   c.model = dict(img={}, llm={})
   c.model_init = None  # "pt_224", a path, or None: from scratch.
   c.dtype = "float32"  # Of the computation; what trains is stored in float32.
-  c.remat = "balanced"  # What the backward pass finds in memory: see models/remat.py.
+  c.remat = "balanced"  # What the backward pass finds in memory: see layers/remat.py.
   c.microbatches = 1  # Splits a batch that does not fit; the numbers stay the same.
   c.mesh = [("data", -1)]
   c.sharding_strategy = [(".*", 'fsdp(axis="data")')]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from pgjax import ckpt, decode_method, loading, params, sharding
+from pgjax import ckpt, decode_method, loading, sharding
 from pgjax import config as config_lib
 from pgjax import grammar as grammar_lib
 from pgjax import step as step_lib
@@ -24,6 +24,9 @@ from pgjax.data.rows import Layout, Loader
 from pgjax.decoders import Decoders, Settings
 from pgjax.errors import UserError
 from pgjax.models import paligemma
+from pgjax.params import names as param_names
+from pgjax.params import of_model
+from pgjax.params import rules as param_rules
 
 log = logging.getLogger("pgjax")
 
@@ -80,7 +83,7 @@ def open_checkpoint(
   """Finds the checkpoint and what it says about images and decoding."""
   source = ckpt.open_source(name, step, ema=ema)
   saved = source.run.config if source.run else {}
-  table = source.leaves[paligemma.TABLE].dtype.name
+  table = source.leaves[paligemma.TOKEN_TABLE].dtype.name
   dtype = saved.get("dtype", "float32" if table == "float32" else "bfloat16")
   config = config_lib.from_dict(
     dict(
@@ -127,15 +130,15 @@ def kept(source: ckpt.Source, quantize: str | None) -> list[tuple[str, str]]:
 
   Adapters stay beside their matrix: folding them in would round it once more.
   """
-  if quantize not in (None, *params.QUANTIZED):
-    raise UserError(f"--quantize={quantize} must be one of {', '.join(params.QUANTIZED)}.")
+  if quantize not in (None, *param_rules.QUANTIZED):
+    raise UserError(f"--quantize={quantize} must be one of {', '.join(param_rules.QUANTIZED)}.")
   found = []
   for name, leaf in source.leaves.items():
     how = f"{leaf.dtype.name!r}"
     if leaf.scheme:
       how = f"{leaf.scheme.kind!r}, block={leaf.scheme.block}, double={leaf.scheme.double}"
     elif quantize:
-      how = repr(quantize if params.matrix(name) else "bfloat16")
+      how = repr(quantize if param_names.matrix(name) else "bfloat16")
     spec = f"freeze({how})"
     if name in source.adapters:
       rule = source.adapters[name].rule
@@ -197,7 +200,7 @@ class Answerer:
     config = opened.config
     self.opened, self.mesh = opened, sharding.start(config.mesh)
     model = paligemma.Model(**config.model)
-    leaves = step_lib.leaves_of(model, config)
+    leaves = of_model.stored_params(model, config)
     abstract = step_lib.abstract_state(model, optax.identity(), config, self.mesh).params
     self._decoders = Decoders(
       config, model, self.mesh, step_lib.shardings_of(abstract), opened.tokenizer

@@ -13,11 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pgjax import params, sharding
-from pgjax.models import lora, paligemma
+from pgjax import sharding
+from pgjax.layers import lora
+from pgjax.models import paligemma
+from pgjax.params import names as param_names
+from pgjax.params import tree as param_tree
 
 SHARE = 0.25  # Of a device's memory, at most.
-_PREFIXES = ("llm/", f"{params.LORA}/llm/")
+_PREFIXES = ("llm/", f"{param_names.LORA}/llm/")
 
 
 def room(mesh: Any) -> float:
@@ -48,15 +51,15 @@ def copied(flat: dict[str, Any], dtype: str, mesh: Any = None) -> dict[str, Any]
 
 def turned(layer: dict[str, Any]) -> dict[str, Any]:
   """The parameters of a layer, nested, with its plain matrices as lora.Turned."""
-  flat = params.flatten(layer)
+  flat = param_tree.flatten(layer)
   for name, leaf in flat.items():
-    matrix = params.matrix(f"llm/layers/{name}")
+    matrix = param_names.matrix(f"llm/layers/{name}")
     if matrix and isinstance(leaf, jax.Array):
       fused = matrix.shared.removeprefix("L")
       order = [matrix.axes.index(a) - 1 for a in fused + matrix.new + matrix.summed]
       leaf = jnp.transpose(leaf, order)
-      flat[name] = lora.Turned(tuple(leaf)) if fused else lora.Turned(leaf)
-  return params.unflatten(flat)
+      flat[name] = lora.Transposed(tuple(leaf)) if fused else lora.Transposed(leaf)
+  return param_tree.unflatten(flat)
 
 
 def _is_text(name: str) -> bool:
@@ -65,5 +68,5 @@ def _is_text(name: str) -> bool:
 
 def _dtype(name: str, leaf: Any, dtype: str) -> Any:
   """What a leaf is copied to: what products read is cast."""
-  is_read = name == paligemma.TABLE or params.matrix(name)
+  is_read = name == paligemma.TOKEN_TABLE or param_names.matrix(name)
   return jnp.dtype(dtype if is_read else leaf.dtype)

@@ -25,12 +25,12 @@ from pgjax import (
   inspection_boxes,
   inspection_page,
   runs,
-  seg_weights,
 )
 from pgjax.data import pipeline
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.data.rows import Layout, Loader
 from pgjax.errors import UserError
+from pgjax.formats import seg_vae_npz
 from pgjax.models import paligemma, seg_vae
 
 MAX_TEXTS = 200_000  # Of each data set; beyond, every second or third one is taken.
@@ -172,7 +172,7 @@ def of_raw(split: inspection.Split, config: Any, rows: list[int], with_images: l
 def mask_facts(masked: list[tuple], config: Any, book: findings.Book) -> dict[str, Any]:
   """Round trips of masks, where the weights of the VQ-VAE are there."""
   try:
-    params = seg_weights.load(mask_weights(config))
+    params = seg_vae_npz.load(mask_weights(config))
   except UserError as error:
     return dict(number=len(masked), mean_iou=None, why_not=str(error))
   coder = (functools.partial(seg_vae.encode, params), functools.partial(seg_vae.decode, params))
@@ -196,7 +196,7 @@ def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterat
   patches = batch_picture.patches_of(paligemma.Model(**config.model), config.res)
   stream, weights = pipeline.mixture(loaders, config.seed), mask_weights(config)
   try:
-    seg_weights.load(weights)
+    seg_vae_npz.load(weights)
   except UserError:  # Boxes alone, then.
     weights = None
   drawn = 0

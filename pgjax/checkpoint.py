@@ -20,8 +20,9 @@ import orbax.checkpoint as ocp
 
 from pgjax import runs, sharding, watching
 from pgjax.errors import UserError
-from pgjax.params import STACKED, flatten, unflatten
-from pgjax.weight_files import CHUNK_BYTES
+from pgjax.formats.lazy_array import CHUNK_BYTES
+from pgjax.params.names import STACKED
+from pgjax.params.tree import flatten, unflatten
 
 COMPRESSED = 0.9  # Orbax's files, as a share of the arrays' bytes: float32 weights hardly shrink.
 

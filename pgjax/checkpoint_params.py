@@ -17,8 +17,8 @@ import tensorstore
 
 from pgjax import checkpoint, runs
 from pgjax.errors import UserError
-from pgjax.params import flatten, unflatten
-from pgjax.weight_files import CHUNK_BYTES, Leaf
+from pgjax.formats.lazy_array import CHUNK_BYTES, LazyArray
+from pgjax.params.tree import flatten, unflatten
 
 
 def restore_params(
@@ -59,7 +59,7 @@ def places_of(found: runs.Checkpoint, *, averages: bool) -> dict[str, str]:
   return places
 
 
-def leaves(found: runs.Checkpoint, *, averages: bool = False) -> dict[str, Leaf]:
+def leaves(found: runs.Checkpoint, *, averages: bool = False) -> dict[str, LazyArray]:
   """The parameters of a checkpoint, read by rows; what has changed on the disk is an error.
 
   Arrays that lie in small pieces, as `checkpoint.in_pieces` asks for, are read piece by piece. Of
@@ -79,7 +79,7 @@ def leaves(found: runs.Checkpoint, *, averages: bool = False) -> dict[str, Leaf]
       read = lambda start, stop: store[start:stop].read().result()  # noqa: E731
     else:
       read = lambda start, stop: whole(name)[start:stop]  # noqa: E731
-    leaf = Leaf(tuple(store.shape), dtype, read)
+    leaf = LazyArray(tuple(store.shape), dtype, read)
     if checksum(leaf.chunks()) != found.sums[name]:
       raise runs.DamagedError(f"the content of {name} has changed since it was written")
     return read
@@ -94,7 +94,7 @@ def leaves(found: runs.Checkpoint, *, averages: bool = False) -> dict[str, Leaf]
         reason = str(error).splitlines()[0]
         raise UserError(f"The checkpoint {found.path} is damaged: {name}: {reason}") from error
 
-    return Leaf(tuple(shape), np.dtype(dtype), read)
+    return LazyArray(tuple(shape), np.dtype(dtype), read)
 
   return {name: leaf(there) for name, there in places_of(found, averages=averages).items()}
 
@@ -107,7 +107,10 @@ def _stored(found: runs.Checkpoint, name: str) -> tensorstore.TensorStore:
 
 
 def write_params(
-  folder: pathlib.Path, weights: Mapping[str, Leaf], run: dict[str, Any], tokenizer: bytes | None
+  folder: pathlib.Path,
+  weights: Mapping[str, LazyArray],
+  run: dict[str, Any],
+  tokenizer: bytes | None,
 ) -> None:
   """A step folder without an optimizer, written leaf by leaf; `run` is what runs.add_files takes.
 
@@ -115,7 +118,7 @@ def write_params(
   """
   sums: dict[str, int] = {}
   handler = _LeafWriter(sums)
-  registry = ocp.type_handlers.create_type_handler_registry((Leaf, handler))
+  registry = ocp.type_handlers.create_type_handler_registry((LazyArray, handler))
   logging.getLogger("absl").addFilter(checkpoint.not_said_twice)
   folder.mkdir(parents=True)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
@@ -162,7 +165,7 @@ class _LeafWriter(ocp.type_handlers.NumpyHandler):
 class _Unwritten:
   """What Orbax wants to know of an array before it writes it, and the checksum when it has."""
 
-  def __init__(self, leaf: Leaf):
+  def __init__(self, leaf: LazyArray):
     """Nothing is read yet."""
     self.leaf, self.shape, self.dtype = leaf, leaf.shape, leaf.dtype
     self.size, self.checksum = math.prod(leaf.shape), 0

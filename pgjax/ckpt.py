@@ -12,27 +12,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
-from pgjax import (
-  checkpoint_params,
-  hf,
-  kept_leaves,
-  loading,
-  named,
-  params,
-  peft,
-  runs,
-  weight_files,
-  weights,
-)
-from pgjax import leaves as leaves_lib
+from pgjax import checkpoint_params, hf, loading, named, peft, runs, weights
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
-from pgjax.kept_leaves import Adapter
-from pgjax.leaves import Leaves
-from pgjax.models import gemma, paligemma, siglip
-from pgjax.weight_files import Leaf
+from pgjax.formats import lazy_array, npz, safetensors
+from pgjax.formats.lazy_array import LazyArray
+from pgjax.models import gemma, siglip
+from pgjax.params import lazy, of_model, storage
+from pgjax.params.lazy import Adapter
+from pgjax.params.storage import StoredParams
 
 log = logging.getLogger("pgjax")
 
@@ -45,7 +33,7 @@ class Source(NamedTuple):
   name: str  # As the user wrote it.
   path: pathlib.Path
   kind: str  # "orbax", "bv", "hf" or "peft"
-  leaves: dict[str, Leaf]  # Quantized ones as the numbers that they stand for.
+  leaves: dict[str, LazyArray]  # Quantized ones as the numbers that they stand for.
   model: dict[str, Any]  # {"img": fields, "llm": fields} of paligemma.Model.
   res: int
   tokenizer: bytes | None
@@ -74,19 +62,10 @@ def open_source(
     source = _open_hf(name, path)
   else:
     source = _open_run(name, path, step, ema)
-  shapes = model_shapes(source.model, source.res)
+  shapes = of_model.model_shapes(source.model, source.res)
   have = {leaf_name: leaf.shape for leaf_name, leaf in source.leaves.items()}
   weights.check_same(shapes, have, f"'{name}'")
   return source
-
-
-def model_shapes(model: Mapping[str, Any], res: int) -> dict[str, tuple[int, ...]]:
-  """{our name: shape} of the model with these fields; nothing is allocated."""
-  module = paligemma.Model(img=dict(model["img"]), llm=dict(model["llm"]))
-  image = jax.ShapeDtypeStruct((1, res, res, 3), "float32")
-  text = jax.ShapeDtypeStruct((1, 1), "int32")
-  tree = jax.eval_shape(module.init, jax.random.key(0), image, text, text)["params"]
-  return {name: leaf.shape for name, leaf in params.flatten(tree).items()}
 
 
 def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Source:
@@ -98,8 +77,10 @@ def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Sou
   model["llm"]["vocab_size"] = kept[weights.TOKEN_TABLE].shape[0]
   res, leaves, adapters, notes = found.config["res"], kept, {}, ()
   if "params" in found.config:  # A run's; converted weights are neither quantized nor adapted.
-    how = leaves_lib.of(model_shapes(model, res), found.config["params"], found.config["dtype"])
-    leaves, adapters = kept_leaves.plain(kept, how)
+    how = storage.of(
+      of_model.model_shapes(model, res), found.config["params"], found.config["dtype"]
+    )
+    leaves, adapters = lazy.decode_all(kept, how)
     if coded := leaves.keys() - kept.keys():
       notes = (f"{len(coded)} arrays are kept there quantized, and read as what their codes mean.",)
   image_token = found.identity.get("image_token")
@@ -120,16 +101,16 @@ def _open_hf(name: str, path: pathlib.Path) -> Source:
       f"{name} has .safetensors files and no config.json, which says what model they are: download"
       " the whole folder."
     )
-  with weight_files.explained(path / "config.json", "config.json"):
+  with lazy_array.explained(path / "config.json", "config.json"):
     config = json.loads((path / "config.json").read_text())
   model, res = hf.model_fields(config), hf.res(config)
   model["llm"]["vocab_size"] = hf.vocab_size(config)  # With <image>, and padding where it has some.
-  found = weight_files.read_safetensors(path)
+  found = safetensors.read_safetensors(path)
   return Source(
     name,
     path,
     "hf",
-    weights.from_hf(found, model_shapes(model, res)),
+    weights.from_hf(found, of_model.model_shapes(model, res)),
     model,
     res,
     _bytes_of(path / "tokenizer.model"),
@@ -166,11 +147,11 @@ def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
 
 
 def _open_npz(name: str, path: pathlib.Path) -> Source:
-  leaves = weight_files.read_npz(path)
+  leaves = npz.read_npz(path)
   beside = path.with_name(path.name + BESIDE[0])
   said, notes = {}, ()
   if beside.is_file():
-    with weight_files.explained(beside, "JSON"):
+    with lazy_array.explained(beside, "JSON"):
       said = json.loads(beside.read_text())
       model, res = said["model"], said["res"]
   else:
@@ -237,8 +218,8 @@ def _named_llm(sizes: dict[str, int], gemma2: bool) -> dict[str, Any]:
 _QUERY = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kernel"
 
 
-def initial(
-  model_init: str | Mapping[str, str], kept: Mapping[str, Any], leaves: Leaves
+def load_initial(
+  model_init: str | Mapping[str, str], kept: Mapping[str, Any], leaves: StoredParams
 ) -> dict[str, Any]:
   """The parameters that a run starts from, nested, cast and placed; see loading.load.
 
@@ -261,7 +242,9 @@ def initial(
     there, adapted = _leaves_of(spec)  # Of the part alone, or of a whole model.
     found |= {f"{part}/{name}": leaf for name, leaf in (_inside(there, part) or there).items()}
     adapters |= {f"{part}/{name}": leaf for name, leaf in _inside(adapted, part).items()}
-  inside = Leaves(*({n: x for n, x in d.items() if n.split("/")[0] in model_init} for d in leaves))
+  inside = StoredParams(
+    *({n: x for n, x in d.items() if n.split("/")[0] in model_init} for d in leaves)
+  )
   return loading.load(found, kept, inside, ", ".join(model_init.values()), adapters)
 
 
@@ -306,12 +289,12 @@ def _bytes_of(path: pathlib.Path) -> bytes | None:
   return path.read_bytes() if path.is_file() else None
 
 
-def _leaves_of(spec: str) -> tuple[dict[str, Leaf], dict[str, Adapter]]:
+def _leaves_of(spec: str) -> tuple[dict[str, LazyArray], dict[str, Adapter]]:
   """What one string of model_init names, under the names it has in there, and its adapters."""
   name, part = _name_and_part(spec)
   path = named.resolve(name)
   if path.suffix == ".npz":
-    leaves, adapters = weight_files.read_npz(path), {}
+    leaves, adapters = npz.read_npz(path), {}
   else:
     source = open_source(name)
     leaves, adapters = source.leaves, source.adapters

@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pgjax import cache, flops, gpus, hlo, memory, optim, rounding, sharding, step
+from pgjax import cache, flops, gpus, hlo, memory, optim, rounding, sharding
 from pgjax import config as config_lib
+from pgjax import step as step_lib
 from pgjax.errors import UserError
 from pgjax.models import paligemma
+from pgjax.params import of_model
 
 WHEELS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")  # What an installed compiler brings.
 # Schedules need the length of a run; what is compiled does not depend on it.
@@ -79,18 +81,18 @@ def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = Tru
   mesh = sharding.make_mesh(config.mesh, devices(gpu, num_devices))
   sharding.check_batch_size(config.input.batch_size, mesh)
   model = paligemma.Model(**config.model)
-  leaves = step.leaves_of(model, config)
+  leaves = of_model.stored_params(model, config)
   rules = leaves.rules
-  trained = step.trained_shapes(model, config)
+  trained = of_model.trained_shapes(model, config)
   rounding.check(config, trained)
   tx = optim.make(config, STEPS, trained, num_examples=EPOCH_STEPS * config.input.batch_size)
-  state = step.abstract_state(model, tx, config, mesh)
+  state = step_lib.abstract_state(model, tx, config, mesh)
   batch = abstract_batch(config, mesh)
   known = functools.partial(memory.need, config, model, state, batch, rules)
   if not compiled:
     return Step(gpu or "cpu", dict(mesh.shape), known(None), 0.0, 0.0, [], 0.0)
   start = time.monotonic()
-  program = step.jitted(model, tx, config, mesh).lower(state, batch).compile()
+  program = step_lib.jitted(model, tx, config, mesh).lower(state, batch).compile()
   chunks = memory.loss_chunks(config, batch, rules)[1]
   text = program.as_text()
   temporaries = program.memory_analysis().temp_size_in_bytes
@@ -108,7 +110,7 @@ def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = Tru
 def abstract_batch(config: Any, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
   """A training batch as data/pipeline.py makes it, from the sizes in the config alone."""
   place, rows = sharding.batch_sharding(mesh), config.input.batch_size
-  image, _ = step.example_shapes(config)
+  image, _ = of_model.example_shapes(config)
   shapes = {"image": (image.shape[1:], np.float32)}
   if config.num_frames:
     shapes["image_mask"] = ((config.num_frames,), np.bool_)

@@ -3,7 +3,7 @@
 `load` builds a config from its file, its argument string and overrides; `validated` checks every
 field before anything expensive happens; `steps` turns durations into steps. Defaults are not here
 but in configs/common.py; which fields there are is in schema.py; what needs devices or parameter
-shapes is checked by sharding.py, params.py and optim.py.
+shapes is checked by sharding.py, params/rules.py and optim.py.
 """
 
 import ast
@@ -20,8 +20,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pgjax import big_vision, decode_method, params, schema
+from pgjax import big_vision, decode_method, schema
 from pgjax.errors import UserError
+from pgjax.params import names as param_names
+from pgjax.params import rules as param_rules
 
 log = logging.getLogger("pgjax")
 UNITS = ("steps", "epochs", "examples", "percent")
@@ -198,7 +200,7 @@ def _merge_frozen(config: ConfigDict) -> None:
     return
   if not schema.RUN["schedule"].accepts(config.schedule):
     return  # `check` says what is wrong with it.
-  frozen, rest = params.from_schedule(config.schedule)
+  frozen, rest = param_rules.from_schedule(config.schedule)
   if frozen is None:
     return
   said = [tuple(pair) for pair in config.params]
@@ -221,13 +223,13 @@ def _check_training(config: ConfigDict) -> None:
       "total_examples."
     )
   for _, spec in config.params:
-    params.parse_spec(spec)
+    param_rules.parse_spec(spec)
   for name in ("params", "lr_mults", "wd_mults", "sharding_strategy"):
     schema.check_patterns(config[name], f"config.{name}")
   single = isinstance(config.schedule, ConfigDict)
   for pattern, fields in [("", config.schedule)] if single else config.schedule:
     where = f"config.schedule[{pattern!r}]" if pattern else "config.schedule"
-    params.compile_pattern(pattern, "config.schedule")
+    param_names.compile_pattern(pattern, "config.schedule")
     schema.check(fields, schema.SCHEDULE, where)
     for prefix in ("warmup", "cooldown"):
       _check_duration(fields, prefix, where)

@@ -20,6 +20,7 @@ from pgjax import (
   checkpoint_params,
   ckpt,
   cli,
+  disk,
   hf,
   merging,
   metric_log,
@@ -27,13 +28,14 @@ from pgjax import (
   peft,
   runs,
   verify,
-  weight_files,
   weights,
 )
 from pgjax.data import hf_processor
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
-from pgjax.weight_files import Leaf
+from pgjax.formats import npz, safetensors
+from pgjax.formats.lazy_array import LazyArray
+from pgjax.params import of_model
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -118,7 +120,7 @@ def _without_adapters(source: ckpt.Source, args: Any) -> ckpt.Source:
   )
 
 
-def _as_asked(source: ckpt.Source, to: str, dtype: str | None) -> dict[str, Leaf]:
+def _as_asked(source: ckpt.Source, to: str, dtype: str | None) -> dict[str, LazyArray]:
   """The leaves as they will be written; they are cast while they are read."""
   leaves = dict(source.leaves)
   if to == "bv" and leaves[weights.TOKEN_TABLE].shape[0] == weights.HF_VOCAB_SIZE:
@@ -149,7 +151,7 @@ def _adapters_in_words(source: ckpt.Source) -> str:
   return f", with adapters of rank {ranks} on {len(source.adapters)} arrays, {count:,} parameters"
 
 
-def _changes(source: ckpt.Source, leaves: Mapping[str, Leaf], to: str) -> Iterator[str]:
+def _changes(source: ckpt.Source, leaves: Mapping[str, LazyArray], to: str) -> Iterator[str]:
   """Everything that will not be the same afterwards."""
   for dtype in DTYPES:
     cast = [n for n, leaf in leaves.items() if leaf.dtype == dtype != source.leaves[n].dtype]
@@ -177,18 +179,18 @@ def _changes(source: ckpt.Source, leaves: Mapping[str, Leaf], to: str) -> Iterat
     )
 
 
-def _compared(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf]):
+def _compared(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, LazyArray]):
   """(a table, whether what was written is what was asked for)."""
   if not peft.is_folder(path):
     return verify.compare(leaves, source, ckpt.open_source(str(path)))
-  again = peft.arrays(peft.read(path, str(path), ckpt.model_shapes(source.model, source.res)))
+  again = peft.arrays(peft.read(path, str(path), of_model.model_shapes(source.model, source.res)))
   asked = {name: leaf.astype(again[name].dtype) for name, leaf in leaves.items()}
   lines, same = verify.compare_arrays(asked, again)
   return "\n".join(lines), same
 
 
-def _check_room(target: pathlib.Path, leaves: Mapping[str, Leaf]) -> None:
-  needed, free = sum(leaf.nbytes for leaf in leaves.values()), weight_files.free_bytes(target)
+def _check_room(target: pathlib.Path, leaves: Mapping[str, LazyArray]) -> None:
+  needed, free = sum(leaf.nbytes for leaf in leaves.values()), disk.free_bytes(target)
   if needed > free:
     raise UserError(
       f"--dst={target} needs {needed / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB free: make"
@@ -220,7 +222,7 @@ def _beside(path: pathlib.Path, ending: str) -> pathlib.Path:
   return path.with_name(path.name + ending)
 
 
-def _write_orbax(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf]) -> None:
+def _write_orbax(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, LazyArray]) -> None:
   """A step folder without an optimizer; the config is the run's, or says only what the model is."""
   facts = _facts(source, leaves)
   identity = dict(image_token=facts.pop("image_token"))
@@ -233,21 +235,21 @@ def _write_orbax(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, L
   checkpoint_params.write_params(path, leaves, run, source.tokenizer)
 
 
-def _write_bv(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf]) -> None:
+def _write_bv(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, LazyArray]) -> None:
   """One .npz, names as in the released files; next to it what an .npz cannot say."""
-  weight_files.write_npz(path, {f"params/{name}": leaf for name, leaf in leaves.items()})
+  npz.write_npz(path, {f"params/{name}": leaf for name, leaf in leaves.items()})
   facts, tokenizer = (_beside(path, ending) for ending in ckpt.BESIDE)
   facts.write_text(runs.dumps(_facts(source, leaves)))
   if source.tokenizer is not None:
     tokenizer.write_bytes(source.tokenizer)
 
 
-def _write_hf(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf]) -> None:
+def _write_hf(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, LazyArray]) -> None:
   """Everything that transformers and vLLM look for, in files that both read."""
   path.mkdir()
   rows = leaves[weights.TOKEN_TABLE].shape[0]
   rows = weights.HF_VOCAB_SIZE if rows == weights.VOCAB_SIZE else rows
-  weight_files.write_safetensors(path, weights.to_hf(leaves, rows))
+  safetensors.write_safetensors(path, weights.to_hf(leaves, rows))
   dtype = np.result_type(*{leaf.dtype for leaf in leaves.values()}).name
   image_token = _image_token(source)
   config = hf.config_json(
@@ -267,9 +269,9 @@ def _write_hf(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf
       (path / name).write_bytes(content)
 
 
-def _write_peft(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Leaf]) -> None:
+def _write_peft(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, LazyArray]) -> None:
   """What peft.PeftModel.from_pretrained loads on the base in Hugging Face format."""
-  shapes = ckpt.model_shapes(source.model, source.res)
+  shapes = of_model.model_shapes(source.model, source.res)
   peft.write(path, peft.with_arrays(source.folder, leaves), shapes)
 
 
@@ -289,7 +291,7 @@ def _image_token(source: ckpt.Source) -> int:
   return weights.VOCAB_SIZE if rows == weights.HF_VOCAB_SIZE else rows
 
 
-def _facts(source: ckpt.Source, leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+def _facts(source: ckpt.Source, leaves: Mapping[str, LazyArray]) -> dict[str, Any]:
   """What arrays do not say of their model."""
   llm = dict(source.model["llm"], vocab_size=leaves[weights.TOKEN_TABLE].shape[0])
   facts = dict(model=dict(img=dict(source.model["img"]), llm=llm), res=source.res)

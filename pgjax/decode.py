@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pgjax import at_hand, search, sharding
-from pgjax import params as params_lib
 from pgjax.decode_method import GREEDY
-from pgjax.models import paligemma, vocabulary
+from pgjax.layers import embedding
+from pgjax.models import paligemma
+from pgjax.params import tree as param_tree
 
 
 class Decoded(NamedTuple):
@@ -38,7 +39,7 @@ def jitted(
   max_decode_len,
   method=GREEDY,
   eos=1,
-  readable=params_lib.unflatten,
+  readable=param_tree.unflatten,
 ):
   """`f(params, batch, key=None, masks=None) -> Decoded` of max_decode_len tokens a row.
 
@@ -49,7 +50,7 @@ def jitted(
   Weights are copied once for all tokens where there is room for it (at_hand.py).
   readable: from a flat dict of what is kept of the parameters to what modules read (step.readable).
   """
-  layout = vocabulary.layout(mesh, params_lib.flatten(param_places)[paligemma.TABLE])
+  layout = embedding.table_layout(mesh, param_tree.flatten(param_places)[paligemma.TOKEN_TABLE])
   run = functools.partial(
     decoded,
     model=model.clone(constrain=sharding.batch_constraint(mesh)),
@@ -83,18 +84,18 @@ def decoded(
   max_decode_len,
   method=GREEDY,
   eos=1,
-  readable=params_lib.unflatten,
+  readable=param_tree.unflatten,
   mesh=None,
   room=math.inf,
 ) -> Decoded:
   """What `jitted` compiles; `mesh` is where the parameters lie, `room` what a copy may take."""
-  flat = params_lib.flatten(params)
+  flat = param_tree.flatten(params)
   ready = at_hand.size(flat, model.dtype) <= room
   variables = {"params": readable(at_hand.copied(flat, model.dtype, mesh) if ready else flat)}
   N = method.branches
 
   def embed(tokens_BT):
-    return vocabulary.embed(flat[paligemma.TABLE], tokens_BT, layout)
+    return embedding.embed(flat[paligemma.TOKEN_TABLE], tokens_BT, layout)
 
   def next_logits(h_BND):
     return model.apply(variables, h_BND, method="logits")

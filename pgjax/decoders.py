@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pgjax import decode, decode_method, grammar, sharding
-from pgjax import step as step_lib
+from pgjax import decode, decode_method, grammar, sharding, step
+from pgjax.params import of_model
 
 
 class Settings(NamedTuple):
@@ -28,7 +28,7 @@ class Decoders:
 
   def __init__(self, config: Any, model: Any, mesh: Any, param_places: Any, tokenizer: Any):
     self._model, self._mesh, self._places, self._tokenizer = model, mesh, param_places, tokenizer
-    self._readable = step_lib.readable(step_lib.leaves_of(model, config), mesh)
+    self._readable = step.readable(of_model.stored_params(model, config), mesh)
     self._programs: dict[tuple[int, decode_method.Method], Callable] = {}
     self._masks: dict[tuple[str, int], _OnDevice] = {}
 

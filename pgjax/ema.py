@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pgjax import params as params_lib
+from pgjax.params import tree as param_tree
 
 
 def start(trained: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -30,4 +30,4 @@ def scored(state: Any) -> dict[str, Any]:
   """The parameters that evaluations look at: averages where the state has them, nested."""
   if state.ema is None:
     return state.params
-  return params_lib.unflatten(params_lib.flatten(state.params) | state.ema)
+  return param_tree.unflatten(param_tree.flatten(state.params) | state.ema)

@@ -34,11 +34,12 @@ from pgjax import (
   watching,
 )
 from pgjax import config as config_lib
-from pgjax import params as params_lib
 from pgjax import step as step_lib
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
 from pgjax.models import paligemma
+from pgjax.params import of_model
+from pgjax.params import tree as param_tree
 
 POLL_SECONDS = 10.0  # How often --watch looks for a new step.
 FIRST_POLL_SECONDS = 0.5  # And for the workdir: the run keeps no step for somebody it has not seen.
@@ -178,7 +179,7 @@ class Scoring:
       self.log.say(note)
     self.log.say(f"Scoring {source.path} on {self.mesh.size} x {self.mesh.devices.flat[0]}")
     with self.log.waiting("Loading the parameters"):
-      leaves = step_lib.leaves_of(self.model, self.config)
+      leaves = of_model.stored_params(self.model, self.config)
       params = restored(source, self.abstract, leaves, converted=self.args.quantize)
     about = facts(self, source, params)
     results, journals = {}, []
@@ -227,7 +228,7 @@ def _what_matters(source: ckpt.Source) -> Any:
 def facts(scoring: Scoring, source: ckpt.Source, params: Any) -> dict[str, Any]:
   """What the scores were made of, for metrics.json; the same facts, the same scores."""
   config = runs.plain(scoring.config.to_dict())
-  sums = jax.device_get(step_lib.jitted_checksums()(params_lib.flatten(params)))
+  sums = jax.device_get(step_lib.jitted_checksums()(param_tree.flatten(params)))
   return dict(
     flags=asked(scoring.args),
     checkpoint=dict(
@@ -298,7 +299,7 @@ def abstract_params(model: Any, config: Any, mesh: Any, source: ckpt.Source) -> 
   A leaf into which an adapter is folded is float32, as the sum is.
   """
   params = step_lib.abstract_state(model, optax.identity(), config, mesh).params
-  rules = step_lib.rules(model, config)
+  rules = of_model.rules(model, config)
   folded = {name for name in source.adapters if rules[name].kind != "lora"}
 
   def as_stored(path, leaf):

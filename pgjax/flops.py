@@ -12,9 +12,11 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pgjax import params
-from pgjax.leaves import Leaves
 from pgjax.models import paligemma
+from pgjax.params import names as param_names
+from pgjax.params import rules as param_rules
+from pgjax.params import tree as param_tree
+from pgjax.params.storage import StoredParams
 
 # The stages of the forward pass, in order, by the names of their parameters.
 _STAGES = (
@@ -28,13 +30,15 @@ _PATCHES, _VISION, _CONNECTOR, _DECODER, _VOCABULARY = range(len(_STAGES))
 _NO_PRODUCT = ("bias", "scale", "pos_embedding")
 
 
-def of_step(config: Any, model: paligemma.Model, leaves: Leaves) -> float:
+def of_step(config: Any, model: paligemma.Model, leaves: StoredParams) -> float:
   """FLOPs of one step, over all devices."""
-  factors = {n: a for n, a in params.flatten(leaves.stored()).items() if n.startswith(params.LORA)}
+  factors = {
+    n: a for n, a in param_tree.flatten(leaves.abstract()).items() if n.startswith(param_names.LORA)
+  }
   return config.input.batch_size * train_flops(
     model,
     leaves.shapes | factors,
-    params.trained_names(leaves.rules),
+    param_rules.trained_names(leaves.rules),
     res=config.res,
     text_len=config.text_len,
     num_images=max(config.num_frames, 1),
@@ -79,7 +83,7 @@ def train_flops(
 
 def _stage(name: str) -> int:
   """Where in the forward pass the parameter's product is."""
-  name = name.removeprefix(params.LORA)
+  name = name.removeprefix(param_names.LORA)
   return next(i for i, pattern in enumerate(_STAGES) if re.fullmatch(pattern, name))
 
 
@@ -88,4 +92,4 @@ def _reached(name: str) -> int:
 
   The token table is read before the decoder, and once more where logits are made.
   """
-  return _DECODER if name.removeprefix(params.LORA) == paligemma.TABLE else _stage(name)
+  return _DECODER if name.removeprefix(param_names.LORA) == paligemma.TOKEN_TABLE else _stage(name)

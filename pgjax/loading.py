@@ -13,12 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from pgjax import kept_leaves, params, weights
+from pgjax import weights
 from pgjax.errors import UserError
-from pgjax.kept_leaves import Adapter
-from pgjax.leaves import Leaves, scheme_of
-from pgjax.models import lora
-from pgjax.weight_files import CHUNK_BYTES, Leaf, of_array
+from pgjax.formats.lazy_array import CHUNK_BYTES, LazyArray, of_array
+from pgjax.layers import lora
+from pgjax.params import lazy
+from pgjax.params import names as param_names
+from pgjax.params import tree as param_tree
+from pgjax.params.lazy import Adapter
+from pgjax.params.storage import StoredParams, scheme_of
 
 log = logging.getLogger("pgjax")
 
@@ -26,9 +29,9 @@ NEW_ROWS_STDDEV = 0.02  # big_vision's value for tokens that the checkpoint lack
 
 
 def load(
-  found: Mapping[str, Leaf],
+  found: Mapping[str, LazyArray],
   kept: Mapping[str, Any],
-  leaves: Leaves,
+  leaves: StoredParams,
   source: str,
   adapters: Mapping[str, Adapter] | None = None,
 ) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def load(
     adapters: the checkpoint's. Where the run adapts the same leaf, it goes on with them; elsewhere
       they are folded in. A run's adapter that the checkpoint lacks is not in the result.
   """
-  wanted = params.flatten(kept)
+  wanted = param_tree.flatten(kept)
   have = {name: leaf.shape for name, leaf in found.items()}
   want = {name: tuple(leaf.shape) for name, leaf in leaves.shapes.items()}
   weights.check_same(want, have, f"'{source}'", fits=_fits)
@@ -58,16 +61,16 @@ def load(
   for name, rule in leaves.rules.items():
     leaf = _adapted(name, found[name], want[name])
     if name in adapters and rule.kind == "lora":
-      put(f"{params.LORA}{name}/a", adapters[name].a)
-      put(f"{params.LORA}{name}/b", adapters[name].b)
+      put(f"{param_names.LORA}{name}/a", adapters[name].a)
+      put(f"{param_names.LORA}{name}/b", adapters[name].b)
     elif name in adapters:
-      leaf = kept_leaves.merged(name, leaf, adapters[name])
+      leaf = lazy.merge_adapter(name, leaf, adapters[name])
     if scheme_of(rule):
-      for part, coded in kept_leaves.quantized(name, leaf, leaves).items():
+      for part, coded in lazy.encode(name, leaf, leaves).items():
         put(f"{name}/{part}", coded)
     else:
       put(name, leaf.astype(wanted[name].dtype, name))
-  return params.unflatten(loaded)
+  return param_tree.unflatten(loaded)
 
 
 def _say_folded(adapters, leaves, source):
@@ -79,7 +82,7 @@ def _say_folded(adapters, leaves, source):
 def _check_adapter(name, adapter, leaves, source):
   """A run goes on with the adapters of a checkpoint only if they are the ones it asks for."""
   rule, shape = leaves.rules[name], leaves.shapes[name].shape
-  shapes = lora.factor_shapes(params.matrix(name), shape, rule.rank)
+  shapes = lora.factor_shapes(param_names.matrix(name), shape, rule.rank)
   have = {"a": adapter.a.shape, "b": adapter.b.shape}
   if have != shapes or adapter.rule.scale != rule.scale:
     raise UserError(
@@ -100,7 +103,7 @@ def _check_scheme(name, have, scheme, source):
     )
 
 
-def _placed(leaf: Leaf, place: Any) -> jax.Array:
+def _placed(leaf: LazyArray, place: Any) -> jax.Array:
   """Reads the rows that this process's devices keep, block by block, into their slices."""
   sharding, slices = place.sharding, {}
   for index in sharding.addressable_devices_indices_map(leaf.shape).values():
@@ -135,7 +138,7 @@ def _fits(name: str, have: tuple[int, ...], want: tuple[int, ...]) -> bool:
   return have == want
 
 
-def _adapted(name: str, leaf: Leaf, shape: tuple[int, ...]) -> Leaf:
+def _adapted(name: str, leaf: LazyArray, shape: tuple[int, ...]) -> LazyArray:
   """The leaf as the model wants it; what is changed is said."""
   if leaf.shape == shape:
     return leaf
@@ -156,7 +159,7 @@ def _adapted(name: str, leaf: Leaf, shape: tuple[int, ...]) -> Leaf:
     new = new_rows[max(start - have, 0) : max(stop - have, 0)].astype(np.float32)
     return np.concatenate([old, new])
 
-  return Leaf(shape, np.dtype(np.float32), read)
+  return LazyArray(shape, np.dtype(np.float32), read)
 
 
 def resample_pos_embedding(table_1PD: np.ndarray, new: int) -> np.ndarray:

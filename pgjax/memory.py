@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pgjax import params
-from pgjax.models import mixed, paligemma, vocabulary
+from pgjax.layers import cross_entropy, mixed_precision
+from pgjax.models import paligemma
+from pgjax.params import names as param_names
+from pgjax.params import tree as param_tree
 
 WAITING_BATCHES = 2  # pipeline.to_device: on the device beside the one in use.
 # What no compiler sees: the CUDA context with the libraries' own buffers, and fragmentation.
@@ -71,7 +73,7 @@ def need(config: Any, model: Any, state: Any, batch: Mapping[str, Any],
   Without a compiled step the gradients are all that is known of these.
   """
   parts = dict.fromkeys(("trained", "frozen", "lora"), 0)
-  for name, leaf in params.flatten(state.params).items():
+  for name, leaf in param_tree.flatten(state.params).items():
     parts[part_of(name, rules)] += device_bytes(leaf)
   rest = [value for name, value in state._asdict().items() if name not in ("params", "opt_state")]
   gradients = gradient_bytes(model, state, rules) * (2 if config.microbatches > 1 else 1)
@@ -94,7 +96,7 @@ def part_of(name: str, rules: Mapping[str, Any]) -> str:
 
   The arrays of a quantized leaf have its name with one more part.
   """
-  if name.startswith(params.LORA):
+  if name.startswith(param_names.LORA):
     return "lora"
   base = name if name in rules else name.rpartition("/")[0]
   return "trained" if rules[base].kind == "train" else "frozen"
@@ -117,12 +119,12 @@ def gradient_bytes(model: Any, state: Any, rules: Mapping[str, Any]) -> int:
   """Of all gradients at once. While microbatches are added up, there are two sets of them."""
   moving = {
     name: leaf
-    for name, leaf in params.flatten(state.params).items()
+    for name, leaf in param_tree.flatten(state.params).items()
     if part_of(name, rules) != "frozen"
   }
   total = 0
   for name, leaf in jax.eval_shape(
-    lambda leaves: mixed.differentiable(leaves, model.dtype), moving
+    lambda leaves: mixed_precision.differentiable(leaves, model.dtype), moving
   ).items():
     narrow = leaf.dtype.itemsize / moving[name].dtype.itemsize
     total += round(device_bytes(moving[name]) * narrow)
@@ -133,5 +135,7 @@ def loss_chunks(config: Any, batch: Mapping[str, Any], rules: Mapping[str, Any])
   """(tokens of a chunk, chunks) of the loss on a device, if every token of its text is learned."""
   rows, length = batch["text"].sharding.shard_shape(batch["text"].shape)
   tokens = max(1, rows // config.microbatches) * (length - 1)
-  chunk = min(tokens, vocabulary.chunk_size(tokens, rules[paligemma.TABLE].kind == "train"))
+  chunk = min(
+    tokens, cross_entropy.chunk_size(tokens, rules[paligemma.TOKEN_TABLE].kind == "train")
+  )
   return chunk, -(-tokens // chunk)

@@ -2,16 +2,17 @@
 
 A run with LoRA keeps a base, factors beside it, and perhaps leaves that were trained themselves;
 PEFT's folder keeps all but the base. Sums are formed in float32 as they are read, a layer at a
-time. How one adapter is added says kept_leaves.py, how PEFT writes it peft.py.
+time. How one adapter is added says params/lazy.py, how PEFT writes it peft.py.
 """
 
 import pathlib
 
-from pgjax import ckpt, kept_leaves, named, params, peft, weights
-from pgjax import leaves as leaves_lib
+from pgjax import ckpt, named, peft, weights
 from pgjax.ckpt import Source
 from pgjax.errors import UserError
-from pgjax.weight_files import Leaf
+from pgjax.formats.lazy_array import LazyArray
+from pgjax.params import lazy, storage
+from pgjax.params import rules as param_rules
 
 
 def folded(source: Source, base: str | None = None) -> Source:
@@ -24,7 +25,7 @@ def folded(source: Source, base: str | None = None) -> Source:
   leaves, below = source.leaves, _own_base(source)
   if base and source.folder is None:
     leaves, below = _on(ckpt.open_source(base), source), base
-  sums = {n: kept_leaves.merged(n, leaves[n], adapter) for n, adapter in source.adapters.items()}
+  sums = {n: lazy.merge_adapter(n, leaves[n], adapter) for n, adapter in source.adapters.items()}
   notes = [
     *source.notes,
     f"The adapters of {len(sums)} arrays are added to {below}; the sums are float32.",
@@ -82,8 +83,8 @@ def notes_of(source: Source, folder: peft.Folder) -> list[str]:
 def plain_params(source: Source) -> list[list[str]] | None:
   """config.params that fits full weights, where the run's own speaks of adapters or of codes."""
   patterns = source.run.config["params"]
-  rules = [params.parse_spec(spec) for _, spec in patterns]
-  kept_plainly = all(r.kind != "lora" and not leaves_lib.scheme_of(r) for r in rules)
+  rules = [param_rules.parse_spec(spec) for _, spec in patterns]
+  kept_plainly = all(r.kind != "lora" and not storage.scheme_of(r) for r in rules)
   return patterns if kept_plainly else [[".*", "train"]]
 
 
@@ -94,13 +95,13 @@ def trained(source: Source) -> set[str]:
   return {name for name, rule in _rules(source).items() if rule.kind == "train"}
 
 
-def _rules(source: Source) -> dict[str, params.Rule]:
-  return params.rules(source.run.config["params"], source.leaves)
+def _rules(source: Source) -> dict[str, param_rules.Rule]:
+  return param_rules.rules(source.run.config["params"], source.leaves)
 
 
 def _quantized(source: Source) -> str:
   """ "nf4" or the like; empty if nothing below the adapters is quantized."""
-  schemes = [leaves_lib.scheme_of(_rules(source)[name]) for name in source.adapters]
+  schemes = [storage.scheme_of(_rules(source)[name]) for name in source.adapters]
   return " and ".join(sorted({scheme.kind for scheme in schemes if scheme}))
 
 
@@ -112,7 +113,7 @@ def _own_base(source: Source) -> str:
   return "the run's own base"
 
 
-def _on(base: Source, source: Source) -> dict[str, Leaf]:
+def _on(base: Source, source: Source) -> dict[str, LazyArray]:
   """The leaves of another base, and those that the run trained."""
   if base.adapters:
     raise UserError(f"--base={base.name} has adapters itself: merge those first.")

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pgjax import adam8bit, params, rounding
+from pgjax import adam8bit, rounding
 from pgjax import config as config_lib
 from pgjax.errors import UserError
+from pgjax.params import names as param_names
 
 # optax's complete optimizers, linear in their learning rate, which ours then replaces. Those that
 # are not (fromage, rprop) or need the loss (lbfgs, polyak_sgd) have no place in the chain.
@@ -152,13 +153,13 @@ def _schedules(
   """A schedule for each name; patterns that freeze were turned into `params` by then."""
   patterns = _as_list(config.schedule)
   where = "config.schedule"
-  matches = params.first_match([p for p, _ in patterns], names, where)
+  matches = param_names.first_match([p for p, _ in patterns], names, where)
   for name, i in matches.items():
     if i is None or patterns[i][1] is None:
       how = "no pattern covers it" if i is None else f"{patterns[i][0]!r} freezes it"
       raise UserError(f"{where}: {name} trains (config.params), but {how}.")
   live = [(p, i) for i, (p, value) in enumerate(patterns) if value is not None]
-  params.check_used([p for p, i in live], _renumber(matches, [i for _, i in live]), where)
+  param_names.check_used([p for p, i in live], _renumber(matches, [i for _, i in live]), where)
   made = {i: make_schedule(patterns[i][1], config, total_steps, num_examples) for _, i in live}
   return {name: made[i] for name, i in matches.items()}
 
@@ -176,15 +177,15 @@ def _per_name(
 ) -> dict[str, float]:
   """The value of the first pattern that matches each name, else the default."""
   patterns = list(patterns)
-  matches = params.first_match([p for p, _ in patterns], names, where)
-  params.check_used([p for p, _ in patterns], matches, where)
+  matches = param_names.first_match([p for p, _ in patterns], names, where)
+  param_names.check_used([p for p, _ in patterns], matches, where)
   return {name: default if i is None else patterns[i][1] for name, i in matches.items()}
 
 
 def _wd_mults(config: Any, names: list[str]) -> dict[str, float]:
   if config.wd_mults is not None:
     return _per_name(config.wd_mults, names, "config.wd_mults", default=0.0)
-  matches = params.first_match([p for p, _ in DEFAULT_WD_MULTS], names)
+  matches = param_names.first_match([p for p, _ in DEFAULT_WD_MULTS], names)
   return {name: 0.0 if i is None else DEFAULT_WD_MULTS[i][1] for name, i in matches.items()}
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
-from pgjax import compiled, memory, plan_page, sharding, step, switches
+from pgjax import compiled, memory, plan_page, sharding, switches
 from pgjax.errors import UserError
+from pgjax.params import of_model
 
 _WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
@@ -37,7 +38,7 @@ class Answer:
 
 def page(said: str, program: Any, config: Any, model: Any, abstract: Any, mesh: Any) -> str:
   """The table and the three cheapest switches."""
-  leaves = step.leaves_of(model, config)
+  leaves = of_model.stored_params(model, config)
   batch = compiled.abstract_batch(config, mesh)
   temporaries = program.memory_analysis().temp_size_in_bytes if program is not None else None
   need = memory.need(config, model, abstract, batch, leaves.rules, temporaries)

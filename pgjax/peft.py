@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pgjax import params, runs, weight_files, weights
+from pgjax import runs, weights
 from pgjax.errors import UserError
-from pgjax.kept_leaves import Adapter
-from pgjax.leaves import Leaves
-from pgjax.models import lora
-from pgjax.params import Rule
-from pgjax.weight_files import Leaf
+from pgjax.formats import lazy_array, safetensors
+from pgjax.formats.lazy_array import LazyArray
+from pgjax.layers import lora
+from pgjax.params import names as param_names
+from pgjax.params.lazy import Adapter
+from pgjax.params.rules import Rule
+from pgjax.params.storage import StoredParams
 from pgjax.weights import Row
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -50,12 +52,12 @@ class Folder(NamedTuple):
   """What is in a folder, or shall be; the arrays are not read yet."""
 
   adapters: dict[str, Adapter]  # By our name of the leaf.
-  whole: dict[str, Leaf]  # Leaves that were trained themselves.
+  whole: dict[str, LazyArray]  # Leaves that were trained themselves.
   base: str | None  # The model that the adapters were trained on, if that is known.
   uneven: tuple[str, ...] = ()  # Adapted leaves of which Hugging Face's parts differ.
 
 
-def arrays(folder: Folder) -> dict[str, Leaf]:
+def arrays(folder: Folder) -> dict[str, LazyArray]:
   """All that a folder holds, by our names: factors as LEAF/a and LEAF/b."""
   factors = {
     f"{name}/{factor}": getattr(adapter, factor)
@@ -65,7 +67,7 @@ def arrays(folder: Folder) -> dict[str, Leaf]:
   return factors | folder.whole
 
 
-def with_arrays(folder: Folder, leaves: Mapping[str, Leaf]) -> Folder:
+def with_arrays(folder: Folder, leaves: Mapping[str, LazyArray]) -> Folder:
   """The same with other arrays under these names, such as rounded ones."""
   adapters = {
     name: adapter._replace(a=leaves[f"{name}/a"], b=leaves[f"{name}/b"])
@@ -114,7 +116,7 @@ def write(path: pathlib.Path, folder: Folder, shapes: Mapping[str, Sequence[int]
       tensors += weights.pieces_of(row, folder.whole[row.name])
   renamed = [tensor._replace(name=_PREFIX + _path(tensor.name)) for tensor in tensors]
   path.mkdir()
-  weight_files.write_safetensors_file(path / FILE, renamed)
+  safetensors.write_safetensors_file(path / FILE, renamed)
   (path / CONFIG).write_text(runs.dumps(config_json(folder, shapes)))
 
 
@@ -180,7 +182,7 @@ def read(path: pathlib.Path, name: str, shapes: Mapping[str, Sequence[int]]) -> 
     ours = tuple(shapes[row.name])
     parts = [hf for _, hf in weights.names_of(row, ours)]
     adapted = [hf for hf in parts if _factor(hf, "a") in found]
-    if adapted and params.matrix(row.name):
+    if adapted and param_names.matrix(row.name):
       used |= {_factor(hf, factor) for hf in adapted for factor in "ab"}
       adapters[row.name], even = _adapter(row, ours, adapted, name, found, config)
       uneven += [] if even else [row.name]
@@ -199,7 +201,7 @@ def read(path: pathlib.Path, name: str, shapes: Mapping[str, Sequence[int]]) -> 
   return Folder(adapters, whole, config.get("base_model_name_or_path") or None, tuple(uneven))
 
 
-def check_start(path: pathlib.Path, name: str, leaves: Leaves) -> None:
+def check_start(path: pathlib.Path, name: str, leaves: StoredParams) -> None:
   """A run that adapts the model goes on with an adapter of the very same matrices, or of none."""
   asked = {n for n, rule in leaves.rules.items() if rule.kind == "lora"}
   if not asked:
@@ -224,7 +226,7 @@ def _adapter(row, ours, adapted, name, found, config) -> tuple[Adapter, bool]:
   scales = {hf: _checked_scale(name, hf, sizes, found, config) for hf in adapted}
   rule, even = _rule(scales, len(parts), found, config)
   filled = _filled(parts, sizes, scales, rule, found)
-  shapes = lora.factor_shapes(params.matrix(row.name), ours, rule.rank)
+  shapes = lora.factor_shapes(param_names.matrix(row.name), ours, rule.rank)
   factors = {
     factor: weights.joined(part, shapes[factor], filled)
     for factor, part in _factor_rows(row).items()
@@ -233,7 +235,7 @@ def _adapter(row, ours, adapted, name, found, config) -> tuple[Adapter, bool]:
 
 
 def _config_of(path: pathlib.Path) -> dict[str, Any]:
-  with weight_files.explained(path / CONFIG, "JSON"):
+  with lazy_array.explained(path / CONFIG, "JSON"):
     config = dict(json.loads((path / CONFIG).read_text()))
   for field, allowed in _ALLOWED.items():
     if field in config and config[field] not in allowed:
@@ -244,14 +246,14 @@ def _config_of(path: pathlib.Path) -> dict[str, Any]:
   return config
 
 
-def _tensors_of(path: pathlib.Path) -> dict[str, Leaf]:
+def _tensors_of(path: pathlib.Path) -> dict[str, LazyArray]:
   """By the names of weights.table, with PEFT's ending."""
   if not (path / FILE).is_file():
     raise UserError(
       f"{path} has no {FILE}: pgjax reads no pickles (.bin), so save the adapter again with"
       " save_pretrained(folder, safe_serialization=True)."
     )
-  found = weight_files.read_safetensors_file(path / FILE)
+  found = safetensors.read_safetensors_file(path / FILE)
   return {weights.canonical(name.removeprefix(_PREFIX)): leaf for name, leaf in found.items()}
 
 
@@ -291,7 +293,7 @@ def _rule(scales, num_parts, found, config) -> tuple[Rule, bool]:
   return Rule("lora", rank=rank, alpha=alpha, dropout=dropout, rslora=rslora), even
 
 
-def _filled(parts, sizes, scales, rule, found) -> dict[str, Leaf]:
+def _filled(parts, sizes, scales, rule, found) -> dict[str, LazyArray]:
   """Factors of all parts, of one rank and for one scale."""
   (out, into), rank = sizes, rule.rank
   filled = {}
@@ -303,11 +305,11 @@ def _filled(parts, sizes, scales, rule, found) -> dict[str, Leaf]:
   return filled
 
 
-def _padded(leaf: Leaf | None, shape: tuple[int, int], times: float) -> Leaf:
+def _padded(leaf: LazyArray | None, shape: tuple[int, int], times: float) -> LazyArray:
   def read(start, stop):
     rows = np.zeros(shape, np.float32)
     if leaf is not None:
       rows[: leaf.shape[0], : leaf.shape[1]] = leaf.whole().astype(np.float32) * np.float32(times)
     return rows[start:stop]
 
-  return Leaf(shape, np.dtype(np.float32), read)
+  return LazyArray(shape, np.dtype(np.float32), read)

@@ -1,6 +1,6 @@
 """How does an example look in a page or a file: its image, with what was answered drawn on it?
 
-The lines themselves are draw.py's. Masks need the weights of their VQ-VAE (seg_weights.py).
+The lines themselves are draw.py's. Masks need the weights of their VQ-VAE (formats/seg_vae_npz.py).
 """
 
 import base64
@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from pgjax import draw, seg_weights
+from pgjax import draw
 from pgjax.data import locations, masks
 from pgjax.errors import UserError
+from pgjax.formats import seg_vae_npz
 from pgjax.models import seg_vae
 
 _PNG_PIXELS = 16_384  # Up to here a PNG is small, and nothing of it is lost.
@@ -40,7 +41,7 @@ def marked(
 ) -> tuple[Image.Image, str]:
   """(uint8 [H, W, 3] with boxes and masks, what could not be drawn: a sentence, or "").
 
-  mask_weights: what decodes masks (seg_weights.py); None leaves them out.
+  mask_weights: what decodes masks (formats/seg_vae_npz.py); None leaves them out.
   """
   masks_HW, said = [None] * len(found), ""
   try:
@@ -58,7 +59,7 @@ def masks_of(
   codes = np.array([o.codes for o in found if o.codes is not None])
   if not len(codes):
     return [None] * len(found)
-  decoded = iter(np.asarray(seg_vae.decode(seg_weights.load(mask_weights), codes))[:, :, :, 0])
+  decoded = iter(np.asarray(seg_vae.decode(seg_vae_npz.load(mask_weights), codes))[:, :, :, 0])
   return [
     None if o.codes is None else masks.paste(next(decoded), o.box, height, width) for o in found
   ]

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pgjax import params
 from pgjax.errors import UserError
+from pgjax.params import names as param_names
 
 _LOST = (
   2.0**-9
@@ -30,8 +30,8 @@ _OF_SIZE_ONE = re.compile(
 )
 _GRADIENTS = re.compile(r"sgd|identity|trace|big_vision\.(sgd|momentum_hp)")
 
-# Summed over in a product, but no matrices to params.py: (name, axes). The table's rows are looked
-# up and multiplied by sqrt(width).
+# Summed over in a product, but not matrices of params/names.py: (name, axes). The table's rows are
+# looked up and multiplied by sqrt(width).
 _ALSO_SUMMED = {"llm/embedder/input_embedding": (1,), "img/embedding/kernel": (0, 1, 2)}
 
 
@@ -177,7 +177,7 @@ def typical_size(name: str, shape: Sequence[int]) -> float | None:
   """The root mean square that a matrix is initialized with; None for what has no fan-in."""
   if name in _ALSO_SUMMED:
     axes = _ALSO_SUMMED[name]
-  elif matrix := params.matrix(name):
+  elif matrix := param_names.matrix(name):
     axes = [matrix.axes.index(axis) for axis in matrix.summed]
   else:
     return None

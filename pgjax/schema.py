@@ -8,8 +8,8 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from pgjax import params
 from pgjax.errors import UserError
+from pgjax.params import names as param_names
 
 DTYPES = ("float32", "bfloat16")
 EVAL_TYPES = (  # Those of scorers.py, and the one that does not decode.
@@ -226,7 +226,7 @@ def require(section: Any, fields: Iterable[str], where: str) -> None:
 def check_patterns(pairs: Any, where: str) -> None:
   """Regular expressions that do not compile are told before a model exists."""
   for pattern, _ in pairs or ():
-    params.compile_pattern(pattern, where)
+    param_names.compile_pattern(pattern, where)
 
 
 def fields_at(path: tuple[str, ...]) -> Mapping[str, Field] | None:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pgjax import seg_weights
 from pgjax.data import locations
 from pgjax.errors import UserError
+from pgjax.formats import seg_vae_npz
 from pgjax.metrics import caption, closed, detection, segmentation, structured, text, vqa
 from pgjax.models import seg_vae
 
@@ -40,7 +40,7 @@ class Scorer(NamedTuple):
 def of(section: Any) -> Scorer:
   """The scorer of an entry of config.evals; what it needs beside the data is looked for here."""
   if section.type == "segmentation":
-    seg_weights.load(section.mask_weights)
+    seg_vae_npz.load(section.mask_weights)
   unknown = sorted(set(section.caption_metrics) - set(caption.METRICS))
   if section.type == "caption" and unknown:
     known = ", ".join(caption.METRICS)
@@ -224,7 +224,7 @@ def _segmentation(section, tokenizer, example, found):
   codes, box = _first_mask(found.tokens, tokenizer)
   mask = None
   if codes is not None:
-    params = seg_weights.load(section.mask_weights)
+    params = seg_vae_npz.load(section.mask_weights)
     mask = np.asarray(seg_vae.decode(params, np.array([codes])))[0, :, :, 0]
   scores = segmentation.referring(mask, box, truth > 0, true_box)
   objects = [] if box is None else [dict(box=list(box), codes=list(codes), label="")]

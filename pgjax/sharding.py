@@ -18,8 +18,8 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pgjax import params
 from pgjax.errors import UserError
+from pgjax.params import names as param_names
 
 _ENVIRONMENT = ("PGJAX_COORDINATOR", "PGJAX_NUM_PROCESSES", "PGJAX_PROCESS_ID")
 _ARGUMENTS = {
@@ -150,7 +150,7 @@ def shardings(strategy: Sequence[tuple[str, str]], tree: Any, mesh: Mesh) -> Any
   tactics = [parse_tactic(tactic, mesh.shape) for _, tactic in strategy]
   leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
   names = [_name(path) for path, _ in leaves]
-  matches = params.first_match([pattern for pattern, _ in strategy], names, where)
+  matches = param_names.first_match([pattern for pattern, _ in strategy], names, where)
   result = []
   for name, (_, leaf) in zip(names, leaves, strict=True):
     spec = [None] * len(leaf.shape)

@@ -1,7 +1,7 @@
 """What will this run do? The text that stands above the progress bar, to be read before waiting.
 
 Pure functions of what the program already knows; metric_log prints what they return. The table of
-parameters is in params.py.
+parameters is in params/rules.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pgjax.models import remat
+from pgjax.layers import remat
 
 WIDTH = 100
 

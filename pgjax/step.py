@@ -4,7 +4,6 @@ Axes: B batch, T text tokens the model sees (the batch holds T+1), D width, M mi
 Everything here is a pure function of (state, batch); logging and saving are the caller's.
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -14,70 +13,27 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from pgjax import ema, host_state, rounding, sharding
-from pgjax import leaves as leaves_lib
-from pgjax import params as params_lib
-from pgjax.models import mixed, paligemma, remat, vocabulary
+from pgjax.layers import cross_entropy, embedding, mixed_precision, remat
+from pgjax.models import paligemma
+from pgjax.params import of_model
+from pgjax.params import rules as param_rules
+from pgjax.params import tree as param_tree
 
 
 class TrainState(NamedTuple):
   """What a step reads and writes, and what a checkpoint holds."""
 
   step: Int[Array, ""]
-  params: dict[str, Any]  # Nested, all that is kept; see leaves.py.
+  params: dict[str, Any]  # Nested, all that is kept; see params/storage.py.
   opt_state: Any  # Of the trained leaves alone, keyed by their flat names.
   ema: Any = None  # Averages of the trained leaves in float32, by flat name, if the run keeps them.
 
 
-def example_shapes(config, text_len=None):
-  """(image, text) of a batch of one, abstract."""
-  images = (config.num_frames,) if config.num_frames else ()
-  image = jax.ShapeDtypeStruct((1, *images, config.res, config.res, 3), jnp.float32)
-  return image, jax.ShapeDtypeStruct((1, text_len or config.text_len), jnp.int32)
-
-
-def param_shapes(model, config):
-  """Names and shapes of all parameters as a nested dict of float32 ShapeDtypeStructs."""
-  image, _ = example_shapes(config)
-  return _param_shapes(model.img_config, model.llm_config, model.dtype, image.shape)
-
-
-@functools.lru_cache(maxsize=16)  # A whole model is traced for it, and a run asks several times.
-def _param_shapes(img, llm, dtype, image_shape):
-  model = paligemma.Model(
-    img=dict(dataclasses.asdict(img), variant="of these sizes"),
-    llm=dict(dataclasses.asdict(llm), variant="of these sizes"),
-    dtype=dtype,
-  )
-  image, text = (
-    jax.ShapeDtypeStruct(image_shape, jnp.float32),
-    jax.ShapeDtypeStruct((1, 1), jnp.int32),
-  )
-  return jax.eval_shape(model.init, jax.random.key(0), image, text, text)["params"]
-
-
-def leaves_of(model, config) -> leaves_lib.Leaves:
-  """What happens to each parameter: the config's list applied to the model's names."""
-  shapes = params_lib.flatten(param_shapes(model, config))
-  shapes = {name: leaf.shape for name, leaf in shapes.items()}
-  return leaves_lib.of(shapes, config.params, model.dtype)
-
-
-def rules(model, config) -> dict[str, params_lib.Rule]:
-  """The rule of each parameter."""
-  return leaves_of(model, config).rules
-
-
-def trained_shapes(model, config) -> dict[str, jax.ShapeDtypeStruct]:
-  """What the optimizer sees, as it is stored: names, shapes and dtypes."""
-  leaves = leaves_of(model, config)
-  return params_lib.split(leaves.stored(), params_lib.trained_names(leaves.rules))[0]
-
-
 def abstract_state(model, tx, config, mesh) -> TrainState:
   """The state as shapes, dtypes and shardings; nothing is allocated."""
-  leaves = leaves_of(model, config)
-  stored = leaves.stored()
-  trained, _ = params_lib.split(stored, params_lib.trained_names(leaves.rules))
+  leaves = of_model.stored_params(model, config)
+  stored = leaves.abstract()
+  trained, _ = param_tree.split(stored, param_rules.trained_names(leaves.rules))
   state = TrainState(
     jax.ShapeDtypeStruct((), jnp.int32),
     stored,
@@ -86,7 +42,7 @@ def abstract_state(model, tx, config, mesh) -> TrainState:
   )
   places = sharding.shardings(config.sharding_strategy, state, mesh)
   if state.ema is not None:  # They take the leaves' places when they are scored.
-    of_leaves = params_lib.flatten(places.params)
+    of_leaves = param_tree.flatten(places.params)
     places = places._replace(ema={name: of_leaves[name] for name in state.ema})
   if config.opt_state_memory == "host":
     places = places._replace(opt_state=sharding.on_host(places.opt_state))
@@ -108,25 +64,25 @@ def init(model, tx, config, mesh, loaded=None) -> TrainState:
   """
   abstract = abstract_state(model, tx, config, mesh)
   places = shardings_of(abstract)
-  image, text = (jnp.zeros(s.shape, s.dtype) for s in example_shapes(config))
-  leaves = leaves_of(model, config)
+  image, text = (jnp.zeros(s.shape, s.dtype) for s in of_model.example_shapes(config))
+  leaves = of_model.stored_params(model, config)
 
-  flat_places, flat = params_lib.flatten(places.params), params_lib.flatten(loaded or {})
+  flat_places, flat = param_tree.flatten(places.params), param_tree.flatten(loaded or {})
   missing = {name: place for name, place in flat_places.items() if name not in flat}
 
   @functools.partial(jax.jit, out_shardings=missing)
   def random_params():
     made = model.init(jax.random.key(config.seed), image, text, text)["params"]
-    kept = params_lib.flatten(leaves.kept(made, config.seed))
+    kept = param_tree.flatten(leaves.encode(made, config.seed))
     return {name: kept[name] for name in missing}
 
   if missing:
     flat |= random_params()
-  values = params_lib.unflatten(dict(sorted(flat.items())))
+  values = param_tree.unflatten(dict(sorted(flat.items())))
 
   @functools.partial(jax.jit, out_shardings=(places.opt_state, places.ema))
   def beside(values):
-    trained, _ = params_lib.split(values, params_lib.trained_names(leaves.rules))
+    trained, _ = param_tree.split(values, param_rules.trained_names(leaves.rules))
     return tx.init(trained), None if config.ema_decay is None else ema.start(trained)
 
   step = jax.device_put(jnp.zeros((), jnp.int32), places.step)
@@ -143,8 +99,8 @@ def jitted(model, tx, config, mesh):
   abstract = abstract_state(model, tx, config, mesh)
   places = shardings_of(abstract)
   batch_place = sharding.batch_sharding(mesh)
-  options = loss_options(model, config, _layout(mesh, places.params))
-  leaves = leaves_of(model, config)
+  options = loss_options(model, config, table_layout(mesh, places.params))
+  leaves = of_model.stored_params(model, config)
   update = functools.partial(all_at_once, tx)
   if config.opt_state_memory == "host":
     update = functools.partial(
@@ -163,7 +119,7 @@ def jitted(model, tx, config, mesh):
       ),
       update=update,
       readable=readable(leaves, mesh),
-      is_trained=frozenset(params_lib.trained_names(leaves.rules)),
+      is_trained=frozenset(param_rules.trained_names(leaves.rules)),
       options=options,
       seed=config.seed,
       microbatches=config.microbatches,
@@ -179,10 +135,10 @@ def jitted(model, tx, config, mesh):
 
 def loss_options(model, config, layout=None, *, train=True):
   """What is static about the loss; `layout` says where the table lies on a mesh."""
-  return vocabulary.Options(
+  return cross_entropy.LossOptions(
     label_smoothing=config.label_smoothing if train else 0.0,
     softcap=model.llm_config.final_logits_softcap,
-    train_table=train and rules(model, config)[paligemma.TABLE].kind == "train",
+    train_table=train and of_model.rules(model, config)[paligemma.TOKEN_TABLE].kind == "train",
     layout=layout,
   )
 
@@ -190,19 +146,20 @@ def loss_options(model, config, layout=None, *, train=True):
 def readable(leaves, mesh):
   """A function from a flat dict of what is kept to what the modules read on that mesh."""
   place = sharding.replicated(mesh) if mesh.size > 1 else None
-  return functools.partial(leaves.readable, place=place)
+  return functools.partial(leaves.for_model, place=place)
 
 
 def _copied_to_gather(param_places):
   """Names of stacked leaves whose slices of a layer do not lie in the order of their shards."""
-  places = params_lib.flatten(param_places)
+  places = param_tree.flatten(param_places)
   return frozenset(
     name for name, place in places.items() if place.mesh.size > 1 and any(place.spec[2:])
   )
 
 
-def _layout(mesh, param_places):
-  return vocabulary.layout(mesh, params_lib.flatten(param_places)[paligemma.TABLE])
+def table_layout(mesh, param_places):
+  """How the token table is sharded on that mesh."""
+  return embedding.table_layout(mesh, param_tree.flatten(param_places)[paligemma.TOKEN_TABLE])
 
 
 def train_step(
@@ -221,7 +178,7 @@ def train_step(
   ema_decay,
 ):
   """One update; see `jitted`."""
-  trained, frozen = params_lib.split(state.params, is_trained)
+  trained, frozen = param_tree.split(state.params, is_trained)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   gradients_of = functools.partial(
     gradients,
@@ -250,7 +207,7 @@ def train_step(
     max_sup_seqlen=jnp.max(lengths_B),
   )
   averages = None if ema_decay is None else ema.updated(state.ema, trained, ema_decay)
-  merged = params_lib.merge(trained, frozen)
+  merged = param_tree.merge(trained, frozen)
   return TrainState(state.step + 1, merged, opt_state, averages), measured
 
 
@@ -269,25 +226,25 @@ def gradients(
   model,
   options,
   examples,
-  readable=params_lib.unflatten,
+  readable=param_tree.unflatten,
   cast_first=(),
 ):
   """(gradients, loss) of these rows' part of the mean over `examples` examples."""
-  table = {**trained, **frozen}[paligemma.TABLE]
+  table = {**trained, **frozen}[paligemma.TOKEN_TABLE]
   tokens_BT = batch["text"][:, :-1]
-  x_BTD = vocabulary.embed(table, tokens_BT, options.layout).astype(model.dtype)
+  x_BTD = embedding.embed(table, tokens_BT, options.layout).astype(model.dtype)
 
   def loss_fn(moving, x_BTD):
-    masters = mixed.restored(trained, moving, model.dtype, cast_first)
+    masters = mixed_precision.restored(trained, moving, model.dtype, cast_first)
     variables = {"params": readable({**masters, **frozen})}
     return _loss(model, variables, x_BTD, batch, options, examples, key)
 
-  moving = mixed.differentiable(trained, model.dtype)
+  moving = mixed_precision.differentiable(trained, model.dtype)
   if options.train_table:
     # The lookup's gradient goes into the buffer of the loss's: one table-sized array, not two.
     loss, (grads, dx_BTD) = jax.value_and_grad(loss_fn, argnums=(0, 1))(moving, x_BTD)
-    grads[paligemma.TABLE] = vocabulary.add_embed_gradient(
-      grads[paligemma.TABLE], tokens_BT, dx_BTD, options.layout
+    grads[paligemma.TOKEN_TABLE] = embedding.add_embed_gradient(
+      grads[paligemma.TOKEN_TABLE], tokens_BT, dx_BTD, options.layout
     )
   else:
     loss, grads = jax.value_and_grad(loss_fn)(moving, x_BTD)
@@ -298,12 +255,12 @@ def _loss(model, variables, x_BTD, batch, options, examples, key):
   """Mean over an example's learned tokens, then over examples."""
   mask_BT = batch["mask_loss"][:, 1:].astype(jnp.float32)
   weights_BT = mask_BT / jnp.maximum(1.0, jnp.sum(mask_BT, axis=1, keepdims=True)) / examples
-  h_BTD = _hidden(model, variables, x_BTD, batch, key)
-  table = params_lib.flatten(variables["params"])[paligemma.TABLE]
-  return vocabulary.weighted_nll(h_BTD, table, batch["text"][:, 1:], weights_BT, options)[0]
+  h_BTD = hidden_states(model, variables, x_BTD, batch, key)
+  table = param_tree.flatten(variables["params"])[paligemma.TOKEN_TABLE]
+  return cross_entropy.weighted_nll(h_BTD, table, batch["text"][:, 1:], weights_BT, options)[0]
 
 
-def _hidden(model, variables, x_BTD, batch, key=None):
+def hidden_states(model, variables, x_BTD, batch, key=None):
   """Normed states of the text tokens; with a key as in training, with dropout."""
   rngs = {"dropout": key} if key is not None else None
   zimg = model.apply(variables, batch["image"], rngs=rngs, method="embed_image")
@@ -341,17 +298,17 @@ def jitted_nll(model, config, mesh, param_places):
 
   Without dropout and label smoothing; the perplexity evaluator divides.
   """
-  options = loss_options(model, config, _layout(mesh, param_places), train=False)
-  read = readable(leaves_of(model, config), mesh)
+  options = loss_options(model, config, table_layout(mesh, param_places), train=False)
+  read = readable(of_model.stored_params(model, config), mesh)
   model = model.clone(constrain=sharding.batch_constraint(mesh))
 
   def nll(params, batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    flat = params_lib.flatten(params)
-    table = flat[paligemma.TABLE]
-    x_BTD = vocabulary.embed(table, batch["text"][:, :-1], options.layout).astype(model.dtype)
-    h_BTD = _hidden(model, {"params": read(flat)}, x_BTD, batch)
+    flat = param_tree.flatten(params)
+    table = flat[paligemma.TOKEN_TABLE]
+    x_BTD = embedding.embed(table, batch["text"][:, :-1], options.layout).astype(model.dtype)
+    h_BTD = hidden_states(model, {"params": read(flat)}, x_BTD, batch)
     mask_BT = batch["mask_loss"][:, 1:].astype(jnp.float32)
-    _, nll_BT = vocabulary.weighted_nll(h_BTD, table, batch["text"][:, 1:], mask_BT, options)
+    _, nll_BT = cross_entropy.weighted_nll(h_BTD, table, batch["text"][:, 1:], mask_BT, options)
     return jnp.sum(nll_BT, axis=1), jnp.sum(mask_BT, axis=1)
 
   place = sharding.batch_sharding(mesh)

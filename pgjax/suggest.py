@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pgjax import config as config_lib
-from pgjax import step, step_time, switches
+from pgjax import step_time, switches
 from pgjax.compiled import Step
 from pgjax.gpus import Gpu
-from pgjax.models import paligemma, remat
+from pgjax.layers import remat
+from pgjax.models import paligemma
+from pgjax.params import of_model
 
 KEEPING = ("products_saveable", "attention_saveable", remat.BALANCED, "least_memory")
 REPLICATED = '[[".*", "replicate()"]]'
@@ -89,7 +91,9 @@ def _in_parts(config: Any, num_devices: int) -> Iterator[dict[str, str]]:
 def _other_runs(config, first, attempt, num_devices, limit_bytes) -> Iterator[Tried]:
   """Switches one upon the other, once they may be enough by their estimates; then adapters."""
   model = paligemma.Model(**config.model)
-  run = switches.Run(config, model, step.leaves_of(model, config), first.step.need, num_devices)
+  run = switches.Run(
+    config, model, of_model.stored_params(model, config), first.step.need, num_devices
+  )
   overrides, missing = {}, first.step.need.total - limit_bytes
   for switch in switches.of_other_runs(run):
     overrides = overrides | switch.overrides

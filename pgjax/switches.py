@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pgjax import config as config_lib
-from pgjax import memory, optim, params
+from pgjax import memory, optim
 from pgjax.errors import UserError
-from pgjax.leaves import Leaves
+from pgjax.layers import remat
 from pgjax.memory import Need
-from pgjax.models import remat
 from pgjax.models.paligemma import Model
+from pgjax.params import rules as param_rules
+from pgjax.params import tree as param_tree
+from pgjax.params.storage import StoredParams
 
 HOST_BANDWIDTH = 25e9  # Bytes a second between a GPU and its host, over PCIe 4 with 16 lanes.
 WORTH = 0.02  # Of what a step takes; below that a switch is not named.
@@ -36,7 +38,7 @@ class Run(NamedTuple):
 
   config: Any
   model: Model
-  leaves: Leaves
+  leaves: StoredParams
   need: Need
   num_devices: int
 
@@ -55,7 +57,7 @@ class Run(NamedTuple):
 
   def kept_bytes(self, wanted: Callable[[str, Any], bool]) -> int:
     """Of the kept arrays (name, shape) that are wanted: their share of what a device keeps."""
-    kept = params.flatten(self.leaves.stored())
+    kept = param_tree.flatten(self.leaves.abstract())
     sizes = {name: math.prod(a.shape) * a.dtype.itemsize for name, a in kept.items()}
     share = sum(size for name, size in sizes.items() if wanted(name, kept[name]))
     return round(share / sum(sizes.values()) * (sum(self.need[:3])))
@@ -99,8 +101,8 @@ def _frozen_storage(run: Run) -> Switch | None:
 
 def _narrow(spec: str) -> str:
   """`freeze` in whatever dtype, in bfloat16; the base of an adapter too."""
-  rule = params.parse_spec(spec)
-  if rule.dtype in params.QUANTIZED or rule.kind == "train":
+  rule = param_rules.parse_spec(spec)
+  if rule.dtype in param_rules.QUANTIZED or rule.kind == "train":
     return spec
   return 'freeze("bfloat16")' if rule.kind == "freeze" else spec
 
@@ -189,7 +191,7 @@ def _accepted(run: Run, overrides: Mapping[str, str]) -> bool:
   """Whether this run's config can be changed so."""
   try:
     changed = config_lib.validated(config_lib.overridden(run.config, overrides))
-    names = params.trained_names(run.leaves.rules)
+    names = param_rules.trained_names(run.leaves.rules)
     optim.make(changed, 10**9, names, num_examples=1000 * changed.input.batch_size)
   except UserError:
     return False
@@ -226,7 +228,7 @@ def adapters(config: Any, base: str) -> dict[str, str]:
     specs = [(p, re.sub(r'base="\w+"', f'base="{base}"', spec)) for p, spec in config.params]
     return {"params": json.dumps(specs)}
   patterns = [("llm/layers/(attn|mlp)/.*", f'lora(rank=8, alpha=16, base="{base}")')]
-  if base in params.QUANTIZED:
+  if base in param_rules.QUANTIZED:
     patterns += [("img/.*/kernel", f'freeze("{base}")')]
   patterns += [(".*", 'freeze("bfloat16")')]
   return {"params": json.dumps(patterns), "lr": f"{10 * config.lr:g}", "wd": "0.0"}
@@ -235,7 +237,7 @@ def adapters(config: Any, base: str) -> dict[str, str]:
 def _quantized(run: Run) -> Switch | None:
   """The base of adapters in four bits."""
   based = {n for n, rule in run.leaves.rules.items() if rule.kind == "lora"}
-  wide = {n for n in based if run.leaves.rules[n].dtype not in params.QUANTIZED}
+  wide = {n for n in based if run.leaves.rules[n].dtype not in param_rules.QUANTIZED}
   if not wide:
     return None
   size = run.kept_bytes(lambda name, _: name in wide)

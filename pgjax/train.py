@@ -27,7 +27,6 @@ from pgjax import (
   metric_log,
   optim,
   out_of_memory,
-  param_table,
   rounding,
   runs,
   sharding,
@@ -38,6 +37,8 @@ from pgjax import step as step_lib
 from pgjax.data import pipeline
 from pgjax.errors import UserError
 from pgjax.models import paligemma
+from pgjax.params import of_model
+from pgjax.params import table as param_table
 
 AGREE_STEPS = 10  # Several processes ask each other this often whether one of them should stop.
 
@@ -206,7 +207,7 @@ def open_data(config: Any, tokenizer: Any) -> pipeline.TrainBatches:
 
 def make_optimizer(config: Any, model: Any, total_steps: int, num_examples: int) -> Any:
   """The chain for the leaves that train."""
-  trained = step_lib.trained_shapes(model, config)
+  trained = of_model.trained_shapes(model, config)
   rounding.check(config, trained)
   return optim.make(config, total_steps, trained, num_examples=num_examples)
 
@@ -262,7 +263,7 @@ def say_start_page(log, config, mesh, model, abstract, data, evaluators, total_s
   log.say(start_page.scanned("training", data.scans))
   for evaluator in evaluators:
     log.say(start_page.scanned(evaluator.name, evaluator.batches.scans))
-  log.say("\n" + param_table.table(abstract.params, step_lib.leaves_of(model, config)) + "\n")
+  log.say("\n" + param_table.table(abstract.params, of_model.stored_params(model, config)) + "\n")
 
 
 def resume_or_init(config, model, tx, mesh, abstract, saver, log) -> tuple[Any, dict[str, Any]]:
@@ -274,8 +275,8 @@ def resume_or_init(config, model, tx, mesh, abstract, saver, log) -> tuple[Any, 
   loaded = None
   if config.model_init:
     with log.waiting(f"Loading {config.model_init}"):
-      leaves = step_lib.leaves_of(model, config)
-      loaded = ckpt.initial(config.model_init, abstract.params, leaves)
+      leaves = of_model.stored_params(model, config)
+      loaded = ckpt.load_initial(config.model_init, abstract.params, leaves)
   with log.waiting("Making the first state"):
     state = jax.block_until_ready(step_lib.init(model, tx, config, mesh, loaded))
   return state, dict(seed=config.seed, step=0, examples=0, evaluated=False)
@@ -304,7 +305,7 @@ def work_of(config: Any, model: Any, mesh: Any) -> metric_log.Work:
   images, batch_size = max(config.num_frames, 1), config.input.batch_size
   patch = model.img_config.patch_size
   tokens = images * (config.res // patch[0]) * (config.res // patch[1]) + config.text_len
-  work = flops.of_step(config, model, step_lib.leaves_of(model, config))
+  work = flops.of_step(config, model, of_model.stored_params(model, config))
   peak = metric_log.peak_flops(list(mesh.devices.ravel()))
   return metric_log.Work(batch_size, batch_size * tokens, work, peak)
 

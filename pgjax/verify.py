@@ -14,16 +14,18 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from pgjax import params, weights
+from pgjax import weights
 from pgjax.ckpt import Source
-from pgjax.models import gemma, paligemma, siglip, vocabulary
-from pgjax.weight_files import Leaf
+from pgjax.formats.lazy_array import LazyArray
+from pgjax.layers import embedding
+from pgjax.models import gemma, paligemma, siglip
+from pgjax.params import tree as param_tree
 
 PATCHES = 16  # A side; the whole picture of 896 pixels has 64.
 PREFIX, SUFFIX = 5, 3  # Tokens.
 
 
-def compare(leaves: Mapping[str, Leaf], source: Source, copy: Source) -> tuple[str, bool]:
+def compare(leaves: Mapping[str, LazyArray], source: Source, copy: Source) -> tuple[str, bool]:
   """(a table for people, whether all is the same).
 
   Args:
@@ -40,7 +42,7 @@ def compare(leaves: Mapping[str, Leaf], source: Source, copy: Source) -> tuple[s
 
 
 def compare_arrays(
-  leaves: Mapping[str, Leaf], written: Mapping[str, Leaf]
+  leaves: Mapping[str, LazyArray], written: Mapping[str, LazyArray]
 ) -> tuple[list[str], bool]:
   """(a line for each array, whether all are the same)."""
   lines, same = [], True
@@ -63,7 +65,7 @@ def compare_arrays(
   return lines, same
 
 
-def _digest(leaf: Leaf) -> str:
+def _digest(leaf: LazyArray) -> str:
   """Of the bytes in C order."""
   digest = hashlib.sha256()
   for rows in leaf.chunks():
@@ -81,7 +83,7 @@ def example(source: Source) -> tuple[np.ndarray, np.ndarray]:
   return image, rng.integers(0, rows, PREFIX + SUFFIX)
 
 
-def logits(leaves: Mapping[str, Leaf], source: Source) -> np.ndarray:
+def logits(leaves: Mapping[str, LazyArray], source: Source) -> np.ndarray:
   """Float32 [T, V] of the example's text; V without the rows that only Hugging Face has."""
   img, llm = siglip.get(**source.model["img"]), gemma.get(**source.model["llm"])
   image, tokens_T = example(source)
@@ -125,17 +127,17 @@ def _text_logits(leaves, llm, z_1PD, tokens_T) -> np.ndarray:
   scale = jnp.asarray(leaves["llm/final_norm/scale"].whole(), jnp.float32)
   h_TD = gemma.RMSNorm(llm.norm_eps).apply({"params": {"scale": scale}}, x_1LD[0, P:])
   parts = [
-    vocabulary.logits(h_TD, jnp.asarray(block, jnp.float32), llm.final_logits_softcap)
+    embedding.logits(h_TD, jnp.asarray(block, jnp.float32), llm.final_logits_softcap)
     for block in weights.with_rows(table, rows).chunks()
   ]
   return np.concatenate([np.asarray(part) for part in parts], axis=-1)
 
 
-def _layer(leaves: Mapping[str, Leaf], prefix: str, i: int) -> dict[str, Any]:
+def _layer(leaves: Mapping[str, LazyArray], prefix: str, i: int) -> dict[str, Any]:
   """Variables of one layer, in float32."""
   flat = {
     name.removeprefix(prefix): jnp.asarray(leaf.read(i, i + 1)[0], jnp.float32)
     for name, leaf in leaves.items()
     if name.startswith(prefix)
   }
-  return {"params": params.unflatten(flat)}
+  return {"params": param_tree.unflatten(flat)}

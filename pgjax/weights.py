@@ -16,8 +16,9 @@ import einops
 import numpy as np
 
 from pgjax.errors import UserError
+from pgjax.formats.lazy_array import LazyArray
+from pgjax.formats.safetensors import Tensor
 from pgjax.models import gemma
-from pgjax.weight_files import Leaf, Tensor
 
 POS_EMBEDDING = "img/pos_embedding"
 TOKEN_TABLE = "llm/embedder/input_embedding"
@@ -188,7 +189,9 @@ def canonical(name: str) -> str:
   return name
 
 
-def from_hf(found: Mapping[str, Leaf], shapes: Mapping[str, Sequence[int]]) -> dict[str, Leaf]:
+def from_hf(
+  found: Mapping[str, LazyArray], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, LazyArray]:
   """Our leaves, made of Hugging Face's tensors as they are read.
 
   Args:
@@ -213,13 +216,13 @@ def from_hf(found: Mapping[str, Leaf], shapes: Mapping[str, Sequence[int]]) -> d
   return {row.name: joined(row, tuple(shapes[row.name]), tensors) for row in table(shapes)}
 
 
-def _same(a: Leaf, b: Leaf) -> bool:
+def _same(a: LazyArray, b: LazyArray) -> bool:
   return a.shape == b.shape and all(
     x.tobytes() == y.tobytes() for x, y in zip(a.chunks(), b.chunks(), strict=True)
   )
 
 
-def joined(row: Row, shape: Sequence[int], tensors: Mapping[str, Leaf]) -> Leaf:
+def joined(row: Row, shape: Sequence[int], tensors: Mapping[str, LazyArray]) -> LazyArray:
   """Our leaf, made of their tensors as they are read."""
   pieces = [(index, tensors[hf]) for index, hf in names_of(row, shape)]
   dtype = np.result_type(*(leaf.dtype for _, leaf in pieces))
@@ -237,10 +240,10 @@ def joined(row: Row, shape: Sequence[int], tensors: Mapping[str, Leaf]) -> Leaf:
         rows[(layer - start, *part)] = back(leaf.whole())
     return rows
 
-  return Leaf(shape, dtype, read)
+  return LazyArray(shape, dtype, read)
 
 
-def to_hf(leaves: Mapping[str, Leaf], rows: int | None = None) -> list[Tensor]:
+def to_hf(leaves: Mapping[str, LazyArray], rows: int | None = None) -> list[Tensor]:
   """What a Hugging Face checkpoint of these leaves holds, in the order in which they are read.
 
   Args:
@@ -259,7 +262,7 @@ def to_hf(leaves: Mapping[str, Leaf], rows: int | None = None) -> list[Tensor]:
   return tensors
 
 
-def pieces_of(row: Row, leaf: Leaf) -> list[Tensor]:
+def pieces_of(row: Row, leaf: LazyArray) -> list[Tensor]:
   """Their tensors that make up one of our leaves."""
   shape = their_shape(row, leaf.shape)
   return [
@@ -268,7 +271,7 @@ def pieces_of(row: Row, leaf: Leaf) -> list[Tensor]:
   ]
 
 
-def _cut(row: Row, leaf: Leaf, index: tuple[int, ...]) -> Iterator[np.ndarray]:
+def _cut(row: Row, leaf: LazyArray, index: tuple[int, ...]) -> Iterator[np.ndarray]:
   """One tensor of theirs, out of our leaf."""
   if row.stacked:
     layer, *part = index
@@ -278,7 +281,7 @@ def _cut(row: Row, leaf: Leaf, index: tuple[int, ...]) -> Iterator[np.ndarray]:
   yield einops.rearrange(array, f"{row.ours} -> {row.theirs}")
 
 
-def with_rows(leaf: Leaf, rows: int) -> Leaf:
+def with_rows(leaf: LazyArray, rows: int) -> LazyArray:
   """The first `rows` rows, zeros behind those that there are."""
   have = leaf.shape[0]
   if rows == have:
@@ -289,7 +292,7 @@ def with_rows(leaf: Leaf, rows: int) -> Leaf:
     new = np.zeros((max(stop - max(start, have), 0), *leaf.shape[1:]), leaf.dtype)
     return np.concatenate([old, new])
 
-  return Leaf((rows, *leaf.shape[1:]), leaf.dtype, read)
+  return LazyArray((rows, *leaf.shape[1:]), leaf.dtype, read)
 
 
 def check_same(

@@ -2,10 +2,12 @@
 
 import numpy as np
 
-from pgjax import checkpoint_params, ckpt, params, weight_files
+from pgjax import checkpoint_params
 from pgjax import config as config_lib
-from pgjax import leaves as leaves_lib
 from pgjax.data import tokenizer
+from pgjax.formats import lazy_array
+from pgjax.params import of_model, storage
+from pgjax.params import tree as param_tree
 
 TOWER = dict(width=16, depth=1, mlp_dim=32, num_heads=2)
 FIELDS = {
@@ -27,11 +29,11 @@ def write(folder, root, **settings):
   config = config_lib.validated(config_lib.load(str(root / "configs/easyvqa.py"), fields))
   saved = config.to_dict()
   model = {part: saved["model"][part] for part in ("img", "llm")}
-  shapes = ckpt.model_shapes(model, config.res)
-  stored = params.flatten(leaves_lib.of(shapes, config.params, config.dtype).stored())
+  shapes = of_model.model_shapes(model, config.res)
+  stored = param_tree.flatten(storage.of(shapes, config.params, config.dtype).abstract())
   rng = np.random.default_rng(0)
   kept = {
-    name: weight_files.of_array(rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype))
+    name: lazy_array.of_array(rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype))
     for name, leaf in stored.items()
   }
   run = dict(step=7, config=saved, identity={}, position=dict(step=7, total_steps=10))

@@ -7,8 +7,9 @@ import optax
 import pytest
 import tiny
 
-from pgjax import adam8bit, params
+from pgjax import adam8bit
 from pgjax.errors import UserError
+from pgjax.params import tree as param_tree
 
 MAPS = {"signed": adam8bit.SIGNED, "unsigned": adam8bit.UNSIGNED}
 
@@ -156,9 +157,9 @@ def test_eight_devices_take_the_same_steps_as_one():
   assert "llm/embedder/input_embedding" in coded
   assert not state_8.opt_state[1].m["llm/embedder/input_embedding"].sharding.is_fully_replicated
   np.testing.assert_allclose(log_1[-1]["training_loss"], log_8[-1]["training_loss"], rtol=1e-5)
-  for name, leaf in params.flatten(state_1.params).items():
-    moved = np.abs(leaf - params.flatten(values)[name]).max()
-    other = np.asarray(params.flatten(state_8.params)[name])
+  for name, leaf in param_tree.flatten(state_1.params).items():
+    moved = np.abs(leaf - param_tree.flatten(values)[name]).max()
+    other = np.asarray(param_tree.flatten(state_8.params)[name])
     # Gradients differ in their last digits, and so does now and then a code.
     if not name.endswith("key/bias"):  # Its gradient is nothing but rounding noise.
       assert np.mean(np.abs(leaf - other) > 0.01 * moved) < 0.01, name

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax import check, cli, findings, inspection, inspection_boxes, inspection_page, seg_weights
+from pgjax import check, cli, findings, inspection, inspection_boxes, inspection_page
 from pgjax.data import images, locations
+from pgjax.formats import seg_vae_npz
 from pgjax.models import seg_vae
 
 BOX = "<loc0100><loc0100><loc0900><loc0900>"
@@ -282,7 +283,7 @@ def test_types_are_named_as_json_has_them(value, name):
 
 def test_masks_of_a_coco_file_go_through_their_codes_and_are_drawn(folder):
   params = seg_vae.init(jax.random.key(0), width=8, embed_dim=8)
-  seg_weights.save(folder / "masks.npz", params)
+  seg_vae_npz.save(folder / "masks.npz", params)
   outline = [[1, 1, 6, 1, 1, 6]]  # A triangle, and random weights make a square of it.
   content = dict(
     images=[dict(id=i, file_name=f"{i}.png", width=8, height=8) for i in range(3)],

@@ -6,10 +6,13 @@ import ml_collections
 import pytest
 
 from configs import common
-from pgjax import config, optim, params, schema, sharding, step
+from pgjax import config, optim, schema, sharding, step
 from pgjax.data import ops, tokenizer
 from pgjax.errors import UserError
 from pgjax.models import gemma, paligemma, siglip
+from pgjax.params import of_model
+from pgjax.params import rules as param_rules
+from pgjax.params import tree as param_tree
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ("common.py", "published.py")
@@ -48,12 +51,12 @@ def test_every_config_is_valid_and_traces(spec):
   c = built(spec)
   total = config.total_steps(c, 10_000)
   model = paligemma.Model(**c.model)
-  rules = step.rules(model, c)
-  tx = optim.make(c, total, params.trained_names(rules))
+  rules = of_model.rules(model, c)
+  tx = optim.make(c, total, param_rules.trained_names(rules))
   mesh = sharding.make_mesh(c.mesh, jax.devices())
   state = step.abstract_state(model, tx, c, mesh)
-  assert set(params.flatten(state.params)) >= {
-    n for n in rules if rules[n].dtype not in params.QUANTIZED
+  assert set(param_tree.flatten(state.params)) >= {
+    n for n in rules if rules[n].dtype not in param_rules.QUANTIZED
   }
   tiny = tokenizer.load("tiny")
   if c.tokenizer == "tiny":
@@ -109,7 +112,7 @@ TRAINED = dict(
 @pytest.mark.parametrize("tune", common.TUNE)
 def test_what_a_preset_trains(tune):
   c = built(f"forkme.py:tune={tune}")
-  rules = step.rules(paligemma.Model(**c.model), c)
+  rules = of_model.rules(paligemma.Model(**c.model), c)
   trained = [name for name, rule in rules.items() if rule.kind == "train"]
   parts = {n.split("/")[0] if n[:3] == "llm" else "/".join(n.split("/")[:2]) for n in trained}
   adapted = {name: rule for name, rule in rules.items() if rule.kind == "lora"}

@@ -12,10 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pgjax import ckpt, cli, convert, leaves, params, verify, weight_files, weights
+from pgjax import ckpt, cli, convert, disk, verify, weights
 from pgjax.data import tokenizer
 from pgjax.errors import UserError
+from pgjax.formats import lazy_array, safetensors
 from pgjax.models import paligemma
+from pgjax.params import of_model, storage
+from pgjax.params import tree as param_tree
 
 IMG = dict(variant="custom", width=24, depth=2, mlp_dim=40, num_heads=3, patch_size=14)
 SIZES = dict(variant="custom", width=32, depth=3, mlp_dim=48, head_dim=16)
@@ -34,10 +37,10 @@ RES = 42  # 3 x 3 patches.
 
 def random_leaves(llm, dtype=np.float32, seed=0):
   """All parameters of a model with these fields, random, by name."""
-  shapes = ckpt.model_shapes(dict(img=IMG, llm=llm), RES)
+  shapes = of_model.model_shapes(dict(img=IMG, llm=llm), RES)
   rng = np.random.default_rng(seed)
   return {
-    name: weight_files.of_array(rng.normal(0, 0.3, shape).astype(dtype))
+    name: lazy_array.of_array(rng.normal(0, 0.3, shape).astype(dtype))
     for name, shape in shapes.items()
   }
 
@@ -125,12 +128,12 @@ def test_there_and_back_is_the_same_bits(saved, tmp_path, llm, dtype, capsys):
 
 def test_shards_are_as_large_as_asked_and_read_as_one(saved, tmp_path, monkeypatch):
   path, values = saved(LLM["gemma2"])
-  monkeypatch.setattr(weight_files.write_safetensors, "__defaults__", (300_000,))
+  monkeypatch.setattr(safetensors.write_safetensors, "__defaults__", (300_000,))
   assert run(f"--src={path}", f"--dst={tmp_path / 'hf'}", "--to=hf") == 0
   files = sorted((tmp_path / "hf").glob("*.safetensors"))
   assert len(files) >= 2
   assert all(f.stat().st_size < 330_000 for f in files)
-  index = json.loads((tmp_path / "hf" / weight_files.INDEX).read_text())
+  index = json.loads((tmp_path / "hf" / safetensors.INDEX).read_text())
   assert set(index["weight_map"].values()) == {f.name for f in files}
   assert_same_bits(arrays(tmp_path / "hf"), values)
 
@@ -147,7 +150,7 @@ def test_rounding_is_to_nearest_even_and_said(saved, tmp_path, capsys):
 
 def test_what_does_not_fit_into_float16_is_told(saved, tmp_path):
   path, values = saved(LLM["gemma1"])
-  leaves = {n: weight_files.of_array(a) for n, a in values.items()}
+  leaves = {n: lazy_array.of_array(a) for n, a in values.items()}
   values["llm/final_norm/scale"][3] = 1e6
   big = source(vocabulary(LLM["gemma1"]), leaves=leaves)
   convert.WRITERS["orbax"](tmp_path / "big", big, leaves)
@@ -200,7 +203,7 @@ def test_a_bare_npz_says_what_it_is_by_its_shapes(tmp_path, capsys):
 @pytest.mark.parametrize(("name", "millions"), [("gemma2_9b", 9662), ("gemma2_27b", 27650)])
 def test_the_table_covers_the_large_models(name, millions):
   """9.66 and 27.7 billion parameters, as the paper says; every leaf stands in one row."""
-  shapes = ckpt.model_shapes(dict(img=dict(variant="So400m/14"), llm=dict(variant=name)), 224)
+  shapes = of_model.model_shapes(dict(img=dict(variant="So400m/14"), llm=dict(variant=name)), 224)
   assert {row.name for row in weights.table(shapes)} == set(shapes)
   assert round(sum(np.prod(s) for s in shapes.values()) / 1e6) == millions
   theirs = weights.hf_shapes(shapes)
@@ -214,7 +217,7 @@ def test_verify_notices_one_bit_and_another_scale(saved):
   assert same, table
   changed = {name: array.copy() for name, array in values.items()}
   changed["llm/layers/mlp/linear"].view(np.uint32)[0, 0, 0] ^= 1
-  copy = opened._replace(leaves={n: weight_files.of_array(a) for n, a in changed.items()})
+  copy = opened._replace(leaves={n: lazy_array.of_array(a) for n, a in changed.items()})
   table, same = verify.compare(opened.leaves, opened, copy)
   assert not same
   assert [line.split()[0] for line in table.splitlines() if "DIFFERENT" in line] == [
@@ -233,7 +236,7 @@ def test_verify_computes_what_the_model_computes(saved):
   ours = verify.logits(opened.leaves, opened)
   mask = np.arange(len(tokens)) >= verify.PREFIX
   model = paligemma.Model(**opened.model)
-  tree = params.unflatten({name: jnp.asarray(array) for name, array in values.items()})
+  tree = param_tree.unflatten({name: jnp.asarray(array) for name, array in values.items()})
   arrays = (jnp.asarray(a) for a in (image, tokens[None], mask[None].astype(np.int32)))
   theirs, _ = model.apply({"params": tree}, *arrays)
   np.testing.assert_allclose(ours, theirs[0], rtol=0, atol=1e-5 * np.abs(theirs).max())
@@ -325,10 +328,10 @@ def test_damaged_hugging_face_folders_are_told_in_a_sentence(saved, tmp_path, wh
 
 def test_shards_that_are_missing_or_elsewhere_are_told(saved, tmp_path, monkeypatch):
   path, _ = saved(LLM["gemma1"])
-  monkeypatch.setattr(weight_files.write_safetensors, "__defaults__", (300_000,))
+  monkeypatch.setattr(safetensors.write_safetensors, "__defaults__", (300_000,))
   folder = tmp_path / "hf"
   assert run(f"--src={path}", f"--dst={folder}", "--to=hf") == 0
-  index = folder / weight_files.INDEX
+  index = folder / safetensors.INDEX
   whole = json.loads(index.read_text())
   first = sorted(set(whole["weight_map"].values()))[0]
   (folder / first).rename(tmp_path / "elsewhere.safetensors")
@@ -351,12 +354,12 @@ def test_untied_output_weights_are_refused_and_tied_ones_dropped(saved, tmp_path
   path, values = saved(LLM["gemma1"])
   folder = tmp_path / "hf"
   assert run(f"--src={path}", f"--dst={folder}", "--to=hf") == 0
-  found = weight_files.read_safetensors(folder)
+  found = safetensors.read_safetensors(folder)
   shapes = {name: array.shape for name, array in values.items()}
   table = found["language_model.model.embed_tokens.weight"]
   tied = weights.from_hf({**found, "lm_head.weight": table}, shapes)
   assert_same_bits({n: leaf.whole() for n, leaf in tied.items()}, values)
-  other = weight_files.of_array(table.whole() + 1)
+  other = lazy_array.of_array(table.whole() + 1)
   with pytest.raises(UserError, match="differs from embed_tokens"):
     weights.from_hf({**found, "lm_head.weight": other}, shapes)
 
@@ -381,7 +384,7 @@ def test_every_spelling_of_transformers_is_read(spelling):
   leaves = random_leaves(vocabulary(LLM["gemma2"]))
   shapes = {name: leaf.shape for name, leaf in leaves.items()}
   spelled = {
-    SPELLINGS[spelling](t.name): weight_files.of_array(np.concatenate(list(t.blocks())))
+    SPELLINGS[spelling](t.name): lazy_array.of_array(np.concatenate(list(t.blocks())))
     for t in weights.to_hf(leaves)
   }
   read = weights.from_hf(spelled, shapes)
@@ -395,7 +398,7 @@ def test_names_and_shapes_are_those_that_transformers_wrote(root):
     llm |= dict(variant="custom", width=64, depth=2, mlp_dim=128, num_heads=4, head_dim=16)
     lines = (root / f"tests/golden/hf_keys_paligemma{version}.txt").read_text().splitlines()
     expected = {n: tuple(json.loads(s)) for n, s, _ in (line.split("\t") for line in lines)}
-    shapes = ckpt.model_shapes(dict(img=img, llm=dict(llm, vocab_size=300)), 28)
+    shapes = of_model.model_shapes(dict(img=img, llm=dict(llm, vocab_size=300)), 28)
     assert weights.hf_shapes(shapes) == expected
 
 
@@ -424,7 +427,7 @@ def test_a_disk_that_fills_up_leaves_nothing(saved, tmp_path, monkeypatch, to):
   path, _ = saved(LLM["gemma1"])
   target = tmp_path / ("x.npz" if to == "bv" else "x")
   with monkeypatch.context() as patch:
-    patch.setattr(weight_files, "free_bytes", lambda _: 1000)
+    patch.setattr(disk, "free_bytes", lambda _: 1000)
     with pytest.raises(UserError, match=r"needs 0\.\d+ GB and its disk has 1e-06 GB free"):
       run(f"--src={path}", f"--dst={target}", f"--to={to}")
   writer = convert.WRITERS[to]
@@ -513,7 +516,7 @@ def test_training_starts_from_any_format(saved, tmp_path):
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
   kept = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place(a)) for n, a in values.items()}
-  plain = leaves.of({n: a.shape for n, a in values.items()}, [(".*", "train")], "float32")
+  plain = storage.of({n: a.shape for n, a in values.items()}, [(".*", "train")], "float32")
   for name in (path, tmp_path / "x", tmp_path / "x.npz"):
-    loaded = params.flatten(ckpt.initial(str(name), params.unflatten(kept), plain))
+    loaded = param_tree.flatten(ckpt.load_initial(str(name), param_tree.unflatten(kept), plain))
     assert_same_bits({n: np.asarray(a) for n, a in loaded.items()}, values)

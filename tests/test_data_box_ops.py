@@ -2,9 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from pgjax import seg_weights
 from pgjax.data import locations, masks, ops, packing, tokenizer
 from pgjax.errors import UserError
+from pgjax.formats import seg_vae_npz
 from pgjax.models import seg_vae
 
 CAT, DOG = [0.25, 0.5, 0.5, 0.75], [0.0, 0.0, 1.0, 0.25]
@@ -114,7 +114,7 @@ def vae(tmp_path_factory):
   """(path of a small VQ-VAE's file, its weights)."""
   path = tmp_path_factory.mktemp("vae") / "small.npz"
   params = seg_vae.init(jax.random.key(0), width=8, embed_dim=8)
-  seg_weights.save(path, params)
+  seg_vae_npz.save(path, params)
   return str(path), params
 
 

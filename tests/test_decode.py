@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from pgjax import at_hand, decode, hlo, params, sharding
-from pgjax.models import vocabulary
+from pgjax import at_hand, decode, hlo, sharding
+from pgjax.layers import embedding
+from pgjax.params import tree as param_tree
 
 pytestmark = pytest.mark.xdist_group("decode")  # They share what is compiled.
 
@@ -20,9 +21,9 @@ SOFTCAP = 5.0
 @pytest.fixture(scope="module")
 def values():
   """Parameters whose logits are large enough for the soft-cap to bend them."""
-  flat = params.flatten(tiny.parameters(tiny.model()))
+  flat = param_tree.flatten(tiny.parameters(tiny.model()))
   flat["llm/final_norm/scale"] = flat["llm/final_norm/scale"] + 3
-  return params.unflatten(flat)
+  return param_tree.unflatten(flat)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_sharded_weights_are_gathered_before_the_loop(values, batch):
   """A token's collectives: it is looked up in the sharded table, and no weight travels."""
   mesh = tiny.mesh(devices=8)
   places = sharding.shardings(tiny.FSDP, {"params": values}, mesh)["params"]
-  layout = vocabulary.layout(mesh, places["llm"]["embedder"]["input_embedding"])
+  layout = embedding.table_layout(mesh, places["llm"]["embedder"]["input_embedding"])
   model = tiny.model().clone(constrain=sharding.batch_constraint(mesh))
   fields = dict(model=model, layout=layout, max_decode_len=NEW, mesh=mesh)
   sent = {}

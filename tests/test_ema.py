@@ -7,7 +7,8 @@ import pytest
 import test_run
 import tiny
 
-from pgjax import checkpoint, ckpt, ema, evaluate, params, runs, step, train
+from pgjax import checkpoint, ckpt, ema, evaluate, runs, step, train
+from pgjax.params import tree as param_tree
 
 BATCHES = [tiny.batch(seed=i) for i in range(4)]
 SOME = [
@@ -36,13 +37,13 @@ def after(run, state, batches):
 def test_the_average_is_exponential_from_the_first_weights_on(run, values):
   state = run.state(values)
   name = "llm/layers/mlp/linear"
-  want = np.asarray(params.flatten(state.params)[name], np.float64)
+  want = np.asarray(param_tree.flatten(state.params)[name], np.float64)
   np.testing.assert_array_equal(state.ema[name], want)
   for batch in BATCHES[:3]:
     state, _ = run.train_step(state, batch)
-    want = 0.75 * want + 0.25 * np.asarray(params.flatten(state.params)[name], np.float64)
+    want = 0.75 * want + 0.25 * np.asarray(param_tree.flatten(state.params)[name], np.float64)
   np.testing.assert_allclose(state.ema[name], want, rtol=1e-5, atol=1e-7)
-  assert np.abs(params.flatten(state.params)[name] - want).max() > 0.01
+  assert np.abs(param_tree.flatten(state.params)[name] - want).max() > 0.01
 
 
 def test_only_what_trains_has_an_average_and_it_is_float32(run):
@@ -58,7 +59,7 @@ def test_an_average_moves_by_less_than_bfloat16_could_hold():
 
 def test_scored_are_the_averages_and_the_frozen_leaves(run, values):
   state = after(run, run.state(values), BATCHES[:2])
-  scored, raw = params.flatten(ema.scored(state)), params.flatten(state.params)
+  scored, raw = param_tree.flatten(ema.scored(state)), param_tree.flatten(state.params)
   assert scored.keys() == raw.keys()
   for name, leaf in scored.items():
     assert leaf is (state.ema[name] if name in state.ema else raw[name])
@@ -75,7 +76,7 @@ def test_averages_lie_where_their_leaves_lie(values):
   strategy = [("params/.*", 'fsdp(axis="data", min_size_to_shard_mb=0)'), (".*", "replicate")]
   config = tiny.config(ema_decay=0.9, sharding_strategy=strategy)
   abstract = tiny.Run(config, tiny.model(), tiny.mesh(devices=8)).abstract
-  for name, leaf in params.flatten(abstract.params).items():
+  for name, leaf in param_tree.flatten(abstract.params).items():
     assert abstract.ema[name].sharding == leaf.sharding
 
 

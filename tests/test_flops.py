@@ -6,8 +6,11 @@ import jax
 import pytest
 import tiny
 
-from pgjax import flops, params, step
+from pgjax import flops
 from pgjax.models import paligemma
+from pgjax.params import names as param_names
+from pgjax.params import of_model
+from pgjax.params import tree as param_tree
 
 # A multiply-add of each part of PaliGemma 2 3B at 224 px with 128 tokens, in 1e9: products with
 # weights, and attention.
@@ -30,14 +33,14 @@ def model(variant="gemma2_2b"):
 
 @functools.cache
 def shapes(variant):
-  return params.flatten(step.param_shapes(model(variant), tiny.config(res=224)))
+  return param_tree.flatten(of_model.param_shapes(model(variant), tiny.config(res=224)))
 
 
 def of(variant, trains, *, res=224, text_len=128, factors=None):
   """FLOPs where the pattern trains."""
   made = model(variant)
   leaves = shapes(variant)
-  matches = params.first_match([trains], leaves)
+  matches = param_names.first_match([trains], leaves)
   trained = {name for name, match in matches.items() if match == 0} | set(factors or ())
   leaves |= factors or {}
   return flops.train_flops(made, leaves, trained, res=res, text_len=text_len)
@@ -97,7 +100,7 @@ def test_lora_costs_its_factors_and_no_gradient_of_the_base():
 def test_more_images_and_text_cost_what_they_add():
   """Without attention, whose cost is quadratic: twice the images and text cost twice as much."""
   model = tiny.model()
-  leaves = params.flatten(step.param_shapes(model, tiny.config()))
+  leaves = param_tree.flatten(of_model.param_shapes(model, tiny.config()))
   count = lambda **sizes: flops.train_flops(model, leaves, set(leaves), res=16, **sizes)  # noqa: E731
   scores = 3 * 4 * 2 * 12**2 * 4 * 16
   once, twice = count(text_len=8), count(text_len=16, num_images=2)

@@ -45,16 +45,16 @@ class Golden:
     }
 
   def tree(self, prefix):
-    from pgjax import params
+    from pgjax.params import tree as param_tree
 
-    return params.unflatten(self.flat(prefix))
+    return param_tree.unflatten(self.flat(prefix))
 
   def config(self, **fields):
     """The run that the reference made, as a config of ours."""
-    from pgjax import params
+    from pgjax.params import rules as param_rules
 
     optimizer = dict(self.meta["optimizer"])
-    patterns, schedule = params.from_schedule(optimizer.pop("schedule"))
+    patterns, schedule = param_rules.from_schedule(optimizer.pop("schedule"))
     image, text = self.arrays["batch/image"], self.arrays["batch/text"]
     config = dict(
       seed=0,
@@ -102,9 +102,10 @@ def test_there_are_golden_files():
 
 
 def test_the_tree_of_parameters_is_the_references(golden):
-  from pgjax import params, step
+  from pgjax.params import of_model
+  from pgjax.params import tree as param_tree
 
-  ours = params.flatten(step.param_shapes(golden.model, golden.config()))
+  ours = param_tree.flatten(of_model.param_shapes(golden.model, golden.config()))
   assert {n: a.shape for n, a in ours.items()} == {
     n: a.shape for n, a in golden.flat("params/").items()
   }
@@ -123,15 +124,16 @@ def test_logits_and_image_embedding(golden):
 
 
 def test_loss_per_example_and_gradients(golden):
-  from pgjax import params, step
+  from pgjax import step as step_lib
+  from pgjax.params import tree as param_tree
 
   smoothing = golden.meta["label_smoothing"]
   config = golden.config(label_smoothing=smoothing, params=[(".*", "train")])
   trained = golden.flat("params/")
   gradients = functools.partial(
-    step.gradients,
+    step_lib.gradients,
     model=golden.model,
-    options=step.loss_options(golden.model, config),
+    options=step_lib.loss_options(golden.model, config),
     examples=len(golden.arrays["batch/text"]),
   )
   grads, loss = jax.jit(gradients)(trained, {}, golden.batch(), jax.random.key(0))
@@ -145,10 +147,10 @@ def test_loss_per_example_and_gradients(golden):
     tolerance = 1e-4 * (largest if name.endswith("key/bias") else scale)
     np.testing.assert_allclose(grads[name], grad, rtol=0, atol=tolerance, err_msg=name)
 
-  nll = step.jitted_nll(
-    golden.model, config, one_device_mesh(), single_device(params.unflatten(trained))
+  nll = step_lib.jitted_nll(
+    golden.model, config, one_device_mesh(), single_device(param_tree.unflatten(trained))
   )
-  nll_B, count_B = nll(params.unflatten(trained), golden.batch())
+  nll_B, count_B = nll(param_tree.unflatten(trained), golden.batch())
   per_example = nll_B / jnp.maximum(1, count_B)
   assert_close(per_example, golden.arrays["out/per_example_loss_ls0"], 1e-4)
   assert_close(jnp.mean(per_example), golden.arrays["out/loss_ls0"], 1e-4)
@@ -160,17 +162,20 @@ def single_device(tree):
 
 
 def test_losses_and_parameters_of_twenty_updates(golden):
-  from pgjax import optim, params, step
+  from pgjax import optim
+  from pgjax import step as step_lib
+  from pgjax.params import of_model
+  from pgjax.params import tree as param_tree
 
   config = golden.config()
-  rules = step.rules(golden.model, config)
+  rules = of_model.rules(golden.model, config)
   trained = [name for name, rule in rules.items() if rule.kind == "train"]
   tx = optim.make(config, config.total_steps, trained)
   mesh = one_device_mesh()
-  places = step.shardings_of(step.abstract_state(golden.model, tx, config, mesh))
+  places = step_lib.shardings_of(step_lib.abstract_state(golden.model, tx, config, mesh))
   loaded = jax.device_put(golden.tree("params/"), places.params)
-  state = step.init(golden.model, tx, config, mesh, loaded=loaded)
-  train_step = step.jitted(golden.model, tx, config, mesh)
+  state = step_lib.init(golden.model, tx, config, mesh, loaded=loaded)
+  train_step = step_lib.jitted(golden.model, tx, config, mesh)
   losses = []
   for i in range(config.total_steps):
     state, measured = train_step(state, golden.batch(i))
@@ -178,7 +183,7 @@ def test_losses_and_parameters_of_twenty_updates(golden):
   np.testing.assert_allclose(losses, golden.arrays["train/losses"], rtol=1e-3)
 
   after, before = golden.flat("train/params_after/"), golden.flat("params/")
-  ours = params.flatten(state.params)
+  ours = param_tree.flatten(state.params)
   assert ours.keys() == after.keys()
   for name, rule in rules.items():
     if rule.kind == "freeze":

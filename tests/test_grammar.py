@@ -7,9 +7,10 @@ import pytest
 import test_search
 import tiny
 
-from pgjax import grammar, json_grammar, params
+from pgjax import grammar, json_grammar
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
+from pgjax.params import tree as param_tree
 
 pytestmark = pytest.mark.xdist_group("grammar")  # They share what is compiled.
 
@@ -234,7 +235,7 @@ def test_a_prompt_without_labels_and_too_short_a_length_are_told(tokenizer):
 def wide():
   """(parameters, batch) of an untrained model with the tiny tokenizer's vocabulary, and a bit."""
   size = tokenizer_lib.load("tiny").vocab_size + 8
-  flat = params.flatten(tiny.parameters(tiny.model(llm=dict(vocab_size=size))))
+  flat = param_tree.flatten(tiny.parameters(tiny.model(llm=dict(vocab_size=size))))
   flat["llm/final_norm/scale"] = flat["llm/final_norm/scale"] + 2
   rng = np.random.default_rng(3)
   batch = dict(
@@ -244,7 +245,7 @@ def wide():
     mask_input=np.ones((ROWS, 4), bool),
     _index=np.arange(ROWS, dtype=np.int32),
   )
-  return size, params.unflatten(flat), batch
+  return size, param_tree.unflatten(flat), batch
 
 
 @pytest.mark.parametrize("method", ["greedy", "temperature(1.0)", "beam(2)"])

@@ -8,20 +8,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pgjax import (
-  checkpoint_params,
-  ckpt,
-  evaluate,
-  kept_leaves,
-  leaves,
-  params,
-  peft,
-  sharding,
-  weight_files,
-)
+from pgjax import checkpoint_params, ckpt, evaluate, peft, sharding
 from pgjax.data import tokenizer
 from pgjax.errors import UserError
+from pgjax.formats import lazy_array, npz
 from pgjax.models import paligemma
+from pgjax.params import lazy, storage
+from pgjax.params import names as param_names
+from pgjax.params import rules as param_rules
+from pgjax.params import tree as param_tree
 from tests import tiny
 from tests.test_convert import GEMMA2, IMG, RES, SIZES, arrays, assert_same_bits, random_leaves, run
 
@@ -46,9 +41,7 @@ def base(tmp_path_factory):
   """({name: array} of a model, the big_vision file that holds it)."""
   tmp_path = tmp_path_factory.mktemp("base")
   values = {name: leaf.whole() for name, leaf in random_leaves(LLM).items()}
-  weight_files.write_npz(
-    tmp_path / "base.npz", {n: weight_files.of_array(a) for n, a in values.items()}
-  )
+  npz.write_npz(tmp_path / "base.npz", {n: lazy_array.of_array(a) for n, a in values.items()})
   facts = dict(model=MODEL, res=RES)
   (tmp_path / "base.npz.pgjax.json").write_text(json.dumps(facts))
   shutil.copy(tokenizer.TINY, tmp_path / "base.npz.tokenizer.model")
@@ -56,21 +49,21 @@ def base(tmp_path_factory):
 
 
 def how(patterns):
-  return leaves.of({n: leaf.shape for n, leaf in random_leaves(LLM).items()}, patterns, "float32")
+  return storage.of({n: leaf.shape for n, leaf in random_leaves(LLM).items()}, patterns, "float32")
 
 
 def kept_by(patterns, values, model_init, folder):
   """Saves what a run with these rules might have after some steps; {name: array} of it."""
   made, kept = how(patterns), {}
   for name, rule in made.rules.items():
-    leaf = weight_files.of_array(values[name] + (rule.kind == "train"))
-    coded = kept_leaves.quantized(name, leaf, made) if rule.dtype in params.QUANTIZED else {}
+    leaf = lazy_array.of_array(values[name] + (rule.kind == "train"))
+    coded = lazy.encode(name, leaf, made) if rule.dtype in param_rules.QUANTIZED else {}
     kept |= {f"{name}/{part}": array for part, array in coded.items()} or {name: leaf}
   rng = np.random.default_rng(5)
-  for name, leaf in params.flatten(made.stored()).items():
-    if name.startswith(params.LORA):
+  for name, leaf in param_tree.flatten(made.abstract()).items():
+    if name.startswith(param_names.LORA):
       factor = rng.normal(0, 0.3, leaf.shape).astype(np.float32)
-      kept[name] = weight_files.of_array(factor)
+      kept[name] = lazy_array.of_array(factor)
   config = dict(model=MODEL, res=RES, params=patterns, dtype="float32", model_init=model_init)
   position = dict(step=7, total_steps=7, evaluated=False)
   saved = dict(step=7, config=config, identity={}, position=position)
@@ -116,9 +109,9 @@ def test_merged_weights_are_those_of_the_base_plus_the_products(adapted, base, t
 def test_merged_answers_like_unmerged(adapted, base, tmp_path):
   kept, folder = adapted
   assert convert(folder, tmp_path / "merged", "hf", "--merge") == 0
-  unmerged = logits(how(LORA).readable(kept))
-  assert np.abs(unmerged - logits(params.unflatten(base[0]))).max() > 0.1
-  merged = logits(params.unflatten(arrays(tmp_path / "merged")))
+  unmerged = logits(how(LORA).for_model(kept))
+  assert np.abs(unmerged - logits(param_tree.unflatten(base[0]))).max() > 0.1
+  merged = logits(param_tree.unflatten(arrays(tmp_path / "merged")))
   np.testing.assert_allclose(merged, unmerged, atol=1e-5 * np.abs(unmerged).max())
 
 
@@ -134,8 +127,8 @@ def test_a_quantized_base_is_taken_as_it_was_or_replaced(base, tmp_path, capsys)
   product = 2 * np.einsum("lnhr,lrd->lnhd", a, b)
   np.testing.assert_allclose(full[OUT], values[OUT] + product, atol=1e-6)
   assert np.abs(own[OUT] - full[OUT]).max() > 0.01
-  unmerged = logits(how(QLORA).readable(kept))
-  merged = logits(params.unflatten(own))
+  unmerged = logits(how(QLORA).for_model(kept))
+  merged = logits(param_tree.unflatten(own))
   np.testing.assert_allclose(merged, unmerged, atol=1e-5 * np.abs(unmerged).max())
 
 
@@ -143,8 +136,8 @@ def test_another_base_brings_its_own_rows_of_the_token_table(adapted, base, tmp_
   """Those of Hugging Face's <image> and padding."""
   values = dict(base[0])
   values[TABLE] = np.pad(values[TABLE], ((0, 64), (0, 0)), constant_values=3)
-  leaves_of_base = {n: weight_files.of_array(a) for n, a in values.items()}
-  weight_files.write_npz(tmp_path / "rows.npz", leaves_of_base)
+  leaves_of_base = {n: lazy_array.of_array(a) for n, a in values.items()}
+  npz.write_npz(tmp_path / "rows.npz", leaves_of_base)
   facts = dict(model=dict(MODEL, llm=dict(LLM, vocab_size=192)), res=RES)
   (tmp_path / "rows.npz.pgjax.json").write_text(json.dumps(facts))
   flags = ["--merge", f"--base={tmp_path}/rows.npz"]
@@ -207,9 +200,9 @@ def initial(folder, patterns):
   made = how(patterns)
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   kept = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), made.stored()
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), made.abstract()
   )
-  return params.flatten(ckpt.initial(str(folder), kept, made))
+  return param_tree.flatten(ckpt.load_initial(str(folder), kept, made))
 
 
 def test_a_run_goes_on_with_an_adapter_of_peft(adapted, tmp_path):
@@ -261,7 +254,7 @@ def test_an_adapter_says_what_it_stands_on(adapted, base, tmp_path):
 def test_a_base_of_another_size_is_told(adapted, tmp_path):
   other = dict(LLM, mlp_dim=64)
   leaves_of_other = random_leaves(other)
-  weight_files.write_npz(tmp_path / "other.npz", leaves_of_other)
+  npz.write_npz(tmp_path / "other.npz", leaves_of_other)
   with pytest.raises(UserError, match=r"other.npz' does not fit the model.*mlp/linear"):
     convert(adapted[1], tmp_path / "x", "hf", "--merge", f"--base={tmp_path}/other.npz")
 
@@ -286,7 +279,7 @@ def test_peft_s_folder_names_the_model_below_all_adapters(adapted, base, tmp_pat
 def test_an_adapter_of_peft_is_scored_with_its_sums_in_float32(adapted, base, tmp_path):
   leaves_of_base = ckpt.open_source(base[1]).leaves
   half = {n: leaf.astype(ml_dtypes.bfloat16, n) for n, leaf in leaves_of_base.items()}
-  weight_files.write_npz(tmp_path / "half.npz", half)
+  npz.write_npz(tmp_path / "half.npz", half)
   shutil.copy(f"{base[1]}.pgjax.json", tmp_path / "half.npz.pgjax.json")
   assert convert(adapted[1], tmp_path / "peft", "peft", f"--base={tmp_path}/half.npz") == 0
   source = ckpt.open_source(str(tmp_path / "peft"))
@@ -294,6 +287,6 @@ def test_an_adapter_of_peft_is_scored_with_its_sums_in_float32(adapted, base, tm
   model = paligemma.Model(**MODEL)
   for patterns, dtype in (([(".*", "train")], "float32"), (LORA, "bfloat16")):
     config = tiny.config(params=patterns, res=RES)
-    abstract = params.flatten(evaluate.abstract_params(model, config, mesh, source))
+    abstract = param_tree.flatten(evaluate.abstract_params(model, config, mesh, source))
     assert abstract[OUT].dtype == dtype
     assert abstract["llm/final_norm/scale"].dtype == "bfloat16"

@@ -7,10 +7,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pgjax import ckpt, kept_leaves, params, peft, weight_files, weights
+from pgjax import peft, weights
 from pgjax.errors import UserError
-from pgjax.models import lora
-from pgjax.params import Rule
+from pgjax.formats import lazy_array, safetensors
+from pgjax.layers import lora
+from pgjax.params import lazy, of_model
+from pgjax.params import names as param_names
+from pgjax.params.rules import Rule
 from tests.test_convert import IMG, LLM, RES
 
 PREFIX = "base_model.model.model."
@@ -21,7 +24,7 @@ MODELS = ["gemma1", "gemma2", "heads_of_their_own"]
 
 
 def shapes_of(llm="gemma2"):
-  return ckpt.model_shapes(dict(img=IMG, llm=dict(LLM[llm], vocab_size=64)), RES)
+  return of_model.model_shapes(dict(img=IMG, llm=dict(LLM[llm], vocab_size=64)), RES)
 
 
 def random(shape, seed=0):
@@ -29,21 +32,21 @@ def random(shape, seed=0):
 
 
 def base_leaves(shapes):
-  return {n: weight_files.of_array(random(s, i)) for i, (n, s) in enumerate(shapes.items())}
+  return {n: lazy_array.of_array(random(s, i)) for i, (n, s) in enumerate(shapes.items())}
 
 
 def folder_of(shapes, rules, whole=(), base="somewhere/pt"):
   made = {}
   for name, rule in rules.items():
-    sizes = lora.factor_shapes(params.matrix(name), shapes[name], rule.rank)
-    factors = {f: weight_files.of_array(random(s, 7 + len(name))) for f, s in sizes.items()}
-    made[name] = kept_leaves.Adapter(**factors, rule=rule)
+    sizes = lora.factor_shapes(param_names.matrix(name), shapes[name], rule.rank)
+    factors = {f: lazy_array.of_array(random(s, 7 + len(name))) for f, s in sizes.items()}
+    made[name] = lazy.Adapter(**factors, rule=rule)
   leaves = base_leaves(shapes)
   return peft.Folder(made, {name: leaves[name] for name in whole}, base)
 
 
 def merged(base, folder):
-  sums = {n: kept_leaves.merged(n, base[n], adapter) for n, adapter in folder.adapters.items()}
+  sums = {n: lazy.merge_adapter(n, base[n], adapter) for n, adapter in folder.adapters.items()}
   return base | folder.whole | sums
 
 
@@ -56,11 +59,11 @@ def factors_of(folder):
 
 
 def every_matrix(shapes, rule=RULE):
-  return {name: rule for name in shapes if params.matrix(name)}
+  return {name: rule for name in shapes if param_names.matrix(name)}
 
 
 def tensors_in(folder):
-  found = weight_files.read_safetensors_file(folder / "adapter_model.safetensors")
+  found = safetensors.read_safetensors_file(folder / "adapter_model.safetensors")
   return {name.removeprefix(PREFIX): leaf.whole() for name, leaf in found.items()}
 
 
@@ -72,10 +75,10 @@ def save(folder, tensors, **config):
   """What PEFT would have written."""
   folder.mkdir()
   made = [
-    weight_files.Tensor(PREFIX + name, a.shape, a.dtype, lambda a=a: [a])
+    safetensors.Tensor(PREFIX + name, a.shape, a.dtype, lambda a=a: [a])
     for name, a in tensors.items()
   ]
-  weight_files.write_safetensors_file(folder / "adapter_model.safetensors", made)
+  safetensors.write_safetensors_file(folder / "adapter_model.safetensors", made)
   fields = dict(peft_type="LORA", r=4, lora_alpha=8, bias="none", init_lora_weights=True)
   (folder / "adapter_config.json").write_text(json.dumps(fields | config))
   return folder
@@ -197,7 +200,7 @@ def test_a_trained_connector_goes_along(tmp_path):
   saved = tensors_in(tmp_path / "a")["multi_modal_projector.linear.weight"]
   np.testing.assert_array_equal(saved, kernel.T)
   again = peft.read(tmp_path / "a", "a", shapes)
-  other = base_leaves(shapes) | {"img/head/kernel": weight_files.of_array(np.zeros_like(kernel))}
+  other = base_leaves(shapes) | {"img/head/kernel": lazy_array.of_array(np.zeros_like(kernel))}
   full = merged(other, again)
   np.testing.assert_array_equal(full["img/head/kernel"].whole(), kernel)
 

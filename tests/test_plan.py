@@ -16,7 +16,6 @@ from pgjax import (
   gpus,
   hlo,
   memory,
-  params,
   plan,
   plan_page,
   plan_table,
@@ -27,6 +26,7 @@ from pgjax import (
 )
 from pgjax import config as config_lib
 from pgjax.errors import UserError
+from pgjax.params import tree as param_tree
 
 GIB = 2**30
 ADAPTERS = [("llm/layers/(attn|mlp)/.*", 'lora(rank=2, base="nf4")'), (".*", 'freeze("bfloat16")')]
@@ -78,7 +78,7 @@ def test_bytes_are_sorted_by_what_happens_to_them():
   """Adapters of rank 2 on a quantized base: nothing trains but the factors, in float32."""
   run, batch, _ = compiled_run(params=ADAPTERS, sharding_strategy=[(".*", "replicate()")])
   need = memory.need(run.config, run.model, run.abstract, batch, run.rules, 10**9)
-  factors = [a for n, a in params.flatten(run.abstract.params).items() if n.startswith("lora/")]
+  factors = [a for n, a in param_tree.flatten(run.abstract.params).items() if n.startswith("lora/")]
   assert need.lora == 4 * sum(a.size for a in factors)
   assert need.trained == 0
   assert need.optimizer == 2 * need.lora + 2 * 4  # Two moments, and the counts of two transforms.
@@ -202,13 +202,13 @@ def test_time_is_compute_at_the_mfu_and_communication_at_the_links():
 
 def estimates(**fields):
   """What the switches are estimated from, for PaliGemma 2 3B and the bytes above."""
-  from pgjax import step
   from pgjax.models import paligemma
+  from pgjax.params import of_model
 
   made = config_lib.load("configs/forkme.py:size=3b", fields)
   made = config_lib.validated(made)
   model = paligemma.Model(**made.model)
-  return switches.Run(made, model, step.leaves_of(model, made), NEED, 1)
+  return switches.Run(made, model, of_model.stored_params(model, made), NEED, 1)
 
 
 def test_switches_save_what_they_saved_when_compiled():

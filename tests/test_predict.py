@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax import answering, cli, convert, decoders, evaluate, params, predict
+from pgjax import answering, cli, convert, decoders, evaluate, predict
 from pgjax.data import sources
+from pgjax.params import tree as param_tree
 from tests import small_checkpoint
 
 pytestmark = pytest.mark.skipif(
@@ -202,7 +203,7 @@ def test_quantized_weights_answer_nearly_alike(checkpoint, asked, tmp_path):
     settings = opened.settings._replace(grammar="one_of('yes')")
     [answer] = answerer.answers(question(opened, encoded), settings, 1)
     logp[how] = sum(answer.logp)
-    kinds[how] = {name.split("/")[-1] for name in params.flatten(answerer._params)}  # noqa: SLF001
+    kinds[how] = {name.split("/")[-1] for name in param_tree.flatten(answerer._params)}  # noqa: SLF001
   assert {"int8"} <= kinds["int8"]
   assert {"nf4"} <= kinds["nf4"]
   assert not {"int8", "nf4"} & kinds[None]
@@ -222,7 +223,7 @@ def test_adapters_stay_beside_a_base_that_is_kept_as_it_was(tmp_path, root, aske
   both = [read(tmp_path / name) for name in ("predictions.jsonl", "a.jsonl")]
   np.testing.assert_allclose(*([row["logp"] for row in rows] for rows in both), atol=1e-5)
   opened = answering.open_checkpoint(folder, quantize="nf4")
-  kept = params.flatten(answering.Answerer(opened)._params)  # noqa: SLF001
+  kept = param_tree.flatten(answering.Answerer(opened)._params)  # noqa: SLF001
   assert "lora/llm/layers/mlp/linear/a" in kept
   assert "llm/layers/mlp/linear/nf4" in kept
 

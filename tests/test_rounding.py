@@ -8,8 +8,9 @@ import optax
 import pytest
 import tiny
 
-from pgjax import params, rounding
+from pgjax import rounding
 from pgjax.errors import UserError
+from pgjax.params import tree as param_tree
 
 BF16 = [(".*", 'train("bfloat16")')]
 
@@ -74,12 +75,12 @@ def test_a_run_that_would_stand_still_moves_by_chance():
   model, batches = tiny.model(), [tiny.batch(seed=i) for i in range(5)]
   values = tiny.parameters(model)
   name = "llm/layers/mlp/linear"
-  start = np.asarray(params.flatten(values)[name]).astype(jnp.bfloat16)
+  start = np.asarray(param_tree.flatten(values)[name]).astype(jnp.bfloat16)
   moved = {}
   for on in (False, True):
     config = tiny.config(params=BF16, lr=2e-5, wd=None, stochastic_rounding=on)
     state, _ = tiny.Run(config, model, tiny.mesh()).steps(values, batches)
-    leaf = params.flatten(state.params)[name]
+    leaf = param_tree.flatten(state.params)[name]
     assert leaf.dtype == jnp.bfloat16
     moved[on] = np.mean(np.asarray(leaf) != start)
   assert moved[False] < 0.15  # Weights near 0 alone.
@@ -190,7 +191,7 @@ def test_fan_in_is_that_of_the_model():
   """Freshly initialized matrices have the size that the check expects of them."""
   model = tiny.model(llm=dict(width=64))
   image, text = (jnp.zeros(s.shape, s.dtype) for s in tiny.step.example_shapes(tiny.config()))
-  leaves = params.flatten(model.init(jax.random.key(0), image, text, text)["params"])
+  leaves = param_tree.flatten(model.init(jax.random.key(0), image, text, text)["params"])
   seen = 0
   for name, leaf in leaves.items():
     expected = rounding.typical_size(name, leaf.shape)

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from pgjax import schema, scorers, seg_weights
+from pgjax import schema, scorers
 from pgjax.data import locations
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
+from pgjax.formats import seg_vae_npz
 from pgjax.metrics import text
 from pgjax.models import seg_vae
 
@@ -125,13 +126,13 @@ def test_boxes_that_are_wrong_missing_or_broken_cost_something(tokenizer):
 def weights(tmp_path):
   """A small random VQ-VAE in a file of its own."""
   path = tmp_path / "masks.npz"
-  seg_weights.save(path, seg_vae.init(jax.random.key(0), width=8, embed_dim=16))
+  seg_vae_npz.save(path, seg_vae.init(jax.random.key(0), width=8, embed_dim=16))
   return str(path)
 
 
 def test_a_mask_is_decoded_and_compared_with_the_whole_picture(tokenizer, weights):
   codes = list(range(16))
-  shown = np.asarray(seg_vae.decode(seg_weights.load(weights), np.array([codes])))[0, :, :, 0] > 0
+  shown = np.asarray(seg_vae.decode(seg_vae_npz.load(weights), np.array([codes])))[0, :, :, 0] > 0
   assert 0 < shown.mean() < 1
   truth = np.zeros((128, 128, 1), np.uint8)
   truth[32:96, 32:96, 0] = shown  # Where the box below lies, pixel for pixel.

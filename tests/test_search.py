@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tiny
 
-from pgjax import decode, decode_method, params, sharding
+from pgjax import decode, decode_method, sharding
 from pgjax.errors import UserError
+from pgjax.params import tree as param_tree
 
 pytestmark = pytest.mark.xdist_group("search")  # They share what is compiled.
 
@@ -18,9 +19,9 @@ ROWS, PROMPT_LEN, NEW, EOS = 8, 6, 5, 11
 @pytest.fixture(scope="module")
 def values():
   """Parameters whose distributions are neither flat nor certain."""
-  flat = params.flatten(tiny.parameters(tiny.model()))
+  flat = param_tree.flatten(tiny.parameters(tiny.model()))
   flat["llm/final_norm/scale"] = flat["llm/final_norm/scale"] + 1
-  return params.unflatten(flat)
+  return param_tree.unflatten(flat)
 
 
 @pytest.fixture(scope="module")

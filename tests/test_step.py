@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from pgjax import params, sharding, step
-from pgjax.models import remat
+from pgjax import sharding, step
+from pgjax.layers import remat
+from pgjax.params import of_model
+from pgjax.params import rules as param_rules
+from pgjax.params import tree as param_tree
 
 pytestmark = pytest.mark.xdist_group("step")  # They share what is compiled.
 
@@ -64,7 +67,7 @@ def test_what_is_measured(values, one, one_log):
   assert one_log[0]["max_sup_seqlen"] == lengths.max()
   state, (measured,) = one.steps(values, BATCHES[:1])
   assert int(state.step) == 1
-  before, after = params.flatten(values), params.flatten(state.params)
+  before, after = param_tree.flatten(values), param_tree.flatten(state.params)
   norm = lambda leaves: np.sqrt(sum(np.sum(np.float64(a) ** 2) for a in leaves))  # noqa: E731
   moved = norm(np.float64(after[n]) - before[n] for n in before)
   assert measured["l2_params"] == pytest.approx(norm(after.values()), rel=1e-5)
@@ -77,8 +80,8 @@ def assert_same_update(run, whole, values, tolerance):
   state, log = run.steps(values, BATCHES[:1])
   whole_state, whole_log = whole.steps(values, BATCHES[:1])
   assert log[0] == pytest.approx(whole_log[0], rel=1e-5)
-  ours, theirs = params.flatten(state.params), params.flatten(whole_state.params)
-  for name, before in params.flatten(values).items():
+  ours, theirs = param_tree.flatten(state.params), param_tree.flatten(whole_state.params)
+  for name, before in param_tree.flatten(values).items():
     moved = np.abs(theirs[name] - before).max()
     assert (moved > 1e-5) != name.endswith("key/bias")  # The softmax does not see it.
     atol = tolerance * moved + 3e-8
@@ -110,13 +113,13 @@ ATTENTION = {f"llm/layers/attn/{name}/w" for name in ("q_einsum", "kv_einsum", "
 
 
 def test_frozen_leaves_have_no_gradient_and_no_optimizer_state(frozen):
-  trained, rest = params.split(frozen.abstract.params, params.trained_names(frozen.rules))
+  trained, rest = param_tree.split(frozen.abstract.params, param_rules.trained_names(frozen.rules))
   assert trained.keys() == ATTENTION
   options = step.loss_options(frozen.model, frozen.config)
   gradients_of = functools.partial(
     step.gradients,
     model=frozen.model,
-    readable=step.leaves_of(frozen.model, frozen.config).readable,
+    readable=of_model.stored_params(frozen.model, frozen.config).for_model,
     options=options,
     examples=len(BATCHES[0]["text"]),
   )
@@ -128,8 +131,8 @@ def test_frozen_leaves_have_no_gradient_and_no_optimizer_state(frozen):
 
 def test_frozen_leaves_stay_as_they_were_stored(frozen, values):
   state, _ = frozen.steps(values, BATCHES[:3])
-  for name, before in params.flatten(values).items():
-    after = params.flatten(state.params)[name]
+  for name, before in param_tree.flatten(values).items():
+    after = param_tree.flatten(state.params)[name]
     if name in ATTENTION:
       assert after.dtype == jnp.float32
       assert np.all(after != before)
@@ -174,7 +177,7 @@ def compiled_gradients(values):
     model = tiny.model(remat=policy, dtype=dtype)
     options = step.loss_options(model, tiny.config())
     gradients = functools.partial(step.gradients, model=model, options=options, examples=8)
-    arguments = params.flatten(values), {}, BATCHES[0], jax.random.key(0)
+    arguments = param_tree.flatten(values), {}, BATCHES[0], jax.random.key(0)
     run = jax.jit(gradients).lower(*arguments).compile()
     grads, loss = run(*arguments)
     return loss, grads, run.memory_analysis().temp_size_in_bytes
@@ -218,7 +221,7 @@ def test_casting_weights_before_the_layers_changes_no_number(values):
   model = tiny.model(dtype="bfloat16")
   options = step.loss_options(model, tiny.config())
   gradients = functools.partial(step.gradients, model=model, options=options, examples=8)
-  flat = params.flatten(values)
+  flat = param_tree.flatten(values)
   run = jax.jit(gradients, static_argnames="cast_first")
   early, late = (
     run(flat, {}, BATCHES[0], jax.random.key(0), cast_first=names)

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pgjax import ckpt, leaves, named, params
+from pgjax import ckpt, named
 from pgjax.errors import UserError
+from pgjax.params import storage
+from pgjax.params import tree as param_tree
 
 
 def tree(dtype=np.float32, patches=4, rows=24, width=8):
@@ -38,13 +40,13 @@ def load(spec, like, dtype=np.float32, parts=("data",)):
     return NamedSharding(mesh, PartitionSpec(*((None, *parts) if sharded else ())))
 
   kept = {n: jax.ShapeDtypeStruct(a.shape, dtype, sharding=place(a)) for n, a in like.items()}
-  return params.flatten(initial(spec, kept))
+  return param_tree.flatten(initial(spec, kept))
 
 
 def initial(spec, kept):
   """ckpt.initial for leaves that are kept as they are."""
-  plain = leaves.of({n: leaf.shape for n, leaf in kept.items()}, [(".*", "train")], "float32")
-  return ckpt.initial(spec, params.unflatten(kept), plain)
+  plain = storage.of({n: leaf.shape for n, leaf in kept.items()}, [(".*", "train")], "float32")
+  return ckpt.load_initial(spec, param_tree.unflatten(kept), plain)
 
 
 @pytest.mark.parametrize("prefix", ["params/", "", "opt/target/"])

@@ -7,8 +7,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from pgjax import optim, params, sharding, step
+from pgjax import optim, sharding, step
 from pgjax.models import paligemma
+from pgjax.params import of_model
+from pgjax.params import rules as param_rules
+from pgjax.params import tree as param_tree
 
 IMG = dict(width=24, depth=2, mlp_dim=40, num_heads=3, patch_size=8)
 LLM = dict(
@@ -62,9 +65,9 @@ def config(**fields):
 def parameters(model, seed=0):
   """Random parameters as a nested dict of numpy arrays."""
   rng = np.random.default_rng(seed)
-  shapes = params.flatten(step.param_shapes(model, config()))
+  shapes = param_tree.flatten(of_model.param_shapes(model, config()))
   values = {name: rng.normal(scale=0.15, size=leaf.shape) for name, leaf in shapes.items()}
-  return params.unflatten({name: a.astype(np.float32) for name, a in values.items()})
+  return param_tree.unflatten({name: a.astype(np.float32) for name, a in values.items()})
 
 
 def batch(rows=8, text_len=TEXT_LEN, seed=0):
@@ -92,8 +95,8 @@ class Run:
 
   def __init__(self, config, model, mesh):
     self.config, self.model, self.mesh = config, model, mesh
-    self.rules = step.rules(model, config)
-    names = params.trained_names(self.rules)
+    self.rules = of_model.rules(model, config)
+    names = param_rules.trained_names(self.rules)
     self.tx = optim.make(self.config, 100, names)
     self.abstract = step.abstract_state(self.model, self.tx, self.config, self.mesh)
     self.train_step = step.jitted(self.model, self.tx, self.config, self.mesh)

@@ -1,17 +1,17 @@
 """Which codes has a mask, asked while data is being prepared?
 
 The encoder of models/seg_vae.py once more, in numpy: an op of the input pipeline runs in threads
-and worker processes, which must not touch the devices that train. tests/test_seg_vae.py holds the
-two to the same codes.
+and worker processes, which must not touch the devices that train.
+tests/models/test_seg_vae.py compares the two.
 """
 
 import functools
 
 import numpy as np
 
-from pgjax import seg_weights
 from pgjax.data import locations, masks
 from pgjax.errors import UserError
+from pgjax.formats import seg_vae_npz
 
 _DOWN, _RESIDUAL = ("0", "2", "4", "6"), ("8", "9")
 
@@ -71,4 +71,4 @@ def _same(size, side, stride):
 @functools.lru_cache(maxsize=2)
 def load(name: str) -> MaskEncoder:
   """Of seg_weights' file of that name."""
-  return MaskEncoder(seg_weights.load(name))
+  return MaskEncoder(seg_vae_npz.load(name))

@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax.errors import UserError
-from pgjax.models import attention, geglu, lora, remat, weight
+from pgjax.layers import attention, geglu, lora, read_weight, remat
 
 VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
 
@@ -179,7 +179,7 @@ class Einsum(nn.Module):
     init = nn.initializers.variance_scaling(
       1.0, "fan_in", "normal", in_axis=self.in_axis, out_axis=self.out_axis, batch_axis=()
     )
-    return weight.read(self, "w", init, self.shape, self.dtype)
+    return read_weight.read(self, "w", init, self.shape, self.dtype)
 
 
 def rotate(
@@ -252,8 +252,8 @@ class FeedForward(nn.Module):
     D, F = self.config.width, self.config.mlp_dim
     init = nn.initializers.variance_scaling
     gating_init = init(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0)
-    gating_2DF = weight.read(self, "gating_einsum", gating_init, (2, D, F), self.dtype)
-    linear_FD = weight.read(self, "linear", init(1.0, "fan_in", "normal"), (F, D), self.dtype)
+    gating_2DF = read_weight.read(self, "gating_einsum", gating_init, (2, D, F), self.dtype)
+    linear_FD = read_weight.read(self, "linear", init(1.0, "fan_in", "normal"), (F, D), self.dtype)
     chunks = math.gcd(remat.mlp_chunks(self.config.remat_policy), x_BTD.shape[1])
     if chunks == 1:
       return geglu.geglu(x_BTD, gating_2DF, linear_FD)
@@ -290,7 +290,7 @@ class Block(nn.Module):
 
 
 class Embedder(nn.Module):
-  """The token table, used on both ends. Read through pgjax/models/vocabulary.py."""
+  """The token table, used on both ends. Read through pgjax/layers/cross_entropy.py."""
 
   config: Config
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax.errors import UserError
-from pgjax.models import gemma, siglip, vocabulary
+from pgjax.layers import embedding
+from pgjax.models import gemma, siglip
 
-TABLE = "llm/embedder/input_embedding"
+TOKEN_TABLE = "llm/embedder/input_embedding"
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -81,7 +82,7 @@ class Model(nn.Module):
   ):
     """(logits float32 [B, T, V], {"img/zimg": image embedding [B, P, D]})."""
     zimg = self.embed_image(image)
-    x_BTD = vocabulary.embed(self.table(), text)
+    x_BTD = embedding.embed(self.table(), text)
     h_BTD = self.hidden(zimg, x_BTD, mask_ar, train=train, image_mask=image_mask)
     return self.logits(h_BTD), {"img/zimg": zimg}
 
@@ -132,7 +133,7 @@ class Model(nn.Module):
 
   def logits(self, h_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Float32 logits of normed states, with the final soft-cap where it is set."""
-    return vocabulary.logits(h_BTD, self.table(), self.llm_config.final_logits_softcap)
+    return embedding.logits(h_BTD, self.table(), self.llm_config.final_logits_softcap)
 
   def prefill(
     self,

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pgjax.errors import UserError
-from pgjax.models import attention, lora, remat, weight
+from pgjax.layers import attention, lora, read_weight, remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Dense(nn.Module):
         shape
       )
 
-    kernel = weight.read(self, "kernel", init, self.shape, self.dtype)
+    kernel = read_weight.read(self, "kernel", init, self.shape, self.dtype)
     bias = self.param("bias", self.bias_init, self.shape[-new:])
     return lora.product(self.equation, x.astype(self.dtype), kernel) + bias.astype(self.dtype)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pgjax.models import quantize
+from pgjax.layers import quantization
 
 torch = pytest.importorskip("torch")
 functional = pytest.importorskip("bitsandbytes.functional")
@@ -12,14 +12,14 @@ pytestmark = pytest.mark.parity
 
 @pytest.mark.parametrize("block", [64, 128])
 def test_nf4_codes_scales_and_numbers_are_bitsandbytes(block):
-  scheme = quantize.Scheme("nf4", block)
+  scheme = quantization.Scheme("nf4", block)
   x = np.random.default_rng(0).normal(size=(96, 256)).astype(np.float32)
   x[0] = 0.0
   packed, state = functional.quantize_4bit(torch.tensor(x), blocksize=block, quant_type="nf4")
-  np.testing.assert_array_equal(quantize.NF4, state.code.numpy())
-  ours = quantize.encode(x.reshape(1, -1), scheme, np)
+  np.testing.assert_array_equal(quantization.NF4, state.code.numpy())
+  ours = quantization.encode(x.reshape(1, -1), scheme, np)
   np.testing.assert_array_equal(ours["nf4"][0], packed.numpy().ravel())
   np.testing.assert_array_equal(ours["scale"][0], state.absmax.numpy())
-  numbers = quantize.decode({p: a[0] for p, a in ours.items()}, scheme, x.shape, np)
+  numbers = quantization.decode({p: a[0] for p, a in ours.items()}, scheme, x.shape, np)
   theirs = functional.dequantize_4bit(packed, state).numpy()
   np.testing.assert_allclose(numbers, theirs, rtol=1e-6, atol=0)

@@ -17,9 +17,12 @@ import jax.numpy as jnp
 import torch
 import transformers
 
-from pgjax import ckpt, cli, convert, decode, params, sharding, step, weight_files, weights
+from pgjax import ckpt, cli, convert, decode, sharding, step, weights
 from pgjax.data import tokenizer
+from pgjax.formats import lazy_array
+from pgjax.layers import cross_entropy
 from pgjax.models import paligemma
+from pgjax.params import tree as param_tree
 
 pytestmark = pytest.mark.parity
 
@@ -134,7 +137,7 @@ def test_logits_of_prefix_and_suffix_and_with_padding(both, batch):
   batch, real = batch
   with torch.no_grad():
     expected = forward(theirs, batch, real, slice(None)).logits[:, PATCHES:].numpy()
-  variables = {"params": params.unflatten({n: jnp.asarray(a) for n, a in values.items()})}
+  variables = {"params": param_tree.unflatten({n: jnp.asarray(a) for n, a in values.items()})}
   ours, _ = model.apply(
     variables, *(jnp.asarray(batch[name]) for name in ("image", "text", "mask_ar"))
   )
@@ -150,12 +153,12 @@ def test_loss_and_gradients(both, batch):
   loss = sum(forward(theirs, batch, real, slice(i, i + 1)).loss for i in range(ROWS)) / ROWS
   loss.backward()
   grads = {
-    name: weight_files.of_array(p.grad.numpy())
+    name: lazy_array.of_array(p.grad.numpy())
     for name, p in theirs.named_parameters()
     if p.grad is not None
   }
   expected = weights.from_hf(grads, {name: a.shape for name, a in values.items()})
-  options = step.vocabulary.Options(softcap=model.llm_config.final_logits_softcap)
+  options = cross_entropy.LossOptions(softcap=model.llm_config.final_logits_softcap)
   arrays = {name: jnp.asarray(a) for name, a in values.items()}
   ours, our_loss = jax.jit(
     lambda trained, batch: step.gradients(
@@ -224,7 +227,7 @@ def test_transformers_generates_what_we_decode(exported):
     _mask=np.ones(len(tokens), bool),
   )
   mesh = sharding.make_mesh([("data", -1)], jax.devices()[:1])
-  tree = params.unflatten(values)
+  tree = param_tree.unflatten(values)
   places = jax.tree.map(lambda _: sharding.replicated(mesh), tree)
   run = decode.jitted(model, mesh, places, max_decode_len=NEW)
   ours, _ = run(tree, batch)

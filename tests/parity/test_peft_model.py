@@ -15,9 +15,13 @@ import ml_collections
 import peft
 import torch
 
-from pgjax import ckpt, kept_leaves, params, step, weight_files
+from pgjax import ckpt
 from pgjax import peft as pgjax_peft
+from pgjax.formats import lazy_array
 from pgjax.models import paligemma
+from pgjax.params import lazy, of_model
+from pgjax.params import names as param_names
+from pgjax.params import tree as param_tree
 from tests.parity import test_hf_model
 
 pytestmark = pytest.mark.parity
@@ -57,7 +61,7 @@ def our_logits(model, variables, batch):
 
 def leaves_of(model, patterns):
   config = dict(params=patterns, res=test_hf_model.RES, text_len=test_hf_model.TEXT, num_frames=0)
-  return step.leaves_of(model, ml_collections.ConfigDict(config))
+  return of_model.stored_params(model, ml_collections.ConfigDict(config))
 
 
 def assert_close(ours, theirs, base):
@@ -83,17 +87,17 @@ def test_our_adapter_in_peft_gives_our_logits(base, batch, rules, tmp_path):
   leaves = leaves_of(model, RULES[rules])
   rng = np.random.default_rng(3)
   kept = {name: leaf.whole() for name, leaf in weights.items()}
-  for name, leaf in params.flatten(leaves.stored()).items():
-    if name.startswith(params.LORA):
+  for name, leaf in param_tree.flatten(leaves.abstract()).items():
+    if name.startswith(param_names.LORA):
       kept[name] = rng.normal(0, 0.2, leaf.shape).astype(np.float32)
   adapters, whole = {}, {}
   for name, rule in leaves.rules.items():
     if rule.kind == "train":
       kept[name] = 2 * kept[name]
-      whole[name] = weight_files.of_array(kept[name])
+      whole[name] = lazy_array.of_array(kept[name])
     elif rule.kind == "lora":
-      a, b = (weight_files.of_array(kept[f"{params.LORA}{name}/{factor}"]) for factor in "ab")
-      adapters[name] = kept_leaves.Adapter(a, b, rule)
+      a, b = (lazy_array.of_array(kept[f"{param_names.LORA}{name}/{factor}"]) for factor in "ab")
+      adapters[name] = lazy.Adapter(a, b, rule)
   shapes = {name: leaf.shape for name, leaf in weights.items()}
   pgjax_peft.write(tmp_path / "a", pgjax_peft.Folder(adapters, whole, None), shapes)
   with warnings.catch_warnings():
@@ -101,7 +105,7 @@ def test_our_adapter_in_peft_gives_our_logits(base, batch, rules, tmp_path):
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
     adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "a")
   expected = logits_of(without_dropout(adapted), batch)
-  assert_close(our_logits(model, leaves.readable(kept), batch), expected, before)
+  assert_close(our_logits(model, leaves.for_model(kept), batch), expected, before)
 
 
 THEIRS = {
@@ -138,6 +142,6 @@ def test_an_adapter_of_peft_merged_here_gives_its_logits(base, batch, name, tmp_
   expected = logits_of(without_dropout(adapted), batch)
   shapes = {name: leaf.shape for name, leaf in weights.items()}
   found = pgjax_peft.read(tmp_path / "a", "a", shapes)
-  merged = {n: kept_leaves.merged(n, weights[n], a) for n, a in found.adapters.items()}
+  merged = {n: lazy.merge_adapter(n, weights[n], a) for n, a in found.adapters.items()}
   full = {n: leaf.whole() for n, leaf in ({**weights, **found.whole} | merged).items()}
-  assert_close(our_logits(model, params.unflatten(full), batch), expected, before)
+  assert_close(our_logits(model, param_tree.unflatten(full), batch), expected, before)

@@ -1,8 +1,8 @@
 """How do quantized leaves and adapters pass through a host, a layer at a time?
 
-The same forms as in leaves.py, of arrays that are not read yet. A checkpoint's quantized leaf is
-read as the float32 numbers that it stands for, a leaf to be quantized is coded while it is read,
-and an adapter can be folded into its matrix.
+The same forms as in params/storage.py, of arrays that are not read yet. A checkpoint's quantized
+leaf is decoded to float32, a leaf to be quantized is encoded while it is read, and an adapter can
+be merged into its matrix.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pgjax import params
-from pgjax.leaves import Leaves, scheme_of
-from pgjax.models import lora, quantize
-from pgjax.params import LORA, Rule
-from pgjax.weight_files import Leaf
+from pgjax.formats.lazy_array import LazyArray
+from pgjax.layers import lora, quantization
+from pgjax.params import names as param_names
+from pgjax.params.names import LORA
+from pgjax.params.rules import Rule
+from pgjax.params.storage import StoredParams, scheme_of
 
 PIECE = 1 << 22  # Numbers that are coded at a time: whole blocks, and little memory on the way.
 
@@ -22,12 +23,14 @@ PIECE = 1 << 22  # Numbers that are coded at a time: whole blocks, and little me
 class Adapter(NamedTuple):
   """The factors of one leaf; the rule has rank, alpha and what follows from them."""
 
-  a: Leaf
-  b: Leaf
+  a: LazyArray
+  b: LazyArray
   rule: Rule
 
 
-def plain(kept: Mapping[str, Leaf], leaves: Leaves) -> tuple[dict[str, Leaf], dict[str, Adapter]]:
+def decode_all(
+  kept: Mapping[str, LazyArray], leaves: StoredParams
+) -> tuple[dict[str, LazyArray], dict[str, Adapter]]:
   """(the model's leaves, quantized ones as float32; adapters by the name of their leaf)."""
   found, adapters = {}, {}
   for name in leaves.shapes:
@@ -41,10 +44,10 @@ def plain(kept: Mapping[str, Leaf], leaves: Leaves) -> tuple[dict[str, Leaf], di
 def _decoded(name, kept, leaves, scheme):
   shape = tuple(leaves.shapes[name].shape)
   parts = {part: kept[f"{name}/{part}"] for part in leaves.parts(name)}
-  stacked = name.startswith(params.STACKED)
+  stacked = name.startswith(param_names.STACKED)
 
   def layer(i):
-    return quantize.decode(
+    return quantization.decode(
       {part: leaf.read(i, i + 1)[0] for part, leaf in parts.items()},
       scheme,
       shape[1:] if stacked else shape,
@@ -54,20 +57,20 @@ def _decoded(name, kept, leaves, scheme):
   def read(start, stop):
     return np.stack([layer(i) for i in range(start, stop)]) if stacked else layer(0)[start:stop]
 
-  return Leaf(shape, np.dtype(np.float32), read, scheme)
+  return LazyArray(shape, np.dtype(np.float32), read, scheme)
 
 
-def quantized(name: str, leaf: Leaf, leaves: Leaves) -> dict[str, Leaf]:
+def encode(name: str, leaf: LazyArray, leaves: StoredParams) -> dict[str, LazyArray]:
   """{part: Leaf} of a leaf that is to be kept quantized; read twice, coded as it is read."""
   scheme = scheme_of(leaves.rules[name])
-  stacked = name.startswith(params.STACKED)
+  stacked = name.startswith(param_names.STACKED)
 
   def part(part_name, wanted):
     def read(start, stop):
       rows = [leaf.read(i, i + 1) if stacked else leaf.whole() for i in range(start, stop)]
       return np.concatenate([_coded(row.reshape(1, -1), part_name, scheme) for row in rows])
 
-    return Leaf(tuple(wanted.shape), np.dtype(wanted.dtype), read)
+    return LazyArray(tuple(wanted.shape), np.dtype(wanted.dtype), read)
 
   return {n: part(n, wanted) for n, wanted in leaves.parts(name).items()}
 
@@ -76,15 +79,15 @@ def _coded(x_1n, part, scheme):
   """One part of one layer."""
   pieces = [x_1n[:, start : start + PIECE] for start in range(0, x_1n.shape[1], PIECE)]
   if part == scheme.kind:
-    return np.concatenate([quantize.codes(piece, scheme, np) for piece in pieces], axis=1)
-  scales = [quantize.scales(piece, scheme, np) for piece in pieces]
-  return quantize.kept_scales(np.concatenate(scales, axis=1), scheme, np)[part]
+    return np.concatenate([quantization.codes(piece, scheme, np) for piece in pieces], axis=1)
+  scales = [quantization.scales(piece, scheme, np) for piece in pieces]
+  return quantization.kept_scales(np.concatenate(scales, axis=1), scheme, np)[part]
 
 
-def merged(name: str, leaf: Leaf, adapter: Adapter) -> Leaf:
+def merge_adapter(name: str, leaf: LazyArray, adapter: Adapter) -> LazyArray:
   """The leaf with its adapter folded in, in float32."""
-  matrix, scale = params.matrix(name), adapter.rule.scale
-  stacked = name.startswith(params.STACKED)
+  matrix, scale = param_names.matrix(name), adapter.rule.scale
+  stacked = name.startswith(param_names.STACKED)
 
   def read(start, stop):
     base = leaf.read(start, stop).astype(np.float32)
@@ -93,4 +96,4 @@ def merged(name: str, leaf: Leaf, adapter: Adapter) -> Leaf:
       return base + lora.added(matrix, a, b, scale, np)
     return base + lora.added(matrix, adapter.a.whole(), adapter.b.whole(), scale, np)[start:stop]
 
-  return Leaf(leaf.shape, np.dtype(np.float32), read)
+  return LazyArray(leaf.shape, np.dtype(np.float32), read)

@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax import leaves, params, step
-from pgjax.models import lora, paligemma, quantize
+from pgjax import step
+from pgjax.layers import lora, quantization
+from pgjax.models import paligemma
+from pgjax.params import names as param_names
+from pgjax.params import of_model, storage
+from pgjax.params import rules as param_rules
+from pgjax.params import tree as param_tree
 from tests import tiny
 
 pytestmark = pytest.mark.xdist_group("lora")  # They share what is compiled.
@@ -25,44 +30,51 @@ def run_of(patterns, devices=1, llm=None, model=None, **fields):
 def filled(state, scale=0.1):
   """The state with factors b that are not zero."""
   rng = np.random.default_rng(1)
-  flat = params.flatten(state.params)
+  flat = param_tree.flatten(state.params)
   for name, leaf in flat.items():
-    if name.startswith(params.LORA) and name.endswith("/b"):
+    if name.startswith(param_names.LORA) and name.endswith("/b"):
       flat[name] = jax.device_put(rng.normal(0, scale, leaf.shape).astype("float32"), leaf.sharding)
-  return state._replace(params=params.unflatten(flat))
+  return state._replace(params=param_tree.unflatten(flat))
 
 
 def logits(run, kept):
-  read = step.readable(step.leaves_of(run.model, run.config), run.mesh)
+  read = step.readable(of_model.stored_params(run.model, run.config), run.mesh)
   text = jnp.asarray(BATCH["text"][:, :-1])
   arguments = jnp.asarray(BATCH["image"]), text, jnp.asarray(BATCH["mask_ar"][:, :-1])
-  apply = jax.jit(lambda kept: run.model.apply({"params": read(params.flatten(kept))}, *arguments))
+  apply = jax.jit(
+    lambda kept: run.model.apply({"params": read(param_tree.flatten(kept))}, *arguments)
+  )
   return np.asarray(apply(kept)[0])
 
 
 def kept_of(run, values):
   """What the run keeps of these parameters, with its fresh factors."""
-  made = step.leaves_of(run.model, run.config).kept(jax.tree.map(jnp.asarray, values), seed=0)
+  made = of_model.stored_params(run.model, run.config).encode(
+    jax.tree.map(jnp.asarray, values), seed=0
+  )
   return jax.device_put(made, step.shardings_of(run.abstract.params))
 
 
 def merged(run, kept):
   """The parameters that adapters and quantized bases amount to, by numpy."""
-  made, flat = step.leaves_of(run.model, run.config), jax.device_get(params.flatten(kept))
+  made, flat = (
+    of_model.stored_params(run.model, run.config),
+    jax.device_get(param_tree.flatten(kept)),
+  )
   full = {}
   for name, leaf in made.shapes.items():
     rule = made.rules[name]
     parts = {part: flat[f"{name}/{part}" if part else name] for part in made.parts(name)}
-    if scheme := leaves.scheme_of(rule):
+    if scheme := storage.scheme_of(rule):
       layers = [{p: a[i] for p, a in parts.items()} for i in range(len(parts["scale"]))]
-      decoded = [quantize.decode(p, scheme, (leaf.size // len(layers),), np) for p in layers]
+      decoded = [quantization.decode(p, scheme, (leaf.size // len(layers),), np) for p in layers]
       full[name] = np.stack(decoded).reshape(leaf.shape)
     else:
       full[name] = np.asarray(parts[""], np.float32)
     if rule.kind == "lora":
-      a, b = (flat[f"{params.LORA}{name}/{f}"] for f in "ab")
-      full[name] = full[name] + lora.added(params.matrix(name), a, b, rule.scale, np)
-  return params.unflatten(full)
+      a, b = (flat[f"{param_names.LORA}{name}/{f}"] for f in "ab")
+      full[name] = full[name] + lora.added(param_names.matrix(name), a, b, rule.scale, np)
+  return param_tree.unflatten(full)
 
 
 MULTI_HEAD = dict(num_kv_heads=4)
@@ -96,8 +108,8 @@ def test_at_the_start_logits_are_bit_equal_to_those_of_the_base(llm, dtype):
   values = tiny.parameters(model)
   run = run_of(ALL, model=model)
   kept = kept_of(run, values)
-  plain = params.unflatten(
-    {n: a for n, a in params.flatten(kept).items() if not n.startswith(params.LORA)}
+  plain = param_tree.unflatten(
+    {n: a for n, a in param_tree.flatten(kept).items() if not n.startswith(param_names.LORA)}
   )
   frozen = run_of([("img/head/bias", "train"), (".*", f'freeze("{dtype}")')], model=model)
   np.testing.assert_array_equal(logits(run, kept), logits(frozen, plain))
@@ -114,38 +126,38 @@ def test_merged_equals_unmerged_and_alpha_doubles_the_term(adapted, values):
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
   double = run_of([(p, "lora(rank=3, alpha=12)") for p, _ in ALL])
-  once, twice = (params.flatten(merged(r, kept)) for r in (run, double))
-  plain = params.flatten(values)
+  once, twice = (param_tree.flatten(merged(r, kept)) for r in (run, double))
+  plain = param_tree.flatten(values)
   for name, rule in run.rules.items():
     if rule.kind == "lora":
       np.testing.assert_allclose(
         twice[name] - plain[name], 2 * (once[name] - plain[name]), rtol=1e-4, atol=1e-6
       )
-  theirs = logits(full, params.unflatten(twice))
+  theirs = logits(full, param_tree.unflatten(twice))
   np.testing.assert_allclose(logits(double, kept), theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_rslora_divides_by_the_root_of_the_rank():
-  assert params.parse_spec("lora(rank=4, alpha=8)").scale == 2
-  assert params.parse_spec("lora(rank=4, alpha=8, rslora=True)").scale == 4
+  assert param_rules.parse_spec("lora(rank=4, alpha=8)").scale == 2
+  assert param_rules.parse_spec("lora(rank=4, alpha=8, rslora=True)").scale == 4
 
 
 def gradients_of(run):
   """A compiled function from what is kept, and a key, to (gradients, loss)."""
-  made = step.leaves_of(run.model, run.config)
+  made = of_model.stored_params(run.model, run.config)
   options = step.loss_options(run.model, run.config)
-  names = params.trained_names(made.rules)
+  names = param_rules.trained_names(made.rules)
 
   @jax.jit
   def gradients(kept, key, batch):
     return step.gradients(
-      *params.split(kept, names),
+      *param_tree.split(kept, names),
       batch,
       key,
       model=run.model,
       options=options,
       examples=8,
-      readable=made.readable,
+      readable=made.for_model,
     )
 
   return lambda kept, key=None: jax.device_get(
@@ -164,30 +176,32 @@ def test_gradients_of_factors_are_those_of_the_merged_matrix(values, remat):
   ours, loss = gradients_of(run)(kept)
   theirs, full_loss = gradients_of(full)(merged(run, kept))
   assert loss == pytest.approx(full_loss, rel=1e-5)
-  flat = jax.device_get(params.flatten(kept))
+  flat = jax.device_get(param_tree.flatten(kept))
   for name, rule in run.rules.items():
     if rule.kind != "lora":
       continue
-    factors = {f: flat[f"{params.LORA}{name}/{f}"] for f in "ab"}
-    matrix, scale = params.matrix(name), rule.scale
+    factors = {f: flat[f"{param_names.LORA}{name}/{f}"] for f in "ab"}
+    matrix, scale = param_names.matrix(name), rule.scale
     added = functools.partial(lora.added, matrix, scale=scale)
     (*expected,) = jax.vjp(added, *factors.values())[1](theirs[name])
     expected = dict(zip("ab", expected, strict=True))
     for f in "ab":
-      got, want = ours[f"{params.LORA}{name}/{f}"], expected[f]
+      got, want = ours[f"{param_names.LORA}{name}/{f}"], expected[f]
       tolerance = 1e-4 * np.abs(want).max() + 1e-9
       np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, err_msg=f"{name}/{f}")
 
 
 def test_a_step_moves_factors_alone(adapted):
   run, state = adapted
-  before = jax.device_get(params.flatten(state.params))
+  before = jax.device_get(param_tree.flatten(state.params))
   after = run.train_step(run.state(jax.tree.map(np.asarray, state.params)), BATCH)[0]
-  for name, leaf in params.flatten(after.params).items():
-    moves = name.startswith(params.LORA) and name.endswith("/b")  # b is 0, so a has no gradient.
+  for name, leaf in param_tree.flatten(after.params).items():
+    moves = name.startswith(param_names.LORA) and name.endswith(
+      "/b"
+    )  # b is 0, so a has no gradient.
     assert np.any(before[name] != leaf) == (moves and "key/" not in name) or "key/" in name, name
   moments = {leaf.shape for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim}
-  assert moments == {a.shape for n, a in before.items() if n.startswith(params.LORA)}
+  assert moments == {a.shape for n, a in before.items() if n.startswith(param_names.LORA)}
 
 
 @pytest.mark.slow
@@ -198,8 +212,8 @@ def test_qlora_is_lora_on_the_dequantized_weights(values, base, double):
   run, plain = run_of(patterns), run_of(ALL)
   kept = filled(run.state(kept_of(run, values))).params
   dequantized = merged(run_of(patterns), kept_of(run, values))
-  factors = {n: a for n, a in params.flatten(kept).items() if n.startswith(params.LORA)}
-  same = params.unflatten(jax.device_get({**params.flatten(dequantized), **factors}))
+  factors = {n: a for n, a in param_tree.flatten(kept).items() if n.startswith(param_names.LORA)}
+  same = param_tree.unflatten(jax.device_get({**param_tree.flatten(dequantized), **factors}))
   ours, theirs = gradients_of(run)(kept), gradients_of(plain)(same)
   assert ours[1] == pytest.approx(theirs[1], rel=1e-5)
   for name, want in theirs[0].items():
@@ -218,8 +232,8 @@ def test_on_eight_devices_qlora_trains_as_on_one(values):
   (a, log_a), (b, log_b) = one.steps(kept, batches), eight.steps(kept, batches)
   for ours, theirs in zip(log_b, log_a, strict=True):
     assert ours == pytest.approx(theirs, rel=1e-5)
-  theirs = params.flatten(a.params)
-  for name, leaf in params.flatten(b.params).items():
+  theirs = param_tree.flatten(a.params)
+  for name, leaf in param_tree.flatten(b.params).items():
     np.testing.assert_allclose(leaf, theirs[name], rtol=0, atol=1e-4, err_msg=name)
 
 
@@ -244,11 +258,11 @@ def test_dropout_is_in_training_alone_and_its_gradient_is_that_of_its_value(valu
   rng, eps = np.random.default_rng(2), 1e-3
   direction = {n: rng.normal(size=g.shape).astype(np.float32) for n, g in grads.items()}
   slope = sum(np.sum(np.float64(grads[n]) * d) for n, d in direction.items())
-  flat = params.flatten(kept)
+  flat = param_tree.flatten(kept)
 
   def at(t):
     moved = {n: a + t * direction[n] if n in direction else a for n, a in flat.items()}
-    return gradients(params.unflatten(moved), key)[1]
+    return gradients(param_tree.unflatten(moved), key)[1]
 
   assert (at(eps) - at(-eps)) / (2 * eps) == pytest.approx(slope, rel=2e-2)
 

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from pgjax import seg_weights, weight_files
 from pgjax.data import mask_codes, masks
 from pgjax.errors import UserError
+from pgjax.formats import lazy_array, npz, seg_vae_npz
 from pgjax.models import seg_vae, seg_vae_training
 
 
@@ -83,38 +83,38 @@ def test_the_encoder_of_the_input_pipeline_is_the_models(params):
 
 
 def test_weights_go_to_a_file_and_come_back_bit_for_bit(params, tmp_path, monkeypatch):
-  seg_weights.save(tmp_path / "vae-oid.npz", params)
+  seg_vae_npz.save(tmp_path / "vae-oid.npz", params)
   for name in (str(tmp_path / "vae-oid.npz"), "oi"):
     monkeypatch.setenv("PGJAX_WEIGHTS_DIR", str(tmp_path))
-    seg_weights.load.cache_clear()
-    loaded = seg_weights.load(name)
+    seg_vae_npz.load.cache_clear()
+    loaded = seg_vae_npz.load(name)
     assert jax.tree.structure(loaded) == jax.tree.structure(dict(params))
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(params))
-  seg_weights.load.cache_clear()
+  seg_vae_npz.load.cache_clear()
 
 
 def test_what_else_is_in_the_file_is_left_alone(params, tmp_path):
   arrays = seg_vae.to_arrays(params) | {"_vq_vae._ema_w": np.ones((3, 4), np.float32)}
   counter = np.ones((2,), np.int64)  # A dtype that weights do not have.
-  leaves = {name: weight_files.of_array(a) for name, a in {**arrays, "steps": counter}.items()}
-  weight_files.write_npz(tmp_path / "a.npz", leaves)
-  loaded = seg_weights.load(str(tmp_path / "a.npz"))
+  leaves = {name: lazy_array.of_array(a) for name, a in {**arrays, "steps": counter}.items()}
+  npz.write_npz(tmp_path / "a.npz", leaves)
+  loaded = seg_vae_npz.load(str(tmp_path / "a.npz"))
   jax.tree.map(np.testing.assert_array_equal, loaded, dict(params))
 
 
 def test_missing_weights_say_where_they_come_from(tmp_path, monkeypatch):
   monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
-  seg_weights.load.cache_clear()
+  seg_vae_npz.load.cache_clear()
   with pytest.raises(UserError, match=r"PGJAX_WEIGHTS_DIR, which is not set.*gs://big_vision/pali"):
-    seg_weights.load("oi")
+    seg_vae_npz.load("oi")
   monkeypatch.setenv("PGJAX_WEIGHTS_DIR", str(tmp_path))
   with pytest.raises(UserError, match=r"'oi', are not there \(.*vae-oid.npz\): .*gs://"):
-    seg_weights.load("oi")
+    seg_vae_npz.load("oi")
   with pytest.raises(UserError, match=r"'mine.npz', are not there \(mine.npz\)"):
-    seg_weights.load("mine.npz")
+    seg_vae_npz.load("mine.npz")
   (tmp_path / "vae-oid.npz").write_text("no zip")
   with pytest.raises(UserError, match=r"damaged or no \.npz file"):
-    seg_weights.load("oi")
+    seg_vae_npz.load("oi")
 
 
 @pytest.mark.parametrize(

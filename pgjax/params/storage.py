@@ -2,8 +2,8 @@
 
 A run keeps a nested dict of plain arrays: a parameter as it is, a quantized one in its parts
 ("llm/layers/mlp/linear/nf4" and ".../scale"), the factors of its adapter under "lora"
-("lora/llm/layers/mlp/linear/a"). Modules get it in the form that models/weight.py reads. What is
-kept how says config.params; here is the way from names and rules to shapes, arrays and back.
+("lora/llm/layers/mlp/linear/a"). Modules get it in the form that layers/read_weight.py
+reads. config.params decides how each parameter is stored.
 """
 
 import zlib
@@ -12,47 +12,50 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pgjax import params
-from pgjax.models import lora, quantize
-from pgjax.params import LORA, QUANTIZED, Rule
+from pgjax.layers import lora, quantization
+from pgjax.params import names as param_names
+from pgjax.params import rules as param_rules
+from pgjax.params import tree as param_tree
+from pgjax.params.names import LORA
+from pgjax.params.rules import QUANTIZED, Rule
 
 
-class Leaves(NamedTuple):
+class StoredParams(NamedTuple):
   """The parameters of a model and what happens to each: flat dicts by name."""
 
   shapes: dict[str, jax.ShapeDtypeStruct]  # As the model made them, in float32.
   rules: dict[str, Rule]
 
-  def stored(self) -> dict[str, Any]:
+  def abstract(self) -> dict[str, Any]:
     """Nested dict of the shapes and dtypes that are kept."""
     kept = {}
     for name, leaf in self.shapes.items():
       kept |= {_join(name, part): a for part, a in self.parts(name).items()}
       if self.rules[name].kind == "lora":
-        factors = lora.factor_shapes(params.matrix(name), leaf.shape, self.rules[name].rank)
+        factors = lora.factor_shapes(param_names.matrix(name), leaf.shape, self.rules[name].rank)
         kept |= {_factor(name, f): jax.ShapeDtypeStruct(s, "float32") for f, s in factors.items()}
-    return params.unflatten(dict(sorted(kept.items())))
+    return param_tree.unflatten(dict(sorted(kept.items())))
 
   def parts(self, name: str) -> dict[str, jax.ShapeDtypeStruct]:
     """What a parameter is kept in, without factors; "" is the name of a whole one."""
     leaf, rule = self.shapes[name], self.rules[name]
     if scheme := scheme_of(rule):
       layers, shape = _layers(name, leaf.shape)
-      return quantize.part_shapes(layers, shape, scheme)
+      return quantization.part_shapes(layers, shape, scheme)
     return {"": jax.ShapeDtypeStruct(leaf.shape, rule.dtype or leaf.dtype)}
 
-  def kept(self, values: Mapping[str, Any], seed: int) -> dict[str, Any]:
+  def encode(self, values: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """From the parameters, nested, what is kept of them, with fresh factors. Inside a jit."""
-    flat, kept = params.flatten(values), {}
+    flat, kept = param_tree.flatten(values), {}
     for name, leaf in self.shapes.items():
       rule = self.rules[name]
       if scheme := scheme_of(rule):
         layers = _layers(name, leaf.shape)[0]
-        encoded = quantize.encode(flat[name].reshape(layers, -1), scheme)
+        encoded = quantization.encode(flat[name].reshape(layers, -1), scheme)
         kept |= {_join(name, part): a for part, a in encoded.items()}
       else:
         kept[name] = flat[name].astype(rule.dtype or leaf.dtype)
-    return params.unflatten(dict(sorted({**kept, **self.fresh_factors(seed)}.items())))
+    return param_tree.unflatten(dict(sorted({**kept, **self.fresh_factors(seed)}.items())))
 
   def fresh_factors(self, seed: int) -> dict[str, Any]:
     """The factors at the start, a flat dict; those of a leaf depend on its name and the seed."""
@@ -61,11 +64,11 @@ class Leaves(NamedTuple):
       if rule.kind == "lora":
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
         shape = self.shapes[name].shape
-        factors = lora.fresh_factors(params.matrix(name), shape, rule.rank, key)
+        factors = lora.fresh_factors(param_names.matrix(name), shape, rule.rank, key)
         made |= {_factor(name, factor): a for factor, a in factors.items()}
     return made
 
-  def readable(self, flat: Mapping[str, Any], place: Any = None) -> dict[str, Any]:
+  def for_model(self, flat: Mapping[str, Any], place: Any = None) -> dict[str, Any]:
     """What the model is applied to, nested, from a flat dict of what is kept.
 
     place: the sharding that quantized leaves are gathered in; None on one device.
@@ -75,39 +78,39 @@ class Leaves(NamedTuple):
       rule, value = self.rules[name], flat.get(name)
       if scheme := scheme_of(rule):
         parts = {part: flat[_join(name, part)] for part in self.parts(name)}
-        if not name.startswith(params.STACKED):
+        if not name.startswith(param_names.STACKED):
           parts = {part: a[0] for part, a in parts.items()}
-        value = quantize.Quantized(parts, scheme, _layers(name, leaf.shape)[1], place)
+        value = quantization.Quantized(parts, scheme, _layers(name, leaf.shape)[1], place)
       if rule.kind == "lora":
         factors = (flat[_factor(name, f)] for f in "ab")
         value = lora.Adapted(value, *factors, rule.scale, rule.dropout)
       read[name] = value
-    return params.unflatten(read)
+    return param_tree.unflatten(read)
 
 
-def of(shapes: Mapping[str, tuple[int, ...]], patterns: Any, dtype: str) -> Leaves:
+def of(shapes: Mapping[str, tuple[int, ...]], patterns: Any, dtype: str) -> StoredParams:
   """The leaves of a model, {name: shape}, under config.params.
 
   What is frozen without a dtype of its own is kept in `dtype`, which is the compute dtype.
   """
-  rules = params.rules(patterns, shapes)
+  rules = param_rules.rules(patterns, shapes)
   for name, rule in rules.items():
     if rule.kind != "train" and rule.dtype is None:
       rules[name] = rule._replace(dtype=dtype)
   made = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
-  return Leaves(made, rules)
+  return StoredParams(made, rules)
 
 
-def scheme_of(rule: Rule) -> quantize.Scheme | None:
+def scheme_of(rule: Rule) -> quantization.Scheme | None:
   """How a leaf of that rule is quantized; None if it is not."""
   if rule.dtype not in QUANTIZED:
     return None
-  return quantize.Scheme(rule.dtype, rule.block, rule.double)
+  return quantization.Scheme(rule.dtype, rule.block, rule.double)
 
 
 def _layers(name, shape):
   """(number of layers, shape of one); what is not stacked is one layer."""
-  return (shape[0], shape[1:]) if name.startswith(params.STACKED) else (1, tuple(shape))
+  return (shape[0], shape[1:]) if name.startswith(param_names.STACKED) else (1, tuple(shape))
 
 
 def _join(name, part):

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pgjax import sharding
-from pgjax.models import vocabulary
+from pgjax.layers import cross_entropy, embedding
 
 B, T, D, V = 8, 3, 8, 32
 
@@ -60,7 +60,7 @@ def formulas(h, table, targets, weights, tokens, dx, *, smoothing=0.0, softcap=0
 @functools.partial(jax.jit, static_argnames="options")
 def everything(h, table, targets, weights, tokens, dx, *, options):
   def loss(h, table):
-    return vocabulary.weighted_nll(h, table, targets, weights, options)
+    return cross_entropy.weighted_nll(h, table, targets, weights, options)
 
   (total, nll), (dh, dtable) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(h, table)
   return dict(
@@ -68,8 +68,8 @@ def everything(h, table, targets, weights, tokens, dx, *, options):
     nll=nll,
     dh=dh,
     dtable=dtable,
-    embedded=vocabulary.embed(table, tokens, options.layout),
-    dembed=vocabulary.add_embed_gradient(jnp.ones_like(table), tokens, dx, options.layout),
+    embedded=embedding.embed(table, tokens, options.layout),
+    dembed=embedding.add_embed_gradient(jnp.ones_like(table), tokens, dx, options.layout),
   )
 
 
@@ -85,7 +85,7 @@ def assert_all_close(ours, theirs, tolerance=2e-6):
   [(0.0, 0.0, None), (0.2, 0.0, 24), (0.0, 3.0, 4), (0.2, 3.0, 5), (0.1, 0.0, 1), (0.0, 0.0, 100)],
 )
 def test_loss_and_gradients_equal_the_formulas(inputs, smoothing, softcap, chunk):
-  options = vocabulary.Options(label_smoothing=smoothing, softcap=softcap, chunk=chunk)
+  options = cross_entropy.LossOptions(label_smoothing=smoothing, softcap=softcap, chunk=chunk)
   ours = everything(**inputs, options=options)
   assert_all_close(ours, formulas(**inputs, smoothing=smoothing, softcap=softcap))
   np.testing.assert_array_equal(np.asarray(ours["nll"]) == 0, inputs["weights"] == 0)
@@ -94,13 +94,13 @@ def test_loss_and_gradients_equal_the_formulas(inputs, smoothing, softcap, chunk
 
 def test_the_loss_scales_its_gradients(inputs):
   """A loss that is multiplied, as one part of several, multiplies its gradients."""
-  options = vocabulary.Options(chunk=8)
+  options = cross_entropy.LossOptions(chunk=8)
   targets, weights = jnp.asarray(inputs["targets"]), jnp.asarray(inputs["weights"])
 
   @jax.jit
   def gradients(h, table):
     def loss(h, table):
-      total, _ = vocabulary.weighted_nll(h, table, targets, weights, options)
+      total, _ = cross_entropy.weighted_nll(h, table, targets, weights, options)
       return -3.0 * total + 2.0 * jnp.sum(h * h)
 
     return jax.grad(loss, argnums=(0, 1))(h, table)
@@ -112,7 +112,7 @@ def test_the_loss_scales_its_gradients(inputs):
 
 
 def test_a_frozen_table_gets_no_gradient_and_the_states_the_same(inputs):
-  ours = everything(**inputs, options=vocabulary.Options(chunk=4, train_table=False))
+  ours = everything(**inputs, options=cross_entropy.LossOptions(chunk=4, train_table=False))
   expected = formulas(**inputs)
   expected["dtable"] *= 0
   assert_all_close(ours, expected)
@@ -120,7 +120,7 @@ def test_a_frozen_table_gets_no_gradient_and_the_states_the_same(inputs):
 
 def test_tokens_without_weight_are_not_computed(inputs):
   """NaN in their states would spread to the gradient of the table if they were."""
-  options = vocabulary.Options(chunk=5)
+  options = cross_entropy.LossOptions(chunk=5)
   used = inputs["weights"] > 0
   in_last_chunk = -used.sum() % 5  # Unused tokens fill the last chunk, first come first.
   assert in_last_chunk > 0
@@ -149,25 +149,25 @@ def test_tokens_without_weight_are_not_computed(inputs):
 def test_eight_devices_give_the_same_as_one(inputs, mesh_spec, rows, vocab_axes):
   mesh = sharding.make_mesh(mesh_spec, jax.devices())
   place = NamedSharding(mesh, rows)
-  layout = vocabulary.layout(mesh, place)
+  layout = embedding.table_layout(mesh, place)
   assert layout.vocab_axes == vocab_axes
   # One example a device; two of them have no token with a weight at all.
   placed = jax.device_put(inputs, sharding.batch_sharding(mesh))
   placed["table"] = jax.device_put(inputs["table"], place)
-  options = vocabulary.Options(label_smoothing=0.2, softcap=3.0, chunk=2, layout=layout)
+  options = cross_entropy.LossOptions(label_smoothing=0.2, softcap=3.0, chunk=2, layout=layout)
   ours = everything(**placed, options=options)
   assert_all_close(ours, formulas(**inputs, smoothing=0.2, softcap=3.0))
 
 
 def test_one_device_needs_no_layout():
   mesh = sharding.make_mesh([("data", -1)], jax.devices()[:1])
-  assert vocabulary.layout(mesh, NamedSharding(mesh, P("data"))) is None
+  assert embedding.table_layout(mesh, NamedSharding(mesh, P("data"))) is None
 
 
 def test_bfloat16_states_give_nearly_the_float32_loss(inputs):
   """Sums over the vocabulary, and over chunks of the table's gradient, are float32."""
   low = {**inputs, "h": inputs["h"].astype(jnp.bfloat16)}
-  ours = everything(**low, options=vocabulary.Options(chunk=1))
+  ours = everything(**low, options=cross_entropy.LossOptions(chunk=1))
   assert ours["dtable"].dtype == jnp.float32
   assert ours["dh"].dtype == jnp.bfloat16
   theirs = formulas(**{**low, "table": inputs["table"].astype(jnp.bfloat16)})

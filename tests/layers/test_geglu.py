@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax.models import geglu
-from pgjax.models.lora import Linear
+from pgjax.layers import geglu
+from pgjax.layers.lora import Linear
 
 B, T, D, F = 2, 12, 8, 24
 

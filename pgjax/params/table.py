@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pgjax import params
-from pgjax.leaves import Leaves
-from pgjax.params import Rule
+from pgjax.params import names as param_names
+from pgjax.params import tree as param_tree
+from pgjax.params.rules import Rule
+from pgjax.params.storage import StoredParams
 
 _PARTS = (
   ("vision", "img/(?!head/).*"),
@@ -16,12 +17,12 @@ _PARTS = (
 )
 
 
-def table(stored: Mapping[str, Any], leaves: Leaves) -> str:
+def table(stored: Mapping[str, Any], leaves: StoredParams) -> str:
   """Text with a row for each parameter of the model and a total for each part.
 
   stored: nested dict of what is kept (arrays or shapes, with or without shardings).
   """
-  kept, (model, rules) = params.flatten(stored), leaves
+  kept, (model, rules) = param_tree.flatten(stored), leaves
   rows = [("parameter", "", "shape", "kept as", "size", "trains", "sharding")]
   for name, leaf in model.items():
     own, factors = _own(name, kept), _factors(name, kept)
@@ -36,7 +37,7 @@ def table(stored: Mapping[str, Any], leaves: Leaves) -> str:
   lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
   lines.insert(1, "-" * max(map(len, lines)))
   lines.append(lines[1])
-  parts = params.first_match([pattern for _, pattern in _PARTS], model)
+  parts = param_names.first_match([pattern for _, pattern in _PARTS], model)
   for i, (part, _) in enumerate(_PARTS):
     if inside := [name for name, match in parts.items() if match == i]:
       lines.append(_total(part, inside, kept, model, rules))
@@ -58,7 +59,7 @@ def _own(name: str, kept: Mapping[str, Any]) -> list[Any]:
 
 
 def _factors(name: str, kept: Mapping[str, Any]) -> list[Any]:
-  return [leaf for n, leaf in kept.items() if n.startswith(f"{params.LORA}{name}/")]
+  return [leaf for n, leaf in kept.items() if n.startswith(f"{param_names.LORA}{name}/")]
 
 
 def _total(part, inside, kept, model, rules) -> str:

@@ -5,9 +5,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from pgjax.models import mixed, quantize
-from pgjax.models.lora import Adapted, Linear, Turned
-from pgjax.models.quantize import Quantized
+from pgjax.layers import mixed_precision, quantization
+from pgjax.layers.lora import Adapted, Linear, Transposed
+from pgjax.layers.quantization import Quantized
 
 
 def read(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: str) -> Linear:
@@ -17,14 +17,14 @@ def read(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype:
   """
   there = module.has_variable("params", name)
   stored = module.get_variable("params", name) if there else None
-  if isinstance(stored, Turned):
+  if isinstance(stored, Transposed):
     return Linear(stored)
   if not isinstance(stored, Adapted | Quantized):
-    return Linear(mixed.weight(module.param(name, init, shape), dtype))
+    return Linear(mixed_precision.weight(module.param(name, init, shape), dtype))
   if isinstance(stored, Quantized):
-    return Linear(quantize.weight(stored, dtype))
+    return Linear(quantization.weight(stored, dtype))
   base = stored.base
-  w = quantize.weight(base, dtype) if isinstance(base, Quantized) else base.astype(dtype)
+  w = quantization.weight(base, dtype) if isinstance(base, Quantized) else base.astype(dtype)
   a, b = stored.a.astype(dtype), (stored.b * stored.scale).astype(dtype)
   training = stored.dropout > 0 and module.has_rng("dropout")
   key = jax.random.key_data(module.make_rng("dropout")) if training else None

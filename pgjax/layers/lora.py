@@ -3,7 +3,8 @@
 y = x w + scale (dropout(x) a) b: a maps the summed axes of w to R numbers, b these to the new axes.
 Both are float32 and train; b is zero at the start, so that the model is at first the one it was.
 Parts of a fused leaf (key and value; gate and up) have factors of their own, as where they are not
-fused, so that adapters keep their meaning at Hugging Face. Axes: R rank, others as in params.py.
+fused, so that adapters keep their meaning at Hugging Face. Axes: R rank, others as in
+params/names.py.
 """
 
 import dataclasses
@@ -65,7 +66,7 @@ class Linear:
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
-class Turned:
+class Transposed:
   """A matrix for products with a few rows: [new axes, summed axes], or parts of that kind.
 
   XLA's CPU is up to twice as fast at a large matrix times a few columns as at a few rows times the
@@ -74,13 +75,13 @@ class Turned:
 
   w: jax.Array | tuple[jax.Array, ...]
 
-  def __getitem__(self, i: int) -> "Turned":
-    return Turned(self.w[i])
+  def __getitem__(self, i: int) -> "Transposed":
+    return Transposed(self.w[i])
 
 
-def dot(equation: str, x: jax.Array, w: jax.Array | Turned) -> jax.Array:
+def dot(equation: str, x: jax.Array, w: jax.Array | Transposed) -> jax.Array:
   """einsum(equation, x, w)."""
-  if not isinstance(w, Turned):
+  if not isinstance(w, Transposed):
     return jnp.einsum(equation, x, w)
   x_axes, summed, new, result = _axes(equation)
   rest = "".join(axis for axis in x_axes if axis in result)

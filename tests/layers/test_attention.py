@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax.models import attention
+from pgjax.layers import attention
 
 CASES = {
   "grouped heads, cap": dict(K=2, G=3, softcap=5.0),

@@ -2,23 +2,27 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pgjax import leaves, param_table, params, sharding
+from pgjax import sharding
 from pgjax.errors import UserError
+from pgjax.params import rules as param_rules
+from pgjax.params import storage
+from pgjax.params import table as param_table
+from pgjax.params import tree as param_tree
 
 TREE = {
   "llm": {"layers": {"attn": {"w": 1, "out": 2}, "mlp": {"w": 3}}, "final_norm": {"scale": 4}},
   "img": {"head": {"kernel": 5, "bias": 6}, "embedding": {"kernel": 7}},
 }
-NAMES = list(params.flatten(TREE))
+NAMES = list(param_tree.flatten(TREE))
 
 
 def test_names_are_sorted_paths_and_unflatten_is_the_inverse():
   assert NAMES[:3] == ["img/embedding/kernel", "img/head/bias", "img/head/kernel"]
-  assert params.unflatten(params.flatten(TREE)) == TREE
+  assert param_tree.unflatten(param_tree.flatten(TREE)) == TREE
 
 
 def test_the_first_pattern_that_matches_the_whole_name_wins():
-  got = params.rules(
+  got = param_rules.rules(
     [("llm/layers/attn/.*", "train"), ("llm/.*", 'freeze("bfloat16")'), (".*", "freeze")], NAMES
   )
   assert got["llm/layers/attn/w"][:2] == ("train", None)
@@ -28,7 +32,7 @@ def test_the_first_pattern_that_matches_the_whole_name_wins():
 
 def test_a_pattern_must_match_the_whole_name():
   with pytest.raises(UserError, match="no pattern covers 'img/embedding/kernel'"):
-    params.rules([("llm", "train"), ("llm/.*", "train")], NAMES)
+    param_rules.rules([("llm", "train"), ("llm/.*", "train")], NAMES)
 
 
 @pytest.mark.parametrize(
@@ -47,23 +51,23 @@ def test_a_pattern_must_match_the_whole_name():
 )
 def test_mistakes_are_told(patterns, message):
   with pytest.raises(UserError, match=message):
-    params.rules(patterns, NAMES)
+    param_rules.rules(patterns, NAMES)
 
 
 def test_split_and_merge_are_inverse_and_split_by_rule():
-  rules = params.rules([("llm/.*", "train"), (".*", "freeze")], NAMES)
-  trained, frozen = params.split(TREE, params.trained_names(rules))
+  rules = param_rules.rules([("llm/.*", "train"), (".*", "freeze")], NAMES)
+  trained, frozen = param_tree.split(TREE, param_rules.trained_names(rules))
   assert sorted(trained.values()) == [1, 2, 3, 4]
   assert sorted(frozen.values()) == [5, 6, 7]
-  assert params.merge(trained, frozen) == TREE
+  assert param_tree.merge(trained, frozen) == TREE
 
 
 def test_freezing_by_schedule_means_the_same_as_params():
   cosine = {"decay_type": "cosine"}
-  patterns, rest = params.from_schedule([("img/.*", None), (".*", cosine)])
+  patterns, rest = param_rules.from_schedule([("img/.*", None), (".*", cosine)])
   assert patterns == [("img/.*", "freeze"), (".*", "train")]
   assert rest == [(".*", cosine)]
-  assert params.from_schedule(cosine) == (None, cosine)
+  assert param_rules.from_schedule(cosine) == (None, cosine)
 
 
 def test_table_counts_what_trains_in_each_part_and_shows_how_it_is_kept_and_sharded():
@@ -82,9 +86,9 @@ def test_table_counts_what_trains_in_each_part_and_shows_how_it_is_kept_and_shar
     (".*", "freeze"),
   ]
   shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-  made = leaves.Leaves(shapes, params.rules(patterns, shapes))
+  made = storage.StoredParams(shapes, param_rules.rules(patterns, shapes))
   mesh = sharding.make_mesh([("data", -1)], jax.devices())
-  stored = made.stored()
+  stored = made.abstract()
   places = sharding.shardings([("llm/.*", 'shard_dim("data", 1)')], stored, mesh)
   stored = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), stored, places

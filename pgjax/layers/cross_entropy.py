@@ -1,12 +1,12 @@
-"""What happens at the vocabulary: token embeddings, logits, and the loss without all the logits.
+"""The loss over the vocabulary without all the logits.
 
 Axes: B batch, T tokens, D width, V vocabulary (257,152), C tokens of one chunk.
 
-The loss makes logits for one chunk of tokens at a time, only for tokens that carry a loss, and
-turns them into gradients on the spot: nothing of size [B, T, V] exists, and no logit is computed
-twice. On a mesh a table sharded by rows stays where it is: tokens travel instead of the table
-(256 kB a token against 1.2 GB), the loss is Megatron-LM's vocabulary-parallel cross-entropy
-(arXiv:1909.08053, section 3).
+Logits are made for one chunk of tokens at a time, only for tokens that carry a loss, and turned
+into gradients on the spot: nothing of size [B, T, V] exists, and no logit is computed twice. On a
+mesh a table sharded by rows stays where it is: tokens travel instead of the table (256 kB a token
+against 1.2 GB), which is Megatron-LM's vocabulary-parallel cross-entropy (arXiv:1909.08053,
+section 3).
 """
 
 import functools
@@ -14,122 +14,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-
-class Layout(NamedTuple):
-  """Where batch and table lie on a mesh: the axes that shard the batch, and the table's rows."""
-
-  mesh: Mesh
-  batch_axes: tuple[str, ...]
-  vocab_axes: tuple[str, ...]  # A subset of batch_axes; empty: every device has all rows.
+from pgjax.layers import embedding
 
 
-def layout(mesh: Mesh, table_sharding: Sharding) -> Layout | None:
-  """How to work with a table of that sharding; None on one device.
-
-  A table that is sharded by anything but whole rows is gathered where it is used.
-  """
-  if mesh.size == 1 or not isinstance(table_sharding, NamedSharding):
-    return None
-  rows, *rest = (*table_sharding.spec, None, None)
-  axes = (rows,) if isinstance(rows, str) else tuple(rows or ())
-  if any(rest):
-    axes = ()
-  return Layout(mesh, tuple(mesh.axis_names), axes)
-
-
-class Options(NamedTuple):
+class LossOptions(NamedTuple):
   """What is static about a loss."""
 
   label_smoothing: float = 0.0
   softcap: float = 0.0  # 0: off.
   chunk: int | None = None  # Tokens of a chunk on a device; default: `chunk_size`.
   train_table: bool = True
-  layout: Layout | None = None
-
-
-def embed(
-  table_VD: Float[Array, "V D"], tokens_BT: Int[Array, "B T"], layout: Layout | None = None
-) -> Float[Array, "B T D"]:
-  """Rows of the table times sqrt(D), formed in float32."""
-  lookup = functools.partial(_lookup, axes=layout.vocab_axes if layout else ())
-  if layout:
-    batch = PartitionSpec(layout.batch_axes)
-    lookup = jax.shard_map(
-      lookup,
-      mesh=layout.mesh,
-      in_specs=(_rows(layout), batch),
-      out_specs=batch,
-      check_vma=False,
-    )
-  return lookup(table_VD, tokens_BT)
-
-
-def _rows(layout):
-  return PartitionSpec(layout.vocab_axes or None)
-
-
-def _lookup(table_VD, tokens_BT, axes):
-  scale = table_VD.shape[-1] ** 0.5
-  if not axes:
-    return table_VD[tokens_BT].astype(jnp.float32) * scale
-  tokens = jax.lax.all_gather(tokens_BT, axes, tiled=True)
-  local, mine = _local_ids(tokens, table_VD.shape[0], axes)
-  x = jnp.where(mine[..., None], table_VD[local].astype(jnp.float32), 0.0) * scale
-  return jax.lax.psum_scatter(x, axes, tiled=True)  # One summand is not zero: exact.
-
-
-def _local_ids(tokens, rows, axes):
-  """Row numbers within this device's part of the table, and which tokens are in it."""
-  local = tokens - (jax.lax.axis_index(axes) * rows if axes else 0)
-  mine = (local >= 0) & (local < rows)
-  return jnp.clip(local, 0, rows - 1), mine
-
-
-def add_embed_gradient(
-  dtable_VD: Float[Array, "V D"],
-  tokens_BT: Int[Array, "B T"],
-  dx_BTD: Float[Array, "B T D"],
-  layout: Layout | None = None,
-) -> Float[Array, "V D"]:
-  """The gradient of `embed`, added into the buffer that the loss made for the same table."""
-  add = functools.partial(_scatter_add, layout=layout)
-  if layout:
-    batch = PartitionSpec(layout.batch_axes)
-    add = jax.shard_map(
-      add,
-      mesh=layout.mesh,
-      in_specs=(_rows(layout), batch, batch),
-      out_specs=_rows(layout),
-      check_vma=False,
-    )
-  return add(dtable_VD, tokens_BT, dx_BTD)
-
-
-def _scatter_add(dtable_VD, tokens_BT, dx_BTD, layout):
-  scale = dtable_VD.shape[-1] ** 0.5
-  if layout:  # Every device sees all tokens, and adds those whose rows it has.
-    tokens_BT, dx_BTD = jax.lax.all_gather((tokens_BT, dx_BTD), layout.batch_axes, tiled=True)
-  local, mine = _local_ids(tokens_BT, dtable_VD.shape[0], layout.vocab_axes if layout else ())
-  dx = jnp.where(mine[..., None], dx_BTD.astype(jnp.float32), 0.0) * scale
-  return dtable_VD.at[local].add(dx.astype(dtable_VD.dtype))
-
-
-def logits(
-  h_BTD: Float[Array, "*B D"], table_VD: Float[Array, "V D"], softcap: float = 0.0
-) -> Float[Array, "*B V"]:
-  """All logits in float32, soft-capped where `softcap` is set. For inference."""
-  return _cap(_product(h_BTD, table_VD.astype(h_BTD.dtype)), softcap)
-
-
-def _product(h, table_VD):
-  return jnp.einsum("...D,VD->...V", h, table_VD, preferred_element_type=jnp.float32)
-
-
-def _cap(x, softcap):
-  return softcap * jnp.tanh(x / softcap) if softcap else x
+  layout: embedding.TableLayout | None = None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -138,7 +36,7 @@ def weighted_nll(
   table_VD: Float[Array, "V D"],
   targets_BT: Int[Array, "B T"],
   weights_BT: Float[Array, "B T"],
-  options: Options,
+  options: LossOptions,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
   """(sum of weights * nll, nll per token) of the targets; nll is 0 where the weight is 0.
 
@@ -169,7 +67,7 @@ def _run(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients):
   run = functools.partial(_run_local, options=options, with_gradients=with_gradients)
   layout = options.layout
   if layout:
-    batch, rows = PartitionSpec(layout.batch_axes), _rows(layout)
+    batch, rows = PartitionSpec(layout.batch_axes), embedding.rows_spec(layout)
     dtable = rows if with_gradients and options.train_table else None
     run = jax.shard_map(
       run,
@@ -245,10 +143,10 @@ def _chunk(dtable, h_CD, targets_C, weights_C, *, table, axes, options, with_gra
   V = table.shape[0] * _group_size(options.layout)
   rest = options.label_smoothing / (V - 1)
   extra = 1.0 - options.label_smoothing - rest  # So that the token gets extra + rest = 1 - s.
-  local, mine = _local_ids(targets_C, table.shape[0], axes)
+  local, mine = embedding.local_ids(targets_C, table.shape[0], axes)
   target_CV = (jnp.arange(table.shape[0]) == local[:, None]) & mine[:, None]
 
-  logits_CV = _cap(_product(h_CD, table), options.softcap)
+  logits_CV = embedding.cap(embedding.product(h_CD, table), options.softcap)
   largest = jnp.max(logits_CV, axis=-1)
   largest = jax.lax.pmax(largest, axes) if axes else largest
   lse = largest + jnp.log(total(jnp.sum(jnp.exp(logits_CV - largest[:, None]), axis=-1)))

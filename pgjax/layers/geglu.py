@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from pgjax.models.lora import Linear, dot, dropped
+from pgjax.layers.lora import Linear, dot, dropped
 
 
 @jax.custom_vjp

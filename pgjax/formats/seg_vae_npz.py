@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pgjax import weight_files
 from pgjax.errors import UserError
+from pgjax.formats import lazy_array, npz
 from pgjax.models import seg_vae
 
 FILE = "vae-oid.npz"
@@ -31,7 +31,7 @@ def load(name: str = "oi") -> dict[str, Any]:
   if (name == "oi" and not folder) or not path.is_file():
     looked = path if folder or name != "oi" else "PGJAX_WEIGHTS_DIR, which is not set"
     raise UserError(f"The weights of masks, '{name}', are not there ({looked}): {WHERE_FROM}.")
-  leaves = weight_files.read_npz(path, ("encoder.", "decoder.", seg_vae.CODEBOOK))
+  leaves = npz.read_npz(path, ("encoder.", "decoder.", seg_vae.CODEBOOK))
   try:
     return seg_vae.from_arrays({n: leaf.whole().astype(np.float32) for n, leaf in leaves.items()})
   except UserError as error:
@@ -41,4 +41,4 @@ def load(name: str = "oi") -> dict[str, Any]:
 def save(path: pathlib.Path, params: seg_vae.Params) -> None:
   """Writes a file that `load` reads."""
   arrays = seg_vae.to_arrays(params)
-  weight_files.write_npz(path, {name: weight_files.of_array(a) for name, a in arrays.items()})
+  npz.write_npz(path, {name: lazy_array.of_array(a) for name, a in arrays.items()})

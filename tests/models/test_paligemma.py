@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from pgjax import params, step
 from pgjax.errors import UserError
-from pgjax.models import gemma, paligemma, remat, siglip
+from pgjax.layers import remat
+from pgjax.models import gemma, paligemma, siglip
+from pgjax.params import of_model
+from pgjax.params import tree as param_tree
 
 # A letter is a size: L layers, D width, F hidden size, N heads, K key heads, H head size, V
 # vocabulary; l d f n h are the image tower's, P patches, p patch size; digits stand for themselves.
@@ -81,7 +83,7 @@ def test_names_shapes_and_numbers_of_parameters(variant):
   model = paligemma.Model(img=dict(variant="So400m/14"), llm=dict(variant=variant))
   for res, total in zip((224, 448, 896), totals, strict=True):
     size = SO400M | sizes | dict(P=(res // 14) ** 2)
-    shapes = params.flatten(step.param_shapes(model, tiny.config(res=res)))
+    shapes = param_tree.flatten(of_model.param_shapes(model, tiny.config(res=res)))
     assert {name: leaf.shape for name, leaf in shapes.items()} == {
       name: tuple(size.get(c) or int(c) for c in shape) for name, shape in letters.items()
     }
@@ -187,13 +189,13 @@ def test_prefix_lm_mask_as_drawn():
 
 def test_one_key_head_per_query_head_equals_grouped_heads_with_copies(batch, values, logits_of):
   """Fused weights, as in gemma_7b; query heads 0 and 1 share the first key head, and so on."""
-  flat = params.flatten(values)
+  flat = param_tree.flatten(values)
   q_LNDH = flat.pop("llm/layers/attn/q_einsum/w")
   k_LKDH, v_LKDH = np.moveaxis(flat.pop("llm/layers/attn/kv_einsum/w"), 1, 0)
   k_LNDH, v_LNDH = (np.repeat(a, 2, axis=1) for a in (k_LKDH, v_LKDH))
   flat["llm/layers/attn/qkv_einsum/w"] = np.stack([q_LNDH, k_LNDH, v_LNDH], axis=1)
   model = tiny.model(llm=dict(num_kv_heads=4))
-  fused, _ = jax.jit(model.apply)({"params": params.unflatten(flat)}, **batch)
+  fused, _ = jax.jit(model.apply)({"params": param_tree.unflatten(flat)}, **batch)
   grouped = logits_of(batch)
   np.testing.assert_allclose(fused, grouped, atol=1e-5 * np.abs(grouped).max())
 
@@ -209,8 +211,8 @@ def test_one_key_head_per_query_head_equals_grouped_heads_with_copies(batch, val
     (lambda: siglip.get("B/16", num_heads=7), "width=768 is no multiple of num_heads=7"),
     (lambda: siglip.get("B/16", pool_type="map"), "pool_type='map': .* has 'none'"),
     (lambda: remat.policy("nothing"), "'nothing' is not a policy; allowed: balanced"),
-    (lambda: step.param_shapes(tiny.model(), tiny.config(res=20)), "20x20 .* patch size 8x8"),
-    (lambda: step.param_shapes(tiny.model(dtype="float8"), tiny.config()), "dtype='float8'"),
+    (lambda: of_model.param_shapes(tiny.model(), tiny.config(res=20)), "20x20 .* patch size 8x8"),
+    (lambda: of_model.param_shapes(tiny.model(dtype="float8"), tiny.config()), "dtype='float8'"),
   ],
 )
 def test_impossible_sizes_are_told(make, message):

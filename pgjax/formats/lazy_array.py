@@ -1,0 +1,122 @@
+"""An array in a file that is not read yet: shape, dtype, and a function that reads its rows.
+
+Nothing is mapped into memory, so that a process that copies a model stays as small as it reports.
+"""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from pgjax.errors import UserError
+
+CHUNK_BYTES = 64 << 20  # What is read, cast and written at a time, at least one row.
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+# What damaged or malicious files make zipfile, struct, json and numpy raise.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, ValueError, struct.error)
+_DAMAGED += (TypeError, AttributeError, OverflowError, MemoryError, RecursionError)
+
+
+@dataclasses.dataclass(frozen=True)  # Not a NamedTuple: to JAX it is a leaf.
+class LazyArray:
+  """One array that is not read yet; `read(start, stop)` gives these rows of its first axis."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[int, int], np.ndarray]
+  scheme: Any = None  # The quantize.Scheme that its numbers were rounded by, if they were.
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the whole array."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+  def whole(self) -> np.ndarray:
+    """All of it."""
+    return self.read(0, self.shape[0])
+
+  def chunks(self, limit_bytes: int = CHUNK_BYTES) -> Iterator[np.ndarray]:
+    """All of it, in blocks of rows, in order."""
+    rows = max(1, limit_bytes * self.shape[0] // max(1, self.nbytes))
+    for start in range(0, self.shape[0], rows):
+      yield self.read(start, min(start + rows, self.shape[0]))
+
+  def astype(self, dtype: np.dtype, name: str = "a weight") -> "LazyArray":
+    """The same numbers, cast as they are read; `name` is for messages."""
+    dtype = np.dtype(dtype)
+    if dtype == self.dtype:
+      return self
+    return LazyArray(
+      self.shape, dtype, lambda start, stop: cast(self.read(start, stop), dtype, name)
+    )
+
+
+def cast(array: np.ndarray, dtype: np.dtype, name: str = "a weight") -> np.ndarray:
+  """Rounds to nearest, ties to even. A finite number that becomes infinite is an error."""
+  with np.errstate(over="ignore"):
+    rounded = array.astype(dtype)
+  if not np.isfinite(rounded).all():
+    beyond = np.abs(array[np.isfinite(array) & ~np.isfinite(rounded)].astype(np.float64))
+    if beyond.size:
+      raise UserError(
+        f"{name} has a value of {beyond.max():.4g}, which does not fit into"
+        f" {np.dtype(dtype).name} (up to {float(ml_dtypes.finfo(dtype).max):.5g}): choose bfloat16"
+        " or float32."
+      )
+  return rounded
+
+
+def of_array(array: np.ndarray) -> LazyArray:
+  """A Leaf of what is in memory already."""
+  return LazyArray(array.shape, array.dtype, lambda start, stop: array[start:stop])
+
+
+@contextlib.contextmanager
+def explained(path: pathlib.Path, kind: str) -> Iterator[None]:
+  """Whatever a damaged file makes the readers raise, as one sentence."""
+  try:
+    yield
+  except UserError:
+    raise
+  except OSError as error:
+    raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
+  except (
+    *_DAMAGED,
+    OverflowError,
+    MemoryError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+  ) as error:
+    raise UserError(
+      f"{path} is damaged or no {kind} file ({str(error).rstrip('.')}): download or write it again."
+    ) from error
+
+
+def from_disk(path: pathlib.Path, offset: int, shape, dtype) -> LazyArray:
+  """An array that lies in the file as it is, in C order."""
+  row_shape = shape[1:]
+  row_bytes = math.prod(row_shape) * dtype.itemsize
+
+  def read(start, stop):
+    rows = np.empty((stop - start, *row_shape), dtype)
+    with path.open("rb") as file:
+      file.seek(offset + start * row_bytes)
+      if file.readinto(rows.reshape(-1).view(np.uint8)) != rows.nbytes:
+        raise UserError(f"{path} has become shorter while it was read.")
+    return rows
+
+  return LazyArray(shape, dtype, read)
+
+
+def raw_bytes(array: np.ndarray) -> memoryview:
+  """Its bytes in C order."""
+  return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

@@ -1,0 +1,117 @@
+"""NumPy's `.npz` as big_vision writes it: opened by its headers, read by rows. No pickles."""
+
+import functools
+import math
+import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+
+import ml_dtypes
+import numpy as np
+
+from pgjax.errors import UserError
+from pgjax.formats import lazy_array
+
+
+def read_npz(
+  path: pathlib.Path, starts: str | tuple[str, ...] = ""
+) -> dict[str, lazy_array.LazyArray]:
+  """The parameters in an `.npz`, whichever of big_vision's three layouts it has.
+
+  Only names that start with `starts` are looked at. Each array's checksum is compared before the
+  first of its rows is given out.
+  """
+  with lazy_array.explained(path, ".npz"), zipfile.ZipFile(path) as file:
+    members = [info for info in file.infolist() if info.filename.startswith(starts)]
+    found = {i.filename.removesuffix(".npy"): _npy_leaf(path, file, i) for i in members}
+  for prefix in ("params/", "opt/target/"):
+    if inside := {n.removeprefix(prefix): a for n, a in found.items() if n.startswith(prefix)}:
+      found = inside
+      break
+  for name, leaf in found.items():
+    if leaf.dtype.name not in lazy_array.FLOATS:
+      raise UserError(
+        f"{path}: '{name}' holds {leaf.dtype}; weights are one of {', '.join(lazy_array.FLOATS)}."
+      )
+  return found
+
+
+def _npy_leaf(path, file, info) -> lazy_array.LazyArray:
+  """Reads the header of one member."""
+  with file.open(info) as member:
+    version = np.lib.format.read_magic(member)
+    if version not in ((1, 0), (2, 0)):
+      raise ValueError(f"'{info.filename}' has .npy version {version}")
+    read_header = (
+      np.lib.format.read_array_header_1_0
+      if version == (1, 0)
+      else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = read_header(member)
+    header_bytes = member.tell()
+  if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
+    dtype = np.dtype(ml_dtypes.bfloat16)  # numpy has no name for it and writes two void bytes.
+  if dtype.hasobject:
+    raise ValueError(f"'{info.filename}' holds Python objects, which are never read")
+  if not shape or info.file_size != header_bytes + math.prod(shape) * dtype.itemsize:
+    raise ValueError(f"'{info.filename}' does not hold the {shape} numbers it announces")
+  if info.compress_type != zipfile.ZIP_STORED or (fortran and len(shape) > 1):
+    order = "F" if fortran else "C"
+    return lazy_array.LazyArray(
+      shape,
+      dtype,
+      lambda start, stop: _unpacked(path, info.filename, header_bytes, dtype, shape, order)[
+        start:stop
+      ],
+    )
+  return _checked(path, info, header_bytes, shape, dtype)
+
+
+def _checked(path, info, header_bytes, shape, dtype) -> lazy_array.LazyArray:
+  """A member that is stored as it is: read from the file, after one look at its checksum."""
+  leaf = None
+
+  def read(start, stop):
+    nonlocal leaf
+    with lazy_array.explained(path, ".npz"):
+      if leaf is None:
+        with path.open("rb") as file:
+          file.seek(info.header_offset + 26)
+          name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
+          begin = info.header_offset + 30 + name_bytes + extra_bytes
+          if _crc32(file, begin, info.file_size) != info.CRC:
+            raise ValueError(f"the checksum of '{info.filename}' is wrong")
+        leaf = lazy_array.from_disk(path, begin + header_bytes, shape, dtype)
+      return leaf.read(start, stop)
+
+  return lazy_array.LazyArray(shape, dtype, read)
+
+
+def _crc32(file, begin, num_bytes):
+  file.seek(begin)
+  crc = 0
+  while num_bytes and (block := file.read(min(num_bytes, 1 << 20))):
+    crc, num_bytes = zlib.crc32(block, crc), num_bytes - len(block)
+  return crc
+
+
+@functools.lru_cache(maxsize=1)  # One array, while its rows are asked for one after another.
+def _unpacked(path, member, header_bytes, dtype, shape, order) -> np.ndarray:
+  with lazy_array.explained(path, ".npz"), zipfile.ZipFile(path) as file:
+    data = file.read(member)  # Compares the checksum.
+    return np.frombuffer(data, dtype, offset=header_bytes).reshape(shape, order=order)
+
+
+def write_npz(path: pathlib.Path, leaves: Mapping[str, lazy_array.LazyArray]) -> None:
+  """Writes under the names given; bfloat16 as two void bytes, as big_vision's files have it."""
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as file:
+    for name, leaf in leaves.items():
+      descr = "|V2" if leaf.dtype == ml_dtypes.bfloat16 else leaf.dtype.newbyteorder("<").str
+      header = dict(descr=descr, fortran_order=False, shape=leaf.shape)
+      info = zipfile.ZipInfo(f"{name}.npy")  # Without a date: equal weights are equal files.
+      with file.open(info, "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        for rows in leaf.chunks():
+          member.write(lazy_array.raw_bytes(rows))

@@ -1,0 +1,134 @@
+"""Safetensors files and folders as Hugging Face writes them: opened by headers, read by rows."""
+
+import itertools
+import json
+import math
+import pathlib
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pgjax.errors import UserError
+from pgjax.formats import lazy_array
+
+SHARD_BYTES = 5_000_000_000  # Of a safetensors file, as in Hugging Face's own.
+MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library.
+INDEX = "model.safetensors.index.json"
+_SAFE_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def read_safetensors(folder: pathlib.Path) -> dict[str, lazy_array.LazyArray]:
+  """All tensors of a folder with model.safetensors, or with shards and their index."""
+  index = folder / INDEX
+  if not index.is_file():
+    files = sorted(folder.glob("*.safetensors"))
+    single = [f for f in files if f.name == "model.safetensors"] or files
+    if len(single) != 1:
+      raise UserError(
+        f"{folder} has {len(files)} .safetensors files and no {INDEX}, which says what is in which:"
+        " download the folder again."
+      )
+    return read_safetensors_file(single[0])
+  with lazy_array.explained(index, "index"):
+    shard_of = json.loads(index.read_text())["weight_map"]
+    names = sorted(set(shard_of.values()))
+  found: dict[str, lazy_array.LazyArray] = {}
+  for name in names:
+    path = folder / name
+    if pathlib.PurePath(name).name != name:
+      raise UserError(f"{index} names {name!r}, which is not a file of this folder.")
+    if not path.is_file():
+      raise UserError(f"{index} names {name}, which is not there: download the folder again.")
+    found |= read_safetensors_file(path)
+  if missing := sorted(set(shard_of) - set(found)):
+    raise UserError(
+      f"{index} names tensors that are in none of its files: {', '.join(missing[:4])} and"
+      f" {max(0, len(missing) - 4)} more: download the folder again."
+    )
+  return found
+
+
+def read_safetensors_file(path: pathlib.Path) -> dict[str, lazy_array.LazyArray]:
+  """The format: 8 bytes of header length, a JSON header, then the data."""
+  with lazy_array.explained(path, "safetensors"):
+    size = path.stat().st_size
+    with path.open("rb") as file:
+      (header_bytes,) = struct.unpack("<Q", file.read(8))
+      if header_bytes > min(MAX_HEADER_BYTES, size - 8):
+        raise ValueError(f"a header of {header_bytes:,} bytes in a file of {size:,}")
+      header = json.loads(file.read(header_bytes))
+    header.pop("__metadata__", None)
+    return {name: _tensor(path, 8 + header_bytes, size, name, e) for name, e in header.items()}
+
+
+def _tensor(path, data_start, file_bytes, name, entry) -> lazy_array.LazyArray:
+  if entry["dtype"] not in _SAFE_DTYPES:
+    raise UserError(
+      f"{path}: '{name}' holds {entry['dtype']}; weights are one of {', '.join(_SAFE_DTYPES)}."
+      " Quantized checkpoints are not read: take the original."
+    )
+  shape, dtype = tuple(entry["shape"]), np.dtype(_SAFE_DTYPES[entry["dtype"]])
+  begin, end = entry["data_offsets"]
+  if not 0 <= begin <= end <= file_bytes - data_start:
+    raise ValueError(f"'{name}' ends beyond the end of the file")
+  if end - begin != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+    raise ValueError(f"'{name}' does not hold the {shape} numbers it announces")
+  return lazy_array.from_disk(path, data_start + begin, shape, dtype)
+
+
+class Tensor(NamedTuple):
+  """What one file entry will hold, and the blocks that make it, in order."""
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  blocks: Callable[[], Iterable[np.ndarray]]
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes in the file."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_safetensors(
+  folder: pathlib.Path, tensors: Iterable[Tensor], shard_bytes: int = SHARD_BYTES
+) -> None:
+  """model.safetensors, or numbered files of at most `shard_bytes` with their index."""
+  shards: list[list[Tensor]] = [[]]
+  for tensor in tensors:
+    if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > shard_bytes:
+      shards.append([])
+    shards[-1].append(tensor)
+  names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+  if len(shards) == 1:
+    names = ["model.safetensors"]
+  for name, shard in zip(names, shards, strict=True):
+    write_safetensors_file(folder / name, shard)
+  if len(shards) > 1:
+    shard_of = {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
+    total = sum(t.nbytes for shard in shards for t in shard)
+    index = dict(metadata=dict(total_size=total), weight_map=dict(sorted(shard_of.items())))
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_safetensors_file(path: pathlib.Path, tensors: list[Tensor]) -> None:
+  """One file of that name."""
+  safe_names = {np.dtype(name): safe for safe, name in _SAFE_DTYPES.items()}
+  ends = list(itertools.accumulate(t.nbytes for t in tensors))
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers 4.57 asks for it.
+  for tensor, end in zip(tensors, ends, strict=True):
+    offsets = [end - tensor.nbytes, end]
+    header[tensor.name] = dict(
+      dtype=safe_names[tensor.dtype], shape=list(tensor.shape), data_offsets=offsets
+    )
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)  # The data starts at a multiple of eight bytes.
+  with path.open("wb") as file:
+    file.write(struct.pack("<Q", len(text)) + text)
+    for tensor, end in zip(tensors, ends, strict=True):
+      for block in tensor.blocks():
+        file.write(lazy_array.raw_bytes(block))
+      if file.tell() != 8 + len(text) + end:
+        raise RuntimeError(f"{tensor.name}: its blocks are not the {tensor.shape} announced")

@@ -1,0 +1,87 @@
+"""What is each parameter called, and what are its axes?
+
+Names are the paths of the tree joined with slashes ("llm/layers/attn/q_einsum/w").
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from pgjax.errors import UserError
+
+LORA = "lora/"  # The factors of llm/x are lora/llm/x/a and lora/llm/x/b.
+STACKED = ("llm/layers/", "img/Transformer/encoderblock/")  # Axis 0 of these leaves is the layer.
+
+
+class Matrix(NamedTuple):
+  """The axes of a leaf that is a matrix in a product: each is shared, summed over, or new."""
+
+  axes: str
+  shared: str
+  summed: str
+
+  @property
+  def new(self) -> str:
+    """The axes of the product that x did not have."""
+    return "".join(a for a in self.axes if a not in self.shared + self.summed)
+
+
+# Every product with a weight; L layers, C the parts of a fused leaf. The patch embedding is a
+# convolution, the token table a lookup: neither is adapted or quantized.
+_VISION = "img/Transformer/encoderblock/"
+_MATRICES = {
+  "llm/layers/attn/q_einsum/w": Matrix("LNDH", "L", "D"),
+  "llm/layers/attn/q?kv_einsum/w": Matrix("LCKDH", "LC", "D"),
+  "llm/layers/attn/attn_vec_einsum/w": Matrix("LNHD", "L", "NH"),
+  "llm/layers/mlp/gating_einsum": Matrix("LCDF", "LC", "D"),
+  "llm/layers/mlp/linear": Matrix("LFD", "L", "F"),
+  f"{_VISION}MultiHeadDotProductAttention_0/(query|key|value)/kernel": Matrix("LDNH", "L", "D"),
+  f"{_VISION}MultiHeadDotProductAttention_0/out/kernel": Matrix("LNHD", "L", "NH"),
+  f"{_VISION}MlpBlock_0/Dense_[01]/kernel": Matrix("LDF", "L", "D"),
+  "img/head/kernel": Matrix("DF", "", "D"),
+}
+
+
+def matrix(name: str) -> Matrix | None:
+  """The axes of the leaf of that name; None if it is no matrix, such as a norm's scale."""
+  return next((m for pattern, m in _MATRICES.items() if re.fullmatch(pattern, name)), None)
+
+
+def compile_pattern(pattern: str, where: str = "config.params") -> re.Pattern[str]:
+  """Compiles a pattern over names; a mistake in it is told with the field it stands in."""
+  if not isinstance(pattern, str):
+    raise UserError(f"{where}: a pattern must be a string, not {pattern!r}.")
+  if pattern.startswith("/"):
+    raise UserError(f"{where}: names never start with '/', so {pattern!r} matches nothing.")
+  try:
+    return re.compile(pattern)
+  except re.error as e:
+    raise UserError(f"{where}: {pattern!r} is not a regular expression: {e}.") from None
+
+
+def first_match(
+  patterns: Sequence[str], names: Iterable[str], where: str = "config.params"
+) -> dict[str, int | None]:
+  """For each name the index of the first pattern that matches all of it, or None."""
+  compiled = [compile_pattern(p, where) for p in patterns]
+  return {
+    name: next((i for i, p in enumerate(compiled) if p.fullmatch(name)), None) for name in names
+  }
+
+
+def check_used(patterns: Sequence[str], matches: Mapping[str, int | None], where: str) -> None:
+  """Raises if a pattern got no name at all; says whether earlier ones took them or none exists."""
+  for i in sorted(set(range(len(patterns))) - set(matches.values())):
+    taken = [name for name in matches if re.fullmatch(patterns[i], name)]
+    if taken:
+      why = f"the patterns before it already match all of its names, such as {taken[0]!r}"
+    else:
+      close = difflib.get_close_matches(patterns[i].rstrip(".*/"), _prefixes(matches), 1, 0.5)
+      why = "no name matches it" + (f"; did you mean {close[0] + '/.*'!r}?" if close else "")
+    raise UserError(f"{where}: pattern {patterns[i]!r} is never used: {why}. Mend or remove it.")
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+  parts = {"/".join(n.split("/")[:i]) for n in names for i in range(1, n.count("/") + 2)}
+  return sorted(parts)
