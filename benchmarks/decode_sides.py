@@ -18,7 +18,10 @@ def pgjax(spec):
   import optax
 
   from configs import common
-  from pgjax import ckpt, decode, decode_method, sharding, step
+  from pgjax import ckpt, decode, step
+  from pgjax.config import decode_method
+  from pgjax.distributed import mesh as mesh_lib
+  from pgjax.distributed import sharding
   from pgjax.models import paligemma
   from pgjax.params import of_model
 
@@ -28,21 +31,21 @@ def pgjax(spec):
   config.params = [(".*", f'freeze("{dtype}")')]
   config.model = dict(ckpt.open_source(spec["weights"]).model, dtype=dtype, remat="none")
   model = paligemma.Model(**config.model)
-  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
   leaves = of_model.stored_params(model, config)
   abstract = step.abstract_state(model, optax.identity(), config, mesh).params
   values = ckpt.load_initial(spec["weights"], abstract, leaves)
   run = decode.jitted(
     model,
     mesh,
-    step.shardings_of(abstract),
+    sharding.shardings_of(abstract),
     max_decode_len=spec["new_tokens"],
     method=decode_method.parse(spec["ours"]),
     eos=-1,
-    readable=step.readable(leaves, mesh),
+    readable=sharding.for_model(leaves, mesh),
   )
   data = dict(np.load(spec["data"]))
-  batch = jax.device_put(data, sharding.batch_sharding(mesh))
+  batch = jax.device_put(data, mesh_lib.batch_sharding(mesh))
 
   def answer():
     return np.asarray(run(values, batch).tokens)

@@ -18,7 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from pgjax import ckpt, evals, evaluate, sharding
+from pgjax import ckpt, evals, evaluate
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.params import of_model
 
 
@@ -61,7 +62,7 @@ def one_by_one(args: argparse.Namespace) -> tuple[float, list[str]]:
 
 
 def _on_device(batch, mesh):
-  return batch._replace(arrays=sharding.global_batch(batch.arrays, mesh))
+  return batch._replace(arrays=mesh_lib.global_batch(batch.arrays, mesh))
 
 
 def main() -> None:

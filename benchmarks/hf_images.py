@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from pgjax.data import hf_processor, ops, tokenizer
+from pgjax.data import hf_processor, tokenizer
+from pgjax.data.pp import parse
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = {"chartqa/val/png/*.png": 20, "bccd/test/*.jpg": 15, "sroie/train/**/*.*g": 15}
@@ -48,7 +49,7 @@ def main():
   print("| " + " | ".join(heads) + " |\n" + "| --- " * (2 + 2 * len(ways)) + "|")
   for op, method in ROWS:
     op = op.format(res=args.res)
-    prepare = ops.parse(f"decode|{op}|value_range(-1, 1)")
+    prepare = parse.parse(f"decode|{op}|value_range(-1, 1)")
     cells = []
     for way in ways:
       theirs = processor(args.res, method, fast=way == "torchvision")

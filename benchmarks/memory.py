@@ -106,13 +106,14 @@ def run_config(batch_size, fields):
 
 def compiled_step(batch_size, num_devices, fields, device):
   """The step of a case, compiled for `num_devices` of that GPU."""
-  from pgjax import compiled, optim, sharding, step
+  from pgjax import compiled, optim, step
+  from pgjax.distributed import mesh as mesh_lib
   from pgjax.models import paligemma
   from pgjax.params import of_model
   from pgjax.params import rules as param_rules
 
   config = run_config(batch_size, fields)
-  mesh = sharding.make_mesh([("data", -1)], compiled.devices(device, num_devices))
+  mesh = mesh_lib.make_mesh([("data", -1)], compiled.devices(device, num_devices))
   model = paligemma.Model(**config.model)
   tx = optim.make(config, 1000, param_rules.trained_names(of_model.rules(model, config)))
   state = step.abstract_state(model, tx, config, mesh)

@@ -54,8 +54,9 @@ def pgjax(spec):
   import ml_collections
 
   from configs import common
-  from pgjax import ckpt, optim, sharding
+  from pgjax import ckpt, optim
   from pgjax import step as step_lib
+  from pgjax.distributed import mesh as mesh_lib
   from pgjax.models import paligemma
   from pgjax.params import of_model
   from pgjax.params import rules as param_rules
@@ -70,7 +71,7 @@ def pgjax(spec):
   config.input.batch_size = spec["batch"]
   config.model = dict(ckpt.open_source(spec["weights"]).model, dtype=dtype, remat=remat)
   model = paligemma.Model(**config.model)
-  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
   leaves = of_model.stored_params(model, config)
   names = param_rules.trained_names(leaves.rules)
   tx = optim.make(config, 1000, names)
@@ -79,7 +80,7 @@ def pgjax(spec):
   state = [step_lib.init(model, tx, config, mesh, loaded=values)]
   trained = sum(leaf.size for leaf in param_tree.split(state[0].params, names)[0].values())
   del values
-  batch = jax.device_put(dict(np.load(spec["data"])), sharding.batch_sharding(mesh))
+  batch = jax.device_put(dict(np.load(spec["data"])), mesh_lib.batch_sharding(mesh))
   train_step = step_lib.jitted(model, tx, config, mesh)
 
   def update():

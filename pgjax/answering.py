@@ -8,20 +8,24 @@ get the answers that each of them gets alone.
 
 import logging
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import optax
 
-from pgjax import ckpt, decode_method, loading, sharding
-from pgjax import config as config_lib
+from pgjax import ckpt, loading
 from pgjax import grammar as grammar_lib
 from pgjax import step as step_lib
-from pgjax.data import images, locations, ops, pipeline
+from pgjax.config import decode_method
+from pgjax.config import load as config_load
+from pgjax.data import images, locations, pipeline
+from pgjax.data import loader as loader_lib
 from pgjax.data import tokenizer as tokenizer_lib
-from pgjax.data.rows import Layout, Loader
+from pgjax.data.loader import Layout, Loader
+from pgjax.data.pp import parse
 from pgjax.decoders import Decoders, Settings
+from pgjax.distributed import mesh, sharding
 from pgjax.errors import UserError
 from pgjax.models import paligemma
 from pgjax.params import names as param_names
@@ -43,7 +47,7 @@ class Answer(NamedTuple):
   logp: list[float]
 
 
-class Opened(NamedTuple):
+class OpenCheckpoint(NamedTuple):
   """A checkpoint of which no weights are read yet."""
 
   source: ckpt.Source
@@ -55,42 +59,20 @@ class Opened(NamedTuple):
   notes: tuple[str, ...]
 
 
-class Asked:
-  """Questions in memory, as a source of data/sources.py: image (bytes, or a list), prefix."""
-
-  def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]):
-    """`names` are what messages call each row."""
-    self.rows, self.names = rows, names
-
-  def __len__(self):
-    return len(self.rows)
-
-  def __getitem__(self, i):
-    return dict(self.rows[i])
-
-  def texts(self, i):
-    """The question without its image."""
-    return {name: value for name, value in self.rows[i].items() if name != "image"}
-
-  def where(self, i):
-    """The question's name."""
-    return self.names[i]
-
-
 def open_checkpoint(
   name: str, step: int | None = None, *, quantize: str | None = None, ema: bool = True
-) -> Opened:
+) -> OpenCheckpoint:
   """Finds the checkpoint and what it says about images and decoding."""
   source = ckpt.open_source(name, step, ema=ema)
   saved = source.run.config if source.run else {}
   table = source.leaves[paligemma.TOKEN_TABLE].dtype.name
   dtype = saved.get("dtype", "float32" if table == "float32" else "bfloat16")
-  config = config_lib.from_dict(
+  config = config_load.from_dict(
     dict(
       model=dict(source.model, dtype=dtype, remat="none"),
       res=source.res,
       dtype=dtype,
-      params=kept(source, quantize),
+      params=frozen_rules(source, quantize),
       **{n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved},
       text_len=saved.get("text_len", TEXT_LEN),
     )
@@ -103,29 +85,29 @@ def open_checkpoint(
   return _as_evaluated(source, config, tokenizer)
 
 
-def _as_evaluated(source, config, tokenizer) -> Opened:
+def _as_evaluated(source, config, tokenizer) -> OpenCheckpoint:
   """Image ops and settings of the first evaluator that decodes."""
   for name, entry in config.evals.items():
     if entry["type"] != "perplexity":
       entry = {"decode": None, "batch_size": BATCH_SIZE, **entry}  # Older ones have no decode.
       pixels = [
         op.written
-        for op in ops.parse(entry["pp"], tokenizer=tokenizer).ops
-        if op.name in ops.IMAGE_OPS and op.name not in _NEEDS_BOXES
+        for op in parse.parse(entry["pp"], tokenizer=tokenizer).ops
+        if op.name in parse.IMAGE_OPS and op.name not in _NEEDS_BOXES
       ]
       settings = Settings(entry["decode"] or config.decode, entry["max_decode_len"])
       note = f"Images and answers as config.evals[{name!r}] has them: {'|'.join(pixels)}."
       notes = (*source.notes, note)
-      return Opened(
+      return OpenCheckpoint(
         source, config, tokenizer, "|".join(pixels), settings, entry["batch_size"], notes
       )
   pp = f"decode|resize({config.res}, antialias=True)|value_range(-1, 1)"
   note = f"The checkpoint does not say how images are resized; as big_vision's forkme: {pp}."
   settings = Settings(config.decode, MAX_DECODE_LEN)
-  return Opened(source, config, tokenizer, pp, settings, BATCH_SIZE, (*source.notes, note))
+  return OpenCheckpoint(source, config, tokenizer, pp, settings, BATCH_SIZE, (*source.notes, note))
 
 
-def kept(source: ckpt.Source, quantize: str | None) -> list[tuple[str, str]]:
+def frozen_rules(source: ckpt.Source, quantize: str | None) -> list[tuple[str, str]]:
   """For config.params: every leaf frozen as the checkpoint keeps it, or its matrices quantized.
 
   Adapters stay beside their matrix: folding them in would round it once more.
@@ -148,14 +130,14 @@ def kept(source: ckpt.Source, quantize: str | None) -> list[tuple[str, str]]:
   return found
 
 
-def loader(opened: Opened, source: Any) -> Loader:
-  """Makes questions of `source` (Asked, or one of data/sources.py) ready for this model."""
+def loader(opened: OpenCheckpoint, source: Any) -> Loader:
+  """Makes questions of a source (see data/sources/registry.py) ready for this model."""
   config = opened.config
   layout = Layout(config.res, config.text_len, config.num_frames, for_training=False)
-  return Loader(pipeline.Part("questions", source, 1.0), opened.pp, opened.tokenizer, layout, 0)
+  return Loader(loader_lib.Part("questions", source, 1.0), opened.pp, opened.tokenizer, layout, 0)
 
 
-def check(opened: Opened, questions: Loader, settings: Settings) -> list[tuple[int, int]]:
+def check(opened: OpenCheckpoint, questions: Loader, settings: Settings) -> list[tuple[int, int]]:
   """(width, height) of each first image; raises UserError for what cannot be asked so.
 
   Reads all images' headers, and no pixels.
@@ -192,18 +174,18 @@ def _sizes(image: bytes | list[bytes], num_frames: int) -> list[tuple[int, int]]
   return [images.size(data) for data in encoded]
 
 
-class Answerer:
+class Engine:
   """A loaded checkpoint. What was compiled for some settings stays for the next question."""
 
-  def __init__(self, opened: Opened):
+  def __init__(self, opened: OpenCheckpoint):
     """Reads the weights onto all devices of this machine."""
     config = opened.config
-    self.opened, self.mesh = opened, sharding.start(config.mesh)
+    self.opened, self.mesh = opened, mesh.start(config.mesh)
     model = paligemma.Model(**config.model)
     leaves = of_model.stored_params(model, config)
     abstract = step_lib.abstract_state(model, optax.identity(), config, self.mesh).params
     self._decoders = Decoders(
-      config, model, self.mesh, step_lib.shardings_of(abstract), opened.tokenizer
+      config, model, self.mesh, sharding.shardings_of(abstract), opened.tokenizer
     )
     source = opened.source
     log.info("Loading %s on %d x %s.", source.path, self.mesh.size, self.mesh.devices.flat[0])
@@ -218,7 +200,7 @@ class Answerer:
     batches = pipeline.split_of(questions, batch_size, num_threads=num_threads)
     for batch in batches:
       arrays = batch.arrays | dict(_index=_of_content(batch.arrays))
-      arrays = sharding.global_batch(arrays, self.mesh)
+      arrays = mesh.global_batch(arrays, self.mesh)
       tokens, logp = map(np.asarray, run(self._params, arrays, batch.rows))
       for example, *made in zip(batch.rows, tokens, logp, strict=False):
         yield self._answer(example["prefix"], *made)
@@ -239,7 +221,7 @@ def _of_content(arrays) -> np.ndarray:
   return np.array(made, np.uint32).astype(np.int32) & 0x7FFFFFFF
 
 
-def found(opened: Opened, answer: Answer) -> locations.Parsed:
+def objects_of(opened: OpenCheckpoint, answer: Answer) -> locations.Parsed:
   """The objects of an answer, with their scores."""
   if "<loc" not in answer.text:
     return locations.Parsed((), 0, 0)
@@ -247,10 +229,10 @@ def found(opened: Opened, answer: Answer) -> locations.Parsed:
 
 
 def as_json(
-  opened: Opened, answer: Answer, size: tuple[int, int], settings: Settings
+  opened: OpenCheckpoint, answer: Answer, size: tuple[int, int], settings: Settings
 ) -> dict[str, Any]:
   """Everything about an answer; boxes are x0, y0, x1, y1 in pixels of an image of this size."""
-  parsed = found(opened, answer)
+  parsed = objects_of(opened, answer)
   width, height = size
   objects = [
     dict(

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pgjax import sharding
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import processes
 from pgjax.layers import lora
 from pgjax.models import paligemma
 from pgjax.params import names as param_names
@@ -25,7 +26,7 @@ _PREFIXES = ("llm/", f"{param_names.LORA}/llm/")
 
 def room(mesh: Any) -> float:
   """Bytes that such a copy may take of a device: the same on all processes; a CPU has no limit."""
-  limits = sharding.gather_objects(sharding.memory_limit(mesh))
+  limits = processes.gather_objects(mesh_lib.memory_limit(mesh))
   return min((SHARE * limit for limit in limits if limit), default=math.inf)
 
 
@@ -39,7 +40,7 @@ def size(flat: dict[str, Any], dtype: str) -> int:
 
 def copied(flat: dict[str, Any], dtype: str, mesh: Any = None) -> dict[str, Any]:
   """`flat` with the text tower in the compute dtype, whole on every device of the mesh."""
-  place = sharding.replicated(mesh) if mesh is not None and mesh.size > 1 else None
+  place = mesh_lib.replicated(mesh) if mesh is not None and mesh.size > 1 else None
   made = dict(flat)
   for name, leaf in flat.items():
     if _is_text(name):

@@ -26,9 +26,10 @@ from pgjax import (
   inspection_page,
   runs,
 )
+from pgjax.data import loader as loader_lib
 from pgjax.data import pipeline
 from pgjax.data import tokenizer as tokenizer_lib
-from pgjax.data.rows import Layout, Loader
+from pgjax.data.loader import Layout, Loader
 from pgjax.errors import UserError
 from pgjax.formats import seg_vae_npz
 from pgjax.models import paligemma, seg_vae
@@ -106,7 +107,7 @@ def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[inspection.Split, 
   return opened, found
 
 
-def described(data: Any, part: pipeline.Part, parts: list[pipeline.Part]) -> str:
+def described(data: Any, part: loader_lib.Part, parts: list[loader_lib.Part]) -> str:
   """The data's entry in the config, of one part of a mixture its name and what all share."""
   fields = data.to_dict()
   if len(parts) > 1:

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pgjax import runs, sharding, watching
+from pgjax import runs, watching
+from pgjax.distributed import processes
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import CHUNK_BYTES
 from pgjax.params.names import STACKED
@@ -83,7 +84,7 @@ class Saver:
         state, position = self._restore(found, abstract_state), found.position
       except runs.DamagedError as error:
         self._set_aside(path, error, available)
-    if sharding.is_main():
+    if processes.is_main():
       self._folder.mkdir(exist_ok=True)
       (self._workdir / "config.json").write_text(runs.dumps(self._config))
     self._manager = self._open_manager()
@@ -224,10 +225,10 @@ class Saver:
       f"The checkpoint of step {path.name} is damaged ({error}). It was moved to the folder "
       f"{runs.DAMAGED}, and the run goes back to step {older[-1]}."
     )
-    sharding.gather_objects("has been read")  # Nobody moves what another is still reading.
-    if sharding.is_main():
+    processes.gather_objects("has been read")  # Nobody moves what another is still reading.
+    if processes.is_main():
       runs.set_aside(path)
-    sharding.gather_objects("has been moved")
+    processes.gather_objects("has been moved")
 
   def _value(self, scores: Mapping[str, float]) -> float | None:
     """The metric of keep_best, larger is better; None where it was not measured."""

@@ -119,11 +119,14 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _load_config(args: SimpleNamespace) -> None:
-  from pgjax import config as config_lib  # After --help and the flags: it takes a moment.
+  from pgjax.config import load as config_load
+  from pgjax.config import (
+    validate as config_validate,  # After --help and the flags: it takes a moment.
+  )
 
   args.config_spec, args.config = args.config, None
   if args.config_spec:
-    args.config = config_lib.validated(config_lib.load(args.config_spec, args.overrides))
+    args.config = config_validate.validated(config_load.load(args.config_spec, args.overrides))
 
 
 def help_page(

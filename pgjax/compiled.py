@@ -23,9 +23,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pgjax import cache, flops, gpus, hlo, memory, optim, rounding, sharding
-from pgjax import config as config_lib
+from pgjax import cache, flops, gpus, hlo, memory, optim, rounding
 from pgjax import step as step_lib
+from pgjax.config import load as config_load
+from pgjax.config import validate as config_validate
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.models import paligemma
 from pgjax.params import of_model
@@ -78,8 +80,8 @@ def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = Tru
       "here. Plan with --config.opt_state_memory=device, and take off the optimizer state but for "
       "a tenth."
     )
-  mesh = sharding.make_mesh(config.mesh, devices(gpu, num_devices))
-  sharding.check_batch_size(config.input.batch_size, mesh)
+  mesh = mesh_lib.make_mesh(config.mesh, devices(gpu, num_devices))
+  mesh_lib.check_batch_size(config.input.batch_size, mesh)
   model = paligemma.Model(**config.model)
   leaves = of_model.stored_params(model, config)
   rules = leaves.rules
@@ -109,7 +111,7 @@ def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = Tru
 
 def abstract_batch(config: Any, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
   """A training batch as data/pipeline.py makes it, from the sizes in the config alone."""
-  place, rows = sharding.batch_sharding(mesh), config.input.batch_size
+  place, rows = mesh_lib.batch_sharding(mesh), config.input.batch_size
   image, _ = of_model.example_shapes(config)
   shapes = {"image": (image.shape[1:], np.float32)}
   if config.num_frames:
@@ -222,7 +224,7 @@ def serve() -> None:
 def _answer(line: str) -> str:
   case = json.loads(line)
   try:
-    config = config_lib.validated(config_lib.from_dict(case["config"]))
+    config = config_validate.validated(config_load.from_dict(case["config"]))
     found = look(config, case["gpu"], case["num_devices"], compiled=case["compiled"])
     jax.clear_caches()  # Of the case before, which nothing needs again.
     return found.to_json()

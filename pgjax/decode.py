@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pgjax import at_hand, search, sharding
-from pgjax.decode_method import GREEDY
+from pgjax import at_hand, search
+from pgjax.config.decode_method import GREEDY
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.layers import embedding
 from pgjax.models import paligemma
 from pgjax.params import tree as param_tree
@@ -53,7 +54,7 @@ def jitted(
   layout = embedding.table_layout(mesh, param_tree.flatten(param_places)[paligemma.TOKEN_TABLE])
   run = functools.partial(
     decoded,
-    model=model.clone(constrain=sharding.batch_constraint(mesh)),
+    model=model.clone(constrain=mesh_lib.batch_constraint(mesh)),
     layout=layout,
     readable=readable,
     max_decode_len=max_decode_len,
@@ -62,7 +63,7 @@ def jitted(
     mesh=mesh,
     room=at_hand.room(mesh),
   )
-  rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  rows, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
   compiled = jax.jit(
     run, in_shardings=(param_places, rows, everywhere, everywhere), out_shardings=rows
   )

@@ -10,14 +10,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pgjax import decode, decode_method, grammar, sharding, step
+from pgjax import decode, grammar
+from pgjax.config import decode_method
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import processes, sharding
 from pgjax.params import of_model
 
 
 class Settings(NamedTuple):
   """How answers are decoded."""
 
-  decode: str  # decode_method.py has the methods.
+  decode: str  # config/decode_method.py has the methods.
   max_decode_len: int
   grammar: str | None = None  # grammar.py has the grammars.
   seed: int = 0  # Of methods that sample.
@@ -28,7 +31,7 @@ class Decoders:
 
   def __init__(self, config: Any, model: Any, mesh: Any, param_places: Any, tokenizer: Any):
     self._model, self._mesh, self._places, self._tokenizer = model, mesh, param_places, tokenizer
-    self._readable = step.readable(of_model.stored_params(model, config), mesh)
+    self._readable = sharding.for_model(of_model.stored_params(model, config), mesh)
     self._programs: dict[tuple[int, decode_method.Method], Callable] = {}
     self._masks: dict[tuple[str, int], _OnDevice] = {}
 
@@ -48,9 +51,9 @@ class Decoders:
       if masks is None:
         return run(params, arrays, key)
       tables, numbers = masks.of(examples)
-      grammar_B = np.zeros(len(sharding.local_rows(arrays["_mask"])), np.int32)
+      grammar_B = np.zeros(len(mesh_lib.local_rows(arrays["_mask"])), np.int32)
       grammar_B[: len(numbers)] = numbers
-      bound = sharding.global_batch({"_grammar": grammar_B}, self._mesh)
+      bound = mesh_lib.global_batch({"_grammar": grammar_B}, self._mesh)
       return run(params, {**arrays, **bound}, key, tables)
 
     return decoded
@@ -73,7 +76,7 @@ class Decoders:
     if wanted not in self._masks:
       size, parsed = self._model.llm_config.vocab_size, grammar.parse(settings.grammar)
       made = grammar.Masks(parsed, self._tokenizer, size, settings.max_decode_len)
-      self._masks[wanted] = _OnDevice(made, sharding.replicated(self._mesh))
+      self._masks[wanted] = _OnDevice(made, mesh_lib.replicated(self._mesh))
     return self._masks[wanted]
 
 
@@ -84,7 +87,7 @@ class _OnDevice:
     self._masks, self._place, self._sent = masks, place, (None, None)
 
   def of(self, examples):
-    tables, numbers = self._masks.of(examples, sharding.gather_objects)
+    tables, numbers = self._masks.of(examples, processes.gather_objects)
     if self._sent[0] is not tables:
       self._sent = tables, jax.device_put(tables, self._place)
     return self._sent[1], numbers

@@ -14,6 +14,7 @@ from typing import Any
 
 from pgjax import answering, cli, decoders, metric_log, named, pictures
 from pgjax.data import images
+from pgjax.data.sources import memory
 from pgjax.errors import UserError
 
 log = logging.getLogger("pgjax")
@@ -41,7 +42,7 @@ def main(args: Any) -> None:
   opened = answering.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
   for note in opened.notes:
     log.info(note)
-  answerer = answering.Answerer(opened)
+  answerer = answering.Engine(opened)
   start(page(gradio, answerer), gradio, args.port)
   log.info("http://%s:%d answers from %s; Ctrl-C ends it.", HOST, args.port, opened.source.name)
   threading.Event().wait()
@@ -77,7 +78,7 @@ def start(blocks: Any, gradio: Any, port: int) -> None:
     raise UserError(f"--port={port} cannot be used ({error}); choose another.") from None
 
 
-def page(gradio: Any, answerer: answering.Answerer) -> Any:
+def page(gradio: Any, answerer: answering.Engine) -> Any:
   """The components and what the button does."""
   settings = answerer.opened.settings
   methods = list(dict.fromkeys([settings.decode, *METHODS]))
@@ -118,7 +119,7 @@ def page(gradio: Any, answerer: answering.Answerer) -> Any:
 
 
 def asked(
-  answerer: answering.Answerer, path: str | None, prompt: str, settings: decoders.Settings
+  answerer: answering.Engine, path: str | None, prompt: str, settings: decoders.Settings
 ) -> tuple[str, Any, str]:
   """(answer, picture with its boxes and masks or None, tokens as HTML)."""
   if path is None:
@@ -126,11 +127,11 @@ def asked(
   encoded, opened = pathlib.Path(path).read_bytes(), answerer.opened
   if len(encoded) > MOST_BYTES:
     raise UserError(f"The file has {len(encoded):,} bytes; at most {MOST_BYTES:,} are taken.")
-  one = answering.Asked([dict(image=encoded, prefix=prompt)], ["This question"])
+  one = memory.InMemory([dict(image=encoded, prefix=prompt)], ["This question"])
   questions = answering.loader(opened, one)
   answering.check(opened, questions, settings)
   [answer] = answerer.answers(questions, settings, 1)
-  return answer.text, picture(encoded, answering.found(opened, answer)), shown(opened, answer)
+  return answer.text, picture(encoded, answering.objects_of(opened, answer)), shown(opened, answer)
 
 
 def picture(encoded: bytes, parsed: Any) -> Any:
@@ -143,7 +144,7 @@ def picture(encoded: bytes, parsed: Any) -> Any:
   return drawn
 
 
-def shown(opened: answering.Opened, answer: answering.Answer) -> str:
+def shown(opened: answering.OpenCheckpoint, answer: answering.Answer) -> str:
   """Each token over its probability."""
   spans = []
   for token, logp in zip(answer.tokens, answer.logp, strict=True):

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pgjax import config as config_lib
-from pgjax import decode, metric_log, scorers, sharding
+from pgjax import decode, metric_log, scorers
 from pgjax import journal as journal_lib
 from pgjax import step as step_lib
-from pgjax.data import pipeline
+from pgjax.config import durations
+from pgjax.data import device_feed, loader, pipeline
 from pgjax.decoders import Decoders, Settings
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import processes
 from pgjax.errors import UserError
 from pgjax.metrics import text
 
@@ -53,7 +55,7 @@ def of_training(config, total_steps: int, num_examples: int) -> dict[str, int]:
   """The evaluators that run while training, and every how many steps."""
   sizes = dict(batch_size=config.input.batch_size, num_examples=num_examples)
   every = {
-    name: config_lib.steps(section, "log", total_steps=total_steps, **sizes)
+    name: durations.steps(section, "log", total_steps=total_steps, **sizes)
     for name, section in config.evals.items()
   }
   return {name: steps for name, steps in every.items() if steps is not None}
@@ -74,7 +76,7 @@ def make(config, model, mesh, tokenizer, param_places, every: Mapping[str, int |
   made = []
   for name, every_steps in every.items():
     section = config.evals[name]
-    sharding.check_batch_size(section.batch_size, mesh, f"config.evals.{name}.batch_size")
+    mesh_lib.check_batch_size(section.batch_size, mesh, f"config.evals.{name}.batch_size")
     try:
       if section.type == "perplexity":
         compute = _likelihoods(step_lib.jitted_nll(model, config, mesh, param_places))
@@ -115,14 +117,14 @@ def _open(config, section, tokenizer) -> pipeline.EvalBatches:
   return pipeline.eval_batches(
     section,
     tokenizer,
-    layout=pipeline.Layout(
+    layout=loader.Layout(
       config.res, config.text_len, config.num_frames, for_training=section.type == "perplexity"
     ),
     num_threads=config.input.num_threads,
     allow_truncated=config.input.allow_truncated,
     seed=config.seed,
-    process_index=sharding.process_index(),
-    process_count=sharding.process_count(),
+    process_index=processes.process_index(),
+    process_count=processes.process_count(),
   )
 
 
@@ -159,7 +161,7 @@ def run_due(
         return None
       log.scores(step, result.scores)
       scores |= result.scores
-      if sharding.is_main():
+      if processes.is_main():
         write(workdir / "evals" / evaluator.name, dict(step=step) | result.scores, result.rows)
   return scores
 
@@ -184,7 +186,7 @@ def run(
     if journal:
       journal.add(rows[-1])
 
-  feed = pipeline.to_device(evaluator.batches.after(len(rows)), mesh)
+  feed = device_feed.to_device(evaluator.batches.after(len(rows)), mesh)
   with contextlib.closing(feed):
     for batch in feed:
       if stopping():
@@ -195,7 +197,7 @@ def run(
       waiting = (batch, output)
   if waiting is not None:
     read()
-  rows = [dict(row) for row in _in_order(sharding.gather_objects(rows))]
+  rows = [dict(row) for row in _in_order(processes.gather_objects(rows))]
   of_split = evaluator.scorer.of_split(evaluator.section, rows) if evaluator.scorer else {}
   # What comes from a journal or another process is JSON, which has no tuples.
   scores = [{name: tuple(part) for name, part in row.pop("scores").items()} for row in rows]
@@ -208,8 +210,8 @@ def run(
 
 def _read(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) -> list[dict]:
   """Scores the rows that this process brought, leaving out those that only fill the batch."""
-  real = np.flatnonzero(sharding.local_rows(batch.arrays["_mask"]))
-  prompts, *outputs = (sharding.local_rows(a)[real] for a in (batch.arrays["text"], *output))
+  real = np.flatnonzero(mesh_lib.local_rows(batch.arrays["_mask"]))
+  prompts, *outputs = (mesh_lib.local_rows(a)[real] for a in (batch.arrays["text"], *output))
   make_row = _likelihood if evaluator.section.type == "perplexity" else _answer
   return [
     dict(make_row(evaluator, tokenizer, example, prompt, *row_outputs), _sha256=example["_sha256"])

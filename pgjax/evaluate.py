@@ -30,12 +30,14 @@ from pgjax import (
   named,
   report,
   runs,
-  sharding,
   watching,
 )
-from pgjax import config as config_lib
 from pgjax import step as step_lib
+from pgjax.config import load as config_load
+from pgjax.config import validate as config_validate
 from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import processes, sharding
 from pgjax.errors import UserError
 from pgjax.models import paligemma
 from pgjax.params import of_model
@@ -71,10 +73,10 @@ def watch(args: Any, out: pathlib.Path) -> None:
   while True:
     steps = runs.steps(workdir)
     scored = {step for step in steps if is_scored(out / f"step_{step}", args)}
-    if workdir.is_dir() and sharding.is_main():
+    if workdir.is_dir() and processes.is_main():
       _announce(workdir, out, scored | unreadable, log)
     todo = [step for step in steps if step not in scored | unreadable]
-    todo, ended = sharding.gather_objects((todo, not todo and _has_ended(workdir, steps)))[0]
+    todo, ended = processes.gather_objects((todo, not todo and _has_ended(workdir, steps)))[0]
     if ended:
       return
     if not todo:
@@ -138,15 +140,15 @@ class Scoring:
 
   def __init__(self, args: Any, source: ckpt.Source):
     """Everything that can be wrong is told here, before parameters are read."""
-    self.args, self.log = args, metric_log.Log(None, main=sharding.is_main())
+    self.args, self.log = args, metric_log.Log(None, main=processes.is_main())
     self.config = config = args.config or saved_config(source, args.overrides)
     as_run = source.run and "params" in source.run.config
     with config.unlocked():
       if args.quantize:
-        config.params = answering.kept(source, args.quantize)
+        config.params = answering.frozen_rules(source, args.quantize)
       elif as_run:  # How its leaves are kept the run says.
         config.params = source.run.config["params"]
-    self.mesh = sharding.start(config.mesh)
+    self.mesh = mesh_lib.start(config.mesh)
     self.tokenizer = (
       tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
       if source.tokenizer is not None
@@ -163,7 +165,7 @@ class Scoring:
       self.model,
       self.mesh,
       self.tokenizer,
-      step_lib.shardings_of(self.abstract),
+      sharding.shardings_of(self.abstract),
       evals.matching(config, args.evals),
     )
     self._of = _what_matters(source)
@@ -205,7 +207,7 @@ class Scoring:
       )
     scores = {name: value for result in results.values() for name, value in result.scores.items()}
     self.log.say("\n".join(f"{name} = {value:.6g}" for name, value in scores.items()))
-    if sharding.is_main():
+    if processes.is_main():
       self._append_to_run(source, scores)
       write(self, out, source, about, scores, results)
     for each in journals:
@@ -280,7 +282,7 @@ def saved_config(source: ckpt.Source, overrides: Any) -> Any:
     raise UserError(
       f"--ckpt={source.name} holds weights without a config that says what to score: give --config."
     )
-  return config_lib.validated(config_lib.overridden(config_lib.from_dict(saved), overrides))
+  return config_validate.validated(config_load.overridden(config_load.from_dict(saved), overrides))
 
 
 def restored(source: ckpt.Source, abstract: Any, leaves: Any, *, converted: Any = None) -> Any:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pgjax import inspection_boxes
-from pgjax.data import images, pipeline, rows
+from pgjax.data import images, pipeline
+from pgjax.data import loader as loader_lib
 from pgjax.findings import Book
 from pgjax.metrics import structured
 
@@ -27,7 +28,7 @@ class Split(NamedTuple):
   """One data set of a config, and who asks what of it."""
 
   name: str  # "training", "evals.val".
-  loader: rows.Loader
+  loader: loader_lib.Loader
   answer: str  # The column with the true answer, or with a list of them.
   max_decode_len: int | None  # Where answers are generated.
   allow_truncated: bool

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pgjax import sharding
+from pgjax.distributed import processes
 
 FOLDER = "unfinished"
 
@@ -24,10 +24,10 @@ class Journal:
 
   def __init__(self, folder: pathlib.Path, name: str, fingerprint: Mapping[str, Any]):
     """`fingerprint` is what must be the same for a batch to be taken over."""
-    process = f"{sharding.process_index()}-of-{sharding.process_count()}"
+    process = f"{processes.process_index()}-of-{processes.process_count()}"
     self._path = folder / FOLDER / f"{name.replace('/', '_')}.{process}.jsonl"
     found = self._read(json.loads(json.dumps(fingerprint)))
-    done = min(sharding.gather_objects(len(found)))
+    done = min(processes.gather_objects(len(found)))
     self.batches: list[list[dict[str, Any]]] = found[:done]
     self._path.parent.mkdir(exist_ok=True)
     with self._path.open("w") as file:

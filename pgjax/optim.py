@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from pgjax import adam8bit, rounding
-from pgjax import config as config_lib
+from pgjax.config import durations
 from pgjax.errors import UserError
 from pgjax.params import names as param_names
 
@@ -84,8 +84,8 @@ def make_schedule(
   sizes = dict(
     batch_size=config.input.batch_size, num_examples=num_examples, total_steps=total_steps
   )
-  warmup = config_lib.steps(fields, "warmup", default=0, **sizes)
-  cooldown = config_lib.steps(fields, "cooldown", default=0, **sizes)
+  warmup = durations.steps(fields, "warmup", default=0, **sizes)
+  cooldown = durations.steps(fields, "cooldown", default=0, **sizes)
   if total_steps > 1 and warmup >= total_steps:
     raise UserError(
       f"config.schedule: the warm-up of {warmup} steps must be shorter than the run of "

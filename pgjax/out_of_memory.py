@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from pgjax import compiled, memory, plan_page, sharding, switches
+from pgjax import compiled, memory, plan_page, switches
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.params import of_model
 
@@ -42,7 +43,7 @@ def page(said: str, program: Any, config: Any, model: Any, abstract: Any, mesh: 
   batch = compiled.abstract_batch(config, mesh)
   temporaries = program.memory_analysis().temp_size_in_bytes if program is not None else None
   need = memory.need(config, model, abstract, batch, leaves.rules, temporaries)
-  limit = sharding.memory_limit(mesh)
+  limit = mesh_lib.memory_limit(mesh)
   run = switches.Run(config, model, leaves, need, mesh.size)
   excess = need.step + need.waiting - limit if limit else None
   lines = [

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh
 
-from pgjax import cli, compiled, gpus, plan_page, plan_picture, plan_table, sharding, suggest
+from pgjax import cli, compiled, gpus, plan_page, plan_picture, plan_table, suggest
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 
 DEFAULT = "H100"
@@ -136,7 +137,7 @@ def check(args: Any) -> None:
     raise UserError("--table and --suggest are two questions; ask one at a time.")
   if not args.table:
     mesh = AbstractMesh((args.devices,), ("data",))
-    sharding.check_batch_size(args.config.input.batch_size, mesh)
+    mesh_lib.check_batch_size(args.config.input.batch_size, mesh)
   if args.processes < 1:
     raise UserError(f"--processes={args.processes} must be a whole number >= 1.")
   if args.picture:

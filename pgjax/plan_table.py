@@ -11,9 +11,10 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pgjax import config as config_lib
 from pgjax import memory
 from pgjax.compiled import Compiler
+from pgjax.config import load as config_load
+from pgjax.config import validate as config_validate
 from pgjax.plan_page import GB
 
 FIRST, SECOND = 4, 16  # The batch sizes, on a device, that are compiled; 1 where FIRST is too much.
@@ -122,7 +123,7 @@ def cases(sizes: Sequence[str], resolutions: Sequence[str], methods: Sequence[st
 def config_of(config_spec: str, overrides: dict[str, Any], case: Case, batch_size: int) -> Any:
   """The checked config of a case."""
   fields = overrides | {"input.batch_size": batch_size, "microbatches": 1}
-  return config_lib.validated(config_lib.load(case.spec(config_spec), fields))
+  return config_validate.validated(config_load.load(case.spec(config_spec), fields))
 
 
 def head(name: str, limit_bytes: float, batches: Sequence[int], num_devices: int) -> str:

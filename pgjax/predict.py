@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pgjax import answering, cli, decoders, metric_log, named, pictures, runs
-from pgjax.data import images, sources
+from pgjax.data import images
+from pgjax.data.sources import memory, registry
 from pgjax.errors import UserError
 
 log = logging.getLogger("pgjax")
@@ -35,7 +36,7 @@ def main(args: Any) -> None:
   sizes = answering.check(opened, questions, settings)
   for note in opened.notes:
     log.info(note)
-  answerer = answering.Answerer(opened)
+  answerer = answering.Engine(opened)
   batch_size = args.batch_size or opened.batch_size
   answers = answerer.answers(questions, settings, batch_size)
   if args.jsonl:
@@ -49,7 +50,7 @@ def main(args: Any) -> None:
   else:
     sys.stdout.write(answer.text + "\n")
   if args.draw:
-    draw(args, answering.found(opened, answer).objects)
+    draw(args, answering.objects_of(opened, answer).objects)
 
 
 def check_flags(args: Any) -> None:
@@ -76,10 +77,10 @@ def check_flags(args: Any) -> None:
 def asked(args: Any) -> Any:
   """The questions; an image that is not there is told here."""
   if args.jsonl:
-    return sources.open(dict(name="jsonl", fname=args.jsonl))
+    return registry.open(dict(name="jsonl", fname=args.jsonl))
   encoded = [image_bytes(name) for name in args.image]
   row = dict(image=encoded if len(encoded) > 1 else encoded[0], prefix=args.prompt)
-  return answering.Asked([row], [f"--image={', '.join(args.image)}"])
+  return memory.InMemory([row], [f"--image={', '.join(args.image)}"])
 
 
 def image_bytes(name: str) -> bytes:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax import token_mask
-from pgjax.decode_method import Method
+from pgjax.config.decode_method import Method
 
 
 class Finished(NamedTuple):

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from pgjax import ema, host_state, rounding, sharding
+from pgjax import ema, host_state, rounding
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import sharding
 from pgjax.layers import cross_entropy, embedding, mixed_precision, remat
 from pgjax.models import paligemma
 from pgjax.params import of_model
@@ -45,15 +47,10 @@ def abstract_state(model, tx, config, mesh) -> TrainState:
     of_leaves = param_tree.flatten(places.params)
     places = places._replace(ema={name: of_leaves[name] for name in state.ema})
   if config.opt_state_memory == "host":
-    places = places._replace(opt_state=sharding.on_host(places.opt_state))
+    places = places._replace(opt_state=mesh_lib.on_host(places.opt_state))
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, places
   )
-
-
-def shardings_of(tree):
-  """The shardings of arrays or abstract arrays."""
-  return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def init(model, tx, config, mesh, loaded=None) -> TrainState:
@@ -63,7 +60,7 @@ def init(model, tx, config, mesh, loaded=None) -> TrainState:
   adapters, is random.
   """
   abstract = abstract_state(model, tx, config, mesh)
-  places = shardings_of(abstract)
+  places = sharding.shardings_of(abstract)
   image, text = (jnp.zeros(s.shape, s.dtype) for s in of_model.example_shapes(config))
   leaves = of_model.stored_params(model, config)
 
@@ -97,8 +94,8 @@ def jitted(model, tx, config, mesh):
   trained leaves), avg_sup_seqlen and max_sup_seqlen (tokens with a loss, per example).
   """
   abstract = abstract_state(model, tx, config, mesh)
-  places = shardings_of(abstract)
-  batch_place = sharding.batch_sharding(mesh)
+  places = sharding.shardings_of(abstract)
+  batch_place = mesh_lib.batch_sharding(mesh)
   options = loss_options(model, config, table_layout(mesh, places.params))
   leaves = of_model.stored_params(model, config)
   update = functools.partial(all_at_once, tx)
@@ -106,7 +103,7 @@ def jitted(model, tx, config, mesh):
     update = functools.partial(
       host_state.one_by_one,
       tx,
-      fetch=sharding.on_device,
+      fetch=mesh_lib.on_device,
       places=places.opt_state,
       grad_clip_norm=config.grad_clip_norm,
     )
@@ -114,11 +111,11 @@ def jitted(model, tx, config, mesh):
     functools.partial(
       train_step,
       model=model.clone(
-        constrain=sharding.batch_constraint(mesh),
+        constrain=mesh_lib.batch_constraint(mesh),
         remat=remat.chosen(model.remat, model.dtype, mesh.size),
       ),
       update=update,
-      readable=readable(leaves, mesh),
+      readable=sharding.for_model(leaves, mesh),
       is_trained=frozenset(param_rules.trained_names(leaves.rules)),
       options=options,
       seed=config.seed,
@@ -128,7 +125,7 @@ def jitted(model, tx, config, mesh):
       cast_first=_copied_to_gather(places.params),
     ),
     in_shardings=(places, batch_place),
-    out_shardings=(places, sharding.replicated(mesh)),
+    out_shardings=(places, mesh_lib.replicated(mesh)),
     donate_argnums=0,
   )
 
@@ -141,12 +138,6 @@ def loss_options(model, config, layout=None, *, train=True):
     train_table=train and of_model.rules(model, config)[paligemma.TOKEN_TABLE].kind == "train",
     layout=layout,
   )
-
-
-def readable(leaves, mesh):
-  """A function from a flat dict of what is kept to what the modules read on that mesh."""
-  place = sharding.replicated(mesh) if mesh.size > 1 else None
-  return functools.partial(leaves.for_model, place=place)
 
 
 def _copied_to_gather(param_places):
@@ -299,8 +290,8 @@ def jitted_nll(model, config, mesh, param_places):
   Without dropout and label smoothing; the perplexity evaluator divides.
   """
   options = loss_options(model, config, table_layout(mesh, param_places), train=False)
-  read = readable(of_model.stored_params(model, config), mesh)
-  model = model.clone(constrain=sharding.batch_constraint(mesh))
+  read = sharding.for_model(of_model.stored_params(model, config), mesh)
+  model = model.clone(constrain=mesh_lib.batch_constraint(mesh))
 
   def nll(params, batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     flat = param_tree.flatten(params)
@@ -311,7 +302,7 @@ def jitted_nll(model, config, mesh, param_places):
     _, nll_BT = cross_entropy.weighted_nll(h_BTD, table, batch["text"][:, 1:], mask_BT, options)
     return jnp.sum(nll_BT, axis=1), jnp.sum(mask_BT, axis=1)
 
-  place = sharding.batch_sharding(mesh)
+  place = mesh_lib.batch_sharding(mesh)
   return jax.jit(nll, in_shardings=(param_places, place), out_shardings=place)
 
 

@@ -8,9 +8,10 @@ them fits, what changes the run: the storage of moments, frozen parts, adapters.
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from pgjax import config as config_lib
 from pgjax import step_time, switches
 from pgjax.compiled import Step
+from pgjax.config import load as config_load
+from pgjax.config import validate as config_validate
 from pgjax.gpus import Gpu
 from pgjax.layers import remat
 from pgjax.models import paligemma
@@ -41,7 +42,7 @@ def tried(
   """Candidates as they are compiled; it ends when what comes next would be slower."""
 
   def attempt(overrides):
-    changed = config_lib.validated(config_lib.overridden(config, overrides))
+    changed = config_validate.validated(config_load.overridden(config, overrides))
     found = compile_step(changed)
     seconds = step_time.modelled(found, gpu, changed.dtype, mfu)
     return Tried(overrides, found, seconds, found.need.total <= limit_bytes)

@@ -11,8 +11,9 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pgjax import config as config_lib
 from pgjax import memory, optim
+from pgjax.config import load as config_load
+from pgjax.config import validate as config_validate
 from pgjax.errors import UserError
 from pgjax.layers import remat
 from pgjax.memory import Need
@@ -190,7 +191,7 @@ def _host_state(run: Run) -> Switch | None:
 def _accepted(run: Run, overrides: Mapping[str, str]) -> bool:
   """Whether this run's config can be changed so."""
   try:
-    changed = config_lib.validated(config_lib.overridden(run.config, overrides))
+    changed = config_validate.validated(config_load.overridden(run.config, overrides))
     names = param_rules.trained_names(run.leaves.rules)
     optim.make(changed, 10**9, names, num_examples=1000 * changed.input.batch_size)
   except UserError:

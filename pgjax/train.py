@@ -29,12 +29,14 @@ from pgjax import (
   out_of_memory,
   rounding,
   runs,
-  sharding,
   start_page,
 )
-from pgjax import config as config_lib
 from pgjax import step as step_lib
-from pgjax.data import pipeline
+from pgjax.config import durations
+from pgjax.data import device_feed, pipeline
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import processes as processes_lib
+from pgjax.distributed import sharding
 from pgjax.errors import UserError
 from pgjax.models import paligemma
 from pgjax.params import of_model
@@ -46,18 +48,18 @@ AGREE_STEPS = 10  # Several processes ask each other this often whether one of t
 def main(args: Any) -> None:
   """One run, from a checked config to its last checkpoint."""
   config = args.config
-  mesh = sharding.start(config.mesh)
-  workdir = runs.open_folder(args.workdir, "--workdir", process_index=sharding.process_index())
-  log = metric_log.Log(workdir, main=sharding.is_main())
-  sharding.check_batch_size(config.input.batch_size, mesh)
-  sharding.check_opt_state_memory(config.opt_state_memory, mesh)
+  mesh = mesh_lib.start(config.mesh)
+  workdir = runs.open_folder(args.workdir, "--workdir", process_index=processes_lib.process_index())
+  log = metric_log.Log(workdir, main=processes_lib.is_main())
+  mesh_lib.check_batch_size(config.input.batch_size, mesh)
+  mesh_lib.check_opt_state_memory(config.opt_state_memory, mesh)
   tokenizer = ckpt.tokenizer_of_run(config)
   data = open_data(config, tokenizer)
-  total_steps = config_lib.total_steps(config, data.num_examples)
+  total_steps = durations.total_steps(config, data.num_examples)
   model = paligemma.Model(**config.model)
   tx = make_optimizer(config, model, total_steps, data.num_examples)
   abstract = step_lib.abstract_state(model, tx, config, mesh)
-  places = step_lib.shardings_of(abstract.params)
+  places = sharding.shardings_of(abstract.params)
   every = evals.of_training(config, total_steps, data.num_examples)
   evaluators = evals.make(config, model, mesh, tokenizer, places, every)
   saver = make_saver(config, workdir, tokenizer, data, total_steps, log)
@@ -67,7 +69,7 @@ def main(args: Any) -> None:
     state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log)
   first = next(data := data.at(position["step"]))
   log.say(start_page.example(first, tokenizer) + "\n")
-  if position["step"] == 0 and sharding.is_main():
+  if position["step"] == 0 and processes_lib.is_main():
     log.say(batch_picture.of_run(first, tokenizer, workdir / "check", model))
   with answer:
     train_step = answer.program = compile_step(config, model, tx, mesh, abstract, first, log)
@@ -78,7 +80,7 @@ def main(args: Any) -> None:
     every_steps=log_every(config, total_steps, data.num_examples),
     work=work_of(config, model, mesh),
   )
-  feed = pipeline.to_device(itertools.chain([first], data), mesh)
+  feed = device_feed.to_device(itertools.chain([first], data), mesh)
   run = Run(config, mesh, workdir, tokenizer, total_steps, evaluators, saver, log, feed, train_step)
   with closing(log), closing(saver), closing(feed), Stop() as stop, answer:
     step, finished = fit(run, state, position, stop)
@@ -97,7 +99,7 @@ class Run(NamedTuple):
   evaluators: list[evals.Evaluator]
   saver: checkpoint.Saver
   log: metric_log.Log
-  feed: pipeline.DeviceFeed
+  feed: device_feed.DeviceFeed
   train_step: Callable
 
   def position(self, step: int, *, evaluated: bool) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def saved_if_broken(run: Run, step: int, state: Any) -> Iterator[None]:
   try:
     yield
   except UserError:
-    if step and sharding.process_count() == 1:
+    if step and processes_lib.process_count() == 1:
       run.save(step, state, None)
     raise
 
@@ -192,16 +194,18 @@ class Stop:
 
   def agreed(self, step: int = 0) -> bool:
     """The same answer on all processes, which must ask at the same places."""
-    if sharding.process_count() == 1:
+    if processes_lib.process_count() == 1:
       return self.signal is not None
     if not self._agreed and step % AGREE_STEPS == 0:
-      self._agreed = any(sharding.gather_objects(self.signal is not None))
+      self._agreed = any(processes_lib.gather_objects(self.signal is not None))
     return self._agreed
 
 
 def open_data(config: Any, tokenizer: Any) -> pipeline.TrainBatches:
   """Opens the training data; missing files and texts that are too long are told here."""
-  processes = dict(process_index=sharding.process_index(), process_count=sharding.process_count())
+  processes = dict(
+    process_index=processes_lib.process_index(), process_count=processes_lib.process_count()
+  )
   return pipeline.train_batches(config, tokenizer, **processes)
 
 
@@ -217,7 +221,7 @@ def make_saver(config, workdir, tokenizer, data, total_steps, log) -> checkpoint
   section = config.input
   sizes = dict(batch_size=section.batch_size, num_examples=data.num_examples)
   every, keep = (
-    config_lib.steps(config, name, total_steps=total_steps, default=0, **sizes)
+    durations.steps(config, name, total_steps=total_steps, default=0, **sizes)
     for name in ("ckpt", "keep_ckpt")
   )
   return checkpoint.Saver(
@@ -257,7 +261,7 @@ def say_start_page(log, config, mesh, model, abstract, data, evaluators, total_s
     mesh_shape=mesh.shape,
     total_steps=total_steps,
     num_examples=data.num_examples,
-    num_processes=sharding.process_count(),
+    num_processes=processes_lib.process_count(),
   )
   log.say(summary)
   log.say(start_page.scanned("training", data.scans))
@@ -284,7 +288,7 @@ def resume_or_init(config, model, tx, mesh, abstract, saver, log) -> tuple[Any, 
 
 def compile_step(config, model, tx, mesh, abstract, first, log) -> Callable:
   """The training step for batches like `first`, so that the loop never waits for a compiler."""
-  batch_place, count = sharding.batch_sharding(mesh), sharding.process_count()
+  batch_place, count = mesh_lib.batch_sharding(mesh), processes_lib.process_count()
   batch = {
     name: jax.ShapeDtypeStruct((count * len(a), *a.shape[1:]), a.dtype, sharding=batch_place)
     for name, a in first.items()
@@ -296,7 +300,7 @@ def compile_step(config, model, tx, mesh, abstract, first, log) -> Callable:
 def log_every(config: Any, total_steps: int, num_examples: int) -> int:
   """log_training, in steps; without it, a hundred times a run."""
   sizes = dict(batch_size=config.input.batch_size, num_examples=num_examples)
-  every = config_lib.steps(config, "log_training", total_steps=total_steps, **sizes)
+  every = durations.steps(config, "log_training", total_steps=total_steps, **sizes)
   return every or max(1, total_steps // 100)
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from pgjax import checkpoint_params
-from pgjax import config as config_lib
+from pgjax.config import load as config_load
+from pgjax.config import validate as config_validate
 from pgjax.data import tokenizer
 from pgjax.formats import lazy_array
 from pgjax.params import of_model, storage
@@ -26,7 +27,7 @@ FIELDS = {
 def write(folder, root, **settings):
   """Saves what a run of configs/easyvqa.py might; `settings` are fields, a__b for a.b."""
   fields = FIELDS | {name.replace("__", "."): value for name, value in settings.items()}
-  config = config_lib.validated(config_lib.load(str(root / "configs/easyvqa.py"), fields))
+  config = config_validate.validated(config_load.load(str(root / "configs/easyvqa.py"), fields))
   saved = config.to_dict()
   model = {part: saved["model"][part] for part in ("img", "llm")}
   shapes = of_model.model_shapes(model, config.res)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pgjax import batch_picture
-from pgjax.data import packing, tokenizer
+from pgjax.data import prefix_lm, tokenizer
 
 TOKENIZER = tokenizer.load("tiny")
 KINDS = batch_picture.KINDS
@@ -17,7 +17,7 @@ def row(prefix="what", suffix="yes", text_len=16):
   """Left half of the image black, right half white."""
   image = np.full((16, 16, 3), -1, np.float32)
   image[:, 8:] = 1
-  return dict(packing.for_training(TOKENIZER, prefix, suffix, text_len).arrays, image=image)
+  return dict(prefix_lm.for_training(TOKENIZER, prefix, suffix, text_len).arrays, image=image)
 
 
 def colours(picture, *points):

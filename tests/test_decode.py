@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from pgjax import at_hand, decode, hlo, sharding
+from pgjax import at_hand, decode, hlo
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import sharding
 from pgjax.layers import embedding
 from pgjax.params import tree as param_tree
 
@@ -116,7 +118,7 @@ def test_where_no_copy_of_the_weights_fits_the_answers_are_the_same(
   monkeypatch, values, batch, eos, cached
 ):
   monkeypatch.setattr(at_hand, "SHARE", 0)
-  monkeypatch.setattr(sharding, "memory_limit", lambda mesh: 1 << 40)
+  monkeypatch.setattr(mesh_lib, "memory_limit", lambda mesh: 1 << 40)
   for devices in (1, 8):
     tokens, logps = generate(values, batch, eos, devices=devices)
     np.testing.assert_array_equal(tokens, cached[0])
@@ -128,12 +130,12 @@ def test_sharded_weights_are_gathered_before_the_loop(values, batch):
   mesh = tiny.mesh(devices=8)
   places = sharding.shardings(tiny.FSDP, {"params": values}, mesh)["params"]
   layout = embedding.table_layout(mesh, places["llm"]["embedder"]["input_embedding"])
-  model = tiny.model().clone(constrain=sharding.batch_constraint(mesh))
+  model = tiny.model().clone(constrain=mesh_lib.batch_constraint(mesh))
   fields = dict(model=model, layout=layout, max_decode_len=NEW, mesh=mesh)
   sent = {}
   for room in (math.inf, 0):
     run = functools.partial(decode.decoded, **fields, room=room)
-    rows = sharding.batch_sharding(mesh)
+    rows = mesh_lib.batch_sharding(mesh)
     text = jax.jit(run, in_shardings=(places, rows)).lower(values, batch).compile().as_text()
     once, twice = (
       sum(c.bytes for c in hlo.collectives(text, dict(mesh.shape), trips)) for trips in (1, 2)

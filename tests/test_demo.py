@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory, root):
 
 @pytest.fixture(scope="module")
 def answerer(checkpoint):
-  return answering.Answerer(answering.open_checkpoint(checkpoint))
+  return answering.Engine(answering.open_checkpoint(checkpoint))
 
 
 SETTINGS = decoders.Settings("greedy", 12)

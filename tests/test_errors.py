@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax import cli, runs, sharding, train
+from pgjax import cli, runs, train
+from pgjax.distributed import mesh as mesh_lib
 
 # The model, batch and optimizer of test_run.py, so that the step is compiled once for both.
 TINY = dict(width=16, depth=1, mlp_dim=32, num_heads=2)
@@ -162,14 +163,14 @@ def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_last_good_step(
   attempt, tmp_path, monkeypatch
 ):
   rows(tmp_path)
-  global_batch, batches = sharding.global_batch, []
+  global_batch, batches = mesh_lib.global_batch, []
 
   def poisoned(batch, mesh):
     batches.append(1)
     image = batch["image"] * (np.float32("nan") if len(batches) == 22 else 1)
     return global_batch(dict(batch, image=image), mesh)
 
-  monkeypatch.setattr(sharding, "global_batch", poisoned)
+  monkeypatch.setattr(mesh_lib, "global_batch", poisoned)
   code, out, err = attempt(ckpt_steps=10)
   is_one_sentence(code, out, err, compiled=True)
   assert re.search(r"training_loss became nan \(and .* with it\) at step 22", err)

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from pgjax import evals, journal, metric_log, scorers, sharding
+from pgjax import evals, journal, metric_log, scorers
 from pgjax.data import pipeline
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import processes
 from pgjax.errors import UserError
 
 
@@ -60,7 +62,7 @@ def evaluator(answers, compute=says_b, **fields):
 
 @pytest.fixture
 def mesh():
-  return sharding.start([("data", -1)])
+  return mesh_lib.start([("data", -1)])
 
 
 def run(made, mesh, **more):
@@ -104,7 +106,7 @@ def test_rows_of_several_processes_return_to_the_order_of_the_split(monkeypatch,
   """Each process holds its part of every batch: 0 1 | 2 3, then 4 5 | 6 7."""
   batch = lambda *ids: [dict(id=i, scores={"acc": (i % 2, 1)}, _sha256="") for i in ids]  # noqa: E731
   gathered = [[batch(0, 1), batch(4, 5)], [batch(2, 3), batch(6)]]
-  monkeypatch.setattr(sharding, "gather_objects", lambda value: gathered)
+  monkeypatch.setattr(processes, "gather_objects", lambda value: gathered)
   result = run(evaluator(["b"]), mesh)
   assert [row["id"] for row in result.rows] == [0, 1, 2, 3, 4, 5, 6]
   assert result.scores == {"val/acc": 3 / 7, "val/num": 7}

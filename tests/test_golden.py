@@ -164,6 +164,7 @@ def single_device(tree):
 def test_losses_and_parameters_of_twenty_updates(golden):
   from pgjax import optim
   from pgjax import step as step_lib
+  from pgjax.distributed import sharding
   from pgjax.params import of_model
   from pgjax.params import tree as param_tree
 
@@ -172,7 +173,7 @@ def test_losses_and_parameters_of_twenty_updates(golden):
   trained = [name for name, rule in rules.items() if rule.kind == "train"]
   tx = optim.make(config, config.total_steps, trained)
   mesh = one_device_mesh()
-  places = step_lib.shardings_of(step_lib.abstract_state(golden.model, tx, config, mesh))
+  places = sharding.shardings_of(step_lib.abstract_state(golden.model, tx, config, mesh))
   loaded = jax.device_put(golden.tree("params/"), places.params)
   state = step_lib.init(golden.model, tx, config, mesh, loaded=loaded)
   train_step = step_lib.jitted(golden.model, tx, config, mesh)
@@ -198,7 +199,8 @@ def test_losses_and_parameters_of_twenty_updates(golden):
 
 def decoded(golden, method):
   """(tokens, log-probabilities) of the file's prompts."""
-  from pgjax import decode, decode_method
+  from pgjax import decode
+  from pgjax.config import decode_method
 
   settings, variables = golden.meta["decode"], golden.tree("params/")
   batch = golden.flat("decode/")

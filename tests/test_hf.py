@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from pgjax import hf, schema
+from pgjax import hf
+from pgjax.config import schema
 from pgjax.errors import UserError
 from pgjax.models import gemma, siglip
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from pgjax import sharding
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 
 BATCHES = [tiny.batch(seed=i) for i in range(3)]
@@ -59,6 +59,6 @@ def test_a_device_without_pinned_memory_is_told():
     addressable_memories=lambda: [SimpleNamespace(kind="device")], device_kind="toaster"
   )
   mesh = SimpleNamespace(local_devices=[device])
-  sharding.check_opt_state_memory("device", mesh)
+  mesh_lib.check_opt_state_memory("device", mesh)
   with pytest.raises(UserError, match="needs pinned host memory, and toaster has only device"):
-    sharding.check_opt_state_memory("host", mesh)
+    mesh_lib.check_opt_state_memory("host", mesh)

@@ -41,8 +41,6 @@ HOME = {
   "checkpoints": "ckpt named loading checkpoint checkpoint_params watching merging verify",
   "huggingface": "weights hf peft",
   "training": "step optim adam8bit ema host_state rounding metric_log start_page",
-  "distributed": "sharding",
-  "config": "config schema big_vision decode_method",
 }
 PLACE = {name: home for home, names in HOME.items() for name in names.split()}
 
@@ -65,7 +63,7 @@ IMPORT_DOORS = {
 }
 TEXT_DOORS = {
   r"\bjax\.jit\b": {"step", "decode"},
-  r"\bjax\.distributed\b|\bjax\.process_(index|count)\b": {"sharding"},
+  r"\bjax\.distributed\b|\bjax\.process_(index|count)\b": {"distributed/processes"},
   r"\bnp\.load\b|\bnumpy\.load\b|\bnp\.savez": {"formats"},
 }
 FORBIDDEN_IMPORTS = {"pickle", "dill", "cloudpickle", "tensorflow", "torch", "transformers", "clu"}

@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pgjax import checkpoint_params, ckpt, evaluate, peft, sharding
+from pgjax import checkpoint_params, ckpt, evaluate, peft
 from pgjax.data import tokenizer
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.formats import lazy_array, npz
 from pgjax.models import paligemma
@@ -283,7 +284,7 @@ def test_an_adapter_of_peft_is_scored_with_its_sums_in_float32(adapted, base, tm
   shutil.copy(f"{base[1]}.pgjax.json", tmp_path / "half.npz.pgjax.json")
   assert convert(adapted[1], tmp_path / "peft", "peft", f"--base={tmp_path}/half.npz") == 0
   source = ckpt.open_source(str(tmp_path / "peft"))
-  mesh = sharding.make_mesh([("data", -1)], jax.devices()[:1])
+  mesh = mesh_lib.make_mesh([("data", -1)], jax.devices()[:1])
   model = paligemma.Model(**MODEL)
   for patterns, dtype in (([(".*", "train")], "float32"), (LORA, "bfloat16")):
     config = tiny.config(params=patterns, res=RES)

@@ -19,12 +19,13 @@ from pgjax import (
   plan,
   plan_page,
   plan_table,
-  sharding,
   step_time,
   suggest,
   switches,
 )
-from pgjax import config as config_lib
+from pgjax.config import load as config_load
+from pgjax.config import validate as config_validate
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.params import tree as param_tree
 
@@ -34,7 +35,7 @@ ADAPTERS = [("llm/layers/(attn|mlp)/.*", 'lora(rank=2, base="nf4")'), (".*", 'fr
 
 def config(**fields):
   """A checked config of the tiny model, as the planner takes it."""
-  base = config_lib.load(
+  base = config_load.load(
     "configs/forkme.py:variant=tiny", {"total_steps": 10, "total_epochs": None}
   )
   base.update(dict(res=tiny.RES, text_len=tiny.TEXT_LEN, sharding_strategy=tiny.FSDP))
@@ -42,13 +43,13 @@ def config(**fields):
   for name, value in fields.items():
     base[name] = value
   base.input.batch_size = 8
-  return config_lib.validated(base)
+  return config_validate.validated(base)
 
 
 def compiled_run(**fields):
   """The tiny run of that config on 8 devices, really compiled."""
   run = tiny.Run(tiny.config(**fields), tiny.model(), tiny.mesh(devices=8))
-  place = sharding.batch_sharding(run.mesh)
+  place = mesh_lib.batch_sharding(run.mesh)
   batch = {
     name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for name, a in tiny.batch().items()
   }
@@ -205,8 +206,8 @@ def estimates(**fields):
   from pgjax.models import paligemma
   from pgjax.params import of_model
 
-  made = config_lib.load("configs/forkme.py:size=3b", fields)
-  made = config_lib.validated(made)
+  made = config_load.load("configs/forkme.py:size=3b", fields)
+  made = config_validate.validated(made)
   model = paligemma.Model(**made.model)
   return switches.Run(made, model, of_model.stored_params(model, made), NEED, 1)
 
@@ -232,7 +233,7 @@ def test_switches_can_be_pasted_and_do_what_they_say(monkeypatch):
       "plan " + switches.flags(switch.overrides) + " --config=configs/forkme.py:size=3b"
     )
     parsed = cli.parse(args, [cli.Flag("config", str)], "required")
-    changed = config_lib.validated(config_lib.load(parsed.config, parsed.overrides))
+    changed = config_validate.validated(config_load.load(parsed.config, parsed.overrides))
     assert changed.to_dict() != run.config.to_dict(), switch
   chosen = switches.cheapest(run, excess_bytes=40 * 10**9)
   assert len(chosen) == 3

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pgjax import answering, cli, convert, decoders, evaluate, predict
-from pgjax.data import sources
+from pgjax.data.sources import memory, registry
 from pgjax.params import tree as param_tree
 from tests import small_checkpoint
 
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory, root):
 def asked(tmp_path_factory):
   """(folder, questions of the test split with their images as files, the JSONL that lists them)."""
   folder = tmp_path_factory.mktemp("asked")
-  source = sources.open(dict(name="easy_vqa", split="test[:20]"))
+  source = registry.open(dict(name="easy_vqa", split="test[:20]"))
   rows = []
   for i in range(20):
     example = source[i]
@@ -70,9 +70,9 @@ def test_answers_are_those_of_the_evaluation(checkpoint, asked, tmp_path):
 def test_many_are_answered_as_each_alone(checkpoint, asked):
   """A sample depends on what is asked and the seed, not on its place among the questions."""
   folder, rows, _ = asked
-  source = sources.open(dict(name="jsonl", fname=str(folder / "in.jsonl")))
+  source = registry.open(dict(name="jsonl", fname=str(folder / "in.jsonl")))
   opened = answering.open_checkpoint(checkpoint)
-  answerer = answering.Answerer(opened)
+  answerer = answering.Engine(opened)
   for method in ("greedy", "nucleus(0.9)"):
     settings = opened.settings._replace(decode=method)
     together = list(answerer.answers(answering.loader(opened, source), settings, 8))
@@ -153,7 +153,7 @@ def test_mistakes_are_told_before_weights_are_read(
   Image.new("RGB", (8, 8)).save("a.png")
   (tmp_path / "note.txt").write_text("no picture")
   (tmp_path / "huge.png").write_bytes(huge_png(20_000, 10_000))
-  monkeypatch.setattr(answering.Answerer, "__init__", lambda *_: pytest.fail("weights are read"))
+  monkeypatch.setattr(answering.Engine, "__init__", lambda *_: pytest.fail("weights are read"))
   prompt = [] if any(f.startswith(("--prompt", "--jsonl")) for f in flags) else ["--prompt=what?"]
   assert run(predict, f"--ckpt={checkpoint}", *prompt, *flags) == 1
   error = capsys.readouterr().err
@@ -166,13 +166,13 @@ def test_of_many_questions_the_line_is_told(checkpoint, tmp_path, monkeypatch, c
   (tmp_path / "b.png").write_bytes(b"\x89PNG nothing more")
   rows = [dict(image="a.png", prefix="a"), dict(image="b.png", prefix="b")]
   (tmp_path / "in.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
-  monkeypatch.setattr(answering.Answerer, "__init__", lambda *_: pytest.fail("weights are read"))
+  monkeypatch.setattr(answering.Engine, "__init__", lambda *_: pytest.fail("weights are read"))
   assert run(predict, f"--ckpt={checkpoint}", f"--jsonl={tmp_path}/in.jsonl") == 1
   assert "in.jsonl, line 3 (image b.png): the image cannot be decoded" in capsys.readouterr().err
 
 
 def question(opened, image, prompt="what is it?"):
-  return answering.loader(opened, answering.Asked([dict(image=image, prefix=prompt)], ["it"]))
+  return answering.loader(opened, memory.InMemory([dict(image=image, prefix=prompt)], ["it"]))
 
 
 def png(tmp_path, colour, name="x.png"):
@@ -184,7 +184,7 @@ def png(tmp_path, colour, name="x.png"):
 def test_frames_are_one_question_in_their_order(tmp_path, root):
   folder = small_checkpoint.write(tmp_path / "frames", root, num_frames=3)
   opened = answering.open_checkpoint(folder)
-  answerer = answering.Answerer(opened)
+  answerer = answering.Engine(opened)
   a, b = png(tmp_path, (255, 0, 0)), png(tmp_path, (0, 0, 255))
   logps = []
   for image in ([a], [a, b], [b, a], [a, b, b]):
@@ -199,7 +199,7 @@ def test_quantized_weights_answer_nearly_alike(checkpoint, asked, tmp_path):
   logp, kinds = {}, {}
   for how in (None, "int8", "nf4"):
     opened = answering.open_checkpoint(checkpoint, quantize=how)
-    answerer = answering.Answerer(opened)
+    answerer = answering.Engine(opened)
     settings = opened.settings._replace(grammar="one_of('yes')")
     [answer] = answerer.answers(question(opened, encoded), settings, 1)
     logp[how] = sum(answer.logp)
@@ -223,7 +223,7 @@ def test_adapters_stay_beside_a_base_that_is_kept_as_it_was(tmp_path, root, aske
   both = [read(tmp_path / name) for name in ("predictions.jsonl", "a.jsonl")]
   np.testing.assert_allclose(*([row["logp"] for row in rows] for rows in both), atol=1e-5)
   opened = answering.open_checkpoint(folder, quantize="nf4")
-  kept = param_tree.flatten(answering.Answerer(opened)._params)  # noqa: SLF001
+  kept = param_tree.flatten(answering.Engine(opened)._params)  # noqa: SLF001
   assert "lora/llm/layers/mlp/linear/a" in kept
   assert "llm/layers/mlp/linear/nf4" in kept
 
@@ -249,7 +249,7 @@ def test_bare_weights_say_how_images_are_made_and_answer_the_same(
 
 def test_what_was_compiled_serves_the_next_question(checkpoint, tmp_path):
   opened = answering.open_checkpoint(checkpoint)
-  answerer = answering.Answerer(opened)
+  answerer = answering.Engine(opened)
   encoded = png(tmp_path, (1, 2, 3))
   list(answerer.answers(question(opened, encoded), opened.settings, 1))
   with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:

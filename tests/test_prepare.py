@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax.data import images, sources
+from pgjax.data import images
+from pgjax.data.sources import registry
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = pathlib.Path(os.environ.get("PGJAX_SHARED_DATA", ROOT.parent / "shared/data"))
@@ -45,7 +46,7 @@ def test_what_was_prepared_is_read_back_unchanged(raw, tmp_path):
   assert done.stdout.startswith("chartqa/augmented: train 2, val 2, test 2 in ")
   assert sorted(path.name for path in tmp_path.iterdir()) == ["chartqa", "raw"]
   spec = dict(name="chartqa/augmented", split="train+val", data_dir=str(tmp_path))
-  source = sources.open(spec)
+  source = registry.open(spec)
   rows = {source[i]["question"]: source[i] for i in range(len(source))}
   assert sorted(rows) == [f"{s} question {i}" for s in ("train", "val") for i in range(2)]
   row = rows["val question 1"]
@@ -104,7 +105,7 @@ def test_splits_and_parts_are_checked_when_read(raw, tmp_path):
     ("chartqa/human", "train", "is not prepared"),
   ]:
     with pytest.raises(ValueError, match=said):
-      sources.open(dict(name=name, split=split, data_dir=str(tmp_path)))
+      registry.open(dict(name=name, split=split, data_dir=str(tmp_path)))
 
 
 @pytest.mark.skipif(
@@ -114,7 +115,7 @@ def test_the_public_subset(tmp_path):
   done = prepare("chartqa", f"--raw={SHARED / 'chartqa'}", f"--out={tmp_path}", "--parts=augmented")
   assert done.returncode == 0, done.stderr
   for split, count in dict(train=260, val=60, test=60).items():
-    source = sources.open(dict(name="chartqa/augmented", split=split, data_dir=str(tmp_path)))
+    source = registry.open(dict(name="chartqa/augmented", split=split, data_dir=str(tmp_path)))
     assert len(source) == count
     example = source[count - 1]
     assert images.decode(example["image"]).ndim == 3

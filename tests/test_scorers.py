@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from pgjax import schema, scorers
+from pgjax import scorers
+from pgjax.config import schema
 from pgjax.data import locations
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError

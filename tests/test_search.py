@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import tiny
 
-from pgjax import decode, decode_method, sharding
+from pgjax import decode
+from pgjax.config import decode_method
+from pgjax.distributed import sharding
 from pgjax.errors import UserError
 from pgjax.params import tree as param_tree
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from pgjax import sharding, step
+from pgjax import step
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import sharding
 from pgjax.layers import remat
 from pgjax.params import of_model
 from pgjax.params import rules as param_rules
@@ -237,7 +239,7 @@ def test_leaves_that_a_mesh_would_copy_are_cast_first():
   one, eight = (
     tiny.Run(config, tiny.model(dtype="bfloat16"), tiny.mesh(devices=n)) for n in (1, 8)
   )
-  cast = lambda run: step._copied_to_gather(step.shardings_of(run.abstract.params))  # noqa: E731, SLF001
+  cast = lambda run: step._copied_to_gather(sharding.shardings_of(run.abstract.params))  # noqa: E731, SLF001
   assert not cast(one)
   assert "llm/layers/mlp/gating_einsum" in cast(eight)
   assert "llm/layers/mlp/linear" not in cast(eight)  # Sharded on the first axis of a layer.
@@ -257,7 +259,7 @@ def test_likelihoods_are_those_of_the_whole_logits(values):
   """Without label smoothing and dropout, summed over an example's learned tokens."""
   model = tiny.model(llm=dict(dropout=0.5, final_logits_softcap=3.0))
   batch = BATCHES[0]
-  places = jax.tree.map(lambda _: sharding.replicated(tiny.mesh()), values)
+  places = jax.tree.map(lambda _: mesh_lib.replicated(tiny.mesh()), values)
   nll, count = step.jitted_nll(model, tiny.config(), tiny.mesh(), places)(values, batch)
 
   @jax.jit

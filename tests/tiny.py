@@ -7,7 +7,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from pgjax import optim, sharding, step
+from pgjax import optim, step
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import sharding
 from pgjax.models import paligemma
 from pgjax.params import of_model
 from pgjax.params import rules as param_rules
@@ -87,7 +89,7 @@ def batch(rows=8, text_len=TEXT_LEN, seed=0):
 
 
 def mesh(spec=(("data", -1),), devices=1):
-  return sharding.make_mesh(spec, jax.devices()[:devices])
+  return mesh_lib.make_mesh(spec, jax.devices()[:devices])
 
 
 class Run:
@@ -104,7 +106,7 @@ class Run:
   def state(self, values):
     """The first state, from nested numpy parameters; in new buffers, as a step reuses them."""
     stored = jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), values, self.abstract.params)
-    loaded = jax.device_put(stored, step.shardings_of(self.abstract.params))
+    loaded = jax.device_put(stored, sharding.shardings_of(self.abstract.params))
     return step.init(self.model, self.tx, self.config, self.mesh, loaded=loaded)
 
   def steps(self, values, batches):

@@ -1,7 +1,7 @@
 """Which files make a Hugging Face folder's processor?
 
 `processor_files` writes them all from the bytes of a SentencePiece model; `AutoProcessor` then
-needs no network, and its ids are those of data/tokenizer.py and data/packing.py. How:
+needs no network, and its ids are those of data/tokenizer.py and data/prefix_lm.py. How:
 
 - Merges. SentencePiece joins the neighbours whose joint piece has the best score; a tokenizer.json
   lists pairs, best first. So a normal piece gives a pair for each way to cut it into two pieces.

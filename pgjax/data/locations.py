@@ -9,7 +9,7 @@ is big_vision's refcoco_mask2str to the digit. The text of an answer is
 
 `parse` and `parse_tokens` take whatever a model wrote: what is no object is counted, never raised.
 Boxes as data sets have them (COCO, VOC, YOLO) are converted here too; ops on examples that use all
-this are in data/box_ops.py, masks in data/masks.py.
+this are in data/pp/box_ops.py, masks in data/masks.py.
 """
 
 import math

@@ -5,7 +5,7 @@ The batch (B rows; a process holds its own rows, in the order of the global batc
   key          shape, dtype                     meaning
   image        float32 [B, H, W, 3]             in [-1, 1]; with num_frames: [B, N, H, W, 3]
   image_mask   bool [B, N]                      only with num_frames; False: this image is padding
-  text         int32 [B, T+1] | [B, T]          training | evaluation; see data/packing.py
+  text         int32 [B, T+1] | [B, T]          training | evaluation; see data/prefix_lm.py
   mask_ar      int32, like text                 0: prefix and newline; 1: suffix and padding
   mask_loss    int32, like text                 1: learned (training and perplexity)
   mask_input   int32, like text                 1: a real token (evaluation)
@@ -18,25 +18,20 @@ stream is a function of (seed, g) alone, and step s takes g = s*B ... s*B + B-1,
 any step without replay, on any number of processes. Random ops draw from (seed, data set, example,
 epoch). Threads do the work (numpy and Pillow release the GIL); processes are an option.
 
-How one example becomes a row of the batch is in data/rows.py.
+How one example becomes a row of the batch is in data/loader.py.
 """
 
-import atexit
 import hashlib
-import queue
 import sys
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import grain
-import jax
 import numpy as np
 
-from pgjax import sharding
-from pgjax.data import sources
-from pgjax.data.rows import Layout, Loader, Row
+from pgjax.data import loader as loader_lib
+from pgjax.data.loader import Layout, Loader, Row
+from pgjax.data.sources import registry
 from pgjax.errors import UserError
 
 MAX_SCANNED = 10_000  # Texts looked at before a run; 1% of them is told to +-0.1%.
@@ -44,15 +39,7 @@ MAX_TRUNCATED = 0.01
 WHOLE_BATCH_BYTES = 32 << 20  # A batch beyond this is made by several threads, piece by piece.
 
 
-class Part(NamedTuple):
-  """One data set of a mixture."""
-
-  name: str
-  source: object
-  weight: float
-
-
-def parts(data, *, check_images: bool = True) -> list[Part]:
+def parts(data, *, check_images: bool = True) -> list[loader_lib.Part]:
   """Opens dict(name=..., split=...), or {name: weight, ...} with split and data_dir beside them.
 
   In a mixture a value may also be a dict, of a weight and of the source's own fields. Weights are
@@ -60,7 +47,7 @@ def parts(data, *, check_images: bool = True) -> list[Part]:
   """
   data = _plain(data)
   if isinstance(data.get("name"), str):
-    return [Part(data["name"], sources.open(data, check_images=check_images), 1.0)]
+    return [loader_lib.Part(data["name"], registry.open(data, check_images=check_images), 1.0)]
   shared = {key: data.pop(key) for key in ("split", "data_dir", "root") if key in data}
   opened = []
   for name, value in data.items():
@@ -70,7 +57,7 @@ def parts(data, *, check_images: bool = True) -> list[Part]:
       raise UserError(f"data['{name}'] needs a weight, a number >= 0, not {weight!r}.")
     if weight:
       spec = {"name": name, **shared, **own}
-      opened.append(Part(name, sources.open(spec, check_images=check_images), weight))
+      opened.append(loader_lib.Part(name, registry.open(spec, check_images=check_images), weight))
   if not opened:
     raise UserError(f"data={data!r} names no data set with a positive weight.")
   return opened
@@ -320,69 +307,3 @@ def _join(pieces):
   arrays, columns, truncated = zip(*pieces, strict=True)
   joined = {key: np.concatenate([piece[key] for piece in arrays]) for key in arrays[0]}
   return joined, [row for piece in columns for row in piece], np.concatenate(truncated)
-
-
-class DeviceFeed:
-  """Batches on the device, put there by a thread before they are asked for.
-
-  Attributes:
-    wait_seconds: how long `next` has waited for a batch, all in all.
-  """
-
-  def __init__(self, batches: Iterable, mesh: jax.sharding.Mesh, depth: int):
-    """Starts the thread; `depth` batches at most lie on the device beside the one in use."""
-    self.wait_seconds = 0.0
-    self._error = None
-    self._ready = queue.Queue(maxsize=depth)
-    self._stopped = threading.Event()
-    self._thread = threading.Thread(target=self._fill, args=(batches, mesh), daemon=True)
-    self._thread.start()
-    atexit.register(self.close)  # A thread that touches a device must not outlive the interpreter.
-
-  def __iter__(self):
-    return self
-
-  def __next__(self):
-    started = time.perf_counter()
-    batch, self._error = self._ready.get() if self._error is None else (None, self._error)
-    self.wait_seconds += time.perf_counter() - started
-    if self._error is not None:
-      self.close()
-      raise self._error
-    return batch
-
-  def close(self):
-    """Stops the thread; what was prepared is dropped."""
-    self._stopped.set()
-    self._thread.join()
-    atexit.unregister(self.close)
-
-  def _fill(self, batches, mesh):
-    try:
-      for batch in batches:
-        if isinstance(batch, EvalBatch):
-          ready = batch._replace(arrays=sharding.global_batch(batch.arrays, mesh))
-        else:
-          ready = sharding.global_batch(batch, mesh)
-        if not self._offer((ready, None)):
-          return
-      self._offer((None, StopIteration()))
-    except Exception as error:  # Whatever it is, the loop that waits for a batch must get it.
-      self._offer((None, error))
-
-  def _offer(self, item) -> bool:
-    while not self._stopped.is_set():
-      try:
-        self._ready.put(item, timeout=0.1)
-        return True
-      except queue.Full:
-        continue
-    return False
-
-
-def to_device(batches: Iterable, mesh: jax.sharding.Mesh, *, depth: int = 2) -> DeviceFeed:
-  """Host batches of this process -> global arrays, in the same order, ahead of their use.
-
-  Takes TrainBatches or EvalBatches; of the latter only `arrays` go to the device.
-  """
-  return DeviceFeed(batches, mesh, depth)

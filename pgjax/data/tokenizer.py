@@ -8,7 +8,7 @@ matched inside any text: "<loc0512>" is one id. They are appended to a plain Gem
 "tiny" is a model of 640 base pieces that comes with the package, for small models without a
 download. It was made by benchmarks/make_tiny_tokenizer.py; its bytes are fixed.
 
-Packing tokens and masks into the arrays of a batch is in data/packing.py, not here.
+Packing tokens and masks into the arrays of a batch is in data/prefix_lm.py, not here.
 """
 
 import functools

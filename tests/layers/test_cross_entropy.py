@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pgjax import sharding
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.layers import cross_entropy, embedding
 
 B, T, D, V = 8, 3, 8, 32
@@ -147,12 +147,12 @@ def test_tokens_without_weight_are_not_computed(inputs):
   ids=["fsdp", "fsdp in replicas", "fsdp over both axes", "replicated", "sharded columns"],
 )
 def test_eight_devices_give_the_same_as_one(inputs, mesh_spec, rows, vocab_axes):
-  mesh = sharding.make_mesh(mesh_spec, jax.devices())
+  mesh = mesh_lib.make_mesh(mesh_spec, jax.devices())
   place = NamedSharding(mesh, rows)
   layout = embedding.table_layout(mesh, place)
   assert layout.vocab_axes == vocab_axes
   # One example a device; two of them have no token with a weight at all.
-  placed = jax.device_put(inputs, sharding.batch_sharding(mesh))
+  placed = jax.device_put(inputs, mesh_lib.batch_sharding(mesh))
   placed["table"] = jax.device_put(inputs["table"], place)
   options = cross_entropy.LossOptions(label_smoothing=0.2, softcap=3.0, chunk=2, layout=layout)
   ours = everything(**placed, options=options)
@@ -160,7 +160,7 @@ def test_eight_devices_give_the_same_as_one(inputs, mesh_spec, rows, vocab_axes)
 
 
 def test_one_device_needs_no_layout():
-  mesh = sharding.make_mesh([("data", -1)], jax.devices()[:1])
+  mesh = mesh_lib.make_mesh([("data", -1)], jax.devices()[:1])
   assert embedding.table_layout(mesh, NamedSharding(mesh, P("data"))) is None
 
 

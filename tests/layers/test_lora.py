@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pgjax import step
+from pgjax.distributed import sharding
 from pgjax.layers import lora, quantization
 from pgjax.models import paligemma
 from pgjax.params import names as param_names
@@ -38,7 +39,7 @@ def filled(state, scale=0.1):
 
 
 def logits(run, kept):
-  read = step.readable(of_model.stored_params(run.model, run.config), run.mesh)
+  read = sharding.for_model(of_model.stored_params(run.model, run.config), run.mesh)
   text = jnp.asarray(BATCH["text"][:, :-1])
   arguments = jnp.asarray(BATCH["image"]), text, jnp.asarray(BATCH["mask_ar"][:, :-1])
   apply = jax.jit(
@@ -52,7 +53,7 @@ def kept_of(run, values):
   made = of_model.stored_params(run.model, run.config).encode(
     jax.tree.map(jnp.asarray, values), seed=0
   )
-  return jax.device_put(made, step.shardings_of(run.abstract.params))
+  return jax.device_put(made, sharding.shardings_of(run.abstract.params))
 
 
 def merged(run, kept):

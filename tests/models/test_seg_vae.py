@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from pgjax.data import mask_codes, masks
+from pgjax.data import mask_tokens, masks
 from pgjax.errors import UserError
 from pgjax.formats import lazy_array, npz, seg_vae_npz
 from pgjax.models import seg_vae, seg_vae_training
@@ -78,7 +78,7 @@ def test_codes_are_read_row_by_row(params):
 
 def test_the_encoder_of_the_input_pipeline_is_the_models(params):
   some = blobs(40, seed=1)
-  ours = mask_codes.MaskEncoder(params)(some[..., 0])
+  ours = mask_tokens.MaskEncoder(params)(some[..., 0])
   np.testing.assert_array_equal(ours, seg_vae.encode(params, some))
 
 
@@ -141,7 +141,7 @@ def test_shapes_that_do_not_fit_are_told(params, name, shape, said):
 
 def test_a_codebook_without_tokens_is_refused(params):
   with pytest.raises(UserError, match="A codebook of 129 has not a token for each"):
-    mask_codes.MaskEncoder(dict(params, codebook=np.ones((129, 12), np.float32)))
+    mask_tokens.MaskEncoder(dict(params, codebook=np.ones((129, 12), np.float32)))
 
 
 @pytest.mark.slow

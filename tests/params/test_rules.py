@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pgjax import sharding
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import sharding
 from pgjax.errors import UserError
 from pgjax.params import rules as param_rules
 from pgjax.params import storage
@@ -87,7 +88,7 @@ def test_table_counts_what_trains_in_each_part_and_shows_how_it_is_kept_and_shar
   ]
   shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
   made = storage.StoredParams(shapes, param_rules.rules(patterns, shapes))
-  mesh = sharding.make_mesh([("data", -1)], jax.devices())
+  mesh = mesh_lib.make_mesh([("data", -1)], jax.devices())
   stored = made.abstract()
   places = sharding.shardings([("llm/.*", 'shard_dim("data", 1)')], stored, mesh)
   stored = jax.tree.map(

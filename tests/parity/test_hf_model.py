@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import torch
 import transformers
 
-from pgjax import ckpt, cli, convert, decode, sharding, step, weights
+from pgjax import ckpt, cli, convert, decode, step, weights
 from pgjax.data import tokenizer
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.formats import lazy_array
 from pgjax.layers import cross_entropy
 from pgjax.models import paligemma
@@ -226,9 +227,9 @@ def test_transformers_generates_what_we_decode(exported):
     mask_input=np.arange(T) < np.array([[len(ids)] for ids in tokens]),
     _mask=np.ones(len(tokens), bool),
   )
-  mesh = sharding.make_mesh([("data", -1)], jax.devices()[:1])
+  mesh = mesh_lib.make_mesh([("data", -1)], jax.devices()[:1])
   tree = param_tree.unflatten(values)
-  places = jax.tree.map(lambda _: sharding.replicated(mesh), tree)
+  places = jax.tree.map(lambda _: mesh_lib.replicated(mesh), tree)
   run = decode.jitted(model, mesh, places, max_decode_len=NEW)
   ours, _ = run(tree, batch)
   for row, wanted in zip(np.asarray(ours), expected, strict=True):

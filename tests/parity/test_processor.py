@@ -20,7 +20,8 @@ from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
 
 from pgjax import hf
-from pgjax.data import hf_processor, ops, packing, tokenizer
+from pgjax.data import hf_processor, prefix_lm, tokenizer
+from pgjax.data.pp import parse
 
 pytestmark = pytest.mark.parity
 
@@ -127,7 +128,7 @@ def test_token_ids_of_prompts_are_ours(both, placeholder):
   image = Image.new("RGB", (40, 30), (200, 10, 60))
   wrong = {}
   for prompt in PROMPTS:
-    text = packing.for_decoding(ours, prompt, 1024).arrays
+    text = prefix_lm.for_decoding(ours, prompt, 1024).arrays
     wanted = [ours.vocab_size] * PATCHES + text["text"][text["mask_input"] == 1].tolist()
     got = processor(images=image, text=placeholder + prompt)["input_ids"][0]
     if list(got) != wanted:
@@ -149,7 +150,7 @@ def test_prompt_and_answer_are_those_of_training(both):
   ours, processor = both
   image = Image.new("RGB", (40, 30), (200, 10, 60))
   answer = "<loc0100><loc0200> cat ; two  spaces é"
-  row = packing.for_training(ours, "detect cat", answer, 200).arrays
+  row = prefix_lm.for_training(ours, "detect cat", answer, 200).arrays
   kept = row["text"] != ours.pad
   got = processor(images=image, text="<image>detect cat", suffix=answer)
   assert list(got["input_ids"][0][PATCHES:]) == row["text"][kept].tolist()
@@ -197,7 +198,7 @@ def pixels(folder, paths, res, op, **arguments):
   """Our pixels and those of the processor without torchvision, one image after another."""
   write(folder, tokenizer.load("tiny"), res=res, **arguments)
   processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
-  prepare = ops.parse(f"decode|{op}|value_range(-1, 1)")
+  prepare = parse.parse(f"decode|{op}|value_range(-1, 1)")
   for path in paths:
     theirs = processor(Image.open(path), return_tensors="np")["pixel_values"][0]
     yield prepare({"image": path.read_bytes()})["image"], theirs.transpose(1, 2, 0)

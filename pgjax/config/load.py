@@ -1,0 +1,162 @@
+"""Reads a config file and its overrides into a complete config."""
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import logging
+import pathlib
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import pgjax
+from pgjax.config import big_vision, durations, schema
+from pgjax.errors import UserError
+
+log = logging.getLogger("pgjax")
+_ROOT = pathlib.Path(pgjax.__path__[0]).resolve().parent  # Holds configs/ in a source checkout.
+
+
+def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+  """`configs/chartqa.py:res=448,tune=attention`, with overrides such as {"lr": "3e-6"}.
+
+  Fields that the file leaves out get their values in configs/common.py; nothing is checked yet.
+  """
+  file, found, arg = spec.partition(".py:")
+  path = pathlib.Path(file + ".py" if found else spec)
+  if not path.is_file():
+    near = [str(p) for p in sorted(path.parent.glob("*.py"))]
+    raise UserError(f"--config={spec}: there is no file {path}.{schema.did_you_mean(path, near)}")
+  with _import_paths(path):
+    common = importlib.import_module("configs.common")
+    with big_vision.stand_ins(common.parse_arg):
+      config = ConfigDict(_get_config(path, arg), type_safe=False)
+    if big_vision.is_original(config):
+      config, ignored = big_vision.translated(config)
+      log.warning("%s: without a meaning here: %s.", path, ", ".join(ignored))
+    _fill(config, common.base())
+    _fill(config.input, common.base().input)
+    for entry in config.evals.values():
+      _fill(entry, common.EVAL)
+  return overridden(config, overrides or {})
+
+
+def from_dict(fields: Mapping[str, Any]) -> ConfigDict:
+  """A config that was saved as plain data, in JSON for example; not checked yet.
+
+  Fields that are younger than it get their defaults, which do what was done before them.
+  """
+  config = ConfigDict(dict(fields), type_safe=False)
+  with _import_paths(_ROOT / "configs/common.py"):
+    common = importlib.import_module("configs.common")
+  _fill(config, common.base())
+  for entry in config.evals.values():
+    _fill(entry, common.EVAL)
+  return config
+
+
+def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+  """A copy with fields replaced; a text is read as what the field held before, or as a literal.
+
+  Setting one unit of a duration, `total_steps` say, takes back the other units.
+  """
+  config = ConfigDict(config.to_dict(), type_safe=False)
+  for dotted, value in overrides.items():
+    *path, name = dotted.split(".")
+    node = config
+    for depth, key in enumerate(path):
+      known = schema.fields_at(tuple(path[:depth]))
+      if key not in node:
+        _unknown(".".join(path[: depth + 1]), key, [*(known or ()), *node])
+      node = node[key]
+      if not isinstance(node, ConfigDict):
+        raise UserError(
+          f"--config.{dotted}: config.{'.'.join(path[: depth + 1])} is "
+          f"{schema.shown(node)}, which has no fields; replace it as a whole."
+        )
+    known = schema.fields_at(tuple(path))
+    if known is not None and name not in known and name not in node:
+      _unknown(dotted, name, [*known, *node])
+    node[name] = _read(value, node.get(name, None), dotted)
+    if node[name] is not None:
+      _clear_other_units(node, name)
+  return config
+
+
+def _unknown(dotted: str, name: str, known: list[str]) -> None:
+  hint = schema.did_you_mean(name, dict.fromkeys(known))
+  raise UserError(f"--config.{dotted}: there is no field {name!r}.{hint}")
+
+
+def _read(value: Any, before: Any, dotted: str) -> Any:
+  """The text of an override as a value; a field that held text keeps it as it is."""
+  if not isinstance(value, str) or (isinstance(before, str) and value != "None"):
+    return value
+  if isinstance(before, bool) and value.lower() in ("true", "false"):
+    return value.lower() == "true"
+  try:
+    read = ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    if before is None:
+      return value
+    kind = "a dict" if isinstance(before, ConfigDict) else f"like {schema.shown(before)}"
+    raise UserError(f"--config.{dotted}={value} cannot be read; it must be {kind}.") from None
+  return float(read) if isinstance(before, float) and type(read) is int else read
+
+
+def _other_units(name: str) -> list[str]:
+  """`total_steps` -> the names of the same duration in the other units; none for other fields."""
+  prefix, _, unit = name.rpartition("_")
+  return (
+    [f"{prefix}_{u}" for u in durations.UNITS if u != unit]
+    if prefix and unit in durations.UNITS
+    else []
+  )
+
+
+def _clear_other_units(node: ConfigDict, name: str) -> None:
+  for other in _other_units(name):
+    if other in node:
+      node[other] = None
+
+
+def _fill(section: ConfigDict, defaults: Mapping[str, Any]) -> None:
+  """Adds the fields that are missing; a duration only if no other unit of it is there."""
+  for name, value in defaults.items():
+    if not any(other in section for other in (name, *_other_units(name))):
+      section[name] = value
+
+
+@contextlib.contextmanager
+def _import_paths(path: pathlib.Path) -> Iterator[None]:
+  """Lets a config file say `from configs import common`, wherever the program was started."""
+  added = [str(path.resolve().parent.parent), str(pathlib.Path.cwd()), str(_ROOT)]
+  sys.path[:0] = added
+  try:
+    yield
+  finally:
+    for entry in added:
+      sys.path.remove(entry)
+
+
+def _get_config(path: pathlib.Path, arg: str) -> Any:
+  """Runs a config file; what goes wrong in it is told with its line."""
+  try:
+    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module.get_config(arg or None)
+  except ValueError as e:  # What configs/common.py says about an argument.
+    message, *rest = e.args or ("",)
+    hint = schema.did_you_mean(*rest, always=False) if len(rest) == 2 else ""
+    raise UserError(f"{path}: {message}{hint}") from e
+  except SyntaxError as e:
+    raise UserError(f"{e.filename}, line {e.lineno}: {e.msg}.") from e
+  except Exception as e:
+    frames = traceback.extract_tb(e.__traceback__)
+    line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), "?")
+    raise UserError(f"{path}, line {line}: {type(e).__name__}: {e}") from e

@@ -1,0 +1,110 @@
+"""Checks a whole config before JAX, data or weights are touched."""
+
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pgjax.config import decode_method, durations, schema
+from pgjax.errors import UserError
+from pgjax.params import names as param_names
+from pgjax.params import rules as param_rules
+
+
+def validated(config: ConfigDict) -> ConfigDict:
+  """A checked, complete and locked copy: names, types, ranges, and the rules between fields."""
+  config = ConfigDict(config.to_dict(), type_safe=False)
+  _merge_frozen(config)
+  schema.require(config, [n for n in schema.RUN if not n.endswith(durations.UNITS)], "config")
+  schema.check(config, schema.RUN, "config")
+  schema.require(config.input, schema.INPUT, "config.input")
+  schema.check(config.input, schema.INPUT, "config.input")
+  config.model.dtype, config.model.remat = config.dtype, config.remat
+  schema.require(config.model, ("img", "llm"), "config.model")
+  schema.check(config.model, schema.MODEL, "config.model")
+  schema.check(config.model.img, schema.IMG, "config.model.img")
+  schema.check(config.model.llm, schema.LLM, "config.model.llm")
+  _check_training(config)
+  _check_sizes(config)
+  decode_method.parse(config.decode, "config.decode")
+  for name, entry in config.evals.items():
+    _check_eval(entry, f"config.evals[{name!r}]")
+  best = config.keep_best.removeprefix("-")
+  if best and not any(best.startswith(f"{name}/") for name in config.evals):
+    raise UserError(
+      f"config.keep_best={config.keep_best!r} must be an evaluator's name, a slash and its metric;"
+      f" the evaluators are {', '.join(config.evals) or 'none'}."
+    )
+  return config.lock()
+
+
+def _merge_frozen(config: ConfigDict) -> None:
+  """big_vision freezes by schedule=[(regex, None)]; here that is said in `params`."""
+  if not isinstance(config.schedule, list | tuple):
+    return
+  if not schema.RUN["schedule"].accepts(config.schedule):
+    return  # `check` says what is wrong with it.
+  frozen, rest = param_rules.from_schedule(config.schedule)
+  if frozen is None:
+    return
+  said = [tuple(pair) for pair in config.params]
+  if said not in ([(".*", "train")], frozen):
+    raise UserError(
+      f"config.schedule freezes {[p for p, v in config.schedule if v is None]} with None, and "
+      f"config.params={said} says something else; say what trains in one of the two."
+    )
+  if not rest:
+    raise UserError("config.schedule freezes everything: at least one pattern needs a schedule.")
+  config.params, config.schedule = frozen, rest
+
+
+def _check_training(config: ConfigDict) -> None:
+  for prefix in ("total", "log_training", "ckpt", "keep_ckpt"):
+    durations.check_duration(config, prefix, "config")
+  if not durations.fields_set(config, "total"):
+    raise UserError(
+      "The config does not say how long to train: set one of total_epochs, total_steps or "
+      "total_examples."
+    )
+  for _, spec in config.params:
+    param_rules.parse_spec(spec)
+  for name in ("params", "lr_mults", "wd_mults", "sharding_strategy"):
+    schema.check_patterns(config[name], f"config.{name}")
+  single = isinstance(config.schedule, ConfigDict)
+  for pattern, fields in [("", config.schedule)] if single else config.schedule:
+    where = f"config.schedule[{pattern!r}]" if pattern else "config.schedule"
+    param_names.compile_pattern(pattern, "config.schedule")
+    schema.check(fields, schema.SCHEDULE, where)
+    for prefix in ("warmup", "cooldown"):
+      durations.check_duration(fields, prefix, where)
+
+
+def _check_sizes(config: ConfigDict) -> None:
+  batch_size = config.input.batch_size
+  if batch_size % config.microbatches:
+    raise UserError(
+      f"config.microbatches={config.microbatches} must divide config.input.batch_size={batch_size}."
+    )
+  img = config.model.img
+  patch = img.patch_size if "patch_size" in img else None
+  if patch is None:  # "So400m/14" names it too; what else the name means is the model's business.
+    found = re.fullmatch(r".*/(\d+)", img.variant if "variant" in img else "")
+    patch = int(found[1]) if found else 1
+  for size in [patch] if isinstance(patch, int) else patch:
+    if config.res % size:
+      near = config.res // size * size
+      raise UserError(
+        f"config.res={config.res} must be a multiple of the patch size {size}; "
+        f"try {near or size} or {near + size}."
+      )
+
+
+def _check_eval(entry: Any, where: str) -> None:
+  if not isinstance(entry, ConfigDict):
+    raise UserError(f"{where}={schema.shown(entry)} must be a dict; see configs/common.py.")
+  needed = [n for n in schema.EVAL if not n.endswith(durations.UNITS)]
+  schema.require(entry, needed, where)
+  schema.check(entry, schema.EVAL, where)
+  durations.check_duration(entry, "log", where)
+  if entry.decode is not None:
+    decode_method.parse(entry.decode, f"{where}.decode")

@@ -1,0 +1,176 @@
+"""What does one raw example become?
+
+A source's example goes through the ops of `pp`, its image is checked against what the model takes,
+its texts are packed, and the rest stays beside it for the host. What is wrong with it is told with
+file and line.
+
+`pp` ends with `image`, `prefix` and `suffix` (texts), which are packed here; or, as big_vision's
+own configs do, with `text`, `mask_ar` and `mask_loss` or `mask_input`, which are taken as they are.
+For decoding, the suffix is no part of the prompt; `answer_start`, where pp makes it, is.
+"""
+
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from pgjax.data import prefix_lm
+from pgjax.data.pp import parse
+from pgjax.errors import UserError
+
+TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
+
+
+class Row(NamedTuple):
+  """One example, ready to be stacked."""
+
+  arrays: dict[str, np.ndarray]
+  columns: dict  # What only the host needs: id, answer, question ...
+  truncated: bool
+
+
+class Layout(NamedTuple):
+  """What every row must look like."""
+
+  res: int
+  text_len: int
+  num_frames: int
+  for_training: bool  # Text with suffix and mask_loss; else the prompt alone.
+
+
+class Loader:
+  """(position in the endless stream, index in the source) -> Row."""
+
+  def __init__(self, part, pp: str, tokenizer, layout: Layout, seed: int, cache_bytes: int = 0):
+    """`part` has a name and a source; reads `pp`, so a typo in it is told here."""
+    self.part, self.layout, self.tokenizer, self.seed = part, layout, tokenizer, seed
+    self.name_hash = zlib.crc32(part.name.encode())  # By name, so that no other data set matters.
+    parsed = parse.parse(pp, tokenizer=tokenizer)
+    self.text_ops = parsed.text_only()
+    self.decode, self.ops = _DecodeCache.split(parsed, cache_bytes)
+
+  def __call__(self, position: int, index: int) -> Row:
+    """Reads, preprocesses, packs; a user's mistake is told with file and line."""
+    try:
+      example = self._start(self.part.source[index], position, index)
+      example = self.ops(self.decode(example))
+      arrays = _images(example.pop("image", None), self.layout)
+      texts, num_tokens, room = self._pack(example)
+    except UserError as error:
+      raise UserError(f"{self.part.source.where(index)}: {error}") from None
+    columns = {k: v for k, v in example.items() if k not in TEXT_KEYS and not k.startswith("_")}
+    return Row({**arrays, **texts}, columns, num_tokens > room)
+
+  def num_tokens(self, index: int) -> tuple[int, int]:
+    """Tokens that the text has, and that fit; without touching the image."""
+    try:
+      _, num_tokens, room = self.texts(index)
+    except UserError as error:
+      raise UserError(f"{self.part.source.where(index)}: {error}") from None
+    return num_tokens, room
+
+  def texts(self, index: int) -> tuple[dict, int, int]:
+    """The example as the ops that touch no image make it, its tokens, and how many fit."""
+    example = self.text_ops(self._start(self.part.source.texts(index), 0, index))
+    _, num_tokens, room = self._pack(example)
+    return example, num_tokens, room
+
+  def _start(self, example, position, index):
+    epoch = position // len(self.part.source)
+    example["_epoch"], example["_seed"] = epoch, (self.seed, self.name_hash, index, epoch)
+    return example
+
+  def _pack(self, example) -> prefix_lm.Packed:
+    text_len = self.layout.text_len
+    if "text" in example and "mask_ar" in example:
+      arrays = {k: np.asarray(example[k]) for k in TEXT_KEYS if k in example}
+      needed = "mask_loss" if self.layout.for_training else "mask_input"
+      if needed not in arrays or len({np.shape(array) for array in arrays.values()}) > 1:
+        shapes = {key: np.shape(array) for key, array in arrays.items()}
+        raise UserError(f"pp makes tokens itself, so it must make {needed} too, as long: {shapes}")
+      room = len(arrays["text"])
+      return prefix_lm.Packed(arrays, example.get("_num_tokens", room), room)
+    prefix = _text(example, "prefix")
+    if self.layout.for_training:
+      return prefix_lm.for_training(self.tokenizer, prefix, _text(example, "suffix"), text_len)
+    start = _text(example, "answer_start") if "answer_start" in example else ""
+    return prefix_lm.for_decoding(self.tokenizer, prefix, text_len, answer_start=start)
+
+
+def _text(example, key) -> str:
+  if key not in example:
+    there = ", ".join(sorted(k for k in example if not k.startswith("_")))
+    raise UserError(
+      f"there is no '{key}' after pp, only {there}; make it with copy(inkey, outkey) or strfmt"
+    )
+  if not isinstance(example[key], str):
+    raise UserError(f"'{key}' must be text, not {example[key]!r}; strfmt makes text of numbers")
+  return example[key]
+
+
+def _images(value, layout: Layout) -> dict[str, np.ndarray]:
+  """image, and image_mask where there are frames; anything but what the model takes is refused."""
+  several = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 4)
+  frames = list(value) if several else [value]
+  size = (layout.res, layout.res, 3)
+  for frame in frames:
+    if not isinstance(frame, np.ndarray):
+      raise UserError("pp must make pixels of 'image': decode|resize(res)|value_range(-1, 1)")
+    if frame.shape != size:
+      raise UserError(f"the image is {frame.shape} after pp, and res asks for {size}")
+    if frame.dtype != np.float32:
+      raise UserError(f"the image is {frame.dtype} after pp, not float32: end with value_range")
+  if not layout.num_frames:
+    if several:
+      raise UserError(f"there are {len(frames)} images, and num_frames=0 means one; set num_frames")
+    return dict(image=value)
+  missing = layout.num_frames - len(frames)
+  if missing < 0:
+    raise UserError(f"there are {len(frames)} images, more than num_frames={layout.num_frames}")
+  image = np.stack(frames + [np.zeros(size, np.float32)] * missing)
+  return dict(image=image, image_mask=np.arange(layout.num_frames) < len(frames))
+
+
+class _DecodeCache:
+  """Runs the leading decode and resize, and keeps the pixels of the first images it sees.
+
+  Keyed by the encoded bytes, so that questions on one image share its pixels; it changes no result.
+  """
+
+  def __init__(self, leading: parse.Pipeline, limit_bytes: int):
+    self.leading, self.limit_bytes = leading, limit_bytes
+    self.used_bytes, self.pixels = 0, {}
+
+  @classmethod
+  def split(cls, parsed: parse.Pipeline, limit_bytes: int):
+    """The cached beginning and the rest of a pipeline."""
+    written = [op.written for op in parsed.ops]
+    cacheable = [op.name in ("decode", "resize") and "key=" not in op.written for op in parsed.ops]
+    count = cacheable.index(False) if False in cacheable else len(written)
+    return cls(parse.Pipeline(parsed.ops[:count]), limit_bytes), parse.Pipeline(parsed.ops[count:])
+
+  def __call__(self, example):
+    encoded = example.get("image")
+    if not self.leading.ops or not isinstance(encoded, bytes):
+      return self.leading(example)
+    if encoded in self.pixels:
+      example["image"] = self.pixels[encoded]
+      return example
+    example = self.leading(example)
+    size = len(encoded) + example["image"].nbytes
+    if self.used_bytes + size <= self.limit_bytes:
+      self.used_bytes += size
+      example["image"].setflags(write=False)
+      self.pixels[encoded] = example["image"]
+    return example
+
+  def __reduce__(self):
+    return _DecodeCache, (self.leading, self.limit_bytes)
+
+
+class Part(NamedTuple):
+  """One data set of a mixture."""
+
+  name: str
+  source: object
+  weight: float

@@ -1,0 +1,158 @@
+"""Which ops make answers of boxes and masks?
+
+Factories for the dict OPS of parse.py: arguments in, a function from example to example out.
+Boxes in an example are y0, x0, y1, x1 as shares of the image unless `format` says otherwise.
+"""
+
+import numpy as np
+
+from pgjax.data import locations, mask_tokens, masks
+from pgjax.data.pp import text_ops
+from pgjax.errors import UserError
+
+ORDERS = ("given", "random", "area", "position")
+
+
+def boxes_to_suffix(
+  format="normalised", *, boxes="boxes", labels="labels", order="given", outkey="suffix"
+):
+  """"<loc..> cat ; <loc..> dog", and `boxes` become normalised.
+
+  Boxes in pixels ("coco", "voc") need the columns width and height. `order`: "given", "random"
+  (another one each time), "area" (largest first), "position" (from the top, then from the left).
+  """  # fmt: skip
+  _check(format, order)
+
+  def apply(example):
+    example[boxes] = _normalised(example, boxes, format)
+    picked = _order(example, example[boxes], order)
+    names = _as_list(example[labels], labels, len(picked))
+    example[outkey] = locations.detection_suffix(
+      [example[boxes][i] for i in picked], [names[i] for i in picked]
+    )
+    return example
+
+  return apply
+
+
+def masks_to_suffix(
+  model="oi", *, boxes="boxes", labels="labels", segmentations="segmentations", order="given",
+  outkey="suffix",
+):  # fmt: skip
+  """ "<loc..><seg..> cat ; <loc..><seg..> dog", of normalised boxes and COCO's segmentations.
+
+  Needs the columns width and height. labels=None leaves them out, as in RefCOCO. `model` is "oi"
+  or a file, as in seg_weights.
+  """
+  _check("normalised", order)
+  encoder = mask_tokens.load(model)
+
+  def apply(example):
+    values = _normalised(example, boxes, "normalised")
+    outlines = _as_list(example[segmentations], segmentations, len(values))
+    names = _as_list(example[labels], labels, len(values)) if labels else None
+    codes = []
+    for i, (box, outline) in enumerate(zip(values, outlines, strict=True)):
+      if outline is None:
+        raise UserError(f"object {i} has a box and no segmentation; take boxes_to_suffix")
+      mask_HW = masks.from_coco(outline, example["height"], example["width"])
+      codes.append(encoder.of_object(mask_HW, box))
+    picked = _order(example, values, order)
+    example[outkey] = locations.segmentation_suffix(
+      [values[i] for i in picked],
+      [codes[i] for i in picked],
+      [names[i] for i in picked] if names is not None else (),
+    )
+    return example
+
+  return apply
+
+
+def refcoco_mask2str(model="oi"):
+  """big_vision's: prefix = the sentence, suffix = four <loc> and sixteen <seg>, no label."""
+  encoder = mask_tokens.load(model)
+
+  def apply(example):
+    box = np.asarray(example["objects/bbox"], np.float32)
+    mask = np.asarray(example["objects/mask"])
+    if box.shape != (4,) or mask.ndim != 3 or mask.dtype != np.uint8:
+      raise UserError(
+        f"refcoco_mask2str takes one object: a box is {box.shape}, not (4,), or a mask is"
+        f" {mask.dtype} {mask.shape}, not uint8 [H, W, C]; choose one before"
+      )
+    example["prefix"] = example["objects/refs/sentence"]
+    codes = encoder.of_object(mask[:, :, 0], box)
+    example["suffix"] = locations.loc_string(box) + locations.seg_string(codes)
+    return example
+
+  return apply
+
+
+def flip_boxes_lr(probability=0.5, *, key="image", boxes="boxes"):
+  """Mirrors the image and its normalised boxes together; make the suffix after it."""
+
+  def apply(example):
+    if text_ops.example_rng(example).random() < probability:
+      across = np.arange(example[key].shape[1])[::-1]
+      example[key] = example[key].take(across, axis=1)
+      example[boxes] = [[y0, 1 - x1, y1, 1 - x0] for y0, x0, y1, x1 in example[boxes]]
+      for stale in ("segmentations", "suffix", "crowd_boxes"):
+        example.pop(stale, None)
+    return example
+
+  return apply
+
+
+def draw_bbox(image_key="image", bbox_key="bbox"):
+  """big_vision's: one red box of one pixel's width, float32 from 0 to 255; value_range follows."""
+
+  def apply(example):
+    image = np.array(example[image_key], np.float32)
+    box = np.asarray(example[bbox_key], np.float32)
+    if box.shape != (4,):
+      raise UserError(f"draw_bbox draws one box of four numbers, '{bbox_key}' is {box.shape}")
+    height, width = image.shape[:2]
+    scale = np.array([height - 1, width - 1] * 2, np.float32)
+    y0, x0, y1, x1 = (int(n) for n in box * scale)  # Cut to whole pixels, as TensorFlow does.
+    rows = slice(max(0, y0), min(height - 1, y1) + 1)
+    columns = slice(max(0, x0), min(width - 1, x1) + 1)
+    for y in (y0, y1):
+      if 0 <= y < height:
+        image[y, columns] = (255, 0, 0)
+    for x in (x0, x1):
+      if 0 <= x < width:
+        image[rows, x] = (255, 0, 0)
+    example[image_key] = image
+    return example
+
+  return apply
+
+
+def _check(format, order):
+  for value, allowed in ((format, locations.FORMATS), (order, ORDERS)):
+    if value not in allowed:
+      raise UserError(f"Boxes: {value!r} is not one of {', '.join(allowed)}.")
+
+
+def _normalised(example, name, format):
+  width, height = example.get("width"), example.get("height")
+  return [
+    list(locations.to_normalised(box, format, width=width, height=height)) for box in example[name]
+  ]
+
+
+def _as_list(values, name, count):
+  if not isinstance(values, list | tuple) or len(values) != count:
+    raise UserError(f"'{name}' must be a list, one for each of {count} boxes, not {values!r}")
+  return values
+
+
+def _order(example, boxes, order):
+  indices = list(range(len(boxes)))
+  if order == "random":
+    text_ops.example_rng(example).shuffle(indices)
+  elif order == "area":
+    indices.sort(key=lambda i: -locations.area(boxes[i]))
+  elif order == "position":
+    indices.sort(key=lambda i: (boxes[i][0], boxes[i][1]))
+  return indices

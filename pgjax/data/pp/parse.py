@@ -1,0 +1,124 @@
+"""Which steps turn a raw example into what the batch needs, and how is the `pp` string read?
+
+`pp` is big_vision's mini-language: ops joined by "|", each a bare name or a call with Python
+literals, such as 'decode|resize(224, antialias=True)|value_range(-1, 1)|copy("answer", "suffix")'.
+It is split on every "|", so no argument may contain one. All ops are in the dict OPS at the end of
+this file, a factory each: arguments in, a function from example dict to example dict out.
+
+Names that start with an underscore belong to the pipeline: `keep` leaves them. Random ops draw from
+the example's own generator, seeded by `_seed` (a tuple of ints), so that an example depends on the
+seed and its position alone.
+"""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pgjax.data.pp import box_ops, image_ops, text_ops
+from pgjax.errors import UserError
+
+Example = dict
+
+
+class Op(NamedTuple):
+  """One parsed op: its name, how the user wrote it, and what it does."""
+
+  name: str
+  written: str
+  apply: Callable[[Example], Example]
+
+
+class Pipeline(NamedTuple):
+  """A parsed `pp` string. Calling it changes the example that it is given."""
+
+  ops: tuple[Op, ...]
+
+  def __call__(self, example: Example) -> Example:
+    """Runs all ops in order."""
+    for op in self.ops:
+      try:
+        example = op.apply(example)
+      except KeyError as error:
+        if error.args[0] in example:
+          raise
+        there = ", ".join(sorted(name for name in example if not name.startswith("_")))
+        raise UserError(
+          f"op {op.written} needs '{error.args[0]}', and the example has only: {there}"
+        ) from None
+    return example
+
+  def text_only(self) -> "Pipeline":
+    """The same without the ops that touch pixels, to look at texts alone."""
+    return Pipeline(tuple(op for op in self.ops if op.name not in IMAGE_OPS))
+
+
+def parse(pp: str, *, tokenizer=None) -> Pipeline:
+  """Reads a `pp` string; a name or an argument that no op takes is told here, not while running."""
+  return Pipeline(tuple(_parse_op(s.strip(), pp, tokenizer) for s in pp.split("|") if s.strip()))
+
+
+def _parse_op(written: str, pp: str, tokenizer) -> Op:
+  try:
+    tree = ast.parse(written, mode="eval").body
+    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+    name = call.func.id
+    args = [ast.literal_eval(arg) for arg in call.args]
+    kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+  except (SyntaxError, ValueError, AttributeError):
+    raise UserError(
+      f"In pp '{pp}': '{written}' is not an op; write name or name(arguments) with plain numbers "
+      "and quoted strings, and no | inside an argument."
+    ) from None
+  if name not in OPS:
+    guess = difflib.get_close_matches(name, OPS, n=1)
+    hint = f"did you mean '{guess[0]}'? " if guess else ""
+    raise UserError(
+      f"In pp '{pp}': there is no op '{name}'; {hint}The ops are {', '.join(sorted(OPS))}."
+    )
+  factory = OPS[name]
+  if "tokenizer" in inspect.signature(factory).parameters:
+    kwargs["tokenizer"] = tokenizer
+  try:
+    inspect.signature(factory).bind(*args, **kwargs)
+  except TypeError as error:
+    arguments = str(inspect.signature(factory)).split(" ->")[0]
+    raise UserError(f"In pp '{pp}': {written}: {error}; it is {name}{arguments}.") from None
+  return Op(name, written, factory(*args, **kwargs))
+
+
+# Skipped where only texts matter. `reshape` and `copy` are not here: they carry texts as well.
+IMAGE_OPS = {
+  "decode", "resize", "value_range", "flip_lr", "flip_ud", "random_shift", "random_crop",
+  "inception_crop", "draw_bbox", "flip_boxes_lr",
+}  # fmt: skip
+
+OPS = {
+  "decode": image_ops.decode,
+  "resize": image_ops.resize,
+  "value_range": image_ops.value_range,
+  "flip_lr": image_ops.flip_lr,
+  "flip_ud": image_ops.flip_ud,
+  "random_shift": image_ops.random_shift,
+  "random_crop": image_ops.random_crop,
+  "inception_crop": image_ops.inception_crop,
+  "draw_bbox": box_ops.draw_bbox,
+  "flip_boxes_lr": box_ops.flip_boxes_lr,
+  "boxes_to_suffix": box_ops.boxes_to_suffix,
+  "masks_to_suffix": box_ops.masks_to_suffix,
+  "refcoco_mask2str": box_ops.refcoco_mask2str,
+  "strfmt": text_ops.strfmt,
+  "lower": text_ops.lower,
+  "tok": text_ops.tok,
+  "tolen": text_ops.tolen,
+  "masked_concat": text_ops.masked_concat,
+  "copy": text_ops.copy,
+  "keep": text_ops.keep,
+  "drop": text_ops.drop,
+  "setdefault": text_ops.setdefault,
+  "flatten": text_ops.flatten,
+  "reshape": text_ops.reshape,
+  "choice": text_ops.choice,
+  "choice_no_replacement": text_ops.choice_no_replacement,
+}

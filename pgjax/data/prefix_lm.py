@@ -1,0 +1,60 @@
+"""How do a prompt and an answer become token and mask arrays?
+
+The one place that does it, for training, evaluation, single predictions and export alike:
+
+  text     <bos> prefix  \n  suffix <eos>  <pad> ...
+  mask_ar     0    0     0     1      1       1
+  mask_loss   0    0     0     1      1       0      (training)
+  mask_input  1    1     1     1      -       0      (evaluation; no eos, suffix usually absent)
+
+Prefix, newline and suffix are tokenized apart, so no piece spans a boundary. A training row has
+text_len + 1 tokens, because inputs are text[:-1] and targets text[1:]; an evaluation row text_len.
+What is too long loses its end, as in big_vision, and `num_tokens` tells (big_vision does not).
+Values follow big_vision's combine_and_keep_train and combine_and_keep_eval.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Packed(NamedTuple):
+  """One row (read-only), and how many tokens the whole text had (> `room`: it was cut)."""
+
+  arrays: dict[str, np.ndarray]
+  num_tokens: int
+  room: int
+
+
+@functools.lru_cache(maxsize=4096)  # VQA data asks the same things again and again.
+def for_training(tokenizer, prefix: str, suffix: str, text_len: int) -> Packed:
+  """text, mask_ar, mask_loss: int32[text_len + 1]."""
+  prompt = [tokenizer.bos, *tokenizer.encode(prefix), tokenizer.newline]
+  answer = [*tokenizer.encode(suffix), tokenizer.eos]
+  return _packed(tokenizer.pad, prompt, answer, text_len + 1, mask_loss=(0, 1))
+
+
+@functools.lru_cache(maxsize=4096)
+def for_decoding(tokenizer, prefix: str, text_len: int, *, answer_start: str = "") -> Packed:
+  """text, mask_ar, mask_input: int32[text_len]; `answer_start` forces the answer's beginning."""
+  prompt = [tokenizer.bos, *tokenizer.encode(prefix), tokenizer.newline]
+  answer = tokenizer.encode(answer_start)
+  return _packed(tokenizer.pad, prompt, answer, text_len, mask_input=(1, 1))
+
+
+def _packed(pad, prompt, answer, room, **mask) -> Packed:
+  tokens = (prompt + answer)[:room]
+  num_prompt, num_text = min(len(prompt), room), len(tokens)
+  text = np.full(room, pad, np.int32)
+  text[:num_text] = tokens
+  mask_ar = np.ones(room, np.int32)
+  mask_ar[:num_prompt] = 0
+  arrays = dict(text=text, mask_ar=mask_ar)
+  for name, (in_prompt, in_answer) in mask.items():
+    arrays[name] = np.zeros(room, np.int32)
+    arrays[name][:num_prompt] = in_prompt
+    arrays[name][num_prompt:num_text] = in_answer
+  for array in arrays.values():
+    array.setflags(write=False)
+  return Packed(arrays, len(prompt) + len(answer), room)

@@ -1,0 +1,68 @@
+"""easy-VQA, from the package of that name."""
+
+import re
+
+from pgjax.data.sources import files
+from pgjax.errors import UserError
+
+
+class EasyVqa:
+  """Questions about 64 x 64 images of one coloured shape; 38,575 in train and 9,673 in test.
+
+  Fields: image, question, answer, id, image_id. With `answers` only questions with one of these.
+  """
+
+  def __init__(self, split, answers=None):
+    """Reads all images of the split (a few MB), so that questions on one image share its bytes."""
+    try:
+      import easy_vqa
+    except ImportError:
+      raise UserError("data='easy_vqa' needs its package: pip install easy-vqa.") from None
+    read = dict(
+      train=(easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
+      test=(easy_vqa.get_test_questions, easy_vqa.get_test_image_paths),
+    )
+    self.split, part = cut_split(split)
+    if self.split not in read:
+      raise UserError(f"easy_vqa has no split '{split}'; it has train and test.")
+    get_questions, get_paths = read[self.split]
+    rows = list(zip(*get_questions(), strict=True))
+    wanted = lambda row: answers is None or row[1] in answers  # noqa: E731
+    self._ids = [i for i in range(len(rows))[part(len(rows))] if wanted(rows[i])]
+    self._rows = [rows[i] for i in self._ids]
+    if not self._rows:
+      among = f" with an answer among {list(answers)}" if answers is not None else ""
+      raise UserError(f"easy_vqa has no examples in split '{split}'{among}.")
+    paths = get_paths()
+    self._paths = {image: paths[image] for image in sorted({row[2] for row in self._rows})}
+    self._images = {image: files.file_bytes(path) for image, path in self._paths.items()}
+
+  def __len__(self):
+    return len(self._rows)
+
+  def __getitem__(self, i):
+    return {**self.texts(i), "image": self._images[self._rows[i][2]]}
+
+  def texts(self, i):
+    """The example without its image."""
+    question, answer, image = self._rows[i]
+    return dict(question=question, answer=answer, id=self._ids[i], image_id=image)
+
+  def where(self, i):
+    """Split, row and image file."""
+    return f"easy_vqa {self.split} row {self._ids[i]} (image {self._paths[self._rows[i][2]]})"
+
+
+def cut_split(split: str):
+  """ "train[:5%]" -> ("train", f), where f(len) is the slice; for sources that are lists."""
+  match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
+  if not match:
+    raise UserError(f"Split '{split}' is not understood; write train, train[:5%] or train[10:20].")
+  name, *ends = match.groups()
+
+  def position(end, length):
+    if end is None:
+      return None
+    return round(int(end[:-1]) / 100 * length) if end.endswith("%") else int(end)
+
+  return name, lambda length: slice(*(position(end, length) for end in ends))

@@ -1,0 +1,90 @@
+"""A JSONL file, one example a line, and a folder of images."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+from pgjax.data.sources import files
+from pgjax.errors import UserError
+
+
+class Jsonl:
+  """One JSON object a line; `image` names a file (or a list of files, for frames).
+
+  With `start` and `stop` only these rows (blank lines not counted) are taken.
+  """
+
+  def __init__(self, fname, root=None, fopen_keys=None, split=None, start=None, stop=None):
+    """Reads the whole file."""
+    del split  # big_vision's configs may carry one; a file is its own split.
+    self.fname = os.path.expanduser(fname)
+    if fopen_keys is not None:  # big_vision's way to say root.
+      root = fopen_keys["image"] if isinstance(fopen_keys, Mapping) else root
+    self.root = os.path.abspath(os.path.expanduser(root or os.path.dirname(self.fname)))
+    rows = list(self._read())[start:stop]
+    if not rows:
+      raise UserError(f"{self.fname} has no examples; each line is a JSON object with an image.")
+    self._lines, self._rows = zip(*rows, strict=True)
+    self._paths = [self._resolve(i) for i in range(len(rows))]
+
+  def __len__(self):
+    return len(self._rows)
+
+  def __getitem__(self, i):
+    example = dict(self._rows[i])
+    encoded = [files.file_bytes(path) for path in self._paths[i]]
+    example["image"] = encoded if isinstance(example["image"], list) else encoded[0]
+    example.setdefault("id", str(i))
+    return example
+
+  def texts(self, i):
+    """The example without its image's bytes."""
+    return {"id": str(i), **self._rows[i]}
+
+  def where(self, i):
+    """File and line."""
+    return f"{self.fname}, line {self._lines[i]} (image {self._rows[i]['image']})"
+
+  def check_images(self):
+    """Raises for the first image that is not there; looks once into each folder."""
+    present = files.Present(self.root)
+    for i, paths in enumerate(self._paths):
+      for path in paths:
+        present.check(path, f"{self.fname}, line {self._lines[i]}")
+
+  def _read(self):
+    try:
+      text = pathlib.Path(self.fname).read_bytes().decode()
+    except OSError as error:
+      raise UserError(f"{self.fname} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError as error:
+      line = error.object[: error.start].count(b"\n") + 1
+      raise UserError(f"{self.fname}, line {line}: this is not UTF-8 text.") from None
+    for number, line in enumerate(text.split("\n"), 1):
+      if line.strip():
+        yield number, self._parse(line, number)
+
+  def _parse(self, line, number):
+    where = f"{self.fname}, line {number}"
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise UserError(
+        f"{where}: not JSON ({error.msg}, column {error.colno}): {line.strip()[:60]!r}; each line "
+        'is one object such as {"image": "a.png", "prefix": "...", "suffix": "..."}.'
+      ) from None
+    if not isinstance(row, dict):
+      raise UserError(f"{where}: a JSON object is needed, this is {line.strip()[:60]!r}.")
+    images = row.get("image")
+    images = images if isinstance(images, list) and images else [images]
+    if not all(isinstance(image, str) and image for image in images):
+      raise UserError(
+        f"{where}: 'image' must be a file name (or a list of them), not {row.get('image')!r}."
+      )
+    return row
+
+  def _resolve(self, i):
+    names = self._rows[i]["image"]
+    names = names if isinstance(names, list) else [names]
+    return [files.inside(self.root, name, f"{self.fname}, line {self._lines[i]}") for name in names]

@@ -1,0 +1,180 @@
+import json
+import logging
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pgjax.data import locations
+from pgjax.data.sources import coco, registry
+from pgjax.errors import UserError
+
+SHARED = pathlib.Path(__file__).resolve().parents[5] / "shared/data/bccd"
+
+
+def content():
+  """Two images of 200 x 100, three boxes in the first."""
+  image = lambda i: dict(id=10 + i, file_name=f"images/{i}.png", width=200, height=100)  # noqa: E731
+  box = lambda i, category, box, **more: dict(  # noqa: E731
+    id=i, image_id=10, category_id=category, bbox=box, area=7, iscrowd=0, **more
+  )
+  return dict(
+    images=[image(0), image(1)],
+    categories=[
+      dict(id=0, name="animals", supercategory="none"),
+      dict(id=1, name="cat", supercategory="animals"),
+      dict(id=5, name="guinea pig", supercategory="animals"),
+      dict(id=6, name="dog", supercategory="animals"),
+    ],
+    annotations=[
+      box(1, 5, [20, 10, 100, 50], segmentation=[[20, 10, 120, 10, 120, 60]]),
+      box(2, 1, [0, 0, 200, 100]),
+      box(3, 1, [5, 5, 0, 9]),
+    ],
+  )
+
+
+@pytest.fixture
+def folder(tmp_path):
+  (tmp_path / "images").mkdir()
+  for i in range(2):
+    Image.fromarray(np.full((100, 200, 3), 9 * i, np.uint8)).save(tmp_path / f"images/{i}.png")
+  return tmp_path
+
+
+def opened(folder, changed=None, **more):
+  (folder / "train.json").write_text(json.dumps(content() if changed is None else changed))
+  return registry.open(dict(name="coco", fname=str(folder / "train.json"), **more))
+
+
+def test_a_coco_file_gives_prompt_and_answer(folder, caplog):
+  with caplog.at_level(logging.WARNING):
+    source = opened(folder)
+  assert len(source) == 2
+  first = source[0]
+  assert first["image"] == (folder / "images/0.png").read_bytes()
+  assert first["prefix"] == "detect cat ; guinea pig ; dog"
+  whole = "<loc0000><loc0000><loc1023><loc1023> cat"
+  assert first["suffix"] == f"<loc0102><loc0102><loc0614><loc0614> guinea pig ; {whole}"
+  assert first["boxes"] == [[0.1, 0.1, 0.6, 0.6], [0, 0, 1, 1]]
+  assert first["labels"] == ["guinea pig", "cat"]
+  assert first["areas"] == [7, 7]
+  assert first["segmentations"] == [[[20, 10, 120, 10, 120, 60]], None]
+  facts = {name: first[name] for name in ("id", "image_id", "file_name", "width", "height")}
+  assert facts == dict(id="10", image_id=10, file_name="images/0.png", width=200, height=100)
+  assert first["classes"] == "cat ; guinea pig ; dog"
+  assert source.where(1) == f"{folder}/train.json, image 11 (images/1.png)"
+  assert source.dropped == {"without area": 1}
+  assert "train.json: 2 boxes; left out: 1 without area." in caplog.text
+
+
+def test_an_image_without_objects_has_an_empty_answer(folder):
+  assert opened(folder)[1]["suffix"] == ""
+
+
+def test_texts_do_not_read_the_image(folder):
+  source = opened(folder)
+  with_image = source[0]
+  del with_image["image"]
+  assert source.texts(0) == with_image
+
+
+def test_classes_are_asked_for_in_the_order_given_and_others_counted(folder):
+  source = opened(folder, classes=["dog", "cat"])
+  assert source[0]["prefix"] == "detect dog ; cat"
+  assert source[0]["labels"] == ["cat"]
+  assert source.dropped == {"of other classes": 1, "without area": 1}
+  assert opened(folder, classes="cat").classes == ("cat",)
+
+
+def test_a_group_is_a_class_only_if_something_is_annotated_with_it(folder):
+  changed = content()
+  changed["annotations"][0]["category_id"] = 0
+  assert opened(folder, changed).classes == ("animals", "cat", "guinea pig", "dog")
+  for category in changed["categories"]:
+    del category["supercategory"]
+  changed["annotations"] = []
+  assert opened(folder, changed).classes == ("animals", "cat", "guinea pig", "dog")
+
+
+def test_crowds_are_no_objects_to_find(folder):
+  changed = content()
+  changed["annotations"][1]["iscrowd"] = 1
+  first = opened(folder, changed)[0]
+  assert first["labels"] == ["guinea pig"]
+  assert (first["crowd_boxes"], first["crowd_labels"]) == ([[0, 0, 1, 1]], ["cat"])
+
+
+def test_images_may_lie_elsewhere_and_rows_be_cut(folder):
+  changed = content()
+  for entry in changed["images"]:
+    entry["file_name"] = entry["file_name"].removeprefix("images/")
+  source = opened(folder, changed, images=str(folder / "images"), start=1, stop=2)
+  assert [source[i]["file_name"] for i in range(len(source))] == ["1.png"]
+  with pytest.raises(UserError, match="has no images from 5 to None"):
+    opened(folder, start=5)
+
+
+def test_every_box_with_area_of_bccd_is_read_back():
+  if not SHARED.exists():
+    pytest.skip(f"{SHARED} is not there")
+  source = coco.Coco(str(SHARED / "valid/_annotations.coco.json"))
+  assert (len(source), source.dropped) == (87, {"without area": 1})
+  total = 0
+  for i in range(len(source)):
+    row = source.texts(i)
+    parsed = locations.parse(row["suffix"])
+    assert parsed.malformed == 0
+    assert [o.label for o in parsed.objects] == row["labels"]
+    off = np.abs(np.array([o.box for o in parsed.objects]) - np.array(row["boxes"]))
+    assert off.max() < 0.5001 / 1023
+    total += len(parsed.objects)
+  assert total == 1137
+
+
+def with_change(part, index, **fields):
+  def change(c):
+    c[part][index].update(fields)
+
+  return change
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    (lambda c: c.pop("images"), "is not a COCO file: it must be an object with lists of objects"),
+    (lambda c: c.update(annotations=[3]), "is not a COCO file"),
+    (lambda c: c.update(images=[]), "image_id|there is no image"),
+    (with_change("annotations", 0, category_id=9), "annotation 1: there is no category 9"),
+    (with_change("annotations", 0, image_id=9), "annotation 1: there is no image 9"),
+    (with_change("annotations", 0, bbox=[1, 2, 3]), r"annotation 1: bbox is \[1, 2, 3\], not"),
+    (with_change("annotations", 0, bbox=[1, 2, 3, "4"]), "annotation 1: bbox is"),
+    (with_change("annotations", 0, bbox=None), "annotation 1: bbox is None"),
+    (with_change("images", 0, width=None), "image 10: width and height are None x 100"),
+    (with_change("images", 0, width=10**9), "with up to 89,478,485 pixels"),
+    (with_change("images", 0, file_name=3), "file_name is 3"),
+    (with_change("images", 0, file_name="../x.png"), r"lies outside of .* or set images= to"),
+    (with_change("images", 0, file_name="/etc/hostname"), "lies outside of"),
+    (with_change("images", 0, file_name="images/9.png"), "image 'images/9.png' is not in"),
+    (with_change("categories", 1, name="a;b"), "label 'a;b' cannot stand in an answer"),
+    (lambda c: c["categories"][1].pop("name"), "a category has no 'name'"),
+  ],
+)
+def test_what_is_wrong_with_the_file_is_told(folder, change, said):
+  changed = content()
+  change(changed)
+  with pytest.raises(UserError, match=said):
+    opened(folder, changed)
+
+
+def test_files_that_are_no_json_and_classes_that_are_not_there_are_told(folder):
+  with pytest.raises(UserError, match=r"has no class \['mouse'\]; it has \['animals', 'cat'"):
+    opened(folder, classes=["cat", "mouse"])
+  (folder / "bad.json").write_text("{")
+  with pytest.raises(UserError, match=r"bad.json is not JSON"):
+    registry.open(dict(name="coco", fname=str(folder / "bad.json")))
+  with pytest.raises(UserError, match=r"none.json cannot be read: No such file"):
+    registry.open(dict(name="coco", fname=str(folder / "none.json")))
+  with pytest.raises(UserError, match="missing a required argument: 'fname'; its fields are fname"):
+    registry.open(dict(name="coco", split="train"))

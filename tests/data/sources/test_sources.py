@@ -1,0 +1,129 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pgjax.data.sources import registry
+from pgjax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """images/0.png ... images/4.png, and train.jsonl with a line for each."""
+  (tmp_path / "images").mkdir()
+  for i in range(5):
+    Image.fromarray(np.full((4, 6, 3), 10 * i, np.uint8)).save(tmp_path / f"images/{i}.png")
+  write(tmp_path, [dict(image=f"images/{i}.png", prefix="p", suffix=f"s{i}") for i in range(5)])
+  return tmp_path
+
+
+def write(folder, rows):
+  lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+  (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def open_jsonl(folder, **more):
+  return registry.open(dict(name="jsonl", fname=str(folder / "train.jsonl"), **more))
+
+
+GOOD = dict(image="images/0.png", prefix="p", suffix="s")
+
+
+def test_jsonl_gives_bytes_and_all_other_fields(folder):
+  write(folder, [GOOD, "", dict(GOOD, image="images/3.png", extra=[1, 2], id="mine")])
+  source = open_jsonl(folder)
+  assert len(source) == 2
+  assert source[0]["image"] == (folder / "images/0.png").read_bytes()
+  assert source[0]["id"] == "0"
+  assert (source[1]["extra"], source[1]["id"]) == ([1, 2], "mine")
+  assert "image" not in source.texts(1) or not isinstance(source.texts(1)["image"], bytes)
+  assert source.where(1).endswith("train.jsonl, line 3 (image images/3.png)")
+
+
+def test_jsonl_takes_a_root_rows_and_lists_of_images(folder):
+  write(folder, [dict(GOOD, image="0.png"), dict(GOOD, image=["1.png", "2.png"])])
+  source = open_jsonl(folder, root=str(folder / "images"), start=1)
+  assert len(source) == 1
+  assert source[0]["image"] == [(folder / f"images/{i}.png").read_bytes() for i in (1, 2)]
+
+
+@pytest.mark.parametrize(
+  ("line", "said"),
+  [
+    ('{"image": "images/0.png", "prefix": }', r"line 2: not JSON \(Expecting value, column 37\)"),
+    ("[1, 2]", "line 2: a JSON object is needed"),
+    (dict(prefix="p"), "line 2: 'image' must be a file name .* not None"),
+    (dict(GOOD, image=7), "line 2: 'image' must be a file name .* not 7"),
+    (dict(GOOD, image=[]), "line 2: 'image' must be a file name"),
+    (dict(GOOD, image="images/9.png"), "line 2: image 'images/9.png' is not in"),
+    (dict(GOOD, image="other/0.png"), "line 2: image 'other/0.png' is not in"),
+    (dict(GOOD, image="../secret.png"), "line 2: image '../secret.png' lies outside of"),
+    (dict(GOOD, image="images/../../x.png"), "line 2: image .* lies outside of"),
+    (dict(GOOD, image="/etc/hostname"), "line 2: image '/etc/hostname' lies outside of"),
+  ],
+)
+def test_a_bad_line_is_told_with_file_and_line(folder, line, said):
+  write(folder, [GOOD, line])
+  with pytest.raises(UserError, match=f"train.jsonl, {said}"):
+    open_jsonl(folder)
+
+
+def test_files_that_cannot_be_data_are_told(folder):
+  with pytest.raises(UserError, match=r"nothing\.jsonl cannot be read: No such file"):
+    registry.open(dict(name="jsonl", fname=str(folder / "nothing.jsonl")))
+  write(folder, [""])
+  with pytest.raises(UserError, match="has no examples"):
+    open_jsonl(folder)
+  (folder / "train.jsonl").write_bytes(json.dumps(GOOD).encode() + b'\n{"image": "\xff"}')
+  with pytest.raises(UserError, match="line 2: this is not UTF-8"):
+    open_jsonl(folder)
+
+
+def test_big_vision_spells_root_as_fopen_keys(folder):
+  write(folder, [dict(GOOD, image="2.png")])
+  spec = dict(fname=str(folder / "train.jsonl"), fopen_keys=dict(image=str(folder / "images/")))
+  source = registry.open(dict(name="bv:jsonl", **spec))
+  assert source[0]["image"] == (folder / "images/2.png").read_bytes()
+
+
+def test_easy_vqa_is_whole():
+  train = registry.open(dict(name="easy_vqa", split="train"))
+  test = registry.open(dict(name="easy_vqa", split="test"))
+  assert (len(train), len(test)) == (38_575, 9_673)
+  assert train[0]["question"] == "what is the blue shape?"
+  assert train[0]["answer"] == "rectangle"
+  assert train[0]["image"] is train[1]["image"]  # Four questions on one image share its bytes.
+  assert test[9_672]["id"] == 9_672
+
+
+def test_splits_can_be_cut():
+  assert len(registry.open(dict(name="easy_vqa", split="test[:5%]"))) == 484
+  middle = registry.open(dict(name="easy_vqa", split="test[10:20]"))
+  assert [middle[i]["id"] for i in range(len(middle))] == list(range(10, 20))
+  assert len(registry.open(dict(name="easy_vqa", split="test[-7:]"))) == 7
+
+
+@pytest.mark.parametrize(
+  ("spec", "said"),
+  [
+    (dict(split="train"), "has no name"),
+    (dict(name="easy_vqa", split="val"), "no split 'val'; it has train and test"),
+    (dict(name="easy_vqa", split="train[5%"), "is not understood"),
+    (dict(name="easy_vqa"), "missing a required argument: 'split'"),
+    (dict(name="easy_vqa", split="train[:0]"), "has no examples"),
+    (dict(name="jsonl", fnam="x"), "missing a required argument: 'fname'; its fields are fname"),
+    (dict(name="easy_vqa", split="test", spilt=1), "unexpected keyword argument 'spilt'"),
+  ],
+)
+def test_a_mistake_in_the_description_is_told(spec, said):
+  with pytest.raises(UserError, match=said):
+    registry.open(spec)
+
+
+def test_a_missing_data_set_says_how_to_make_it(tmp_path, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  with pytest.raises(UserError, match=r"not prepared in .*: python -m pgjax.prepare chartqa --raw"):
+    registry.open(dict(name="chartqa/human", split="train"))
+  with pytest.raises(UserError, match=r"'voc' is not prepared in .*other: prepare it with TFDS"):
+    registry.open(dict(name="voc", split="train", data_dir=str(tmp_path / "other")))
