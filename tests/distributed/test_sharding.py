@@ -129,14 +129,14 @@ def test_half_an_environment_is_refused(monkeypatch):
 
 TWO = """
 import numpy as np
-from pgjax import sharding
-mesh = sharding.start([("data", -1)])
-index = sharding.process_index()
-batch = sharding.global_batch({"x": np.arange(4.0) + 10 * index}, mesh)
+from pgjax.distributed import mesh as mesh_lib, processes
+mesh = mesh_lib.start([("data", -1)])
+index = processes.process_index()
+batch = mesh_lib.global_batch({"x": np.arange(4.0) + 10 * index}, mesh)
 assert batch["x"].shape == (8,) and mesh.size == 4, (batch, mesh)
-assert list(sharding.local_rows(batch["x"])) == list(np.arange(4.0) + 10 * index)
-assert sharding.gather_objects({"i": "x" * (index + 1)}) == [{"i": "x"}, {"i": "xx"}]
-assert sharding.is_main() == (index == 0) and sharding.process_count() == 2
+assert list(mesh_lib.local_rows(batch["x"])) == list(np.arange(4.0) + 10 * index)
+assert processes.gather_objects({"i": "x" * (index + 1)}) == [{"i": "x"}, {"i": "xx"}]
+assert processes.is_main() == (index == 0) and processes.process_count() == 2
 print("ok", float(batch["x"].sum()))
 """
 
