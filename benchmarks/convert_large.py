@@ -23,25 +23,23 @@ import psutil
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pgjax import (  # noqa: E402
-  ckpt,
-  convert,
-  weights,
-)
+from pgjax import convert  # noqa: E402
+from pgjax.checkpoints import source as source_lib  # noqa: E402
 from pgjax.data import tokenizer  # noqa: E402
 from pgjax.formats import lazy_array  # noqa: E402
+from pgjax.huggingface import names as hf_names  # noqa: E402
 from pgjax.params import of_model  # noqa: E402
 
 
-def random_source(variant: str) -> ckpt.Source:
+def random_source(variant: str) -> source_lib.Source:
   """A model whose leaves are made, block by block, when they are read."""
-  llm = dict(variant=variant, vocab_size=weights.HF_VOCAB_SIZE)
+  llm = dict(variant=variant, vocab_size=hf_names.HF_VOCAB_SIZE)
   model = dict(img=dict(variant="So400m/14"), llm=llm)
   leaves = {
     name: random_leaf(shape, seed)
     for seed, (name, shape) in enumerate(of_model.model_shapes(model, 224).items())
   }
-  return ckpt.Source(
+  return source_lib.Source(
     name="random",
     path=pathlib.Path("random"),
     kind="orbax",
@@ -49,7 +47,7 @@ def random_source(variant: str) -> ckpt.Source:
     model=model,
     res=224,
     tokenizer=tokenizer.TINY.read_bytes(),
-    image_token=weights.VOCAB_SIZE,
+    image_token=hf_names.VOCAB_SIZE,
     run=None,
   )
 

@@ -18,23 +18,25 @@ def pgjax(spec):
   import optax
 
   from configs import common
-  from pgjax import ckpt, decode, step
+  from pgjax import decode
+  from pgjax.checkpoints import initial, source
   from pgjax.config import decode_method
   from pgjax.distributed import mesh as mesh_lib
   from pgjax.distributed import sharding
   from pgjax.models import paligemma
   from pgjax.params import of_model
+  from pgjax.training import state as train_state
 
   config = common.base()
   dtype = dict(cpu="float32", gpu="bfloat16")[spec["device"]]
   config.update(res=spec["res"], text_len=spec["text_len"], dtype=dtype)
   config.params = [(".*", f'freeze("{dtype}")')]
-  config.model = dict(ckpt.open_source(spec["weights"]).model, dtype=dtype, remat="none")
+  config.model = dict(source.open_source(spec["weights"]).model, dtype=dtype, remat="none")
   model = paligemma.Model(**config.model)
   mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
   leaves = of_model.stored_params(model, config)
-  abstract = step.abstract_state(model, optax.identity(), config, mesh).params
-  values = ckpt.load_initial(spec["weights"], abstract, leaves)
+  abstract = train_state.abstract_state(model, optax.identity(), config, mesh).params
+  values = initial.load_initial(spec["weights"], abstract, leaves)
   run = decode.jitted(
     model,
     mesh,

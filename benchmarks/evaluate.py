@@ -18,7 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from pgjax import ckpt, evals, evaluate
+from pgjax import evals, evaluate
+from pgjax.checkpoints import source as source_lib
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.params import of_model
 
@@ -27,7 +28,7 @@ def opened(args: argparse.Namespace, batch_size: int | None):
   """(scoring, its one evaluator, parameters)."""
   overrides = {} if batch_size is None else {f"evals.{args.evals}.batch_size": batch_size}
   flags = dict(evals=args.evals, ema=True, quantize=None, config=None, overrides=overrides)
-  source = ckpt.open_source(args.ckpt)
+  source = source_lib.open_source(args.ckpt)
   scoring = evaluate.Scoring(argparse.Namespace(**flags, config_spec=None), source)
   leaves = of_model.stored_params(scoring.model, scoring.config)
   params = evaluate.restored(source, scoring.abstract, leaves)

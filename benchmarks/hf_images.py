@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from pgjax.data import hf_processor, tokenizer
+from pgjax.data import tokenizer
 from pgjax.data.pp import parse
+from pgjax.huggingface import processor as processor_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = {"chartqa/val/png/*.png": 20, "bccd/test/*.jpg": 15, "sroie/train/**/*.*g": 15}
@@ -61,7 +62,7 @@ def main():
 def processor(res: int, method: str, fast: bool):
   """The image processor of a folder that pgjax writes."""
   source = tokenizer.load("tiny").source
-  files = hf_processor.processor_files(source, res=res, method=method)
+  files = processor_lib.processor_files(source, res=res, method=method)
   with tempfile.TemporaryDirectory() as folder:
     for name, content in files.items():
       (pathlib.Path(folder) / name).write_bytes(content)

@@ -69,7 +69,7 @@ CASES = {
 
 
 def run_config(batch_size, fields):
-  """The config of a case: what step.py and optim.py read."""
+  """The config of a case: what training/step.py and training/optimizer.py read."""
   import ml_collections
 
   base = dict(
@@ -106,19 +106,22 @@ def run_config(batch_size, fields):
 
 def compiled_step(batch_size, num_devices, fields, device):
   """The step of a case, compiled for `num_devices` of that GPU."""
-  from pgjax import compiled, optim, step
+  from pgjax import compiled
   from pgjax.distributed import mesh as mesh_lib
   from pgjax.models import paligemma
   from pgjax.params import of_model
   from pgjax.params import rules as param_rules
+  from pgjax.training import optimizer
+  from pgjax.training import state as train_state
+  from pgjax.training import step as step_lib
 
   config = run_config(batch_size, fields)
   mesh = mesh_lib.make_mesh([("data", -1)], compiled.devices(device, num_devices))
   model = paligemma.Model(**config.model)
-  tx = optim.make(config, 1000, param_rules.trained_names(of_model.rules(model, config)))
-  state = step.abstract_state(model, tx, config, mesh)
+  tx = optimizer.make(config, 1000, param_rules.trained_names(of_model.rules(model, config)))
+  state = train_state.abstract_state(model, tx, config, mesh)
   batch = compiled.abstract_batch(config, mesh)
-  return step.jitted(model, tx, config, mesh).lower(state, batch).compile()
+  return step_lib.jitted(model, tx, config, mesh).lower(state, batch).compile()
 
 
 def with_trip_counts(text, tokens, train_table):

@@ -101,7 +101,8 @@ def write_weights(folder: pathlib.Path, shape: Shape) -> None:
   """A Hugging Face folder with random weights that bfloat16 holds exactly."""
   import ml_dtypes
 
-  from pgjax import ckpt, convert
+  from pgjax import convert
+  from pgjax.checkpoints import source as source_lib
   from pgjax.formats import lazy_array
   from pgjax.params import of_model
 
@@ -112,7 +113,7 @@ def write_weights(folder: pathlib.Path, shape: Shape) -> None:
     around = 1.0 if re.fullmatch("img/.*/scale", name) else 0.0
     values = around + 0.03 * rng.standard_normal(size, np.float32)
     leaves[name] = lazy_array.of_array(values.astype(ml_dtypes.bfloat16).astype(np.float32))
-  source = ckpt.Source(
+  source = source_lib.Source(
     name="random",
     path=folder,
     kind="orbax",

@@ -54,13 +54,15 @@ def pgjax(spec):
   import ml_collections
 
   from configs import common
-  from pgjax import ckpt, optim
-  from pgjax import step as step_lib
+  from pgjax.checkpoints import initial, source
   from pgjax.distributed import mesh as mesh_lib
   from pgjax.models import paligemma
   from pgjax.params import of_model
   from pgjax.params import rules as param_rules
   from pgjax.params import tree as param_tree
+  from pgjax.training import optimizer as optimizer_lib
+  from pgjax.training import state as train_state
+  from pgjax.training import step as step_lib
 
   config = common.base()
   remat = dict(defaults=config.remat, none="none", layers="nothing_saveable")[spec["recompute"]]
@@ -69,15 +71,15 @@ def pgjax(spec):
   config.update(grad_clip_norm=CLIP, params=[tuple(rule) for rule in spec["params"]])
   config.schedule = ml_collections.ConfigDict(dict(decay_type="const"))
   config.input.batch_size = spec["batch"]
-  config.model = dict(ckpt.open_source(spec["weights"]).model, dtype=dtype, remat=remat)
+  config.model = dict(source.open_source(spec["weights"]).model, dtype=dtype, remat=remat)
   model = paligemma.Model(**config.model)
   mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
   leaves = of_model.stored_params(model, config)
   names = param_rules.trained_names(leaves.rules)
-  tx = optim.make(config, 1000, names)
-  abstract = step_lib.abstract_state(model, tx, config, mesh)
-  values = ckpt.load_initial(spec["weights"], abstract.params, leaves)
-  state = [step_lib.init(model, tx, config, mesh, loaded=values)]
+  tx = optimizer_lib.make(config, 1000, names)
+  abstract = train_state.abstract_state(model, tx, config, mesh)
+  values = initial.load_initial(spec["weights"], abstract.params, leaves)
+  state = [train_state.init(model, tx, config, mesh, loaded=values)]
   trained = sum(leaf.size for leaf in param_tree.split(state[0].params, names)[0].values())
   del values
   batch = jax.device_put(dict(np.load(spec["data"])), mesh_lib.batch_sharding(mesh))

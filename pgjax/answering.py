@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from pgjax import ckpt, loading
 from pgjax import grammar as grammar_lib
-from pgjax import step as step_lib
+from pgjax.checkpoints import frozen_spec
+from pgjax.checkpoints import load as load_params
+from pgjax.checkpoints import source as source_lib
 from pgjax.config import decode_method
 from pgjax.config import load as config_load
 from pgjax.data import images, locations, pipeline
@@ -28,9 +29,8 @@ from pgjax.decoders import Decoders, Settings
 from pgjax.distributed import mesh, sharding
 from pgjax.errors import UserError
 from pgjax.models import paligemma
-from pgjax.params import names as param_names
 from pgjax.params import of_model
-from pgjax.params import rules as param_rules
+from pgjax.training import state as train_state
 
 log = logging.getLogger("pgjax")
 
@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 class OpenCheckpoint(NamedTuple):
   """A checkpoint of which no weights are read yet."""
 
-  source: ckpt.Source
+  source: source_lib.Source
   config: Any
   tokenizer: tokenizer_lib.Tokenizer
   pp: str  # Of images.
@@ -63,7 +63,7 @@ def open_checkpoint(
   name: str, step: int | None = None, *, quantize: str | None = None, ema: bool = True
 ) -> OpenCheckpoint:
   """Finds the checkpoint and what it says about images and decoding."""
-  source = ckpt.open_source(name, step, ema=ema)
+  source = source_lib.open_source(name, step, ema=ema)
   saved = source.run.config if source.run else {}
   table = source.leaves[paligemma.TOKEN_TABLE].dtype.name
   dtype = saved.get("dtype", "float32" if table == "float32" else "bfloat16")
@@ -72,7 +72,7 @@ def open_checkpoint(
       model=dict(source.model, dtype=dtype, remat="none"),
       res=source.res,
       dtype=dtype,
-      params=frozen_rules(source, quantize),
+      params=frozen_spec.frozen_rules(source, quantize),
       **{n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved},
       text_len=saved.get("text_len", TEXT_LEN),
     )
@@ -105,29 +105,6 @@ def _as_evaluated(source, config, tokenizer) -> OpenCheckpoint:
   note = f"The checkpoint does not say how images are resized; as big_vision's forkme: {pp}."
   settings = Settings(config.decode, MAX_DECODE_LEN)
   return OpenCheckpoint(source, config, tokenizer, pp, settings, BATCH_SIZE, (*source.notes, note))
-
-
-def frozen_rules(source: ckpt.Source, quantize: str | None) -> list[tuple[str, str]]:
-  """For config.params: every leaf frozen as the checkpoint keeps it, or its matrices quantized.
-
-  Adapters stay beside their matrix: folding them in would round it once more.
-  """
-  if quantize not in (None, *param_rules.QUANTIZED):
-    raise UserError(f"--quantize={quantize} must be one of {', '.join(param_rules.QUANTIZED)}.")
-  found = []
-  for name, leaf in source.leaves.items():
-    how = f"{leaf.dtype.name!r}"
-    if leaf.scheme:
-      how = f"{leaf.scheme.kind!r}, block={leaf.scheme.block}, double={leaf.scheme.double}"
-    elif quantize:
-      how = repr(quantize if param_names.matrix(name) else "bfloat16")
-    spec = f"freeze({how})"
-    if name in source.adapters:
-      rule = source.adapters[name].rule
-      fields = f"rank={rule.rank}, alpha={rule.alpha}, rslora={rule.rslora}"
-      spec = f"lora({fields}, base={how})"
-    found.append((name, spec))
-  return found
 
 
 def loader(opened: OpenCheckpoint, source: Any) -> Loader:
@@ -183,13 +160,13 @@ class Engine:
     self.opened, self.mesh = opened, mesh.start(config.mesh)
     model = paligemma.Model(**config.model)
     leaves = of_model.stored_params(model, config)
-    abstract = step_lib.abstract_state(model, optax.identity(), config, self.mesh).params
+    abstract = train_state.abstract_state(model, optax.identity(), config, self.mesh).params
     self._decoders = Decoders(
       config, model, self.mesh, sharding.shardings_of(abstract), opened.tokenizer
     )
     source = opened.source
     log.info("Loading %s on %d x %s.", source.path, self.mesh.size, self.mesh.devices.flat[0])
-    self._params = loading.load(source.leaves, abstract, leaves, source.name, source.adapters)
+    self._params = load_params.load(source.leaves, abstract, leaves, source.name, source.adapters)
 
   def answers(
     self, questions: Loader, settings: Settings, batch_size: int, *, num_threads: int = 8

@@ -16,16 +16,8 @@ from typing import Any
 
 import jax
 
-from pgjax import (
-  batch_picture,
-  ckpt,
-  cli,
-  findings,
-  inspection,
-  inspection_boxes,
-  inspection_page,
-  runs,
-)
+from pgjax import batch_picture, cli, disk, findings, inspection, inspection_boxes, inspection_page
+from pgjax.checkpoints import tokenizers
 from pgjax.data import loader as loader_lib
 from pgjax.data import pipeline
 from pgjax.data import tokenizer as tokenizer_lib
@@ -41,7 +33,7 @@ def main(args: Any) -> int:
   """Everything that --help says; returns the exit status."""
   jax.config.update("jax_platforms", "cpu")  # Nothing here is worth a GPU that someone may need.
   check(args)
-  out = runs.open_folder(args.out, "--out")
+  out = disk.open_folder(args.out, "--out")
   config = args.config
   tokenizer = load_tokenizer(config)
   opened, found = open_all(config, tokenizer)
@@ -73,7 +65,7 @@ def check(args: Any) -> None:
 def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
   """The run's; gigabytes of weights are not downloaded for it."""
   try:
-    return ckpt.tokenizer_of_run(config, download=False)
+    return tokenizers.tokenizer_of_run(config, download=False)
   except UserError as error:
     raise UserError(
       f"{error} pgjax.check needs the tokenizer alone: name a tokenizer.model with"

@@ -23,14 +23,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pgjax import cache, flops, gpus, hlo, memory, optim, rounding
-from pgjax import step as step_lib
+from pgjax import cache_dir, flops, gpus, hlo, memory
 from pgjax.config import load as config_load
 from pgjax.config import validate as config_validate
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.models import paligemma
 from pgjax.params import of_model
+from pgjax.training import optimizer, stochastic_rounding
+from pgjax.training import state as train_state
+from pgjax.training import step as step_lib
 
 WHEELS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")  # What an installed compiler brings.
 # Schedules need the length of a run; what is compiled does not depend on it.
@@ -86,9 +88,9 @@ def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = Tru
   leaves = of_model.stored_params(model, config)
   rules = leaves.rules
   trained = of_model.trained_shapes(model, config)
-  rounding.check(config, trained)
-  tx = optim.make(config, STEPS, trained, num_examples=EPOCH_STEPS * config.input.batch_size)
-  state = step_lib.abstract_state(model, tx, config, mesh)
+  stochastic_rounding.check(config, trained)
+  tx = optimizer.make(config, STEPS, trained, num_examples=EPOCH_STEPS * config.input.batch_size)
+  state = train_state.abstract_state(model, tx, config, mesh)
   batch = abstract_batch(config, mesh)
   known = functools.partial(memory.need, config, model, state, batch, rules)
   if not compiled:
@@ -202,7 +204,7 @@ class Compiler:
 
 def _kept_file(case: Mapping[str, Any]) -> pathlib.Path | None:
   """Where the answer is kept: by what the step depends on, versions and sources included."""
-  folder = cache.folder("plan")
+  folder = cache_dir.folder("plan")
   if folder is None:
     return None
   fields = dict(case["config"], evals=None, input=case["config"]["input"]["batch_size"])

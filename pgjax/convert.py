@@ -16,35 +16,29 @@ from typing import Any
 
 import numpy as np
 
-from pgjax import (
-  checkpoint_params,
-  ckpt,
-  cli,
-  disk,
-  hf,
-  merging,
-  metric_log,
-  named,
-  peft,
-  runs,
-  verify,
-  weights,
-)
-from pgjax.data import hf_processor
+from pgjax import cli, disk
+from pgjax import disk as disk_lib
+from pgjax.checkpoints import merge_lora, orbax_params, resolve, verify
+from pgjax.checkpoints import source as source_lib
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
 from pgjax.formats import npz, safetensors
 from pgjax.formats.lazy_array import LazyArray
+from pgjax.huggingface import config_json as hf_config
+from pgjax.huggingface import hub, peft, processor
+from pgjax.huggingface import names as hf_names
+from pgjax.models import paligemma
 from pgjax.params import of_model
+from pgjax.training import run_log
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(args: Any) -> int:
   """One conversion. 1 if --verify finds a difference: then the target is not written."""
-  log = metric_log.Log(None, main=True)
+  log = run_log.Log(None, main=True)
   target = _checked(args)
-  source = ckpt.open_source(args.src, args.step, args.base, ema=args.ema)
+  source = source_lib.open_source(args.src, args.step, args.base, ema=args.ema)
   if args.tokenizer:
     source = source._replace(tokenizer=tokenizer_lib.load(args.tokenizer).source)
   if args.softcap is not None:
@@ -68,13 +62,13 @@ def main(args: Any) -> int:
         log.say(f"What was read back differs from {args.src}: {target} is not written.")
         return 1
     path.rename(target)
-    for ending in ckpt.BESIDE:
+    for ending in source_lib.BESIDE:
       if (beside := _beside(path, ending)).exists():
         beside.rename(_beside(target, ending))
   size = sum(leaf.nbytes for leaf in leaves.values())
   log.say(f"{target}: {len(leaves)} arrays, {size / 1e9:.3g} GB, complete.")
   if args.push:
-    _push(target, args.push)
+    hub.push(target, args.push)
     log.say(f"Uploaded to https://huggingface.co/{args.push}")
   return 0
 
@@ -101,7 +95,7 @@ def _checked(args: Any) -> pathlib.Path:
   return target
 
 
-def _without_adapters(source: ckpt.Source, args: Any) -> ckpt.Source:
+def _without_adapters(source: source_lib.Source, args: Any) -> source_lib.Source:
   """Merged if that was asked for; for PEFT the arrays of its folder alone."""
   if not source.adapters:
     flags = {"--merge": args.merge, "--base": args.base, "--to=peft": args.to == "peft"}
@@ -109,29 +103,29 @@ def _without_adapters(source: ckpt.Source, args: Any) -> ckpt.Source:
       raise UserError(f"{given[0]} is about adapters (LoRA), and {args.src} has none.")
     return source
   if args.to == "peft":
-    folder = merging.folder_of(source, args.base)
-    notes = tuple(merging.notes_of(source, folder))
+    folder = merge_lora.folder_of(source, args.base)
+    notes = tuple(merge_lora.notes_of(source, folder))
     return source._replace(leaves=peft.arrays(folder), folder=folder, notes=notes)
   if args.merge:
-    return merging.folded(source, args.base)
+    return merge_lora.folded(source, args.base)
   raise UserError(
     f"{args.src} is a model with adapters (LoRA) of {len(source.adapters)} arrays beside it, and"
     f" --to={args.to} has no place for them: --merge adds them up, and --to=peft writes them alone."
   )
 
 
-def _as_asked(source: ckpt.Source, to: str, dtype: str | None) -> dict[str, LazyArray]:
+def _as_asked(source: source_lib.Source, to: str, dtype: str | None) -> dict[str, LazyArray]:
   """The leaves as they will be written; they are cast while they are read."""
   leaves = dict(source.leaves)
-  if to == "bv" and leaves[weights.TOKEN_TABLE].shape[0] == weights.HF_VOCAB_SIZE:
-    table = leaves[weights.TOKEN_TABLE]
-    leaves[weights.TOKEN_TABLE] = weights.with_rows(table, weights.VOCAB_SIZE)
+  if to == "bv" and leaves[paligemma.TOKEN_TABLE].shape[0] == hf_names.HF_VOCAB_SIZE:
+    table = leaves[paligemma.TOKEN_TABLE]
+    leaves[paligemma.TOKEN_TABLE] = hf_names.with_rows(table, hf_names.VOCAB_SIZE)
   if dtype:
     leaves = {name: leaf.astype(np.dtype(dtype), name) for name, leaf in leaves.items()}
   return leaves
 
 
-def _described(source: ckpt.Source) -> str:
+def _described(source: source_lib.Source) -> str:
   kinds = dict(orbax="a checkpoint of pgjax", bv="big_vision's .npz", hf="a Hugging Face folder")
   kinds["peft"] = f"an adapter of PEFT on {source.folder and source.folder.base}"
   count = sum(int(np.prod(leaf.shape)) for leaf in source.leaves.values())
@@ -143,7 +137,7 @@ def _described(source: ckpt.Source) -> str:
   )
 
 
-def _adapters_in_words(source: ckpt.Source) -> str:
+def _adapters_in_words(source: source_lib.Source) -> str:
   if not source.adapters:
     return ""
   ranks = " and ".join(map(str, sorted({a.rule.rank for a in source.adapters.values()})))
@@ -151,7 +145,7 @@ def _adapters_in_words(source: ckpt.Source) -> str:
   return f", with adapters of rank {ranks} on {len(source.adapters)} arrays, {count:,} parameters"
 
 
-def _changes(source: ckpt.Source, leaves: Mapping[str, LazyArray], to: str) -> Iterator[str]:
+def _changes(source: source_lib.Source, leaves: Mapping[str, LazyArray], to: str) -> Iterator[str]:
   """Everything that will not be the same afterwards."""
   for dtype in DTYPES:
     cast = [n for n, leaf in leaves.items() if leaf.dtype == dtype != source.leaves[n].dtype]
@@ -161,14 +155,14 @@ def _changes(source: ckpt.Source, leaves: Mapping[str, LazyArray], to: str) -> I
       yield f"{len(cast)} arrays go from {before} to {dtype}, rounded to nearest even."
   if to == "peft":
     return
-  have, rows = source.leaves[weights.TOKEN_TABLE].shape[0], leaves[weights.TOKEN_TABLE].shape[0]
+  have, rows = source.leaves[paligemma.TOKEN_TABLE].shape[0], leaves[paligemma.TOKEN_TABLE].shape[0]
   if rows < have:
     yield (
       f"The token table's last {have - rows} rows (Hugging Face's <image> and padding) have no"
       " place in big_vision's form and are dropped."
     )
-  if to == "hf" and rows == weights.VOCAB_SIZE:
-    more = weights.HF_VOCAB_SIZE - rows
+  if to == "hf" and rows == hf_names.VOCAB_SIZE:
+    more = hf_names.HF_VOCAB_SIZE - rows
     yield f"The token table gets {more} rows of zeros, for Hugging Face's <image> and padding."
   if to == "hf" and _resize_method(source) == "bilinear":
     yield "Its processor resizes images bilinearly with antialiasing, as this run did."
@@ -179,10 +173,10 @@ def _changes(source: ckpt.Source, leaves: Mapping[str, LazyArray], to: str) -> I
     )
 
 
-def _compared(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, LazyArray]):
+def _compared(path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, LazyArray]):
   """(a table, whether what was written is what was asked for)."""
   if not peft.is_folder(path):
-    return verify.compare(leaves, source, ckpt.open_source(str(path)))
+    return verify.compare(leaves, source, source_lib.open_source(str(path)))
   again = peft.arrays(peft.read(path, str(path), of_model.model_shapes(source.model, source.res)))
   asked = {name: leaf.astype(again[name].dtype) for name, leaf in leaves.items()}
   lines, same = verify.compare_arrays(asked, again)
@@ -208,13 +202,13 @@ def _unfinished(target: pathlib.Path) -> Iterator[pathlib.Path]:
   except UserError:
     raise
   except Exception as error:
-    reason = runs.disk_trouble(error)
+    reason = disk_lib.disk_trouble(error)
     if reason is None:
       raise
     raise UserError(f"{target} could not be written ({reason}); nothing is left of it.") from error
   finally:
     shutil.rmtree(path, ignore_errors=True)
-    for ending in ("", *ckpt.BESIDE):
+    for ending in ("", *source_lib.BESIDE):
       _beside(path, ending).unlink(missing_ok=True)
 
 
@@ -222,43 +216,49 @@ def _beside(path: pathlib.Path, ending: str) -> pathlib.Path:
   return path.with_name(path.name + ending)
 
 
-def _write_orbax(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, LazyArray]) -> None:
+def _write_orbax(
+  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, LazyArray]
+) -> None:
   """A step folder without an optimizer; the config is the run's, or says only what the model is."""
   facts = _facts(source, leaves)
   identity = dict(image_token=facts.pop("image_token"))
   config = (dict(source.run.config) if source.run else {}) | facts
   if "params" in config:
-    config["params"] = merging.plain_params(source)
+    config["params"] = merge_lora.decoded_params(source)
   position = source.run.position if source.run else dict(step=0, total_steps=0, evaluated=False)
   step = source.run.step if source.run else 0
   run = dict(step=step, config=config, identity=identity, position=position)
-  checkpoint_params.write_params(path, leaves, run, source.tokenizer)
+  orbax_params.write_params(path, leaves, run, source.tokenizer)
 
 
-def _write_bv(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, LazyArray]) -> None:
+def _write_bv(
+  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, LazyArray]
+) -> None:
   """One .npz, names as in the released files; next to it what an .npz cannot say."""
   npz.write_npz(path, {f"params/{name}": leaf for name, leaf in leaves.items()})
-  facts, tokenizer = (_beside(path, ending) for ending in ckpt.BESIDE)
-  facts.write_text(runs.dumps(_facts(source, leaves)))
+  facts, tokenizer = (_beside(path, ending) for ending in source_lib.BESIDE)
+  facts.write_text(disk_lib.dumps(_facts(source, leaves)))
   if source.tokenizer is not None:
     tokenizer.write_bytes(source.tokenizer)
 
 
-def _write_hf(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, LazyArray]) -> None:
+def _write_hf(
+  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, LazyArray]
+) -> None:
   """Everything that transformers and vLLM look for, in files that both read."""
   path.mkdir()
-  rows = leaves[weights.TOKEN_TABLE].shape[0]
-  rows = weights.HF_VOCAB_SIZE if rows == weights.VOCAB_SIZE else rows
-  safetensors.write_safetensors(path, weights.to_hf(leaves, rows))
+  rows = leaves[paligemma.TOKEN_TABLE].shape[0]
+  rows = hf_names.HF_VOCAB_SIZE if rows == hf_names.VOCAB_SIZE else rows
+  safetensors.write_safetensors(path, hf_names.to_hf(leaves, rows))
   dtype = np.result_type(*{leaf.dtype for leaf in leaves.values()}).name
   image_token = _image_token(source)
-  config = hf.config_json(
+  config = hf_config.config_json(
     source.model, res=source.res, vocab_size=rows, image_token_id=image_token, dtype=dtype
   )
-  (path / "config.json").write_text(runs.dumps(config))
-  (path / "generation_config.json").write_text(runs.dumps(hf.generation_config_json()))
+  (path / "config.json").write_text(disk_lib.dumps(config))
+  (path / "generation_config.json").write_text(disk_lib.dumps(hf_config.generation_config_json()))
   if source.tokenizer is not None:
-    files = hf_processor.processor_files(
+    files = processor.processor_files(
       source.tokenizer,
       res=source.res,
       patch_size=config["vision_config"]["patch_size"],
@@ -269,53 +269,40 @@ def _write_hf(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, Lazy
       (path / name).write_bytes(content)
 
 
-def _write_peft(path: pathlib.Path, source: ckpt.Source, leaves: Mapping[str, LazyArray]) -> None:
+def _write_peft(
+  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, LazyArray]
+) -> None:
   """What peft.PeftModel.from_pretrained loads on the base in Hugging Face format."""
   shapes = of_model.model_shapes(source.model, source.res)
   peft.write(path, peft.with_arrays(source.folder, leaves), shapes)
 
 
-def _resize_method(source: ckpt.Source) -> str:
+def _resize_method(source: source_lib.Source) -> str:
   """How the model's images were resized: as its run says, else as in the hub's folders."""
   pp = str(source.run.config.get("input", {}).get("pp", "")) if source.run else ""
   return "bicubic" if "resize(" not in pp or "bicubic" in pp else "bilinear"
 
 
-def _image_token(source: ckpt.Source) -> int:
+def _image_token(source: source_lib.Source) -> int:
   """The id of <image>: where the source had it, or the first that no text has."""
   if source.image_token is not None:
     return source.image_token
   if source.tokenizer is not None:
     return tokenizer_lib.Tokenizer(source.tokenizer, source.name).vocab_size
-  rows = source.leaves[weights.TOKEN_TABLE].shape[0]
-  return weights.VOCAB_SIZE if rows == weights.HF_VOCAB_SIZE else rows
+  rows = source.leaves[paligemma.TOKEN_TABLE].shape[0]
+  return hf_names.VOCAB_SIZE if rows == hf_names.HF_VOCAB_SIZE else rows
 
 
-def _facts(source: ckpt.Source, leaves: Mapping[str, LazyArray]) -> dict[str, Any]:
+def _facts(source: source_lib.Source, leaves: Mapping[str, LazyArray]) -> dict[str, Any]:
   """What arrays do not say of their model."""
-  llm = dict(source.model["llm"], vocab_size=leaves[weights.TOKEN_TABLE].shape[0])
+  llm = dict(source.model["llm"], vocab_size=leaves[paligemma.TOKEN_TABLE].shape[0])
   facts = dict(model=dict(img=dict(source.model["img"]), llm=llm), res=source.res)
-  return runs.plain(facts | dict(image_token=_image_token(source)))
-
-
-def _push(folder: pathlib.Path, repo: str) -> None:
-  """Uploads a complete folder; the token is huggingface_hub's, from HF_TOKEN or its login."""
-  import huggingface_hub
-
-  try:
-    huggingface_hub.create_repo(repo, private=True, exist_ok=True)
-    huggingface_hub.upload_folder(repo_id=repo, folder_path=folder)
-  except Exception as error:  # Many types: no network, no token, no right to write.
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise UserError(
-      f"--push={repo} failed ({reason}); {folder} is complete: set HF_TOKEN to a token that may"
-      f" write, and upload it with `hf upload {repo} {folder}`."
-    ) from error
+  return disk_lib.plain(facts | dict(image_token=_image_token(source)))
 
 
 WRITERS = dict(hf=_write_hf, bv=_write_bv, orbax=_write_orbax, peft=_write_peft)
 FLAGS = [
-  cli.Flag("src", str, required=True, help=f"what to convert; {named.ALLOWED}"),
+  cli.Flag("src", str, required=True, help=f"what to convert; {resolve.ALLOWED}"),
   cli.Flag("dst", str, required=True, help="a new folder, or for --to=bv a new .npz file"),
   cli.Flag(
     "to", str, required=True, help="hf, bv (big_vision's .npz), orbax (pgjax's own) or peft"

@@ -12,7 +12,8 @@ import pathlib
 import threading
 from typing import Any
 
-from pgjax import answering, cli, decoders, metric_log, named, pictures
+from pgjax import answering, cache_dir, cli, decoders, pictures
+from pgjax.checkpoints import resolve
 from pgjax.data import images
 from pgjax.data.sources import memory
 from pgjax.errors import UserError
@@ -164,7 +165,7 @@ def _plain(text: str) -> str:
 
 
 FLAGS = [
-  cli.Flag("ckpt", str, required=True, help=f"what answers; {named.ALLOWED}"),
+  cli.Flag("ckpt", str, required=True, help=f"what answers; {resolve.ALLOWED}"),
   cli.Flag("port", int, 7860, help="of the page, on this machine's own address alone"),
   cli.Flag("quantize", str, help="int8 or nf4: keep the matrices in fewer bits"),
   cli.Flag("step", int, help="which step of the workdir; without it the newest"),
@@ -174,5 +175,5 @@ CONFIG = "none"
 EXAMPLES = ["python -m pgjax.demo --ckpt=/tmp/easyvqa", "python -m pgjax.demo --ckpt=w --port=8000"]
 
 if __name__ == "__main__":
-  metric_log.use_compilation_cache()
+  cache_dir.use_compilation_cache()
   cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

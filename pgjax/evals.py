@@ -16,16 +16,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pgjax import decode, metric_log, scorers
+from pgjax import decode, disk, scorers
 from pgjax import journal as journal_lib
-from pgjax import step as step_lib
 from pgjax.config import durations
 from pgjax.data import device_feed, loader, pipeline
 from pgjax.decoders import Decoders, Settings
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.distributed import processes
 from pgjax.errors import UserError
+from pgjax.evaluation import likelihood
 from pgjax.metrics import text
+from pgjax.training import run_log
 
 # Columns that a row of predictions.jsonl keeps where pp leaves them; the report groups by them.
 KINDS = ("question_type", "answer_type", "type", "label")
@@ -79,7 +80,7 @@ def make(config, model, mesh, tokenizer, param_places, every: Mapping[str, int |
     mesh_lib.check_batch_size(section.batch_size, mesh, f"config.evals.{name}.batch_size")
     try:
       if section.type == "perplexity":
-        compute = _likelihoods(step_lib.jitted_nll(model, config, mesh, param_places))
+        compute = _likelihoods(likelihood.jitted_nll(model, config, mesh, param_places))
         scorer = None
       else:
         compute, scorer = _answers(decoders, section, config), scorers.of(section)
@@ -144,7 +145,7 @@ def run_due(
   total_steps: int,
   mesh: Any,
   tokenizer: Any,
-  log: metric_log.Log,
+  log: run_log.Log,
   workdir: pathlib.Path,
   stopping: Callable[[], bool],
 ) -> dict[str, float] | None:
@@ -257,7 +258,7 @@ def _in_order(by_process: list[list[list[dict]]]) -> list[dict]:
 
 def write(folder: pathlib.Path, scores: Mapping[str, Any], rows: Sequence[Mapping]) -> None:
   """predictions.jsonl, and then metrics.json, which is there as a whole or not at all."""
-  with metric_log.disk_errors(folder):
+  with disk.disk_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
     (folder / "predictions.jsonl").write_text("".join(lines))

@@ -18,21 +18,12 @@ import jax
 import optax
 
 import pgjax
-from pgjax import (
-  answering,
-  checkpoint_params,
-  ckpt,
-  cli,
-  evals,
-  journal,
-  loading,
-  metric_log,
-  named,
-  report,
-  runs,
-  watching,
-)
-from pgjax import step as step_lib
+from pgjax import cache_dir, cli, disk, evals, journal, report
+from pgjax.checkpoints import checksums as checksums_lib
+from pgjax.checkpoints import frozen_spec, orbax_params, resolve, watchers
+from pgjax.checkpoints import load as load_params
+from pgjax.checkpoints import source as source_lib
+from pgjax.checkpoints import workdir as workdir_lib
 from pgjax.config import load as config_load
 from pgjax.config import validate as config_validate
 from pgjax.data import tokenizer as tokenizer_lib
@@ -42,6 +33,8 @@ from pgjax.errors import UserError
 from pgjax.models import paligemma
 from pgjax.params import of_model
 from pgjax.params import tree as param_tree
+from pgjax.training import run_log
+from pgjax.training import state as train_state
 
 POLL_SECONDS = 10.0  # How often --watch looks for a new step.
 FIRST_POLL_SECONDS = 0.5  # And for the workdir: the run keeps no step for somebody it has not seen.
@@ -49,11 +42,11 @@ FIRST_POLL_SECONDS = 0.5  # And for the workdir: the run keeps no step for someb
 
 def main(args: Any) -> None:
   """One checkpoint, or with --watch every step that appears, until the run has ended."""
-  out = runs.open_folder(args.out, "--out")
+  out = disk.open_folder(args.out, "--out")
   if args.watch:
     watch(args, out)
   else:
-    source = ckpt.open_source(args.ckpt, args.step, ema=args.ema)
+    source = source_lib.open_source(args.ckpt, args.step, ema=args.ema)
     Scoring(args, source).score(source, out)
 
 
@@ -66,12 +59,12 @@ def watch(args: Any, out: pathlib.Path) -> None:
     raise UserError(
       f"--watch takes the workdir of a run, and --ckpt={args.ckpt} is something else."
     )
-  log, scoring = metric_log.Log(None, main=True), None
+  log, scoring = run_log.Log(None, main=True), None
   if not workdir.is_dir():
     log.say(f"Waiting for {workdir}")
   unreadable: set[int] = set()
   while True:
-    steps = runs.steps(workdir)
+    steps = workdir_lib.steps(workdir)
     scored = {step for step in steps if is_scored(out / f"step_{step}", args)}
     if workdir.is_dir() and processes.is_main():
       _announce(workdir, out, scored | unreadable, log)
@@ -83,7 +76,7 @@ def watch(args: Any, out: pathlib.Path) -> None:
       time.sleep(POLL_SECONDS if workdir.is_dir() else FIRST_POLL_SECONDS)
       continue
     try:
-      source = ckpt.open_source(args.ckpt, todo[0], ema=args.ema)
+      source = source_lib.open_source(args.ckpt, todo[0], ema=args.ema)
     except UserError as error:
       log.say(f"Step {todo[0]} cannot be read and is left out: {error}")
       unreadable.add(todo[0])
@@ -93,7 +86,7 @@ def watch(args: Any, out: pathlib.Path) -> None:
     try:
       scoring.score(source, out / f"step_{todo[0]}")
     except UserError:
-      if todo[0] in runs.steps(workdir):
+      if todo[0] in workdir_lib.steps(workdir):
         raise
       log.say(f"Step {todo[0]} was removed by the run before it knew that somebody waits for it.")
 
@@ -103,15 +96,15 @@ def _has_ended(workdir: pathlib.Path, steps: list[int]) -> bool:
   if not steps:
     return False
   try:
-    found = runs.read(workdir / runs.FOLDER / str(steps[-1]))
-  except runs.DamagedError:
+    found = workdir_lib.read(workdir / workdir_lib.FOLDER / str(steps[-1]))
+  except workdir_lib.DamagedError:
     return False
   return found.step == found.position["total_steps"]
 
 
 def _announce(workdir: pathlib.Path, out: pathlib.Path, scored: set[int], log: Any) -> None:
   try:
-    watching.announce(workdir, out, scored)
+    watchers.announce(workdir, out, scored)
   except OSError as error:
     log.say(f"The run cannot be told to keep what is not scored yet: {error}.")
 
@@ -138,14 +131,14 @@ def asked(args: Any) -> dict[str, Any]:
 class Scoring:
   """All that several checkpoints of a run have in common: data, mesh, compiled programs."""
 
-  def __init__(self, args: Any, source: ckpt.Source):
+  def __init__(self, args: Any, source: source_lib.Source):
     """Everything that can be wrong is told here, before parameters are read."""
-    self.args, self.log = args, metric_log.Log(None, main=processes.is_main())
+    self.args, self.log = args, run_log.Log(None, main=processes.is_main())
     self.config = config = args.config or saved_config(source, args.overrides)
     as_run = source.run and "params" in source.run.config
     with config.unlocked():
       if args.quantize:
-        config.params = answering.frozen_rules(source, args.quantize)
+        config.params = frozen_spec.frozen_rules(source, args.quantize)
       elif as_run:  # How its leaves are kept the run says.
         config.params = source.run.config["params"]
     self.mesh = mesh_lib.start(config.mesh)
@@ -156,7 +149,7 @@ class Scoring:
     )
     self.model = paligemma.Model(**config.model)
     self.abstract = (
-      step_lib.abstract_state(self.model, optax.identity(), config, self.mesh).params
+      train_state.abstract_state(self.model, optax.identity(), config, self.mesh).params
       if args.quantize
       else abstract_params(self.model, config, self.mesh, source)
     )
@@ -170,11 +163,11 @@ class Scoring:
     )
     self._of = _what_matters(source)
 
-  def fits(self, source: ckpt.Source) -> bool:
+  def fits(self, source: source_lib.Source) -> bool:
     """Is this another step of the same run, with the same settings?"""
     return _what_matters(source) == self._of
 
-  def score(self, source: ckpt.Source, out: pathlib.Path) -> None:
+  def score(self, source: source_lib.Source, out: pathlib.Path) -> None:
     """All evaluators that --evals matches, on the parameters of one checkpoint."""
     out.mkdir(exist_ok=True)
     for note in source.notes:
@@ -214,23 +207,23 @@ class Scoring:
       each.close(finished=True)
     self.log.say(f"Written to {out}: metrics.json, predictions.jsonl, report.html")
 
-  def _append_to_run(self, source: ckpt.Source, scores: Mapping[str, float]) -> None:
+  def _append_to_run(self, source: source_lib.Source, scores: Mapping[str, float]) -> None:
     """To the TensorBoard of the run, if this is a checkpoint in its workdir."""
-    if source.run and source.run.path.parent.name == runs.FOLDER:
+    if source.run and source.run.path.parent.name == workdir_lib.FOLDER:
       try:
-        metric_log.append_scores(source.run.path.parents[1], source.run.step, scores)
+        run_log.append_scores(source.run.path.parents[1], source.run.step, scores)
       except OSError as error:
         self.log.say(f"The run's TensorBoard does not get the scores: {error}.")
 
 
-def _what_matters(source: ckpt.Source) -> Any:
+def _what_matters(source: source_lib.Source) -> Any:
   return source.run and (source.run.config, source.run.shapes, source.averages)
 
 
-def facts(scoring: Scoring, source: ckpt.Source, params: Any) -> dict[str, Any]:
+def facts(scoring: Scoring, source: source_lib.Source, params: Any) -> dict[str, Any]:
   """What the scores were made of, for metrics.json; the same facts, the same scores."""
-  config = runs.plain(scoring.config.to_dict())
-  sums = jax.device_get(step_lib.jitted_checksums()(param_tree.flatten(params)))
+  config = disk.plain(scoring.config.to_dict())
+  sums = jax.device_get(checksums_lib.jitted_checksums()(param_tree.flatten(params)))
   return dict(
     flags=asked(scoring.args),
     checkpoint=dict(
@@ -275,7 +268,7 @@ def _sha256(value: Any) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def saved_config(source: ckpt.Source, overrides: Any) -> Any:
+def saved_config(source: source_lib.Source, overrides: Any) -> Any:
   """The config that a checkpoint of pgjax.train was saved with."""
   saved = source.run.config if source.run else {}
   if "evals" not in saved:
@@ -285,22 +278,22 @@ def saved_config(source: ckpt.Source, overrides: Any) -> Any:
   return config_validate.validated(config_load.overridden(config_load.from_dict(saved), overrides))
 
 
-def restored(source: ckpt.Source, abstract: Any, leaves: Any, *, converted: Any = None) -> Any:
+def restored(
+  source: source_lib.Source, abstract: Any, leaves: Any, *, converted: Any = None
+) -> Any:
   """The parameters on the mesh; `converted`: not kept as in the checkpoint."""
   if source.run and not converted:
-    checksums = step_lib.jitted_checksums()
-    return checkpoint_params.restore_params(
-      source.run, abstract, checksums, averages=source.averages
-    )
-  return loading.load(source.leaves, abstract, leaves, source.name, source.adapters)
+    checksums = checksums_lib.jitted_checksums()
+    return orbax_params.restore_params(source.run, abstract, checksums, averages=source.averages)
+  return load_params.load(source.leaves, abstract, leaves, source.name, source.adapters)
 
 
-def abstract_params(model: Any, config: Any, mesh: Any, source: ckpt.Source) -> Any:
+def abstract_params(model: Any, config: Any, mesh: Any, source: source_lib.Source) -> Any:
   """Shapes and shardings for this mesh, with the dtypes that the checkpoint has.
 
   A leaf into which an adapter is folded is float32, as the sum is.
   """
-  params = step_lib.abstract_state(model, optax.identity(), config, mesh).params
+  params = train_state.abstract_state(model, optax.identity(), config, mesh).params
   rules = of_model.rules(model, config)
   folded = {name for name in source.adapters if rules[name].kind != "lora"}
 
@@ -331,7 +324,7 @@ def write(scoring: Scoring, out, source, about, scores, results) -> None:
     for e in scoring.evaluators
     for score, mean in e.section.published.items()
   }
-  with metric_log.disk_errors(out):
+  with disk.disk_errors(out):
     title = f"pgjax: step {step}" if step else f"pgjax: {source.path.name}"
     (out / "report.html").write_text(report.page(title, seen, scores, splits, paper=published))
     (out / "config.json").write_text(json.dumps(scoring.config.to_dict(), indent=1) + "\n")
@@ -340,7 +333,7 @@ def write(scoring: Scoring, out, source, about, scores, results) -> None:
 
 
 FLAGS = [
-  cli.Flag("ckpt", str, required=True, help=f"what to score; {named.ALLOWED}"),
+  cli.Flag("ckpt", str, required=True, help=f"what to score; {resolve.ALLOWED}"),
   cli.Flag("out", str, required=True, help="folder for the results; made if it is not there"),
   cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
   cli.Flag("step", int, help="which step of the workdir; without it the newest"),
@@ -355,5 +348,5 @@ EXAMPLES = [
 ]
 
 if __name__ == "__main__":
-  metric_log.use_compilation_cache()
+  cache_dir.use_compilation_cache()
   cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

@@ -7,8 +7,9 @@ From openxla's target_config specs and the makers' data sheets. Names are those 
 import difflib
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pgjax import gpus
 from pgjax.errors import UserError
 
 
@@ -114,3 +115,9 @@ def target_config(name: str) -> str:
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
   """The environment of a process that compiles for one of these GPUs."""
   return {**inherited, **ENVIRONMENT}
+
+
+def peak_flops(devices: list[Any]) -> float | None:
+  """Half-precision peak of all of them, or None if one is of an unknown kind."""
+  known = [gpus.of_kind(device.device_kind) for device in devices]
+  return None if None in known else sum(gpu.half_flops for gpu in known)

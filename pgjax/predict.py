@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from pgjax import answering, cli, decoders, metric_log, named, pictures, runs
+from pgjax import answering, cache_dir, cli, decoders, disk, pictures
+from pgjax.checkpoints import resolve
 from pgjax.data import images
 from pgjax.data.sources import memory, registry
 from pgjax.errors import UserError
@@ -69,7 +70,7 @@ def check_flags(args: Any) -> None:
     raise UserError(f"--draw={args.draw} must end in one of {', '.join(_PICTURES)}.")
   for flag, file in (("--draw", args.draw), ("--out", args.out)):
     if file:
-      runs.open_folder(str(pathlib.Path(file).expanduser().absolute().parent), flag)
+      disk.open_folder(str(pathlib.Path(file).expanduser().absolute().parent), flag)
   if args.batch_size is not None and args.batch_size < 1:
     raise UserError(f"--batch_size={args.batch_size} must be at least 1.")
 
@@ -108,7 +109,7 @@ def write(args: Any, made: Iterator[str]) -> None:
     sys.stdout.writelines(made)
     return
   path, count = pathlib.Path(args.out).expanduser(), 0
-  with metric_log.disk_errors(path), path.open("w") as file:
+  with disk.disk_errors(path), path.open("w") as file:
     for line in made:
       file.write(line)
       count += 1
@@ -121,13 +122,13 @@ def draw(args: Any, objects: Any) -> None:
   if said:
     log.warning(said)
   path = pathlib.Path(args.draw).expanduser()
-  with metric_log.disk_errors(path):
+  with disk.disk_errors(path):
     picture.save(path)
   log.info("%d objects drawn in %s.", len(objects), path)
 
 
 FLAGS = [
-  cli.Flag("ckpt", str, required=True, help=f"what answers; {named.ALLOWED}"),
+  cli.Flag("ckpt", str, required=True, help=f"what answers; {resolve.ALLOWED}"),
   cli.Flag("image", tuple, help="the image's file; several for one prompt, each with --image="),
   cli.Flag("prompt", str, help="what is asked, as it stood before the answer in training"),
   cli.Flag(
@@ -155,5 +156,5 @@ EXAMPLES = [
 ]
 
 if __name__ == "__main__":
-  metric_log.use_compilation_cache()
+  cache_dir.use_compilation_cache()
   cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

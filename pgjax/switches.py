@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pgjax import memory, optim
+from pgjax import memory
 from pgjax.config import load as config_load
 from pgjax.config import validate as config_validate
 from pgjax.errors import UserError
@@ -21,6 +21,7 @@ from pgjax.models.paligemma import Model
 from pgjax.params import rules as param_rules
 from pgjax.params import tree as param_tree
 from pgjax.params.storage import StoredParams
+from pgjax.training import optimizer
 
 HOST_BANDWIDTH = 25e9  # Bytes a second between a GPU and its host, over PCIe 4 with 16 lanes.
 WORTH = 0.02  # Of what a step takes; below that a switch is not named.
@@ -193,7 +194,7 @@ def _accepted(run: Run, overrides: Mapping[str, str]) -> bool:
   try:
     changed = config_validate.validated(config_load.overridden(run.config, overrides))
     names = param_rules.trained_names(run.leaves.rules)
-    optim.make(changed, 10**9, names, num_examples=1000 * changed.input.batch_size)
+    optimizer.make(changed, 10**9, names, num_examples=1000 * changed.input.batch_size)
   except UserError:
     return False
   return changed.to_dict() != run.config.to_dict()

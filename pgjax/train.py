@@ -16,22 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pgjax import (
-  batch_picture,
-  checkpoint,
-  ckpt,
-  cli,
-  ema,
-  evals,
-  flops,
-  metric_log,
-  optim,
-  out_of_memory,
-  rounding,
-  runs,
-  start_page,
-)
-from pgjax import step as step_lib
+from pgjax import batch_picture, cache_dir, cli, disk, evals, flops, gpus, out_of_memory
+from pgjax.checkpoints import checksums, initial, tokenizers
+from pgjax.checkpoints import saver as saver_lib
 from pgjax.config import durations
 from pgjax.data import device_feed, pipeline
 from pgjax.distributed import mesh as mesh_lib
@@ -41,6 +28,10 @@ from pgjax.errors import UserError
 from pgjax.models import paligemma
 from pgjax.params import of_model
 from pgjax.params import table as param_table
+from pgjax.training import ema, optimizer, run_log, stochastic_rounding
+from pgjax.training import state as train_state
+from pgjax.training import step as step_lib
+from pgjax.training import summary as summary_lib
 
 AGREE_STEPS = 10  # Several processes ask each other this often whether one of them should stop.
 
@@ -49,16 +40,16 @@ def main(args: Any) -> None:
   """One run, from a checked config to its last checkpoint."""
   config = args.config
   mesh = mesh_lib.start(config.mesh)
-  workdir = runs.open_folder(args.workdir, "--workdir", process_index=processes_lib.process_index())
-  log = metric_log.Log(workdir, main=processes_lib.is_main())
+  workdir = disk.open_folder(args.workdir, "--workdir", process_index=processes_lib.process_index())
+  log = run_log.Log(workdir, main=processes_lib.is_main())
   mesh_lib.check_batch_size(config.input.batch_size, mesh)
   mesh_lib.check_opt_state_memory(config.opt_state_memory, mesh)
-  tokenizer = ckpt.tokenizer_of_run(config)
+  tokenizer = tokenizers.tokenizer_of_run(config)
   data = open_data(config, tokenizer)
   total_steps = durations.total_steps(config, data.num_examples)
   model = paligemma.Model(**config.model)
   tx = make_optimizer(config, model, total_steps, data.num_examples)
-  abstract = step_lib.abstract_state(model, tx, config, mesh)
+  abstract = train_state.abstract_state(model, tx, config, mesh)
   places = sharding.shardings_of(abstract.params)
   every = evals.of_training(config, total_steps, data.num_examples)
   evaluators = evals.make(config, model, mesh, tokenizer, places, every)
@@ -68,7 +59,7 @@ def main(args: Any) -> None:
   with answer:
     state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log)
   first = next(data := data.at(position["step"]))
-  log.say(start_page.example(first, tokenizer) + "\n")
+  log.say(summary_lib.example(first, tokenizer) + "\n")
   if position["step"] == 0 and processes_lib.is_main():
     log.say(batch_picture.of_run(first, tokenizer, workdir / "check", model))
   with answer:
@@ -97,8 +88,8 @@ class Run(NamedTuple):
   tokenizer: Any
   total_steps: int
   evaluators: list[evals.Evaluator]
-  saver: checkpoint.Saver
-  log: metric_log.Log
+  saver: saver_lib.Saver
+  log: run_log.Log
   feed: device_feed.DeviceFeed
   train_step: Callable
 
@@ -212,11 +203,11 @@ def open_data(config: Any, tokenizer: Any) -> pipeline.TrainBatches:
 def make_optimizer(config: Any, model: Any, total_steps: int, num_examples: int) -> Any:
   """The chain for the leaves that train."""
   trained = of_model.trained_shapes(model, config)
-  rounding.check(config, trained)
-  return optim.make(config, total_steps, trained, num_examples=num_examples)
+  stochastic_rounding.check(config, trained)
+  return optimizer.make(config, total_steps, trained, num_examples=num_examples)
 
 
-def make_saver(config, workdir, tokenizer, data, total_steps, log) -> checkpoint.Saver:
+def make_saver(config, workdir, tokenizer, data, total_steps, log) -> saver_lib.Saver:
   """What is saved when, in steps."""
   section = config.input
   sizes = dict(batch_size=section.batch_size, num_examples=data.num_examples)
@@ -224,13 +215,13 @@ def make_saver(config, workdir, tokenizer, data, total_steps, log) -> checkpoint
     durations.steps(config, name, total_steps=total_steps, default=0, **sizes)
     for name in ("ckpt", "keep_ckpt")
   )
-  return checkpoint.Saver(
+  return saver_lib.Saver(
     workdir,
-    plan=checkpoint.Plan(total_steps, every, keep, config.keep_last, config.keep_best),
+    plan=saver_lib.Plan(total_steps, every, keep, config.keep_last, config.keep_best),
     config=config.to_dict(),
     tokenizer=tokenizer.source,
     identity=identity_of(config, tokenizer, data.num_examples),
-    checksums=step_lib.jitted_checksums(),
+    checksums=checksums.jitted_checksums(),
     say=log.say,
   )
 
@@ -255,7 +246,7 @@ def _without_folders(data: Any) -> Any:
 
 def say_start_page(log, config, mesh, model, abstract, data, evaluators, total_steps) -> None:
   """What will run, before anything slow."""
-  summary = start_page.summary(
+  summary = summary_lib.summary(
     config,
     devices=mesh.devices.ravel(),
     mesh_shape=mesh.shape,
@@ -264,9 +255,9 @@ def say_start_page(log, config, mesh, model, abstract, data, evaluators, total_s
     num_processes=processes_lib.process_count(),
   )
   log.say(summary)
-  log.say(start_page.scanned("training", data.scans))
+  log.say(summary_lib.scanned("training", data.scans))
   for evaluator in evaluators:
-    log.say(start_page.scanned(evaluator.name, evaluator.batches.scans))
+    log.say(summary_lib.scanned(evaluator.name, evaluator.batches.scans))
   log.say("\n" + param_table.table(abstract.params, of_model.stored_params(model, config)) + "\n")
 
 
@@ -280,9 +271,9 @@ def resume_or_init(config, model, tx, mesh, abstract, saver, log) -> tuple[Any, 
   if config.model_init:
     with log.waiting(f"Loading {config.model_init}"):
       leaves = of_model.stored_params(model, config)
-      loaded = ckpt.load_initial(config.model_init, abstract.params, leaves)
+      loaded = initial.load_initial(config.model_init, abstract.params, leaves)
   with log.waiting("Making the first state"):
-    state = jax.block_until_ready(step_lib.init(model, tx, config, mesh, loaded))
+    state = jax.block_until_ready(train_state.init(model, tx, config, mesh, loaded))
   return state, dict(seed=config.seed, step=0, examples=0, evaluated=False)
 
 
@@ -304,14 +295,14 @@ def log_every(config: Any, total_steps: int, num_examples: int) -> int:
   return every or max(1, total_steps // 100)
 
 
-def work_of(config: Any, model: Any, mesh: Any) -> metric_log.Work:
+def work_of(config: Any, model: Any, mesh: Any) -> run_log.Work:
   """Examples, tokens (of image and text) and FLOPs of a step."""
   images, batch_size = max(config.num_frames, 1), config.input.batch_size
   patch = model.img_config.patch_size
   tokens = images * (config.res // patch[0]) * (config.res // patch[1]) + config.text_len
   work = flops.of_step(config, model, of_model.stored_params(model, config))
-  peak = metric_log.peak_flops(list(mesh.devices.ravel()))
-  return metric_log.Work(batch_size, batch_size * tokens, work, peak)
+  peak = gpus.peak_flops(list(mesh.devices.ravel()))
+  return run_log.Work(batch_size, batch_size * tokens, work, peak)
 
 
 def last_words(workdir: str, step: int, finished: bool, total_steps: int, stop: Stop) -> str:
@@ -331,5 +322,5 @@ EXAMPLES = [
 ]
 
 if __name__ == "__main__":
-  metric_log.use_compilation_cache()
+  cache_dir.use_compilation_cache()
   cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

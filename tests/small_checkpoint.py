@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pgjax import checkpoint_params
+from pgjax.checkpoints import orbax_params
 from pgjax.config import load as config_load
 from pgjax.config import validate as config_validate
 from pgjax.data import tokenizer
@@ -38,5 +38,5 @@ def write(folder, root, **settings):
     for name, leaf in stored.items()
   }
   run = dict(step=7, config=saved, identity={}, position=dict(step=7, total_steps=10))
-  checkpoint_params.write_params(folder, kept, run, tokenizer.TINY.read_bytes())
+  orbax_params.write_params(folder, kept, run, tokenizer.TINY.read_bytes())
   return str(folder)

@@ -12,11 +12,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pgjax import ckpt, cli, convert, disk, verify, weights
+from pgjax import cli, convert, disk
+from pgjax.checkpoints import initial, verify
+from pgjax.checkpoints import source as source_lib
 from pgjax.data import tokenizer
 from pgjax.errors import UserError
 from pgjax.formats import lazy_array, safetensors
+from pgjax.huggingface import names as hf_names
 from pgjax.models import paligemma
+from pgjax.models import paligemma as paligemma_lib
 from pgjax.params import of_model, storage
 from pgjax.params import tree as param_tree
 
@@ -47,7 +51,7 @@ def random_leaves(llm, dtype=np.float32, seed=0):
 
 def source(llm, dtype=np.float32, **fields):
   """A checkpoint in memory, with the tiny tokenizer."""
-  made = ckpt.Source(
+  made = source_lib.Source(
     name="memory",
     path=pathlib.Path("memory"),
     kind="orbax",
@@ -73,7 +77,7 @@ def run(*argv):
 
 def arrays(path):
   """{our name: array} of any checkpoint."""
-  return {name: leaf.whole() for name, leaf in ckpt.open_source(str(path)).leaves.items()}
+  return {name: leaf.whole() for name, leaf in source_lib.open_source(str(path)).leaves.items()}
 
 
 def assert_same_bits(a, b):
@@ -115,7 +119,7 @@ def test_there_and_back_is_the_same_bits(saved, tmp_path, llm, dtype, capsys):
     verified = ["--verify"] if name == "d" else []
     assert run(f"--src={path}", f"--dst={target}", f"--to={to}", *verified) == 0
     assert_same_bits(arrays(target), values)
-    before, after = (ckpt.open_source(str(p)) for p in (path, target))
+    before, after = (source_lib.open_source(str(p)) for p in (path, target))
     assert paligemma.Model(**after.model).llm_config == paligemma.Model(**before.model).llm_config
     assert paligemma.Model(**after.model).img_config == paligemma.Model(**before.model).img_config
     assert after.tokenizer == before.tokenizer
@@ -165,8 +169,8 @@ def test_what_does_not_fit_into_float16_is_told(saved, tmp_path):
 
 @pytest.mark.slow
 def test_the_real_vocabulary_loses_and_regains_hugging_faces_rows(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(weights, "VOCAB_SIZE", 1792)
-  monkeypatch.setattr(weights, "HF_VOCAB_SIZE", 1792 + 64)
+  monkeypatch.setattr(hf_names, "VOCAB_SIZE", 1792)
+  monkeypatch.setattr(hf_names, "HF_VOCAB_SIZE", 1792 + 64)
   llm = vocabulary(LLM["gemma2"], 1792 + 64)
   made = source(llm, image_token=1792)
   convert.WRITERS["orbax"](tmp_path / "o", made, made.leaves)
@@ -178,11 +182,11 @@ def test_the_real_vocabulary_loses_and_regains_hugging_faces_rows(tmp_path, caps
   assert (
     "last 64 rows (Hugging Face's <image> and padding) have no place" in capsys.readouterr().out
   )
-  values[weights.TOKEN_TABLE] = values[weights.TOKEN_TABLE][:1792]
+  values[paligemma_lib.TOKEN_TABLE] = values[paligemma_lib.TOKEN_TABLE][:1792]
   assert_same_bits(arrays(tmp_path / "x.npz"), values)
   assert run(f"--src={tmp_path}/x.npz", f"--dst={tmp_path}/hf2", "--to=hf", "--verify") == 0
   assert "gets 64 rows of zeros" in capsys.readouterr().out
-  values[weights.TOKEN_TABLE] = np.pad(values[weights.TOKEN_TABLE], ((0, 64), (0, 0)))
+  values[paligemma_lib.TOKEN_TABLE] = np.pad(values[paligemma_lib.TOKEN_TABLE], ((0, 64), (0, 0)))
   assert_same_bits(arrays(tmp_path / "hf2"), values)
 
 
@@ -190,7 +194,7 @@ def test_a_bare_npz_says_what_it_is_by_its_shapes(tmp_path, capsys):
   """As big_vision's trainer or the Colab write it: no file next to it, with or without a prefix."""
   made = source(vocabulary(LLM["gemma2"]), ml_dtypes.bfloat16)
   np.savez(tmp_path / "w.npz", **{n: leaf.whole() for n, leaf in made.leaves.items()})
-  opened = ckpt.open_source(str(tmp_path / "w.npz"))
+  opened = source_lib.open_source(str(tmp_path / "w.npz"))
   assert opened.res == RES
   assert paligemma.Model(**opened.model).llm_config == paligemma.Model(**made.model).llm_config
   assert run(f"--src={tmp_path}/w.npz", f"--dst={tmp_path}/hf", "--to=hf") == 0
@@ -204,15 +208,15 @@ def test_a_bare_npz_says_what_it_is_by_its_shapes(tmp_path, capsys):
 def test_the_table_covers_the_large_models(name, millions):
   """9.66 and 27.7 billion parameters, as the paper says; every leaf stands in one row."""
   shapes = of_model.model_shapes(dict(img=dict(variant="So400m/14"), llm=dict(variant=name)), 224)
-  assert {row.name for row in weights.table(shapes)} == set(shapes)
+  assert {row.name for row in hf_names.table(shapes)} == set(shapes)
   assert round(sum(np.prod(s) for s in shapes.values()) / 1e6) == millions
-  theirs = weights.hf_shapes(shapes)
+  theirs = hf_names.hf_shapes(shapes)
   assert sum(np.prod(s) for s in theirs.values()) == sum(np.prod(s) for s in shapes.values())
 
 
 def test_verify_notices_one_bit_and_another_scale(saved):
   path, values = saved(LLM["gemma2"])
-  opened = ckpt.open_source(str(path))
+  opened = source_lib.open_source(str(path))
   table, same = verify.compare(opened.leaves, opened, opened)
   assert same, table
   changed = {name: array.copy() for name, array in values.items()}
@@ -231,7 +235,7 @@ def test_verify_notices_one_bit_and_another_scale(saved):
 def test_verify_computes_what_the_model_computes(saved):
   """Layer by layer, from the file, against the whole model at once."""
   path, values = saved(LLM["gemma2"])
-  opened = ckpt.open_source(str(path))
+  opened = source_lib.open_source(str(path))
   image, tokens = verify.example(opened)
   ours = verify.logits(opened.leaves, opened)
   mask = np.arange(len(tokens)) >= verify.PREFIX
@@ -336,7 +340,7 @@ def test_shards_that_are_missing_or_elsewhere_are_told(saved, tmp_path, monkeypa
   first = sorted(set(whole["weight_map"].values()))[0]
   (folder / first).rename(tmp_path / "elsewhere.safetensors")
   with pytest.raises(UserError, match=f"names {first}, which is not there"):
-    ckpt.open_source(str(folder))
+    source_lib.open_source(str(folder))
   (tmp_path / "elsewhere.safetensors").rename(folder / first)
   for bad, told in (
     ({**whole["weight_map"], NORM: "../elsewhere.safetensors"}, "not a file of this folder"),
@@ -344,10 +348,10 @@ def test_shards_that_are_missing_or_elsewhere_are_told(saved, tmp_path, monkeypa
   ):
     index.write_text(json.dumps(dict(weight_map=bad)))
     with pytest.raises(UserError, match=told):
-      ckpt.open_source(str(folder))
+      source_lib.open_source(str(folder))
   index.write_text("[]")
   with pytest.raises(UserError, match="damaged or no index"):
-    ckpt.open_source(str(folder))
+    source_lib.open_source(str(folder))
 
 
 def test_untied_output_weights_are_refused_and_tied_ones_dropped(saved, tmp_path):
@@ -357,11 +361,11 @@ def test_untied_output_weights_are_refused_and_tied_ones_dropped(saved, tmp_path
   found = safetensors.read_safetensors(folder)
   shapes = {name: array.shape for name, array in values.items()}
   table = found["language_model.model.embed_tokens.weight"]
-  tied = weights.from_hf({**found, "lm_head.weight": table}, shapes)
+  tied = hf_names.from_hf({**found, "lm_head.weight": table}, shapes)
   assert_same_bits({n: leaf.whole() for n, leaf in tied.items()}, values)
   other = lazy_array.of_array(table.whole() + 1)
   with pytest.raises(UserError, match="differs from embed_tokens"):
-    weights.from_hf({**found, "lm_head.weight": other}, shapes)
+    hf_names.from_hf({**found, "lm_head.weight": other}, shapes)
 
 
 SPELLINGS = {
@@ -385,9 +389,9 @@ def test_every_spelling_of_transformers_is_read(spelling):
   shapes = {name: leaf.shape for name, leaf in leaves.items()}
   spelled = {
     SPELLINGS[spelling](t.name): lazy_array.of_array(np.concatenate(list(t.blocks())))
-    for t in weights.to_hf(leaves)
+    for t in hf_names.to_hf(leaves)
   }
-  read = weights.from_hf(spelled, shapes)
+  read = hf_names.from_hf(spelled, shapes)
   assert_same_bits(*({n: leaf.whole() for n, leaf in a.items()} for a in (read, leaves)))
 
 
@@ -399,7 +403,7 @@ def test_names_and_shapes_are_those_that_transformers_wrote(root):
     lines = (root / f"tests/golden/hf_keys_paligemma{version}.txt").read_text().splitlines()
     expected = {n: tuple(json.loads(s)) for n, s, _ in (line.split("\t") for line in lines)}
     shapes = of_model.model_shapes(dict(img=img, llm=dict(llm, vocab_size=300)), 28)
-    assert weights.hf_shapes(shapes) == expected
+    assert hf_names.hf_shapes(shapes) == expected
 
 
 def test_npz_files_that_are_no_paligemma_are_told(tmp_path):
@@ -412,14 +416,14 @@ def test_npz_files_that_are_no_paligemma_are_told(tmp_path):
   ):
     np.savez(path, **changed)
     with pytest.raises(UserError, match=told):
-      ckpt.open_source(str(path))
+      source_lib.open_source(str(path))
   np.savez(path, **leaves, x=np.array([{}], dtype=object))
   with pytest.raises(UserError, match="holds Python objects, which are never read"):
-    ckpt.open_source(str(path))
+    source_lib.open_source(str(path))
   np.savez(path, **leaves)
   path.write_bytes(path.read_bytes()[:-2000])
   with pytest.raises(UserError, match=r"damaged or no .npz file"):
-    ckpt.open_source(str(path))
+    source_lib.open_source(str(path))
 
 
 @pytest.mark.parametrize("to", ["hf", "bv", "orbax"])
@@ -518,5 +522,5 @@ def test_training_starts_from_any_format(saved, tmp_path):
   kept = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place(a)) for n, a in values.items()}
   plain = storage.of({n: a.shape for n, a in values.items()}, [(".*", "train")], "float32")
   for name in (path, tmp_path / "x", tmp_path / "x.npz"):
-    loaded = param_tree.flatten(ckpt.load_initial(str(name), param_tree.unflatten(kept), plain))
+    loaded = param_tree.flatten(initial.load_initial(str(name), param_tree.unflatten(kept), plain))
     assert_same_bits({n: np.asarray(a) for n, a in loaded.items()}, values)

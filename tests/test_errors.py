@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax import cli, runs, train
+from pgjax import cli, train
+from pgjax.checkpoints import workdir as workdir_lib
 from pgjax.distributed import mesh as mesh_lib
 
 # The model, batch and optimizer of test_run.py, so that the step is compiled once for both.
@@ -154,7 +155,7 @@ def test_an_image_that_cannot_be_read_later_does_not_cost_the_run(attempt, tmp_p
   code, out, err = attempt()
   is_one_sentence(code, out, err, compiled=True)
   assert "data.jsonl, line 3 (image 2.png)" in err
-  step = runs.steps(tmp_path / "w")[-1]
+  step = workdir_lib.steps(tmp_path / "w")[-1]
   assert 10 <= step < 40
   assert (tmp_path / "w/metrics.jsonl").read_text().count("training_loss") == step
 
@@ -174,7 +175,7 @@ def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_last_good_step(
   code, out, err = attempt(ckpt_steps=10)
   is_one_sentence(code, out, err, compiled=True)
   assert re.search(r"training_loss became nan \(and .* with it\) at step 22", err)
-  assert runs.steps(tmp_path / "w") == [10, 20]
+  assert workdir_lib.steps(tmp_path / "w") == [10, 20]
   assert (tmp_path / "w/metrics.jsonl").read_text().count("training_loss") == 21
 
 
@@ -194,21 +195,21 @@ def test_another_run_in_the_same_workdir(attempt, tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_while_saving(attempt, tmp_path, monkeypatch):
   rows(tmp_path)
-  add_files = runs.add_files
+  add_files = workdir_lib.add_files
 
   def full(folder, run, tokenizer):
     if run["step"] > 8:
       raise OSError(28, "No space left on device")
     add_files(folder, run, tokenizer)
 
-  monkeypatch.setattr(runs, "add_files", full)
+  monkeypatch.setattr(workdir_lib, "add_files", full)
   code, out, err = attempt()
   is_one_sentence(code, out, err, compiled=True)
   assert "step 16 could not be written" in err
   assert "No space left on device" in err
   assert "step 8 is complete" in err
-  assert runs.steps(tmp_path / "w") == [8]
-  monkeypatch.setattr(runs, "add_files", add_files)
+  assert workdir_lib.steps(tmp_path / "w") == [8]
+  monkeypatch.setattr(workdir_lib, "add_files", add_files)
   code, out, _ = attempt()
   assert code == 0
   assert "Going on from step 8." in out

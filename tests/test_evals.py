@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from pgjax import evals, journal, metric_log, scorers
+from pgjax import evals, journal, scorers
 from pgjax.data import pipeline
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.distributed import processes
 from pgjax.errors import UserError
+from pgjax.training import run_log
 
 
 class Letters:
@@ -168,7 +169,7 @@ def test_a_stop_cuts_an_evaluation_short_and_writes_nothing(tmp_path, mesh):
     asked.append(1)
     return len(asked) > 1
 
-  log = metric_log.Log(None, main=True)
+  log = run_log.Log(None, main=True)
   where = dict(total_steps=20, mesh=mesh, tokenizer=Letters(), log=log, workdir=tmp_path)
   assert evals.run_due([evaluator(["b"] * 20)], 10, None, stopping=stopping, **where) is None
   assert not list(tmp_path.iterdir())

@@ -124,8 +124,9 @@ def test_logits_and_image_embedding(golden):
 
 
 def test_loss_per_example_and_gradients(golden):
-  from pgjax import step as step_lib
+  from pgjax.evaluation import likelihood
   from pgjax.params import tree as param_tree
+  from pgjax.training import step as step_lib
 
   smoothing = golden.meta["label_smoothing"]
   config = golden.config(label_smoothing=smoothing, params=[(".*", "train")])
@@ -147,7 +148,7 @@ def test_loss_per_example_and_gradients(golden):
     tolerance = 1e-4 * (largest if name.endswith("key/bias") else scale)
     np.testing.assert_allclose(grads[name], grad, rtol=0, atol=tolerance, err_msg=name)
 
-  nll = step_lib.jitted_nll(
+  nll = likelihood.jitted_nll(
     golden.model, config, one_device_mesh(), single_device(param_tree.unflatten(trained))
   )
   nll_B, count_B = nll(param_tree.unflatten(trained), golden.batch())
@@ -162,20 +163,21 @@ def single_device(tree):
 
 
 def test_losses_and_parameters_of_twenty_updates(golden):
-  from pgjax import optim
-  from pgjax import step as step_lib
   from pgjax.distributed import sharding
   from pgjax.params import of_model
   from pgjax.params import tree as param_tree
+  from pgjax.training import optimizer as optimizer_lib
+  from pgjax.training import state as train_state
+  from pgjax.training import step as step_lib
 
   config = golden.config()
   rules = of_model.rules(golden.model, config)
   trained = [name for name, rule in rules.items() if rule.kind == "train"]
-  tx = optim.make(config, config.total_steps, trained)
+  tx = optimizer_lib.make(config, config.total_steps, trained)
   mesh = one_device_mesh()
-  places = sharding.shardings_of(step_lib.abstract_state(golden.model, tx, config, mesh))
+  places = sharding.shardings_of(train_state.abstract_state(golden.model, tx, config, mesh))
   loaded = jax.device_put(golden.tree("params/"), places.params)
-  state = step_lib.init(golden.model, tx, config, mesh, loaded=loaded)
+  state = train_state.init(golden.model, tx, config, mesh, loaded=loaded)
   train_step = step_lib.jitted(golden.model, tx, config, mesh)
   losses = []
   for i in range(config.total_steps):

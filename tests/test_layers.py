@@ -29,30 +29,27 @@ LINE = [
   "ground",
 ]
 COMMANDS = {"train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"}
-GROUND = {"metrics", "datasets", "errors", "disk", "cache", "gpus", "runs"}
+GROUND = {"metrics", "datasets", "errors", "disk", "cache_dir"}
 # Modules that have not moved yet, by the package that they will be in.
 HOME = {
   "evaluation": "evals scorers journal report report_split",
   "data_check": "inspection inspection_boxes findings inspection_page",
-  "planning": "compiled hlo memory flops step_time out_of_memory switches suggest plan_page"
+  "planning": "compiled gpus hlo memory flops step_time out_of_memory switches suggest plan_page"
   " plan_table plan_picture",
   "inference": "decode search grammar json_grammar at_hand token_mask decoders answering",
   "visualization": "draw pictures batch_picture",
-  "checkpoints": "ckpt named loading checkpoint checkpoint_params watching merging verify",
-  "huggingface": "weights hf peft",
-  "training": "step optim adam8bit ema host_state rounding metric_log start_page",
 }
 PLACE = {name: home for home, names in HOME.items() for name in names.split()}
 
 # What it is -> the modules (a package, or a file of it) that may name it.
 IMPORT_DOORS = {
   "absl.flags": COMMANDS | {"cli"},
-  "orbax": {"checkpoint", "checkpoint_params"},
+  "orbax": {"checkpoints/saver", "checkpoints/orbax_params"},
   "tensorflow_datasets": {"data/sources", "datasets", "prepare"},
   "datasets": {"data/sources"},
-  "huggingface_hub": {"named", "convert"},
-  "tensorstore": {"checkpoint_params"},
-  "tensorboardX": {"metric_log"},
+  "huggingface_hub": {"huggingface/hub"},
+  "tensorstore": {"checkpoints/orbax_params"},
+  "tensorboardX": {"training/run_log"},
   "gradio": {"demo"},
   "sentencepiece": {"data/tokenizer"},
   "grain": {"data"},
@@ -62,7 +59,13 @@ IMPORT_DOORS = {
   "pycocoevalcap": {"metrics/caption"},
 }
 TEXT_DOORS = {
-  r"\bjax\.jit\b": {"step", "decode"},
+  r"\bjax\.jit\b": {
+    "training/step",
+    "training/state",
+    "decode",
+    "evaluation/likelihood",
+    "checkpoints/checksums",
+  },
   r"\bjax\.distributed\b|\bjax\.process_(index|count)\b": {"distributed/processes"},
   r"\bnp\.load\b|\bnumpy\.load\b|\bnp\.savez": {"formats"},
 }

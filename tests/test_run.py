@@ -20,7 +20,8 @@ import time
 import numpy as np
 import pytest
 
-from pgjax import cli, convert, evaluate, runs, train
+from pgjax import cli, convert, evaluate, train
+from pgjax.checkpoints import workdir as workdir_lib
 from pgjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -105,7 +106,7 @@ def answers(out):
 
 def state_sums(workdir, step=STEPS):
   """What the checkpoint says of the bits of all its arrays."""
-  return runs.read(workdir / "checkpoints" / str(step)).sums
+  return workdir_lib.read(workdir / "checkpoints" / str(step)).sums
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_a_run_learns_and_leaves_what_it_promises(whole):
   found = losses(whole)
   assert list(found) == list(range(1, STEPS + 1))
   assert found[STEPS] < 0.7 * found[1]
-  assert runs.steps(whole) == [35, 40]
+  assert workdir_lib.steps(whole) == [35, 40]
   assert {step for step, _ in scores(whole)} == {20, 40}
   rows = [json.loads(s) for s in (whole / "evals/val/predictions.jsonl").read_text().splitlines()]
   assert len(rows) == 30
@@ -200,7 +201,7 @@ def test_a_run_resumes_from_the_step_before_a_damaged_one(whole, tmp_path, capsy
   out = capsys.readouterr().out
   assert "checkpoint of step 40 is damaged" in out
   assert "Going on from step 35." in out
-  assert runs.steps(workdir) == [35, 40]
+  assert workdir_lib.steps(workdir) == [35, 40]
   assert losses(workdir) == losses(whole)
   assert state_sums(workdir) == state_sums(whole)
 
@@ -334,7 +335,7 @@ def test_a_watcher_misses_no_step_and_scores_none_twice_though_both_are_killed(t
   assert before, watched
   code, said = finish(start(arguments(workdir, **settings), devices=1))
   assert code == 0, said
-  waiting = runs.steps(workdir)
+  waiting = workdir_lib.steps(workdir)
   assert len(waiting) > 1
   code, said = finish(start(flags, module="pgjax.evaluate", devices=1))
   assert code == 0, said
@@ -387,7 +388,7 @@ def test_a_signal_saves_says_how_to_resume_and_costs_nothing(tmp_path, number):
   assert code == 0, out
   assert "Traceback" not in out
   [step] = re.findall(rf"Stopped by {number.name} after step (\d+) of 2000, and saved", out)
-  assert runs.steps(tmp_path) == [int(step)]
+  assert workdir_lib.steps(tmp_path) == [int(step)]
   assert f"python -m pgjax.train --config=configs/easyvqa.py --workdir={tmp_path}" in out
   assert list(losses(tmp_path)) == list(range(1, int(step) + 1))
 
@@ -443,7 +444,7 @@ def test_two_processes_of_four_devices_equal_one_device(one_device, tmp_path):
   code, out = finish(process)
   assert code == 0, out
   [step] = re.findall(r"\[0\] Stopped by SIGTERM after step (\d+) of 12", out)
-  assert runs.steps(tmp_path)[-1] == int(step)
+  assert workdir_lib.steps(tmp_path)[-1] == int(step)
   code, out = finish(launch())
   assert code == 0, out
   assert f"[0] Going on from step {step}." in out

@@ -7,13 +7,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from pgjax import optim, step
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.distributed import sharding
 from pgjax.models import paligemma
 from pgjax.params import of_model
 from pgjax.params import rules as param_rules
 from pgjax.params import tree as param_tree
+from pgjax.training import optimizer
+from pgjax.training import state as train_state
+from pgjax.training import step as step_lib
 
 IMG = dict(width=24, depth=2, mlp_dim=40, num_heads=3, patch_size=8)
 LLM = dict(
@@ -99,15 +101,15 @@ class Run:
     self.config, self.model, self.mesh = config, model, mesh
     self.rules = of_model.rules(model, config)
     names = param_rules.trained_names(self.rules)
-    self.tx = optim.make(self.config, 100, names)
-    self.abstract = step.abstract_state(self.model, self.tx, self.config, self.mesh)
-    self.train_step = step.jitted(self.model, self.tx, self.config, self.mesh)
+    self.tx = optimizer.make(self.config, 100, names)
+    self.abstract = train_state.abstract_state(self.model, self.tx, self.config, self.mesh)
+    self.train_step = step_lib.jitted(self.model, self.tx, self.config, self.mesh)
 
   def state(self, values):
     """The first state, from nested numpy parameters; in new buffers, as a step reuses them."""
     stored = jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), values, self.abstract.params)
     loaded = jax.device_put(stored, sharding.shardings_of(self.abstract.params))
-    return step.init(self.model, self.tx, self.config, self.mesh, loaded=loaded)
+    return train_state.init(self.model, self.tx, self.config, self.mesh, loaded=loaded)
 
   def steps(self, values, batches):
     """(last state, each step's measured values as a list of dicts of floats)."""

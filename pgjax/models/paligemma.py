@@ -40,7 +40,7 @@ class Model(nn.Module):
   """`Model(**config.model)`; see `__call__` for the whole forward pass.
 
   img, llm: fields of siglip.get and gemma.get. dtype: compute dtype; parameters may have another.
-  constrain: places activations on a mesh (step.py passes it), the identity by default.
+  constrain: places activations on a mesh (training/step.py passes it), the identity by default.
   """
 
   img: Any  # A dict or ConfigDict.
@@ -196,3 +196,6 @@ def _valid(image_mask, num_patches, text_valid_BT):
   else:
     image_valid = jnp.repeat(image_mask.astype(bool), num_patches // image_mask.shape[1], axis=1)
   return jnp.concatenate([image_valid, text_valid_BT], axis=1)
+
+
+TOKEN_TABLE = "llm/embedder/input_embedding"

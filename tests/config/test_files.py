@@ -6,7 +6,6 @@ import ml_collections
 import pytest
 
 from configs import common
-from pgjax import optim, step
 from pgjax.config import durations, schema
 from pgjax.config import load as config_load
 from pgjax.config import validate as config_validate
@@ -18,6 +17,8 @@ from pgjax.models import gemma, paligemma, siglip
 from pgjax.params import of_model
 from pgjax.params import rules as param_rules
 from pgjax.params import tree as param_tree
+from pgjax.training import optimizer
+from pgjax.training import state as train_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED = ("common.py", "published.py")
@@ -57,9 +58,9 @@ def test_every_config_is_valid_and_traces(spec):
   total = durations.total_steps(c, 10_000)
   model = paligemma.Model(**c.model)
   rules = of_model.rules(model, c)
-  tx = optim.make(c, total, param_rules.trained_names(rules))
+  tx = optimizer.make(c, total, param_rules.trained_names(rules))
   mesh = mesh_lib.make_mesh(c.mesh, jax.devices())
-  state = step.abstract_state(model, tx, c, mesh)
+  state = train_state.abstract_state(model, tx, c, mesh)
   assert set(param_tree.flatten(state.params)) >= {
     n for n in rules if rules[n].dtype not in param_rules.QUANTIZED
   }

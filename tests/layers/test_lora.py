@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax import step
 from pgjax.distributed import sharding
 from pgjax.layers import lora, quantization
 from pgjax.models import paligemma
@@ -15,6 +14,7 @@ from pgjax.params import names as param_names
 from pgjax.params import of_model, storage
 from pgjax.params import rules as param_rules
 from pgjax.params import tree as param_tree
+from pgjax.training import step as step_lib
 from tests import tiny
 
 pytestmark = pytest.mark.xdist_group("lora")  # They share what is compiled.
@@ -146,12 +146,12 @@ def test_rslora_divides_by_the_root_of_the_rank():
 def gradients_of(run):
   """A compiled function from what is kept, and a key, to (gradients, loss)."""
   made = of_model.stored_params(run.model, run.config)
-  options = step.loss_options(run.model, run.config)
+  options = step_lib.loss_options(run.model, run.config)
   names = param_rules.trained_names(made.rules)
 
   @jax.jit
   def gradients(kept, key, batch):
-    return step.gradients(
+    return step_lib.gradients(
       *param_tree.split(kept, names),
       batch,
       key,

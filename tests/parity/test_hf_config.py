@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import transformers
 
-from pgjax import hf
+from pgjax.huggingface import config_json as hf_config
 from pgjax.models import gemma, siglip
 
 pytestmark = pytest.mark.parity
@@ -28,8 +28,8 @@ MODELS = {
 
 
 def written(folder, fields, **arguments):
-  (folder / "config.json").write_text(json.dumps(hf.config_json(fields, **arguments)))
-  (folder / "generation_config.json").write_text(json.dumps(hf.generation_config_json(64)))
+  (folder / "config.json").write_text(json.dumps(hf_config.config_json(fields, **arguments)))
+  (folder / "generation_config.json").write_text(json.dumps(hf_config.generation_config_json(64)))
   return transformers.AutoConfig.from_pretrained(folder)
 
 
@@ -45,8 +45,12 @@ def test_a_model_of_our_config_has_our_sizes_and_comes_back(name, tmp_path):
   model = transformers.PaliGemmaForConditionalGeneration(config)
   model.save_pretrained(tmp_path / "again")
   again = json.loads((tmp_path / "again/config.json").read_text())
-  assert architecture(hf.model_fields(again)) == architecture(fields)
-  assert (hf.res(again), hf.image_token_id(again), hf.vocab_size(again)) == (40, 320, 384)
+  assert architecture(hf_config.model_fields(again)) == architecture(fields)
+  assert (hf_config.res(again), hf_config.image_token_id(again), hf_config.vocab_size(again)) == (
+    40,
+    320,
+    384,
+  )
   shapes = {tuple(p.shape) for p in model.parameters()}
   assert {(384, 48), (96, 48), (80, 48), (48, 24), (24, 3, 8, 8), (25, 24)} <= shapes
   loaded = transformers.PaliGemmaForConditionalGeneration.from_pretrained(tmp_path / "again")
@@ -59,8 +63,8 @@ def test_named_variants_survive_transformers(variant, tmp_path):
   config = written(tmp_path, fields, res=224)
   config.save_pretrained(tmp_path / "again")
   again = json.loads((tmp_path / "again/config.json").read_text())
-  assert hf.model_fields(again) == fields
-  assert hf.notes(again) == []
+  assert hf_config.model_fields(again) == fields
+  assert hf_config.notes(again) == []
 
 
 def test_the_softcaps_and_the_scale_are_the_model_s(tmp_path):
@@ -84,8 +88,8 @@ def test_our_defaults_are_transformers_own(tmp_path):
     config = transformers.PaliGemmaConfig(**json.loads(json.dumps(short)))
     config.save_pretrained(tmp_path)
     full = json.loads((tmp_path / "config.json").read_text())
-    assert hf.model_fields(short) == hf.model_fields(full)
-    for read in (hf.res, hf.image_token_id, hf.vocab_size, hf.notes):
+    assert hf_config.model_fields(short) == hf_config.model_fields(full)
+    for read in (hf_config.res, hf_config.image_token_id, hf_config.vocab_size, hf_config.notes):
       assert read(short) == read(full)
 
 

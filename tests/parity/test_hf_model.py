@@ -17,13 +17,16 @@ import jax.numpy as jnp
 import torch
 import transformers
 
-from pgjax import ckpt, cli, convert, decode, step, weights
+from pgjax import cli, convert, decode
+from pgjax.checkpoints import source as source_lib
 from pgjax.data import tokenizer
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.formats import lazy_array
+from pgjax.huggingface import names as hf_names
 from pgjax.layers import cross_entropy
 from pgjax.models import paligemma
 from pgjax.params import tree as param_tree
+from pgjax.training import step as step_lib
 
 pytestmark = pytest.mark.parity
 
@@ -98,7 +101,7 @@ def both(request, tmp_path_factory):
   theirs = hf_model(MODELS[request.param])
   folder = tmp_path_factory.mktemp("hf")
   theirs.save_pretrained(folder)
-  source = ckpt.open_source(str(folder))
+  source = source_lib.open_source(str(folder))
   values = {name: leaf.whole() for name, leaf in source.leaves.items()}
   return theirs, paligemma.Model(**source.model), values
 
@@ -158,11 +161,11 @@ def test_loss_and_gradients(both, batch):
     for name, p in theirs.named_parameters()
     if p.grad is not None
   }
-  expected = weights.from_hf(grads, {name: a.shape for name, a in values.items()})
+  expected = hf_names.from_hf(grads, {name: a.shape for name, a in values.items()})
   options = cross_entropy.LossOptions(softcap=model.llm_config.final_logits_softcap)
   arrays = {name: jnp.asarray(a) for name, a in values.items()}
   ours, our_loss = jax.jit(
-    lambda trained, batch: step.gradients(
+    lambda trained, batch: step_lib.gradients(
       trained, {}, batch, jax.random.key(0), model=model, options=options, examples=ROWS
     )
   )(arrays, batch)
@@ -187,7 +190,7 @@ def exported(request, tmp_path):
   assert convert.main(cli.parse(["convert", *flags], convert.FLAGS, "none")) == 0
   flags = [f"--src={tmp_path}/o", f"--dst={tmp_path}/hf", "--to=hf"]
   assert convert.main(cli.parse(["convert", *flags], convert.FLAGS, "none")) == 0
-  source = ckpt.open_source(str(tmp_path / "o"))
+  source = source_lib.open_source(str(tmp_path / "o"))
   values = {name: leaf.whole() for name, leaf in source.leaves.items()}
   return tmp_path / "hf", paligemma.Model(**source.model), values
 

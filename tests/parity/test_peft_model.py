@@ -15,9 +15,9 @@ import ml_collections
 import peft
 import torch
 
-from pgjax import ckpt
-from pgjax import peft as pgjax_peft
+from pgjax.checkpoints import source as source_lib
 from pgjax.formats import lazy_array
+from pgjax.huggingface import peft as peft_lib
 from pgjax.models import paligemma
 from pgjax.params import lazy, of_model
 from pgjax.params import names as param_names
@@ -42,7 +42,7 @@ def base(request, tmp_path):
   """(transformers' model, ours, its weights as Leaves)."""
   theirs = test_hf_model.hf_model(test_hf_model.MODELS[request.param])
   theirs.save_pretrained(tmp_path / "base")
-  source = ckpt.open_source(str(tmp_path / "base"))
+  source = source_lib.open_source(str(tmp_path / "base"))
   return theirs, paligemma.Model(**source.model), source.leaves
 
 
@@ -99,7 +99,7 @@ def test_our_adapter_in_peft_gives_our_logits(base, batch, rules, tmp_path):
       a, b = (lazy_array.of_array(kept[f"{param_names.LORA}{name}/{factor}"]) for factor in "ab")
       adapters[name] = lazy.Adapter(a, b, rule)
   shapes = {name: leaf.shape for name, leaf in weights.items()}
-  pgjax_peft.write(tmp_path / "a", pgjax_peft.Folder(adapters, whole, None), shapes)
+  peft_lib.write(tmp_path / "a", peft_lib.Folder(adapters, whole, None), shapes)
   with warnings.catch_warnings():
     warnings.simplefilter("error")  # As PEFT says that a tensor is missing or unused.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
@@ -141,7 +141,7 @@ def test_an_adapter_of_peft_merged_here_gives_its_logits(base, batch, name, tmp_
   adapted.save_pretrained(tmp_path / "a")
   expected = logits_of(without_dropout(adapted), batch)
   shapes = {name: leaf.shape for name, leaf in weights.items()}
-  found = pgjax_peft.read(tmp_path / "a", "a", shapes)
+  found = peft_lib.read(tmp_path / "a", "a", shapes)
   merged = {n: lazy.merge_adapter(n, weights[n], a) for n, a in found.adapters.items()}
   full = {n: leaf.whole() for n, leaf in ({**weights, **found.whole} | merged).items()}
   assert_close(our_logits(model, param_tree.unflatten(full), batch), expected, before)

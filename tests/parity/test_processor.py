@@ -19,9 +19,10 @@ import transformers
 from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
 
-from pgjax import hf
-from pgjax.data import hf_processor, prefix_lm, tokenizer
+from pgjax.data import prefix_lm, tokenizer
 from pgjax.data.pp import parse
+from pgjax.huggingface import config_json as hf_config
+from pgjax.huggingface import processor as processor_lib
 
 pytestmark = pytest.mark.parity
 
@@ -116,9 +117,9 @@ def both(request, tmp_path_factory):
 
 def write(folder, ours, res=RES, **arguments):
   llm = dict(variant="gemma_2b", vocab_size=ours.vocab_size)
-  config = hf.config_json(dict(img=dict(variant="So400m/14"), llm=llm), res=res)
+  config = hf_config.config_json(dict(img=dict(variant="So400m/14"), llm=llm), res=res)
   (folder / "config.json").write_text(json.dumps(config))
-  for name, content in hf_processor.processor_files(ours.source, res=res, **arguments).items():
+  for name, content in processor_lib.processor_files(ours.source, res=res, **arguments).items():
     (folder / name).write_bytes(content)
 
 

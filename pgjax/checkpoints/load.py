@@ -1,0 +1,177 @@
+"""How do weights get from a checkpoint onto the mesh?
+
+Leaf by leaf, and of a leaf each process keeps the slices that its devices need: neither a host nor
+a device ever holds the whole model a second time. Where a checkpoint and the model differ by the
+reference's own rules (resolution, size of the vocabulary), the leaf is adapted, and that is said.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from pgjax.errors import UserError
+from pgjax.formats.lazy_array import CHUNK_BYTES, LazyArray, of_array
+from pgjax.huggingface import names as hf_names
+from pgjax.layers import lora
+from pgjax.models import paligemma
+from pgjax.params import lazy
+from pgjax.params import names as param_names
+from pgjax.params import tree as param_tree
+from pgjax.params.lazy import Adapter
+from pgjax.params.storage import StoredParams, scheme_of
+
+log = logging.getLogger("pgjax")
+
+NEW_ROWS_STDDEV = 0.02  # big_vision's value for tokens that the checkpoint lacks.
+
+
+def load(
+  found: Mapping[str, LazyArray],
+  kept: Mapping[str, Any],
+  leaves: StoredParams,
+  source: str,
+  adapters: Mapping[str, Adapter] | None = None,
+) -> dict[str, Any]:
+  """Nested dict of the checkpoint's arrays: adapted where the rules say so, cast or quantized.
+
+  Args:
+    found: leaves under our names; all that the model has, and no others.
+    kept: nested dict of what is to be kept, with shapes, dtypes and shardings.
+    leaves: the model's own shapes, and how each is kept.
+    source: what the user called it, for messages.
+    adapters: the checkpoint's. Where the run adapts the same leaf, it goes on with them; elsewhere
+      they are folded in. A run's adapter that the checkpoint lacks is not in the result.
+  """
+  wanted = param_tree.flatten(kept)
+  have = {name: leaf.shape for name, leaf in found.items()}
+  want = {name: tuple(leaf.shape) for name, leaf in leaves.shapes.items()}
+  hf_names.check_same(want, have, f"'{source}'", fits=_fits)
+  loaded = {}
+  put = lambda name, leaf: loaded.update({name: _placed(leaf, wanted[name])})  # noqa: E731
+  adapters = adapters or {}
+  _say_folded(adapters, leaves, source)
+  for name, rule in leaves.rules.items():  # Before anything is read.
+    if name in adapters and rule.kind == "lora":
+      _check_adapter(name, adapters[name], leaves, source)
+    if scheme := scheme_of(rule):
+      _check_scheme(name, found[name].scheme or scheme, scheme, source)
+  for name, rule in leaves.rules.items():
+    leaf = _adapted(name, found[name], want[name])
+    if name in adapters and rule.kind == "lora":
+      put(f"{param_names.LORA}{name}/a", adapters[name].a)
+      put(f"{param_names.LORA}{name}/b", adapters[name].b)
+    elif name in adapters:
+      leaf = lazy.merge_adapter(name, leaf, adapters[name])
+    if scheme_of(rule):
+      for part, coded in lazy.encode(name, leaf, leaves).items():
+        put(f"{name}/{part}", coded)
+    else:
+      put(name, leaf.astype(wanted[name].dtype, name))
+  return param_tree.unflatten(loaded)
+
+
+def _say_folded(adapters, leaves, source):
+  folded = [name for name in adapters if leaves.rules[name].kind != "lora"]
+  if folded:
+    log.info("The adapters of %d leaves of %s are folded into them.", len(folded), source)
+
+
+def _check_adapter(name, adapter, leaves, source):
+  """A run goes on with the adapters of a checkpoint only if they are the ones it asks for."""
+  rule, shape = leaves.rules[name], leaves.shapes[name].shape
+  shapes = lora.factor_shapes(param_names.matrix(name), shape, rule.rank)
+  have = {"a": adapter.a.shape, "b": adapter.b.shape}
+  if have != shapes or adapter.rule.scale != rule.scale:
+    raise UserError(
+      f"'{source}' has an adapter of {name} with factors {have['a']} and {have['b']}, alpha"
+      f" {adapter.rule.alpha:g}, scale {adapter.rule.scale:g}; config.params asks for {shapes['a']}"
+      f" and {shapes['b']}, alpha {rule.alpha:g}, scale {rule.scale:g}. Give lora(...) the rank and"
+      " alpha of the checkpoint, or start from weights without adapters."
+    )
+
+
+def _check_scheme(name, have, scheme, source):
+  """What was rounded to some codes is not rounded to others, unless someone says so."""
+  if have != scheme:
+    words = [f"{s.kind} in blocks of {s.block}{', double' * s.double}" for s in (have, scheme)]
+    raise UserError(
+      f"'{source}' keeps {name} as {words[0]}, and config.params asks for {words[1]}: rounding it"
+      " twice would cost accuracy. Ask for the same, or start from weights that are not quantized."
+    )
+
+
+def _placed(leaf: LazyArray, place: Any) -> jax.Array:
+  """Reads the rows that this process's devices keep, block by block, into their slices."""
+  sharding, slices = place.sharding, {}
+  for index in sharding.addressable_devices_indices_map(leaf.shape).values():
+    spans = tuple(axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True))
+    slices[spans] = np.empty([stop - start for start, stop in spans], leaf.dtype)
+  rows = max(1, CHUNK_BYTES * leaf.shape[0] // max(1, leaf.nbytes))
+  first, last = min(s[0][0] for s in slices), max(s[0][1] for s in slices)
+  for start in range(first, last, rows):
+    stop = min(start + rows, last)
+    if not any(max(start, s[0][0]) < min(stop, s[0][1]) for s in slices):
+      continue
+    block = leaf.read(start, stop)
+    for spans, array in slices.items():
+      (begin, end), *rest = spans
+      low, high = max(start, begin), min(stop, end)
+      if low < high:
+        inside = tuple(slice(*span) for span in rest)
+        array[low - begin : high - begin] = block[(slice(low - start, high - start), *inside)]
+
+  def at(index):
+    return slices[tuple(a.indices(size)[:2] for a, size in zip(index, leaf.shape, strict=True))]
+
+  array = jax.make_array_from_callback(leaf.shape, sharding, at)
+  return jax.block_until_ready(array)  # Frees what the host read for it.
+
+
+def _fits(name: str, have: tuple[int, ...], want: tuple[int, ...]) -> bool:
+  if name == hf_names.POS_EMBEDDING and len(have) == 3 and have[::2] == want[::2]:
+    return all(math.isqrt(n) ** 2 == n for n in (have[1], want[1]))
+  if name == paligemma.TOKEN_TABLE and len(have) == 2 and have[1] == want[1]:
+    return have[0] <= want[0] or (have[0], want[0]) == (hf_names.HF_VOCAB_SIZE, hf_names.VOCAB_SIZE)
+  return have == want
+
+
+def _adapted(name: str, leaf: LazyArray, shape: tuple[int, ...]) -> LazyArray:
+  """The leaf as the model wants it; what is changed is said."""
+  if leaf.shape == shape:
+    return leaf
+  if name == hf_names.POS_EMBEDDING:
+    old, new = math.isqrt(leaf.shape[1]), math.isqrt(shape[1])
+    log.info("%s is resampled from %dx%d to %dx%d patches.", name, old, old, new, new)
+    return of_array(resample_pos_embedding(leaf.whole(), new))
+  have, want = leaf.shape[0], shape[0]
+  if want < have:
+    log.info("%s: the last %d rows, Hugging Face's <image> and padding, go.", name, have - want)
+    return hf_names.with_rows(leaf, want)
+  more = want - have
+  log.info("%s gets %d new rows, normal with stddev %g.", name, more, NEW_ROWS_STDDEV)
+  new_rows = np.random.default_rng(0).normal(0, NEW_ROWS_STDDEV, (more, shape[1]))
+
+  def read(start, stop):
+    old = leaf.read(min(start, have), min(stop, have)).astype(np.float32)
+    new = new_rows[max(start - have, 0) : max(stop - have, 0)].astype(np.float32)
+    return np.concatenate([old, new])
+
+  return LazyArray(shape, np.dtype(np.float32), read)
+
+
+def resample_pos_embedding(table_1PD: np.ndarray, new: int) -> np.ndarray:
+  """Linear, corner-aligned: what the reference gets from scipy.ndimage.zoom(order=1)."""
+  old = math.isqrt(table_1PD.shape[1])
+  at = np.linspace(0, old - 1, new)
+  low = np.minimum(at.astype(int), max(old - 2, 0))
+  weights = np.zeros((new, old))  # Row i: how much each old position gives to new position i.
+  weights[np.arange(new), low] = 1 - (at - low)
+  if old > 1:
+    weights[np.arange(new), low + 1] = at - low
+  grid = table_1PD[0].astype(np.float64).reshape(old, old, -1)
+  grid = np.einsum("ia,jb,abd->ijd", weights, weights, grid, optimize=True)
+  return grid.reshape(1, new * new, -1).astype(np.float32)

@@ -1,0 +1,172 @@
+"""How do the parameters of a step folder travel without the rest of a run?
+
+Onto a mesh for an evaluation, out to another format, or in from one, leaf by leaf.
+"""
+
+import functools
+import logging
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+
+from pgjax.checkpoints import checksums as checksums_lib
+from pgjax.checkpoints import saver, workdir
+from pgjax.errors import UserError
+from pgjax.formats.lazy_array import CHUNK_BYTES, LazyArray
+from pgjax.params.tree import flatten, unflatten
+
+
+def restore_params(
+  found: workdir.Checkpoint,
+  abstract_params: Any,
+  checksums: Callable[[Any], Any],
+  *,
+  averages: bool = False,
+) -> Any:
+  """The parameters alone, born where the shardings of `abstract_params` say; see `places_of`."""
+  wanted, places = saver.named(abstract_params), places_of(found, averages=averages)
+  for name in sorted(wanted.keys() | places.keys()):
+    here = {name: saver.shape(wanted[name])} if name in wanted else {}
+    there = {name: found.shapes[places[name]]} if name in places else {}
+    if here != there:
+      difference = saver.compared(name, there, here)
+      raise UserError(f"The model of this config is not the one in {found.path}: {difference}.")
+  params = {}
+  for item in ("params", "ema") if averages else ("params",):
+    abstract = {
+      name: jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=wanted[name].sharding)
+      for name, (dtype, shape) in saver.of_item(found.shapes, item).items()
+    }
+    try:
+      read = flatten(saver.read_item(found.path / item, unflatten(abstract)))
+      saver.check_sums(found, checksums({f"{item}/{n}": leaf for n, leaf in read.items()}))
+    except workdir.DamagedError as error:
+      raise UserError(f"The checkpoint {found.path} is damaged: {error}.") from error
+    params |= read
+  return unflatten(params)
+
+
+def places_of(found: workdir.Checkpoint, *, averages: bool) -> dict[str, str]:
+  """{parameter: its name in the checkpoint}; with `averages`, "ema/..." for what has one."""
+  places = {name: f"params/{name}" for name in saver.of_item(found.shapes, "params")}
+  if averages:
+    places |= {name: f"ema/{name}" for name in saver.of_item(found.shapes, "ema")}
+  return places
+
+
+def leaves(found: workdir.Checkpoint, *, averages: bool = False) -> dict[str, LazyArray]:
+  """The parameters of a checkpoint, read by rows; what has changed on the disk is an error.
+
+  Arrays that lie in small pieces, as `checkpoint.in_pieces` asks for, are read piece by piece. Of
+  others, one whole array is in memory while its rows are asked for.
+  """
+
+  @functools.lru_cache(maxsize=1)
+  def whole(name):
+    return _stored(found, name)[:].read().result()
+
+  @functools.cache
+  def rows_of(name):
+    store = _stored(found, name)
+    rows = store.chunk_layout.read_chunk.shape[0]  # Any row costs as much as this many.
+    dtype = store.dtype.numpy_dtype
+    if rows == 1 or rows * math.prod(store.shape[1:]) * dtype.itemsize <= 2 * CHUNK_BYTES:
+      read = lambda start, stop: store[start:stop].read().result()  # noqa: E731
+    else:
+      read = lambda start, stop: whole(name)[start:stop]  # noqa: E731
+    leaf = LazyArray(tuple(store.shape), dtype, read)
+    if checksums_lib.checksum(leaf.chunks()) != found.sums[name]:
+      raise workdir.DamagedError(f"the content of {name} has changed since it was written")
+    return read
+
+  def leaf(name):
+    dtype, shape = found.shapes[name]
+
+    def read(start, stop):
+      try:
+        return rows_of(name)(start, stop)
+      except (workdir.DamagedError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"The checkpoint {found.path} is damaged: {name}: {reason}") from error
+
+    return LazyArray(tuple(shape), np.dtype(dtype), read)
+
+  return {name: leaf(there) for name, there in places_of(found, averages=averages).items()}
+
+
+def _stored(found: workdir.Checkpoint, name: str) -> tensorstore.TensorStore:
+  """One array of Orbax's items `params` and `ema`, opened."""
+  item, _, rest = name.partition("/")
+  key = dict(driver="ocdbt", base=f"file://{found.path}/{item}/", path=rest.replace("/", ".") + "/")
+  return tensorstore.open(dict(driver="zarr", kvstore=key), open=True, read=True).result()
+
+
+def write_params(
+  folder: pathlib.Path,
+  weights: Mapping[str, LazyArray],
+  run: dict[str, Any],
+  tokenizer: bytes | None,
+) -> None:
+  """A step folder without an optimizer, written leaf by leaf; `run` is what runs.add_files takes.
+
+  Chunked, so that neither writing nor a restore onto a mesh needs a second copy of a leaf.
+  """
+  sums: dict[str, int] = {}
+  handler = _LeafWriter(sums)
+  registry = ocp.type_handlers.create_type_handler_registry((LazyArray, handler))
+  logging.getLogger("absl").addFilter(saver.not_said_twice)
+  folder.mkdir(parents=True)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
+    args = ocp.args.PyTreeSave(
+      unflatten(weights),
+      save_args=saver.in_pieces(weights),
+      ocdbt_target_data_file_size=CHUNK_BYTES,
+    )
+    writer.save(folder / "params", args=args)
+  shapes = {f"params/{name}": [leaf.dtype.name, list(leaf.shape)] for name, leaf in weights.items()}
+  sums = {f"params/{name}": value for name, value in sums.items()}
+  workdir.add_files(folder, dict(run, shapes=shapes, sums=sums), tokenizer)
+
+
+class _LeafWriter(ocp.type_handlers.NumpyHandler):
+  """Reads, writes and forgets one block of rows after the other."""
+
+  def __init__(self, sums: dict[str, int]):
+    """`sums` gets the checksum of each leaf, by name."""
+    super().__init__(deepcopy_host_arrays=False)
+    self._sums = sums
+
+  async def serialize(self, values, infos, args=None):
+    """One leaf after the other; Orbax would begin all at once."""
+    for leaf, info, arg in zip(values, infos, args, strict=True):
+      unwritten = _Unwritten(leaf)
+      for future in await super().serialize([unwritten], [info], [arg]):
+        future.result()
+      self._sums[info.name.replace(".", "/")] = unwritten.checksum % 2**32
+    return []
+
+  async def _open_and_write(self, value, tspec, ts_context):
+    """Where Orbax writes a whole array in one go."""
+    store = await tensorstore.open(tspec, create=True, open=True, context=ts_context)
+    leaf, piece = value.leaf, store.chunk_layout.write_chunk.shape[0]
+    rows = piece * max(1, CHUNK_BYTES * leaf.shape[0] // leaf.nbytes // piece)
+    for start in range(0, leaf.shape[0], rows):
+      stop = min(start + rows, leaf.shape[0])
+      block = leaf.read(start, stop)
+      value.checksum += checksums_lib.checksum([block])
+      await store[start:stop].write(block)
+
+
+class _Unwritten:
+  """What Orbax wants to know of an array before it writes it, and the checksum when it has."""
+
+  def __init__(self, leaf: LazyArray):
+    """Nothing is read yet."""
+    self.leaf, self.shape, self.dtype = leaf, leaf.shape, leaf.dtype
+    self.size, self.checksum = math.prod(leaf.shape), 0

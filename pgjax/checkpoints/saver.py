@@ -1,0 +1,360 @@
+"""How do the arrays of a run get to disk and back? The one door to Orbax.
+
+`Saver` decides when a run is saved, finds its newest good state again, and forgets old steps.
+Commands that only need the weights use orbax_params.py; workdir.py reads what is beside the arrays
+in a step folder, and detects damage.
+"""
+
+import functools
+import json
+import logging
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from pgjax import disk
+from pgjax.checkpoints import watchers
+from pgjax.checkpoints import workdir as workdir_lib
+from pgjax.distributed import processes
+from pgjax.errors import UserError
+from pgjax.formats.lazy_array import CHUNK_BYTES
+from pgjax.params.names import STACKED
+from pgjax.params.tree import flatten, unflatten
+
+COMPRESSED = 0.9  # Orbax's files, as a share of the arrays' bytes: float32 weights hardly shrink.
+
+
+class Plan(NamedTuple):
+  """When to save and what to keep; 0 or "" turns a rule off."""
+
+  total_steps: int
+  every_steps: int = 0  # ckpt_steps; the last step is always saved.
+  keep_every_steps: int = 0  # keep_ckpt_steps: multiples of it stay for ever.
+  keep_last: int = 2
+  keep_best: str = ""  # A metric such as "eval/acc"; "-eval/avg" where less is better.
+
+
+class Saver:
+  """Saves a run now and then, finds its newest good state again, and forgets old steps.
+
+  All processes call all methods, and the workdir must be visible to all of them. `config` is the
+  run's config as plain data, `tokenizer` the content of its file, `identity` what must not change
+  between two starts in one workdir (the data and its order), `checksums` a compiled function from
+  {name: array} to {name: uint32}.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    plan: Plan,
+    config: dict[str, Any],
+    tokenizer: bytes,
+    identity: dict[str, Any],
+    checksums: Callable[[Any], Any],
+    say: Callable[[str], None],
+  ):
+    """Touches no file; `latest` comes first."""
+    self._workdir, self._folder = workdir, workdir / workdir_lib.FOLDER
+    self._plan, self._checksums, self._say = plan, checksums, say
+    self._config, self._identity = disk.plain(config), disk.plain(identity)
+    self._tokenizer = tokenizer
+    self._values: dict[int, float] = {}  # keep_best's metric at the steps that have it.
+    self._saving: tuple[int, dict[str, Any]] | None = None
+    self._manager: ocp.CheckpointManager | None = None
+
+  def latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any] | None]:
+    """(state, position in the data) of the newest good step, or (None, None) in a fresh workdir.
+
+    `abstract_state` is a TrainState of ShapeDtypeStructs with shardings: where each array belongs
+    now, whatever the mesh was when it was written.
+    """
+    self._check_room("A checkpoint", named(abstract_state))
+    state, position = None, None
+    available = workdir_lib.steps(self._workdir)
+    while available and state is None:
+      path = self._folder / str(available.pop())
+      try:
+        found = workdir_lib.read(path)
+        self._check_same_run(found, abstract_state)
+        state, position = self._restore(found, abstract_state), found.position
+      except workdir_lib.DamagedError as error:
+        self._set_aside(path, error, available)
+    if processes.is_main():
+      self._folder.mkdir(exist_ok=True)
+      (self._workdir / "config.json").write_text(disk.dumps(self._config))
+    self._manager = self._open_manager()
+    return state, position
+
+  def due(self, step: int, scores: Mapping[str, float]) -> bool:
+    """Whether `step` is to be saved; the same on all processes, as `scores` are."""
+    plan = self._plan
+    return (
+      step == plan.total_steps
+      or bool(plan.every_steps and step % plan.every_steps == 0)
+      or bool(plan.keep_every_steps and step % plan.keep_every_steps == 0)
+      or self._is_better(scores)
+    )
+
+  def save(
+    self, step: int, state: Any, position: dict[str, Any], scores: Mapping[str, float]
+  ) -> None:
+    """Copies `state` off the devices and returns; the files are written in the background.
+
+    `scores` are the metrics of an evaluation of exactly this step, or empty.
+    """
+    self._explained(self._manager.wait_until_finished)  # Raises what went wrong last time.
+    if step in self._manager.all_steps():
+      return
+    arrays = named(state)
+    self._check_room(f"The checkpoint of step {step}", arrays)
+    sums = {name: int(value) for name, value in jax.device_get(self._checksums(arrays)).items()}
+    run = dict(step=step, config=self._config, identity=self._identity, sums=sums)
+    run["position"] = disk.plain(position)
+    run["shapes"] = {name: shape(leaf) for name, leaf in arrays.items()}
+    self._saving = (step, run)
+    if complaint := watchers.complaint(self._workdir, self._manager.all_steps()):
+      self._say(complaint)
+    if (value := self._value(scores)) is not None:
+      self._values[step] = run["best_value"] = value
+    items = dict(
+      params=ocp.args.StandardSave(state.params, in_pieces(flatten(state.params))),
+      optimizer=ocp.args.StandardSave(_of_optimizer(arrays)),
+    )
+    if averages := of_item(arrays, "ema"):
+      items["ema"] = ocp.args.StandardSave(unflatten(averages), in_pieces(averages))
+    args = ocp.args.Composite(**items)
+    self._explained(functools.partial(self._manager.save, step, args=args))
+
+  def check(self) -> None:
+    """Raises if writing in the background has failed, without waiting for it."""
+    self._explained(self._manager.check_for_errors)
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    if self._manager is not None:
+      self._explained(self._manager.wait_until_finished)
+      self._manager.close()
+      self._manager = None
+
+  def _open_manager(self) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=_Retention(self._plan, self._values, self._workdir),
+      cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._add_files),
+    )
+    logging.getLogger("absl").addFilter(not_said_twice)
+    # Else a replicated array is cut into a slice for each device before it is written, on the
+    # device: memory there, and 1.5 s instead of 0.1 s a save for a small model on 8 devices.
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
+    found = {
+      step: workdir_lib.best_value(self._folder / str(step))
+      for step in workdir_lib.steps(self._workdir)
+    }
+    self._values.update({step: value for step, value in found.items() if value is not None})
+    return ocp.CheckpointManager(self._folder, options=options)
+
+  def _add_files(self) -> None:
+    """Runs on the main process once the arrays are written and before the folder is renamed.
+
+    Orbax names the unfinished folder STEP.orbax-checkpoint-tmp; what is put there now becomes
+    visible together with the arrays, or never.
+    """
+    step, run = self._saving
+    folder = next(self._folder.glob(f"{step}.*tmp*"), self._folder / str(step))
+    workdir_lib.add_files(folder, run, self._tokenizer)
+
+  def _restore(self, found: workdir_lib.Checkpoint, abstract_state: Any) -> Any:
+    wanted = named(abstract_state)
+    params = read_item(found.path / "params", abstract_state.params)
+    arrays = {f"params/{name}": leaf for name, leaf in named(params).items()}
+    arrays |= read_item(found.path / "optimizer", _of_optimizer(wanted))
+    if averages := of_item(wanted, "ema"):
+      read = read_item(found.path / "ema", unflatten(averages))
+      arrays |= {f"ema/{name}": leaf for name, leaf in flatten(read).items()}
+    check_sums(found, self._checksums(arrays))
+    return jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[n] for n in wanted])
+
+  def _check_same_run(self, found: workdir_lib.Checkpoint, abstract_state: Any) -> None:
+    """The workdir must hold this run, perhaps with other settings, but not another one."""
+    advice = "Give this run a workdir of its own, or set this back to go on with the run in there."
+    here = {name: shape(leaf) for name, leaf in named(abstract_state).items()}
+    names = here.keys() | found.shapes.keys()
+    different = sorted(name for name in names if here.get(name) != found.shapes.get(name))
+    if different:
+      raise UserError(
+        f"The workdir {self._workdir} holds another model, or other trainable parts: "
+        f"{compared(different[0], found.shapes, here)}, and {len(different)} arrays differ in "
+        f"all. {advice}"
+      )
+    for name in sorted(found.identity.keys() | self._identity.keys()):
+      before, now = found.identity.get(name), self._identity.get(name)
+      if before != now:
+        raise UserError(
+          f"The workdir {self._workdir} holds a run on other data: {name} was {_short(before)} "
+          f"there and is {_short(now)} in this config. {advice}"
+        )
+
+  def _check_room(self, what: str, arrays: Mapping[str, Any]) -> None:
+    """Most full disks are seen here, before Orbax's threads each tell of it in their own way."""
+    needed_bytes = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in arrays.values())
+    free_bytes = shutil.disk_usage(self._workdir).free
+    if free_bytes < COMPRESSED * needed_bytes:
+      raise UserError(
+        f"{what} takes up to {_size(needed_bytes)}, and the disk of {self._workdir} has "
+        f"{_size(free_bytes)} free; {self._what_there_is()}"
+      )
+
+  def _what_there_is(self) -> str:
+    complete = workdir_lib.steps(self._workdir)
+    kept = f"the one of step {complete[-1]} is complete" if complete else "there is none before"
+    return (
+      f"{kept}. Make room there and start the same command again: it goes on from the newest "
+      "complete checkpoint."
+    )
+
+  def _set_aside(self, path: pathlib.Path, error: Exception, older: list[int]) -> None:
+    if not older:
+      raise UserError(
+        f"No checkpoint in {self._workdir} can be read (step {path.name}: {error}). Delete "
+        f"{self._folder} to start this run from the beginning, or give another --workdir."
+      ) from error
+    self._say(
+      f"The checkpoint of step {path.name} is damaged ({error}). It was moved to the folder "
+      f"{workdir_lib.DAMAGED}, and the run goes back to step {older[-1]}."
+    )
+    processes.gather_objects("has been read")  # Nobody moves what another is still reading.
+    if processes.is_main():
+      workdir_lib.set_aside(path)
+    processes.gather_objects("has been moved")
+
+  def _value(self, scores: Mapping[str, float]) -> float | None:
+    """The metric of keep_best, larger is better; None where it was not measured."""
+    name = self._plan.keep_best
+    value = scores.get(name.removeprefix("-"))
+    if value is None or not np.isfinite(value):
+      return None
+    return -float(value) if name.startswith("-") else float(value)
+
+  def _is_better(self, scores: Mapping[str, float]) -> bool:
+    value = self._value(scores)
+    return value is not None and value > max(self._values.values(), default=-np.inf)
+
+  def _explained(self, call: Callable[[], Any]) -> Any:
+    """Turns a full or vanished disk into a sentence; whatever else goes wrong is a bug."""
+    try:
+      return call()
+    except Exception as error:
+      reason = disk.disk_trouble(error)
+      if reason is None:
+        raise
+      step = self._saving[0] if self._saving else 0
+      for folder in self._folder.glob(f"{step}.*tmp*"):
+        shutil.rmtree(folder, ignore_errors=True)
+      raise UserError(
+        f"The checkpoint of step {step} could not be written to {self._workdir} ({reason}); "
+        f"{self._what_there_is()}"
+      ) from error
+
+
+class _Retention(NamedTuple):
+  """Orbax asks it after each save which of the steps on disk stay."""
+
+  plan: Plan
+  values: dict[int, float]
+  workdir: pathlib.Path
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    del context
+    plan, steps = self.plan, [checkpoint.step for checkpoint in checkpoints]
+    keep = set(steps[-plan.keep_last :])
+    keep |= {s for s in steps if plan.keep_every_steps and s % plan.keep_every_steps == 0}
+    keep |= set(sorted(self.values.keys() & set(steps), key=lambda s: self.values[s])[-1:])
+    keep |= watchers.waiting(self.workdir, steps).keys()
+    return [step in keep for step in steps]
+
+
+def in_pieces(params: Mapping[str, Any]) -> Any:
+  """Orbax's save_args, nested: large arrays lie on disk by layers, or by blocks of rows.
+
+  So that a program that copies or converts a checkpoint holds one layer, and a mesh of another
+  shape reads little that it does not keep. `params`: {name: array or Leaf}.
+  """
+
+  def pieces(name, leaf):
+    if leaf.nbytes <= CHUNK_BYTES:
+      return ocp.SaveArgs()
+    by_layer = name.startswith(STACKED)
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if by_layer else ())
+
+  return unflatten({name: pieces(name, leaf) for name, leaf in params.items()})
+
+
+def read_item(path: pathlib.Path, abstract: Any) -> Any:
+  """One Orbax item of a step folder, born where the shardings of `abstract` say."""
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      return checkpointer.restore(path, abstract)
+  except Exception as error:
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+      raise  # Too little memory is not damage.
+    raise workdir_lib.DamagedError(f"{path.name}: {str(error).splitlines()[0]}") from error
+
+
+def check_sums(found: workdir_lib.Checkpoint, sums: Mapping[str, jax.Array]) -> None:
+  """Raises DamagedError if an array is not the one that was saved."""
+  for name, value in jax.device_get(sums).items():
+    if int(value) != found.sums[name]:
+      raise workdir_lib.DamagedError(f"the content of {name} has changed since it was written")
+
+
+def named(tree: Any) -> dict[str, Any]:
+  """{"params/llm/layers/attn/q_einsum/w": leaf}, in the order of the tree."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def of_item(named: Mapping[str, Any], item: str) -> dict[str, Any]:
+  """What lies in the Orbax item "params" or "ema", under the names of the leaves."""
+  start = f"{item}/"
+  return {n.removeprefix(start): leaf for n, leaf in named.items() if n.startswith(start)}
+
+
+def _of_optimizer(named: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: leaf for name, leaf in named.items() if not name.startswith(("params/", "ema/"))}
+
+
+def shape(leaf: Any) -> list:
+  """As run.json has it."""
+  return [np.dtype(leaf.dtype).name, list(leaf.shape)]
+
+
+def compared(name: str, there: Mapping[str, list], here: Mapping[str, list]) -> str:
+  """How a leaf differs, for messages."""
+  words = ["absent" if s is None else f"{s[0]}{s[1]}" for s in (there.get(name), here.get(name))]
+  return f"{name} is {words[0]} in its checkpoint and {words[1]} in this config"
+
+
+def _size(num_bytes: int) -> str:
+  return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
+
+
+def _short(value: Any) -> str:
+  text = json.dumps(value)
+  return text if len(text) <= 120 else text[:117] + "..."
+
+
+def not_said_twice(record: logging.LogRecord) -> bool:
+  """Orbax logs a traceback from each of its threads for what is raised here as one sentence.
+
+  It also warns of array handlers that are replaced on purpose.
+  """
+  overriding = re.search("Type handler registry|TypeHandlerRegistry", record.getMessage())
+  return "orbax" not in record.pathname or not (record.exc_info or overriding)

@@ -1,0 +1,232 @@
+"""What does a user's CKPT hold: in which format is it, and which model is it?
+
+One reader for --ckpt, --src and model_init: a workdir of pgjax.train or one of its step folders, a
+big_vision `.npz`, a folder in Hugging Face format, a folder of PEFT with an adapter. Which file or
+folder a name stands for says checkpoints/resolve.py. Opening reads headers and small files alone.
+"""
+
+import json
+import logging
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pgjax.checkpoints import orbax_params, resolve, workdir
+from pgjax.errors import UserError
+from pgjax.formats import lazy_array, npz, safetensors
+from pgjax.formats.lazy_array import LazyArray
+from pgjax.huggingface import config_json as hf_config
+from pgjax.huggingface import names as hf_names
+from pgjax.huggingface import peft
+from pgjax.models import gemma, paligemma, siglip
+from pgjax.params import lazy, of_model, storage
+from pgjax.params.lazy import Adapter
+
+log = logging.getLogger("pgjax")
+
+BESIDE = (".pgjax.json", ".tokenizer.model")  # x.npz.pgjax.json: what an .npz cannot say.
+
+
+class Source(NamedTuple):
+  """An opened checkpoint; its arrays are not read yet."""
+
+  name: str  # As the user wrote it.
+  path: pathlib.Path
+  kind: str  # "orbax", "bv", "hf" or "peft"
+  leaves: dict[str, LazyArray]  # Quantized ones as the numbers that they stand for.
+  model: dict[str, Any]  # {"img": fields, "llm": fields} of paligemma.Model.
+  res: int
+  tokenizer: bytes | None
+  image_token: int | None  # Hugging Face's <image>, where the source says it.
+  run: workdir.Checkpoint | None  # Of a workdir or step folder.
+  notes: tuple[str, ...] = ()  # What a user should know about how it was read.
+  adapters: Mapping[str, Adapter] = {}  # By the name of the leaf; not folded in.
+  folder: peft.Folder | None = None  # Of kind "peft": then all else is the base's.
+  averages: bool = False  # Its leaves are averages (config.ema_decay) where the run kept them.
+
+
+def open_source(
+  name: str, step: int | None = None, base: str | None = None, *, ema: bool = True
+) -> Source:
+  """Finds, recognises and checks a checkpoint: every leaf of its model is there, and no other.
+
+  base: what an adapter of PEFT stands on, if not on what its folder names. ema: of a run that kept
+  averages of what trains (config.ema_decay) these are the leaves, unless it is False.
+  """
+  path = resolve.resolve(name)
+  if path.suffix == ".npz":
+    source = _open_npz(name, path)
+  elif peft.is_folder(path):
+    return _open_peft(name, path, base)
+  elif path.is_dir() and any(path.glob("*.safetensors*")):
+    source = _open_hf(name, path)
+  else:
+    source = _open_run(name, path, step, ema)
+  shapes = of_model.model_shapes(source.model, source.res)
+  have = {leaf_name: leaf.shape for leaf_name, leaf in source.leaves.items()}
+  hf_names.check_same(shapes, have, f"'{name}'")
+  return source
+
+
+def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Source:
+  found = workdir.find(str(path), step)
+  tokenizer = pathlib.Path(found.tokenizer).read_bytes() if found.tokenizer else None
+  model = {part: dict(found.config["model"][part]) for part in ("img", "llm")}
+  averages = ema and any(n.startswith("ema/") for n in found.shapes)
+  kept = orbax_params.leaves(found, averages=averages)
+  model["llm"]["vocab_size"] = kept[paligemma.TOKEN_TABLE].shape[0]
+  res, leaves, adapters, notes = found.config["res"], kept, {}, ()
+  if "params" in found.config:  # A run's; converted weights are neither quantized nor adapted.
+    how = storage.of(
+      of_model.model_shapes(model, res), found.config["params"], found.config["dtype"]
+    )
+    leaves, adapters = lazy.decode_all(kept, how)
+    if coded := leaves.keys() - kept.keys():
+      notes = (f"{len(coded)} arrays are kept there quantized, and read as what their codes mean.",)
+  image_token = found.identity.get("image_token")
+  notes += (_AVERAGES,) if averages else ()
+  source = Source(name, found.path, "orbax", leaves, model, res, tokenizer, image_token, found)
+  return source._replace(notes=notes, adapters=adapters, averages=averages)
+
+
+_AVERAGES = (
+  "What the run trained is taken from its averages (config.ema_decay); --ema=False takes the"
+  " weights of the last step."
+)
+
+
+def _open_hf(name: str, path: pathlib.Path) -> Source:
+  if not (path / "config.json").is_file():
+    raise UserError(
+      f"{name} has .safetensors files and no config.json, which says what model they are: download"
+      " the whole folder."
+    )
+  with lazy_array.explained(path / "config.json", "config.json"):
+    config = json.loads((path / "config.json").read_text())
+  model, res = hf_config.model_fields(config), hf_config.res(config)
+  model["llm"]["vocab_size"] = hf_config.vocab_size(
+    config
+  )  # With <image>, and padding where it has some.
+  found = safetensors.read_safetensors(path)
+  return Source(
+    name,
+    path,
+    "hf",
+    hf_names.from_hf(found, of_model.model_shapes(model, res)),
+    model,
+    res,
+    bytes_of(path / "tokenizer.model"),
+    hf_config.image_token_id(config),
+    None,
+    tuple(hf_config.notes(config)),
+  )
+
+
+def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
+  """The base, and beside it what the folder holds."""
+  base = base or peft.base_of(path)
+  if base is None:
+    raise UserError(
+      f"'{name}' is an adapter of PEFT that does not say of which model: name it with --base, or in"
+      f" {path / peft.CONFIG} as base_model_name_or_path."
+    )
+  try:
+    below = open_source(base)
+  except UserError as error:
+    raise UserError(f"'{name}' is an adapter on '{base}'. {error}") from error
+  if below.adapters:
+    raise UserError(f"'{name}' is an adapter on '{base}', which has adapters: merge those first.")
+  folder = peft.read(path, name, {n: leaf.shape for n, leaf in below.leaves.items()})
+  return below._replace(
+    name=name,
+    path=path,
+    kind="peft",
+    leaves={**below.leaves, **folder.whole},
+    run=None,
+    adapters=folder.adapters,
+    folder=folder._replace(base=base),
+  )
+
+
+def _open_npz(name: str, path: pathlib.Path) -> Source:
+  leaves = npz.read_npz(path)
+  beside = path.with_name(path.name + BESIDE[0])
+  said, notes = {}, ()
+  if beside.is_file():
+    with lazy_array.explained(beside, "JSON"):
+      said = json.loads(beside.read_text())
+      model, res = said["model"], said["res"]
+  else:
+    model, res = model_of({n: leaf.shape for n, leaf in leaves.items()}, name)
+    softcap = gemma.get(**model["llm"]).final_logits_softcap
+    if softcap:
+      notes = (
+        f"{path.name} does not say how its logits are capped; taken: {softcap:g}, as Gemma 2 was"
+        " trained. Weights of a transfer in big_vision were trained without: --softcap=0.",
+      )
+  return Source(
+    name,
+    path,
+    "bv",
+    leaves,
+    model,
+    res,
+    tokenizer_beside(path),
+    said.get("image_token"),
+    None,
+    notes,
+  )
+
+
+def model_of(shapes: Mapping[str, Sequence[int]], name: str) -> tuple[dict[str, Any], int]:
+  """(fields of the model, resolution) that have these shapes; what shapes don't say is Gemma's."""
+  try:
+    depth, width, heads, head_dim = shapes[_QUERY]
+    patch = shapes["img/embedding/kernel"][0]
+    img = dict(width=width, depth=depth, num_heads=heads, patch_size=patch)
+    img["mlp_dim"] = shapes["img/Transformer/encoderblock/MlpBlock_0/Dense_0/bias"][1]
+    res = math.isqrt(shapes[hf_names.POS_EMBEDDING][1]) * patch
+    llm_depth, mlp_dim, llm_width = shapes["llm/layers/mlp/linear"]
+    _, num_heads, llm_head_dim, _ = shapes["llm/layers/attn/attn_vec_einsum/w"]
+    kv_heads = shapes.get("llm/layers/attn/kv_einsum/w", (0, 0, num_heads))[2]
+    vocab_size = shapes[paligemma.TOKEN_TABLE][0]
+  except (KeyError, ValueError, IndexError) as error:
+    raise UserError(
+      f"'{name}' does not hold a PaliGemma: {error} is missing or has another number of axes."
+    ) from error
+  if head_dim * heads != width:
+    raise UserError(f"'{name}': {heads} heads of {head_dim} do not make an image width of {width}.")
+  llm = dict(width=llm_width, depth=llm_depth, mlp_dim=mlp_dim, num_heads=num_heads)
+  llm |= dict(num_kv_heads=kv_heads, head_dim=llm_head_dim)
+  gemma2 = "llm/layers/post_ffw_norm/scale" in shapes
+  return dict(img=_named_img(img), llm=_named_llm(llm, gemma2) | dict(vocab_size=vocab_size)), res
+
+
+def _named_img(sizes: dict[str, int]) -> dict[str, Any]:
+  """The variant's name where it is a published one, else the sizes."""
+  published = dict(variant="So400m/14")
+  custom = dict(variant="custom", **sizes)
+  return published if siglip.get(**published) == siglip.get(**custom) else custom
+
+
+def _named_llm(sizes: dict[str, int], gemma2: bool) -> dict[str, Any]:
+  for variant, fields in gemma.VARIANTS.items():
+    if fields.get("post_norms", False) == gemma2 and sizes.items() <= fields.items():
+      return dict(variant=variant)
+  softcaps = dict(post_norms=True, attn_logits_softcap=50.0, final_logits_softcap=30.0)
+  return dict(variant="custom", **sizes, **(softcaps if gemma2 else {}))
+
+
+_QUERY = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kernel"
+
+
+def tokenizer_beside(path: pathlib.Path) -> bytes | None:
+  """The tokenizer file next to an .npz, if there is one."""
+  own = path.with_name(path.name + BESIDE[1])
+  return bytes_of(own if own.is_file() else path.with_name("tokenizer.model"))
+
+
+def bytes_of(path: pathlib.Path) -> bytes | None:
+  """The content of a file, None if there is none."""
+  return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,37 @@
+"""The likelihood of texts: sums of -log p over the tokens that carry a loss."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import sharding
+from pgjax.layers import cross_entropy, embedding
+from pgjax.models import paligemma
+from pgjax.params import of_model
+from pgjax.params import tree as param_tree
+from pgjax.training import step as step_lib
+
+
+def jitted_nll(model, config, mesh, param_places):
+  """`f(params, batch) -> (nll [B], count [B])`: sum of -log p over learned tokens, their number.
+
+  Without dropout and label smoothing; the perplexity evaluator divides.
+  """
+  options = step_lib.loss_options(
+    model, config, step_lib.table_layout(mesh, param_places), train=False
+  )
+  read = sharding.for_model(of_model.stored_params(model, config), mesh)
+  model = model.clone(constrain=mesh_lib.batch_constraint(mesh))
+
+  def nll(params, batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    flat = param_tree.flatten(params)
+    table = flat[paligemma.TOKEN_TABLE]
+    x_BTD = embedding.embed(table, batch["text"][:, :-1], options.layout).astype(model.dtype)
+    h_BTD = step_lib.hidden_states(model, {"params": read(flat)}, x_BTD, batch)
+    mask_BT = batch["mask_loss"][:, 1:].astype(jnp.float32)
+    _, nll_BT = cross_entropy.weighted_nll(h_BTD, table, batch["text"][:, 1:], mask_BT, options)
+    return jnp.sum(nll_BT, axis=1), jnp.sum(mask_BT, axis=1)
+
+  place = mesh_lib.batch_sharding(mesh)
+  return jax.jit(nll, in_shardings=(param_places, place), out_shardings=place)

@@ -1,0 +1,385 @@
+"""Which model does a Hugging Face config.json describe, and which config.json describes a model?
+
+Both directions, for PaliGemma 1 (text tower "gemma") and PaliGemma 2 ("gemma2"), as transformers
+4.4x, 4.57 and 5.x write them. A file that leaves out what equals transformers' defaults, as those
+on the hub do, reads like one that spells everything. What the architecture here cannot express is
+an error that names the field. Tokenizer and processor files are in processor.py, weights in
+names.py.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pgjax.errors import UserError
+from pgjax.models import gemma, siglip
+
+GELU = "gelu_pytorch_tanh"
+ROPE_THETA = 10_000.0
+MAX_POSITIONS = 8192
+IMAGE_ROWS = 64  # Rows of the token table beyond the text: <image> and padding to a multiple of 64.
+PAD, EOS, BOS = 0, 1, 2
+_DTYPES = ("float32", "bfloat16", "float16")
+
+# Defaults of PaliGemmaConfig, SiglipVisionConfig, GemmaConfig and Gemma2Config, the same in
+# transformers 4.57.6 and 5.23.0.
+_TOP = dict(image_token_index=256_000, projection_dim=2048)
+_VISION = dict(
+  hidden_size=768,
+  intermediate_size=3072,
+  num_hidden_layers=12,
+  num_attention_heads=12,
+  num_channels=3,
+  image_size=224,
+  patch_size=16,
+  hidden_act=GELU,
+  layer_norm_eps=1e-6,
+)
+_TEXT = {
+  "gemma": dict(
+    vocab_size=256_000,
+    hidden_size=3072,
+    intermediate_size=24_576,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    head_dim=256,
+    hidden_act=GELU,
+    rms_norm_eps=1e-6,
+  ),
+  "gemma2": dict(
+    vocab_size=256_000,
+    hidden_size=2304,
+    intermediate_size=9216,
+    num_hidden_layers=26,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=256,
+    hidden_activation=GELU,
+    rms_norm_eps=1e-6,
+    query_pre_attn_scalar=256,
+    sliding_window=4096,
+    final_logit_softcapping=30.0,
+    attn_logit_softcapping=50.0,
+  ),
+}
+_NULLABLE = ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping")
+_SIZES = dict(
+  width="hidden_size",
+  depth="num_hidden_layers",
+  mlp_dim="intermediate_size",
+  num_heads="num_attention_heads",
+)
+_IMG_SIZES = _SIZES | dict(patch_size="patch_size")
+_LLM_SIZES = _SIZES | dict(num_kv_heads="num_key_value_heads", head_dim="head_dim")
+
+
+def model_fields(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """config.json -> dict(img=..., llm=...) for `paligemma.Model(**fields)`.
+
+  A variant is named where all sizes are its own; what differs from it is spelled. The vocabulary is
+  the text's: where <image> stands in the last 64 rows of the token table, those from it on are
+  padding that text never uses, and are left out.
+  """
+  top, vision, text = _sections(config)
+  _check_vision(vision)
+  _check_text(text)
+  if top["projection_dim"] != text["hidden_size"]:
+    _refuse("projection_dim", top["projection_dim"], f"the text's width, {text['hidden_size']}")
+  return dict(img=_img_fields(vision), llm=_llm_fields(text, _text_rows(top, text)))
+
+
+def res(config: Mapping[str, Any]) -> int:
+  """Pixels of an image's side."""
+  return _square("vision_config.image_size", _sections(config)[1]["image_size"])
+
+
+def num_image_tokens(config: Mapping[str, Any]) -> int:
+  """Soft tokens of one image."""
+  patch = _square("vision_config.patch_size", _sections(config)[1]["patch_size"])
+  return (res(config) // patch) ** 2
+
+
+def image_token_id(config: Mapping[str, Any]) -> int:
+  """The id of <image>."""
+  return _sections(config)[0]["image_token_index"]
+
+
+def vocab_size(config: Mapping[str, Any]) -> int:
+  """Rows of the token table in the file, padding included (257,216 on the hub)."""
+  return _sections(config)[2]["vocab_size"]
+
+
+def notes(config: Mapping[str, Any]) -> list[str]:
+  """What the file says and pgjax does not do, where it changes nothing in ordinary use."""
+  text = _sections(config)[2]
+  found = []
+  if _slides(text):
+    found.append(
+      f"config.json: every other layer looks back {text['sliding_window']:,} tokens only"
+      " (sliding_window); here all layers see everything, as in big_vision, which differs for"
+      f" more than {text['sliding_window']:,} tokens of image and text together."
+    )
+  if text.get("attention_dropout"):
+    found.append(
+      f"config.json: attention_dropout={text['attention_dropout']} is not used; set"
+      " model.llm.dropout to drop activations in training."
+    )
+  return found
+
+
+def config_json(
+  fields: Mapping[str, Any],
+  *,
+  res: int,
+  vocab_size: int | None = None,
+  image_token_id: int | None = None,
+  dtype: str = "bfloat16",
+) -> dict[str, Any]:
+  """config.json of `paligemma.Model(**fields)`, for transformers >= 4.47 and vLLM.
+
+  Args:
+    fields: with `img` and `llm`; other fields of a model are not looked at.
+    res: pixels of an image's side.
+    vocab_size: rows of the token table in the file; None: the model's and 64 more, as on the hub.
+    image_token_id: None: the first row after the model's vocabulary, as on the hub.
+    dtype: of the weights in the file.
+  """
+  img, llm = siglip.get(**dict(fields["img"])), gemma.get(**dict(fields["llm"]))
+  vocab_size = llm.vocab_size + IMAGE_ROWS if vocab_size is None else vocab_size
+  image_token_id = llm.vocab_size if image_token_id is None else image_token_id
+  patch = _square("model.img.patch_size", img.patch_size)
+  if res % patch:
+    raise UserError(f"res={res} is no multiple of the patch size {patch}.")
+  if dtype not in _DTYPES:
+    raise UserError(f"dtype={dtype!r} is none of {', '.join(_DTYPES)}.")
+  patches = (res // patch) ** 2
+  return dict(
+    architectures=["PaliGemmaForConditionalGeneration"],
+    model_type="paligemma",
+    **_special_ids(),
+    dtype=dtype,
+    torch_dtype=dtype,  # The same field under its name before transformers 4.56.
+    hidden_size=llm.width,
+    ignore_index=-100,
+    image_token_index=image_token_id,
+    num_image_tokens=patches,
+    projection_dim=llm.width,
+    tie_word_embeddings=True,
+    vocab_size=vocab_size,
+    vision_config=dict(
+      model_type="siglip_vision_model",
+      **{theirs: getattr(img, ours) for ours, theirs in _IMG_SIZES.items()} | {"patch_size": patch},
+      attention_dropout=0.0,
+      dtype=dtype,
+      hidden_act=GELU,
+      image_size=res,
+      layer_norm_eps=1e-6,
+      num_channels=3,
+      num_image_tokens=patches,
+      projection_dim=llm.width,
+      projector_hidden_act="gelu_fast",
+      torch_dtype=dtype,
+      vision_use_head=False,
+    ),
+    text_config=_text_config(llm, vocab_size)
+    | dict(dtype=dtype, num_image_tokens=patches, torch_dtype=dtype),
+  )
+
+
+def generation_config_json(max_new_tokens: int | None = None) -> dict[str, Any]:
+  """generation_config.json: greedy; without a length, transformers stops after 20 tokens in all."""
+  fields = dict(_special_ids(), do_sample=False)
+  return fields if max_new_tokens is None else fields | dict(max_new_tokens=max_new_tokens)
+
+
+def _sections(config):
+  """(top, vision, text) with every default filled in; text keeps what is unknown here, too."""
+  if config.get("model_type") != "paligemma":
+    raise UserError(
+      f"config.json: model_type={config.get('model_type')!r} is not 'paligemma'; only PaliGemma 1"
+      " and 2 are read."
+    )
+  for name in ("vision_config", "text_config"):
+    if not isinstance(config.get(name), Mapping):
+      raise UserError(f"config.json has no {name}, so the model's sizes are not known.")
+  vision, text = config["vision_config"], config["text_config"]
+  kind = text.get("model_type", "gemma")
+  if kind not in _TEXT:
+    _refuse("text_config.model_type", kind, "'gemma' (PaliGemma 1) or 'gemma2' (PaliGemma 2)")
+  top = dict(config)
+  if "image_token_id" in config:  # Its name in code; transformers writes image_token_index.
+    top.setdefault("image_token_index", config["image_token_id"])
+  text = _filled(text, _TEXT[kind]) | dict(model_type=kind)
+  return _filled(top, _TOP), _filled(vision, _VISION), text
+
+
+def _filled(section, defaults):
+  """`section` with defaults for what is absent; null means absent but where null has a meaning."""
+  given = {k: v for k, v in section.items() if v is not None or k in _NULLABLE}
+  return defaults | given
+
+
+def _check_vision(vision):
+  kind = "siglip_vision_model"
+  wanted = dict(model_type=kind, num_channels=3, hidden_act=GELU, layer_norm_eps=1e-6)
+  for name, value in wanted.items():
+    if vision.get(name, value) != value:
+      _refuse(f"vision_config.{name}", vision[name], repr(value))
+
+
+def _check_text(text):
+  activation = text.get("hidden_activation")
+  if text["model_type"] == "gemma":
+    # "gelu" stands in the first Gemma files and means the tanh form there, too.
+    activation = activation or text["hidden_act"].replace("gelu_fast", GELU)
+    activation = GELU if activation == "gelu" else activation
+  if activation != GELU:
+    _refuse("text_config.hidden_activation", activation, repr(GELU))
+  wanted = dict(attention_bias=False, tie_word_embeddings=True, use_bidirectional_attention=True)
+  for name, value in wanted.items():
+    if text.get(name, value) != value:
+      _refuse(f"text_config.{name}", text[name], value)
+  for name, rope in _ropes(text):
+    if rope.get("rope_theta", ROPE_THETA) != ROPE_THETA:
+      _refuse(f"text_config.{name}rope_theta", rope["rope_theta"], f"{ROPE_THETA:g}")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind != "default":
+      _refuse(f"text_config.{name}rope_type", kind, "'default'")
+  window = text.get("sliding_window")
+  if _slides(text) and window < 4096:
+    _refuse("text_config.sliding_window", window, "no window, or one of 4096 and more")
+
+
+def _ropes(text):
+  """(prefix for messages, dict) of every place that may set rotary embeddings."""
+  yield "", {"rope_theta": text.get("rope_theta", ROPE_THETA)}
+  for name in ("rope_scaling", "rope_parameters"):
+    rope = text.get(name) or {}
+    nested = {k: v for k, v in rope.items() if isinstance(v, Mapping)}  # One a kind of layer.
+    yield f"{name}.", {k: v for k, v in rope.items() if k not in nested}
+    for kind, inner in nested.items():
+      yield f"{name}.{kind}.", inner
+
+
+def _slides(text) -> bool:
+  """Whether a layer looks back over a window; before 4.5x, files of Gemma 2 do not say which."""
+  if text["model_type"] != "gemma2" or text["sliding_window"] is None:
+    return False
+  return "sliding_attention" in text.get("layer_types", ["sliding_attention"])
+
+
+def _text_rows(top, text) -> int:
+  """Rows of the token table that text uses."""
+  rows, image = text["vocab_size"], top["image_token_index"]
+  return image if rows - IMAGE_ROWS <= image < rows else rows
+
+
+def _img_fields(vision):
+  sizes = {ours: vision[theirs] for ours, theirs in _IMG_SIZES.items()}
+  sizes["patch_size"] = _square("vision_config.patch_size", sizes["patch_size"])
+  wanted = siglip.get("custom", **sizes)
+  for size in ("Ti", "S", "B", "L", "So400m"):
+    variant = f"{size}/{sizes['patch_size']}"
+    if siglip.get(variant) == wanted:
+      return dict(variant=variant)
+  return dict(variant="custom", **sizes)
+
+
+def _llm_fields(text, rows):
+  fields = {ours: text[theirs] for ours, theirs in _LLM_SIZES.items()}
+  fields |= dict(vocab_size=rows, norm_eps=text["rms_norm_eps"])
+  if text["model_type"] == "gemma2":
+    fields |= dict(
+      post_norms=True,
+      attn_logits_softcap=float(text["attn_logit_softcapping"] or 0.0),
+      final_logits_softcap=float(text["final_logit_softcapping"] or 0.0),
+      query_pre_attn_norm=_query_norm(text),
+    )
+  sizes = {name: fields[name] for name in _LLM_SIZES}
+  for variant, known in gemma.VARIANTS.items():
+    same_kind = known.get("post_norms", False) == (text["model_type"] == "gemma2")
+    if same_kind and sizes.items() <= known.items():
+      return dict(variant=variant, **_changed(fields, gemma.get(variant)))
+  return dict(variant="custom", **sizes, **_changed(fields, gemma.get("custom", **sizes)))
+
+
+def _query_norm(text) -> str | int:
+  scalar = text["query_pre_attn_scalar"]
+  if scalar == text["head_dim"]:
+    return "rsqrt_head_dim"
+  if scalar == text["hidden_size"] // text["num_attention_heads"]:
+    return "rsqrt_emb_per_head"
+  return scalar
+
+
+def _changed(fields, config):
+  """Those fields that differ from `config`'s."""
+  known = dataclasses.asdict(config)
+  return {name: value for name, value in fields.items() if known[name] != value}
+
+
+def _text_config(llm: gemma.Config, vocab_size):
+  """text_config but for dtypes and image tokens; Gemma 2 is what has norms after each part."""
+  fields = {theirs: getattr(llm, ours) for ours, theirs in _LLM_SIZES.items()}
+  fields |= dict(
+    model_type="gemma2" if llm.post_norms else "gemma",
+    **_special_ids(),
+    attention_bias=False,
+    attention_dropout=0.0,
+    hidden_act=GELU,
+    hidden_activation=GELU,
+    initializer_range=0.02,
+    max_position_embeddings=MAX_POSITIONS,
+    rms_norm_eps=llm.norm_eps,
+    rope_parameters=dict(rope_theta=ROPE_THETA, rope_type="default"),
+    rope_theta=ROPE_THETA,
+    tie_word_embeddings=True,
+    use_cache=True,
+    vocab_size=vocab_size,
+  )
+  scalar = llm.query_scalar
+  if not llm.post_norms:
+    for name, value, only in (
+      ("attn_logits_softcap", llm.attn_logits_softcap, 0.0),
+      ("final_logits_softcap", llm.final_logits_softcap, 0.0),
+      ("query_pre_attn_norm", scalar, llm.head_dim),
+    ):
+      if value != only:
+        raise UserError(
+          f"model.llm.{name}={value:g}: without post_norms, the text tower is Hugging Face's"
+          f" 'gemma', which has {only:g} there."
+        )
+    return fields
+  for value, whole in (
+    (f"query_pre_attn_norm={scalar}", scalar == int(scalar)),
+    (f"width={llm.width}/num_heads={llm.num_heads}", llm.width % llm.num_heads == 0),
+  ):
+    if not whole:
+      raise UserError(f"model.llm.{value} must be a whole number for Hugging Face's 'gemma2'.")
+  return fields | dict(
+    attn_logit_softcapping=llm.attn_logits_softcap or None,
+    final_logit_softcapping=llm.final_logits_softcap or None,
+    layer_types=["full_attention"] * llm.depth,
+    query_pre_attn_scalar=int(scalar),
+    # For versions that do not know layer_types: a window that no sequence leaves.
+    sliding_window=MAX_POSITIONS,
+  )
+
+
+def _special_ids():
+  return dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
+
+
+def _square(name: str, size) -> int:
+  if isinstance(size, int):
+    return size
+  if len(set(size)) != 1:
+    _refuse(name, size, "a square")
+  return size[0]
+
+
+def _refuse(name: str, value, only):
+  raise UserError(
+    f"config.json: {name}={value!r} is not what pgjax's PaliGemma can be; it must be {only}."
+  )

@@ -1,0 +1,328 @@
+"""What is each weight called here, and what at Hugging Face?
+
+One table serves both directions. Our names, shapes and values are big_vision's, layers stacked on
+axis 0; Hugging Face keeps one tensor a layer, with heads flattened and matrices transposed. Nothing
+is read before it is asked for: both directions give arrays that are made as they are read.
+checkpoints/load.py places weights on a mesh, checkpoints/source.py opens a checkpoint.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import einops
+import numpy as np
+
+from pgjax.errors import UserError
+from pgjax.formats.lazy_array import LazyArray
+from pgjax.formats.safetensors import Tensor
+from pgjax.models import gemma, paligemma
+
+POS_EMBEDDING = "img/pos_embedding"
+VOCAB_SIZE = gemma.VOCAB_SIZE
+HF_VOCAB_SIZE = VOCAB_SIZE + 64  # Hugging Face adds <image> and 63 unused rows.
+
+
+class Row(NamedTuple):
+  """One line of the table; with {i} in `hf` it is about one layer of a stacked array.
+
+  The patterns are einops'. Several names in `hf` are the parts on the first axis of what is left.
+  """
+
+  name: str
+  ours: str
+  theirs: str
+  hf: tuple[str, ...]
+
+  @property
+  def stacked(self) -> bool:
+    """Whether axis 0 of ours is the layer."""
+    return "{i}" in self.hf[0]
+
+
+def _rows(ours: str, theirs: str, names: Mapping[str, str | tuple[str, ...]]) -> Iterator[Row]:
+  """Rows with one pattern; `names` are written without what a tower's names have in common."""
+  for pattern, hf in names.items():
+    together = (hf,) if isinstance(hf, str) else hf
+    yield Row(_expanded(pattern, _OURS), ours, theirs, tuple(_expanded(n, _HF) for n in together))
+
+
+_OURS = {"V": "img/Transformer/encoderblock/", "G": "llm/layers/"}
+_HF = {
+  "V": "vision_tower.vision_model.encoder.layers.{i}.",
+  "G": "language_model.model.layers.{i}.",
+}
+
+
+def _expanded(name: str, prefixes: Mapping[str, str]) -> str:
+  letter, colon, rest = name.partition(":")
+  return prefixes[letter] + rest if colon else name
+
+
+_ATTENTION = "V:MultiHeadDotProductAttention_0/"
+_SIGLIP = {
+  ("d", "d"): {
+    "img/Transformer/encoder_norm/bias": "vision_tower.vision_model.post_layernorm.bias",
+    "img/Transformer/encoder_norm/scale": "vision_tower.vision_model.post_layernorm.weight",
+    "V:LayerNorm_0/bias": "V:layer_norm1.bias",
+    "V:LayerNorm_0/scale": "V:layer_norm1.weight",
+    "V:LayerNorm_1/bias": "V:layer_norm2.bias",
+    "V:LayerNorm_1/scale": "V:layer_norm2.weight",
+    "V:MlpBlock_0/Dense_0/bias": "V:mlp.fc1.bias",
+    "V:MlpBlock_0/Dense_1/bias": "V:mlp.fc2.bias",
+    f"{_ATTENTION}out/bias": "V:self_attn.out_proj.bias",
+    "img/embedding/bias": "vision_tower.vision_model.embeddings.patch_embedding.bias",
+    "img/head/bias": "multi_modal_projector.linear.bias",
+  },
+  ("i o", "o i"): {
+    "V:MlpBlock_0/Dense_0/kernel": "V:mlp.fc1.weight",
+    "V:MlpBlock_0/Dense_1/kernel": "V:mlp.fc2.weight",
+    "img/head/kernel": "multi_modal_projector.linear.weight",
+  },
+  ("n h", "(n h)"): {
+    f"{_ATTENTION}{ours}/bias": f"V:self_attn.{hf}_proj.bias"
+    for ours, hf in (("query", "q"), ("key", "k"), ("value", "v"))
+  },
+  ("d n h", "(n h) d"): {
+    f"{_ATTENTION}{ours}/kernel": f"V:self_attn.{hf}_proj.weight"
+    for ours, hf in (("query", "q"), ("key", "k"), ("value", "v"))
+  },
+  ("n h d", "d (n h)"): {f"{_ATTENTION}out/kernel": "V:self_attn.out_proj.weight"},
+  ("h w c d", "d c h w"): {
+    "img/embedding/kernel": "vision_tower.vision_model.embeddings.patch_embedding.weight"
+  },
+  ("1 p d", "p d"): {
+    POS_EMBEDDING: "vision_tower.vision_model.embeddings.position_embedding.weight"
+  },
+}
+_GEMMA = {
+  ("v d", "v d"): {paligemma.TOKEN_TABLE: "language_model.model.embed_tokens.weight"},
+  ("d", "d"): {
+    "llm/final_norm/scale": "language_model.model.norm.weight",
+    "G:pre_attention_norm/scale": "G:input_layernorm.weight",
+  },
+  ("n h d", "d (n h)"): {"G:attn/attn_vec_einsum/w": "G:self_attn.o_proj.weight"},
+  ("i o", "o i"): {
+    "G:mlp/gating_einsum": ("G:mlp.gate_proj.weight", "G:mlp.up_proj.weight"),
+    "G:mlp/linear": "G:mlp.down_proj.weight",
+  },
+}
+_Q, _K, _V = (f"G:self_attn.{name}_proj.weight" for name in "qkv")
+_GROUPED = {"G:attn/q_einsum/w": _Q, "G:attn/kv_einsum/w": (_K, _V)}
+_MULTI_HEAD = {"G:attn/qkv_einsum/w": (_Q, _K, _V)}  # As many key heads as query heads.
+_GEMMA1 = {"G:pre_ffw_norm/scale": "G:post_attention_layernorm.weight"}
+_GEMMA2 = {  # post_attention_layernorm means another place than in Gemma 1.
+  "G:post_attention_norm/scale": "G:post_attention_layernorm.weight",
+  "G:pre_ffw_norm/scale": "G:pre_feedforward_layernorm.weight",
+  "G:post_ffw_norm/scale": "G:post_feedforward_layernorm.weight",
+}
+
+
+def table(shapes: Mapping[str, Sequence[int]]) -> list[Row]:
+  """The rows of the model that has these leaves; each leaf stands in exactly one.
+
+  `shapes`: {our name: shape}. Which Gemma it is shows in its names.
+  """
+  gemma2 = "llm/layers/post_ffw_norm/scale" in shapes
+  heads = _MULTI_HEAD if "llm/layers/attn/qkv_einsum/w" in shapes else _GROUPED
+  parts = [
+    *_SIGLIP.items(),
+    *_GEMMA.items(),
+    (("n d h", "(n h) d"), heads),
+    (("d", "d"), _GEMMA2 if gemma2 else _GEMMA1),
+  ]
+  found = [row for (ours, theirs), names in parts for row in _rows(ours, theirs, names)]
+  names = {row.name for row in found}
+  if names != set(shapes):
+    raise UserError(
+      "These are not the parameters of a PaliGemma:"
+      + _listed(dict(missing=names - set(shapes), unexpected=set(shapes) - names))
+    )
+  return sorted(found, key=lambda row: row.name)
+
+
+def hf_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+  """{Hugging Face's name: shape} of a model with our `shapes`."""
+  return {
+    hf: their_shape(row, shapes[row.name])
+    for row in table(shapes)
+    for _, hf in names_of(row, shapes[row.name])
+  }
+
+
+def _axes(row: Row, shape: Sequence[int]) -> dict[str, int]:
+  """{axis of the pattern: size}."""
+  inside = shape[row.stacked + (len(row.hf) > 1) :]
+  return dict(zip(row.ours.split(), inside, strict=True))
+
+
+def their_shape(row: Row, shape: Sequence[int]) -> tuple[int, ...]:
+  """Of each of their tensors in our leaf of that shape."""
+  sizes = _axes(row, shape)
+  groups = re.findall(r"\(.*?\)|\S+", row.theirs)
+  return tuple(math.prod(sizes[a] for a in group.strip("()").split()) for group in groups)
+
+
+def names_of(row: Row, shape: Sequence[int]) -> list[tuple[tuple[int, ...], str]]:
+  """(index into our array, their name), in the order of our bytes."""
+  layers = range(shape[0]) if row.stacked else [None]
+  parts = range(len(row.hf)) if len(row.hf) > 1 else [None]
+  return [
+    (tuple(n for n in (i, part) if n is not None), row.hf[part or 0].format(i=i))
+    for i in layers
+    for part in parts
+  ]
+
+
+def canonical(name: str) -> str:
+  """Any spelling of transformers (4.4x to 5.x, on disk or in memory) in that of the hub's files."""
+  name = name.removeprefix("model.")
+  if name == "lm_head.weight":
+    return "language_model.lm_head.weight"
+  for tower, inside in (("vision_tower.", "vision_model."), ("language_model.", "model.")):
+    rest = name.removeprefix(tower)
+    if rest != name and not rest.startswith((inside, "lm_head.")):
+      return tower + inside + rest
+  return name
+
+
+def from_hf(
+  found: Mapping[str, LazyArray], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, LazyArray]:
+  """Our leaves, made of Hugging Face's tensors as they are read.
+
+  Args:
+    found: tensors by their name in any of transformers' spellings.
+    shapes: {our name: shape} of the model that config.json describes.
+  """
+  tensors = {canonical(name): leaf for name, leaf in found.items()}
+  if len(tensors) != len(found):
+    raise UserError("Two tensors of the checkpoint mean the same weight in different spellings.")
+  head, embedded = (
+    tensors.get(f"language_model.{n}.weight") for n in ("lm_head", "model.embed_tokens")
+  )
+  if head is not None:
+    if embedded is None or not _same(head, embedded):
+      raise UserError(
+        "lm_head.weight differs from embed_tokens.weight: PaliGemma ties the two, and here is one"
+        " array for both."
+      )
+    del tensors["language_model.lm_head.weight"]
+  wanted = hf_shapes(shapes)
+  check_same(wanted, {n: leaf.shape for n, leaf in tensors.items()}, "The Hugging Face folder")
+  return {row.name: joined(row, tuple(shapes[row.name]), tensors) for row in table(shapes)}
+
+
+def _same(a: LazyArray, b: LazyArray) -> bool:
+  return a.shape == b.shape and all(
+    x.tobytes() == y.tobytes() for x, y in zip(a.chunks(), b.chunks(), strict=True)
+  )
+
+
+def joined(row: Row, shape: Sequence[int], tensors: Mapping[str, LazyArray]) -> LazyArray:
+  """Our leaf, made of their tensors as they are read."""
+  pieces = [(index, tensors[hf]) for index, hf in names_of(row, shape)]
+  dtype = np.result_type(*(leaf.dtype for _, leaf in pieces))
+  if row.ours == row.theirs and not row.stacked:
+    return pieces[0][1]
+  sizes = {axis: size for axis, size in _axes(row, shape).items() if axis != "1"}
+  back = functools.partial(einops.rearrange, pattern=f"{row.theirs} -> {row.ours}", **sizes)
+
+  def read(start, stop):
+    if not row.stacked:
+      return back(pieces[0][1].whole())[start:stop]
+    rows = np.empty((stop - start, *shape[1:]), dtype)
+    for (layer, *part), leaf in pieces:
+      if start <= layer < stop:
+        rows[(layer - start, *part)] = back(leaf.whole())
+    return rows
+
+  return LazyArray(shape, dtype, read)
+
+
+def to_hf(leaves: Mapping[str, LazyArray], rows: int | None = None) -> list[Tensor]:
+  """What a Hugging Face checkpoint of these leaves holds, in the order in which they are read.
+
+  Args:
+    leaves: all of ours.
+    rows: of the token table; more than there are become zeros, fewer are not allowed.
+  """
+  shapes = {name: leaf.shape for name, leaf in leaves.items()}
+  tensors = []
+  for row in table(shapes):
+    leaf = leaves[row.name]
+    if row.name == paligemma.TOKEN_TABLE:
+      leaf = with_rows(leaf, rows or leaf.shape[0])
+      tensors.append(Tensor(row.hf[0], leaf.shape, leaf.dtype, leaf.chunks))
+      continue
+    tensors += pieces_of(row, leaf)
+  return tensors
+
+
+def pieces_of(row: Row, leaf: LazyArray) -> list[Tensor]:
+  """Their tensors that make up one of our leaves."""
+  shape = their_shape(row, leaf.shape)
+  return [
+    Tensor(hf, shape, leaf.dtype, functools.partial(_cut, row, leaf, index))
+    for index, hf in names_of(row, leaf.shape)
+  ]
+
+
+def _cut(row: Row, leaf: LazyArray, index: tuple[int, ...]) -> Iterator[np.ndarray]:
+  """One tensor of theirs, out of our leaf."""
+  if row.stacked:
+    layer, *part = index
+    array = leaf.read(layer, layer + 1)[(0, *part)]
+  else:
+    array = leaf.whole()
+  yield einops.rearrange(array, f"{row.ours} -> {row.theirs}")
+
+
+def with_rows(leaf: LazyArray, rows: int) -> LazyArray:
+  """The first `rows` rows, zeros behind those that there are."""
+  have = leaf.shape[0]
+  if rows == have:
+    return leaf
+
+  def read(start, stop):
+    old = leaf.read(min(start, have), min(stop, have))
+    new = np.zeros((max(stop - max(start, have), 0), *leaf.shape[1:]), leaf.dtype)
+    return np.concatenate([old, new])
+
+  return LazyArray((rows, *leaf.shape[1:]), leaf.dtype, read)
+
+
+def check_same(
+  want: Mapping[str, Sequence[int]],
+  have: Mapping[str, Sequence[int]],
+  source: str,
+  fits: Callable[[str, tuple, tuple], bool] = lambda name, have, want: have == want,
+) -> None:
+  """Every leaf of the model is in the checkpoint, and the reverse, with a shape that fits."""
+  wrong = [
+    f"{name} is {tuple(have[name])}, the model has {tuple(want[name])}"
+    for name in want.keys() & have.keys()
+    if not fits(name, tuple(have[name]), tuple(want[name]))
+  ]
+  told = {
+    "missing": want.keys() - have.keys(),
+    "unexpected": have.keys() - want.keys(),
+    "wrong shape": wrong,
+  }
+  if any(told.values()):
+    raise UserError(
+      f"{source} does not fit the model;{_listed(told)} Check model.img.variant,"
+      " model.llm.variant and res against the checkpoint."
+    )
+
+
+def _listed(told: Mapping[str, Collection[str]], limit: int = 40) -> str:
+  """ " missing: a, b; unexpected: c and 3 more."."""
+  parts = []
+  for what, names in told.items():
+    if names:
+      more = f" and {len(names) - limit} more" * (len(names) > limit)
+      parts.append(f" {what}: {', '.join(sorted(names)[:limit])}{more}")
+  return ";".join(parts) + "."

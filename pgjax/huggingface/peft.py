@@ -1,0 +1,316 @@
+"""How does a LoRA adapter lie in a folder of PEFT's?
+
+Names come from the one table in names.py: PEFT has a pair of matrices for each of Hugging Face's
+linear modules, we have a pair of arrays for each of our leaves, with the same numbers in them. Both
+directions, as PEFT 0.21 writes and reads under transformers 4.57 and 5.
+"""
+
+import collections
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pgjax import disk
+from pgjax.errors import UserError
+from pgjax.formats import lazy_array, safetensors
+from pgjax.formats.lazy_array import LazyArray
+from pgjax.huggingface import names as hf_names
+from pgjax.huggingface.names import Row
+from pgjax.layers import lora
+from pgjax.params import names as param_names
+from pgjax.params.lazy import Adapter
+from pgjax.params.rules import Rule
+from pgjax.params.storage import StoredParams
+
+CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
+CONNECTOR, _CONNECTOR = "img/head/", "multi_modal_projector"  # Ours, theirs.
+_PREFIX = "base_model.model."
+# What PEFT can do and pgjax cannot: such a field must be missing or have one of these values.
+_OFF = (None, False, [], {})
+_ALLOWED = dict(
+  peft_type=("LORA",),
+  bias=("none",),
+  init_lora_weights=(True, False, "gaussian", "eva", "orthogonal"),  # The others change the base.
+  use_dora=_OFF,
+  use_qalora=_OFF,
+  use_bdlora=_OFF,
+  lora_bias=_OFF,
+  fan_in_fan_out=_OFF,
+  layer_replication=_OFF,
+  alora_invocation_tokens=_OFF,
+  trainable_token_indices=_OFF,
+  kasa_config=_OFF,
+  monteclora_config=_OFF,
+)
+
+
+class Folder(NamedTuple):
+  """What is in a folder, or shall be; the arrays are not read yet."""
+
+  adapters: dict[str, Adapter]  # By our name of the leaf.
+  whole: dict[str, LazyArray]  # Leaves that were trained themselves.
+  base: str | None  # The model that the adapters were trained on, if that is known.
+  uneven: tuple[str, ...] = ()  # Adapted leaves of which Hugging Face's parts differ.
+
+
+def arrays(folder: Folder) -> dict[str, LazyArray]:
+  """All that a folder holds, by our names: factors as LEAF/a and LEAF/b."""
+  factors = {
+    f"{name}/{factor}": getattr(adapter, factor)
+    for name, adapter in folder.adapters.items()
+    for factor in "ab"
+  }
+  return factors | folder.whole
+
+
+def with_arrays(folder: Folder, leaves: Mapping[str, LazyArray]) -> Folder:
+  """The same with other arrays under these names, such as rounded ones."""
+  adapters = {
+    name: adapter._replace(a=leaves[f"{name}/a"], b=leaves[f"{name}/b"])
+    for name, adapter in folder.adapters.items()
+  }
+  return folder._replace(adapters=adapters, whole={name: leaves[name] for name in folder.whole})
+
+
+def is_folder(path: pathlib.Path) -> bool:
+  """Whether an adapter is in it."""
+  return (path / CONFIG).is_file()
+
+
+def base_of(path: pathlib.Path) -> str | None:
+  """The model that the adapter was trained on, as its folder names it."""
+  return _config_of(path).get("base_model_name_or_path") or None
+
+
+def _factor_rows(row: Row) -> dict[str, Row]:
+  """The rows of both factors of a leaf; PEFT's are [rank, in] and [out, rank]."""
+  out, into = (group.strip("()") for group in re.findall(r"\(.*?\)|\S+", row.theirs))
+  patterns = dict(a=(f"{into} r", f"r ({into})"), b=(f"r {out}", f"({out}) r"))
+  return {
+    factor: Row(f"{row.name}/{factor}", *both, tuple(_factor(hf, factor) for hf in row.hf))
+    for factor, both in patterns.items()
+  }
+
+
+def _factor(weight_name: str, factor: str) -> str:
+  return f"{weight_name.removesuffix('.weight')}.lora_{factor.upper()}.weight"
+
+
+def _path(name: str) -> str:
+  """What transformers 4.52 to 5.x call a parameter in memory, or find under that name in files."""
+  return "model." + name.replace("language_model.model.", "language_model.")
+
+
+def write(path: pathlib.Path, folder: Folder, shapes: Mapping[str, Sequence[int]]) -> None:
+  """What peft.PeftModel.from_pretrained loads on the model that --to=hf makes of the base."""
+  tensors = []
+  for row in hf_names.table(shapes):
+    if adapter := folder.adapters.get(row.name):
+      for factor, part in _factor_rows(row).items():
+        tensors += hf_names.pieces_of(part, getattr(adapter, factor))
+    elif row.name in folder.whole:
+      tensors += hf_names.pieces_of(row, folder.whole[row.name])
+  renamed = [tensor._replace(name=_PREFIX + _path(tensor.name)) for tensor in tensors]
+  path.mkdir()
+  safetensors.write_safetensors_file(path / FILE, renamed)
+  (path / CONFIG).write_text(disk.dumps(config_json(folder, shapes)))
+
+
+def check_faithful(folder: Folder) -> None:
+  """Of what trained beside adapters PEFT can keep the connector, unless that has its own."""
+  lost = [name for name in folder.whole if not name.startswith(CONNECTOR)]
+  if not lost and any(name.startswith(CONNECTOR) for name in folder.adapters):
+    lost = list(folder.whole)
+  if lost:
+    raise UserError(
+      f"--to=peft: {min(lost)} was trained itself beside adapters, like {len(lost) - 1} more, and"
+      " PEFT's folder can hold only a connector (img/head/.*) without an adapter in that way: write"
+      " full weights with --merge --to=hf."
+    )
+
+
+def config_json(folder: Folder, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+  """adapter_config.json: the most common rank and alpha, and patterns for the others."""
+  rules = {name: adapter.rule for name, adapter in folder.adapters.items()}
+  rslora = all(rule.rslora for rule in rules.values())
+  ranks, alphas = {}, {}
+  for row in hf_names.table(shapes):
+    if rule := rules.get(row.name):
+      alpha = rule.alpha if rslora else rule.scale * rule.rank
+      for module in map(_pattern, row.hf):
+        ranks[module], alphas[module] = rule.rank, int(alpha) if alpha == int(alpha) else alpha
+  rank, alpha = (collections.Counter(v.values()).most_common(1)[0][0] for v in (ranks, alphas))
+  return dict(
+    peft_type="LORA",
+    task_type="CAUSAL_LM",
+    base_model_name_or_path=folder.base,
+    r=rank,
+    lora_alpha=alpha,
+    rank_pattern={module: r for module, r in ranks.items() if r != rank},
+    alpha_pattern={module: a for module, a in alphas.items() if a != alpha},
+    use_rslora=rslora,
+    lora_dropout=max(rule.dropout for rule in rules.values()),
+    target_modules=rf"(.*\.)?({'|'.join(ranks)})",
+    modules_to_save=[_CONNECTOR] if folder.whole else None,
+    bias="none",
+    inference_mode=True,
+  )
+
+
+def _pattern(weight_name: str) -> str:
+  """A regex over the module of all layers, in any spelling of transformers."""
+  module = weight_name.removesuffix(".weight")
+  tower, stacked, inside = module.partition(".layers.{i}.")
+  if not stacked:
+    return re.escape(module)
+  return rf"{tower.partition('.')[0]}\.(.*\.)?layers\.\d+\.{re.escape(inside)}"
+
+
+def read(path: pathlib.Path, name: str, shapes: Mapping[str, Sequence[int]]) -> Folder:
+  """The adapter in a folder, for a model of these shapes; `name` is what the user called it.
+
+  Where only some of Hugging Face's parts of a leaf are adapted, or each in its own way, the leaf
+  gets factors of the largest rank, filled up with zeros: the sum is the same.
+  """
+  config, found = _config_of(path), _tensors_of(path)
+  adapters, whole, used, uneven = {}, {}, set(), []
+  for row in hf_names.table(shapes):
+    ours = tuple(shapes[row.name])
+    parts = [hf for _, hf in hf_names.names_of(row, ours)]
+    adapted = [hf for hf in parts if _factor(hf, "a") in found]
+    if adapted and param_names.matrix(row.name):
+      used |= {_factor(hf, factor) for hf in adapted for factor in "ab"}
+      adapters[row.name], even = _adapter(row, ours, adapted, name, found, config)
+      uneven += [] if even else [row.name]
+    elif found.keys() >= set(parts):
+      used |= set(parts)
+      theirs = dict.fromkeys(parts, hf_names.their_shape(row, ours))
+      hf_names.check_same(theirs, {hf: found[hf].shape for hf in parts}, f"'{name}'")
+      whole[row.name] = hf_names.joined(row, ours, found)
+  if found.keys() - used or not adapters:
+    rest = sorted(found.keys() - used)
+    what = f"its {rest[0]} belongs to none" if rest else "it has no factors for any"
+    raise UserError(
+      f"'{name}' does not fit the model: {what} of the linear modules of a PaliGemma of this size."
+      " Is its base the model that it was trained on?"
+    )
+  return Folder(adapters, whole, config.get("base_model_name_or_path") or None, tuple(uneven))
+
+
+def check_start(path: pathlib.Path, name: str, leaves: StoredParams) -> None:
+  """A run that adapts the model goes on with an adapter of the very same matrices, or of none."""
+  asked = {n for n, rule in leaves.rules.items() if rule.kind == "lora"}
+  if not asked:
+    return
+  folder = read(path, name, {n: leaf.shape for n, leaf in leaves.shapes.items()})
+  here = folder.adapters.keys() - set(folder.uneven)
+  if different := sorted(asked ^ here):
+    whose = "config.params adapts and it does not, or not all layers and parts of it alike"
+    if different[0] not in asked:
+      whose = "it adapts and config.params does not"
+    raise UserError(
+      f"model_init='{name}' is an adapter of other matrices than config.params asks for:"
+      f" {different[0]} is one of {len(different)} that {whose}. Make the patterns of lora(...)"
+      " match it, or merge it first: pgjax.convert --merge --to=orbax."
+    )
+
+
+def _adapter(row, ours, adapted, name, found, config) -> tuple[Adapter, bool]:
+  """(the adapter of one leaf, whether all of its parts are adapted alike)."""
+  sizes = hf_names.their_shape(row, ours)
+  parts = [hf for _, hf in hf_names.names_of(row, ours)]
+  scales = {hf: _checked_scale(name, hf, sizes, found, config) for hf in adapted}
+  rule, even = _rule(scales, len(parts), found, config)
+  filled = _filled(parts, sizes, scales, rule, found)
+  shapes = lora.factor_shapes(param_names.matrix(row.name), ours, rule.rank)
+  factors = {
+    factor: hf_names.joined(part, shapes[factor], filled)
+    for factor, part in _factor_rows(row).items()
+  }
+  return Adapter(**factors, rule=rule), even
+
+
+def _config_of(path: pathlib.Path) -> dict[str, Any]:
+  with lazy_array.explained(path / CONFIG, "JSON"):
+    config = dict(json.loads((path / CONFIG).read_text()))
+  for field, allowed in _ALLOWED.items():
+    if field in config and config[field] not in allowed:
+      raise UserError(
+        f"{path / CONFIG}: {field}={config[field]!r} is not what pgjax's adapters can be; it must"
+        f" be {' or '.join(map(repr, allowed))}."
+      )
+  return config
+
+
+def _tensors_of(path: pathlib.Path) -> dict[str, LazyArray]:
+  """By the names of weights.table, with PEFT's ending."""
+  if not (path / FILE).is_file():
+    raise UserError(
+      f"{path} has no {FILE}: pgjax reads no pickles (.bin), so save the adapter again with"
+      " save_pretrained(folder, safe_serialization=True)."
+    )
+  found = safetensors.read_safetensors_file(path / FILE)
+  return {hf_names.canonical(name.removeprefix(_PREFIX)): leaf for name, leaf in found.items()}
+
+
+def _checked_scale(name, hf, sizes, found, config) -> float:
+  """What the product of a module's factors is multiplied by, after a look at their shapes."""
+  a, b = (found.get(_factor(hf, factor)) for factor in "ab")
+  rank = a.shape[0] if a.shape else 0
+  (out, into), have = sizes, (a.shape, b and b.shape)
+  if have != ((rank, into), (out, rank)) or not rank:
+    raise UserError(
+      f"'{name}' does not fit the model: the factors of {hf} are {have[0]} and {have[1]}, for a"
+      f" matrix of [{out}, {into}] they must be [rank, {into}] and [{out}, rank]. It was trained on"
+      " a model of another size."
+    )
+  alpha = _alpha(hf, config)
+  return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _alpha(hf: str, config: Mapping[str, Any]) -> float:
+  """As PEFT looks it up: the first pattern that matches the end of the module's path."""
+  path = _path(hf).removesuffix(".weight")
+  for module in (path, path.replace("vision_tower.vision_model.", "vision_tower.")):
+    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+      if re.match(rf"(.*\.)?({pattern})$", module):
+        return alpha
+  return config.get("lora_alpha", 8)
+
+
+def _rule(scales, num_parts, found, config) -> tuple[Rule, bool]:
+  """(the rule of a leaf, whether all of its parts are adapted in this way)."""
+  ranks = [found[_factor(hf, "a")].shape[0] for hf in scales]
+  scale = next(iter(scales.values()))
+  even = len({*ranks}) == len({*scales.values()}) == 1 and len(scales) == num_parts
+  rank, rslora = max(ranks), even and bool(config.get("use_rslora"))
+  alpha = round(scale * (math.sqrt(rank) if rslora else rank), 9)
+  dropout = config.get("lora_dropout", 0.0)
+  return Rule("lora", rank=rank, alpha=alpha, dropout=dropout, rslora=rslora), even
+
+
+def _filled(parts, sizes, scales, rule, found) -> dict[str, LazyArray]:
+  """Factors of all parts, of one rank and for one scale."""
+  (out, into), rank = sizes, rule.rank
+  filled = {}
+  for hf in parts:
+    relative = scales[hf] / rule.scale if hf in scales else 0.0
+    a, b = (_factor(hf, factor) for factor in "ab")
+    filled[a] = _padded(found.get(a), (rank, into), 1.0)
+    filled[b] = _padded(found.get(b), (out, rank), relative)
+  return filled
+
+
+def _padded(leaf: LazyArray | None, shape: tuple[int, int], times: float) -> LazyArray:
+  def read(start, stop):
+    rows = np.zeros(shape, np.float32)
+    if leaf is not None:
+      rows[: leaf.shape[0], : leaf.shape[1]] = leaf.whole().astype(np.float32) * np.float32(times)
+    return rows[start:stop]
+
+  return LazyArray(shape, np.dtype(np.float32), read)

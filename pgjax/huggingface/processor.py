@@ -1,0 +1,175 @@
+"""Which files make a Hugging Face folder's processor?
+
+`processor_files` writes them all from the bytes of a SentencePiece model; `AutoProcessor` then
+needs no network, and its ids are those of data/tokenizer.py and data/prefix_lm.py. How:
+
+- Merges. SentencePiece joins the neighbours whose joint piece has the best score; a tokenizer.json
+  lists pairs, best first. So a normal piece gives a pair for each way to cut it into two pieces.
+- User-defined pieces (newlines, runs of spaces, <locNNNN>) are found before any merging, the
+  longest first, in a text whose spaces are "▁" already: added tokens with `normalized`. They take
+  no part in merges, nor do control and byte pieces.
+- Control pieces are added tokens that match in a text, unlike in SentencePiece, because the
+  processor writes "<image><image>...<bos>prompt\n" and has it tokenized. A prompt that spells
+  <pad>, <eos>, <bos>, <unk> or <image> therefore becomes other ids than here, and so does one that
+  ends in a newline where a piece for two newlines exists.
+"""
+
+import json
+from typing import Any
+
+from pgjax.data import tokenizer
+from pgjax.errors import UserError
+
+IMAGE = "<image>"
+_RESAMPLE = dict(bilinear=2, bicubic=3)  # Pillow's numbers.
+_SPECIAL = dict(bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+_FOREVER = 10**30  # transformers' own number for "no limit".
+
+
+def processor_files(
+  tokenizer_source: bytes,
+  *,
+  res: int,
+  patch_size: int = 14,
+  image_token_id: int | None = None,
+  method: str = "bicubic",
+) -> dict[str, bytes]:
+  """File name -> content, for `AutoProcessor.from_pretrained` of transformers 4.57 and 5.
+
+  Args:
+    tokenizer_source: a Gemma or PaliGemma tokenizer.model; it is kept as tokenizer.model.
+    res: pixels of an image's side.
+    patch_size: with `res`, how many <image> tokens stand for an image.
+    image_token_id: of <image>; None: the first id after the tokenizer's.
+    method: how images are resized, "bicubic" as on the hub, or "bilinear"; antialiased, by Pillow.
+  """
+  if method not in _RESAMPLE:
+    raise UserError(f"method={method!r} must be one of {', '.join(_RESAMPLE)}.")
+  if res % patch_size:
+    raise UserError(f"res={res} is no multiple of the patch size {patch_size}.")
+  named = tokenizer.Tokenizer(tokenizer_source, "tokenizer.model")
+  if image_token_id is None:
+    image_token_id = named.vocab_size
+  if image_token_id < named.vocab_size:
+    raise UserError(
+      f"image_token_id={image_token_id} is the piece {named.piece(image_token_id)!r} of the"
+      f" tokenizer; it must be {named.vocab_size} or more."
+    )
+  pieces = named.pieces()
+  files = {
+    "preprocessor_config.json": _image_config(res, (res // patch_size) ** 2, _RESAMPLE[method]),
+    "special_tokens_map.json": dict(_SPECIAL, additional_special_tokens=[IMAGE]),
+    "tokenizer.json": tokenizer_json(pieces, image_token_id),
+    "tokenizer_config.json": _tokenizer_config(pieces),
+  }
+  encoded = {name: json.dumps(value, ensure_ascii=False).encode() for name, value in files.items()}
+  return encoded | {"tokenizer.model": tokenizer_source}
+
+
+def tokenizer_json(pieces: list[tokenizer.Piece], image_token_id: int) -> dict[str, Any]:
+  """tokenizer.json of the `tokenizers` library: BPE over the text, bytes for unknown characters."""
+  vocab = {piece.text: i for i, piece in enumerate(pieces)}
+  added = [
+    _added_token(i, piece.text, special=piece.kind != "user_defined")
+    for i, piece in enumerate(pieces)
+    if piece.kind in ("control", "unknown", "user_defined")
+  ]
+  return dict(
+    version="1.0",
+    truncation=None,
+    padding=None,
+    added_tokens=[*added, _added_token(image_token_id, IMAGE, special=True)],
+    normalizer=dict(type="Replace", pattern=dict(String=" "), content="▁"),
+    pre_tokenizer=None,
+    post_processor=_begins_with(tokenizer.BOS, "<bos>"),
+    decoder=dict(
+      type="Sequence",
+      decoders=[
+        dict(type="Replace", pattern=dict(String="▁"), content=" "),
+        dict(type="ByteFallback"),
+        dict(type="Fuse"),
+      ],
+    ),
+    model=dict(
+      type="BPE",
+      dropout=None,
+      unk_token="<unk>",
+      continuing_subword_prefix=None,
+      end_of_word_suffix=None,
+      fuse_unk=True,
+      byte_fallback=True,
+      ignore_merges=False,
+      vocab=vocab | {IMAGE: image_token_id},  # Among the pieces, because only they choose their id.
+      merges=merges(pieces),
+    ),
+  )
+
+
+def merges(pieces: list[tokenizer.Piece]) -> list[tuple[str, str]]:
+  """Pairs of pieces to join, best first; linear in the length of all pieces together."""
+  scores = {piece.text: piece.score for piece in pieces if piece.kind == "normal"}
+  found = []
+  for text in sorted(scores, key=scores.__getitem__, reverse=True):
+    for cut in range(1, len(text)):
+      left, right = text[:cut], text[cut:]
+      if left in scores and right in scores:
+        found.append((left, right))
+  return found
+
+
+def _added_token(token: int, text: str, *, special: bool) -> dict[str, Any]:
+  return dict(
+    id=token,
+    content=text,
+    single_word=False,
+    lstrip=False,
+    rstrip=False,
+    normalized=not special,
+    special=special,
+  )
+
+
+def _begins_with(token: int, text: str) -> dict[str, Any]:
+  """A post-processor for tokenizers used by themselves; the processor writes <bos> and skips it."""
+  first = dict(SpecialToken=dict(id=text, type_id=0))
+  text_a, text_b = (dict(Sequence=dict(id=name, type_id=i)) for i, name in enumerate("AB"))
+  return dict(
+    type="TemplateProcessing",
+    single=[first, text_a],
+    pair=[first, text_a, dict(SpecialToken=dict(id=text, type_id=1)), text_b],
+    special_tokens={text: dict(id=text, ids=[token], tokens=[text])},
+  )
+
+
+def _tokenizer_config(pieces) -> dict[str, Any]:
+  has_mask = any(piece.text == "<mask>" for piece in pieces)
+  return dict(
+    _SPECIAL,
+    add_bos_token=True,
+    add_eos_token=False,
+    additional_special_tokens=[IMAGE],
+    clean_up_tokenization_spaces=False,
+    # Without the null, transformers 5 makes a new token of <mask> where no piece has the name.
+    **({} if has_mask else dict(mask_token=None)),
+    model_max_length=_FOREVER,
+    processor_class="PaliGemmaProcessor",
+    tokenizer_class="GemmaTokenizer",
+    use_default_system_prompt=False,
+  )
+
+
+def _image_config(res: int, num_image_tokens: int, resample: int) -> dict[str, Any]:
+  return dict(
+    do_convert_rgb=True,  # Grey images and palettes would fail otherwise.
+    do_normalize=True,
+    do_rescale=True,
+    do_resize=True,
+    image_mean=[0.5, 0.5, 0.5],
+    image_processor_type="SiglipImageProcessor",
+    image_seq_length=num_image_tokens,
+    image_std=[0.5, 0.5, 0.5],
+    processor_class="PaliGemmaProcessor",
+    resample=resample,
+    rescale_factor=1 / 255,
+    size=dict(height=res, width=res),
+  )

@@ -1,0 +1,125 @@
+"""The multiplier of the learning rate as a function of the step.
+
+Decay types and their fields are those of big_vision's create_learning_rate_schedule (utils.py).
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pgjax.config import durations
+from pgjax.errors import UserError
+from pgjax.params import names as param_names
+
+DECAY_TYPES = ("cosine", "linear", "polynomial", "rsqrt", "stair", "const")
+Schedule = Callable[[Any], jax.Array]
+
+
+def schedule_fn(config: Any, total_steps: int, *, num_examples: int | None = None) -> Schedule:
+  """Step (from 0) to multiplier, for the log; of several schedules the first that trains."""
+  patterns = _as_list(config.schedule)
+  first = next(value for _, value in patterns if value is not None)
+  return make_schedule(first, config, total_steps, num_examples)
+
+
+def make_schedule(
+  fields: Mapping[str, Any], config: Any, total_steps: int, num_examples: int | None = None
+) -> Schedule:
+  """One schedule's fields, such as dict(decay_type="cosine", warmup_percent=0.05), as a function.
+
+  Raises before anything is traced if a field is unknown or the durations do not fit.
+  """
+  fields = dict(fields)
+  sizes = dict(
+    batch_size=config.input.batch_size, num_examples=num_examples, total_steps=total_steps
+  )
+  warmup = durations.steps(fields, "warmup", default=0, **sizes)
+  cooldown = durations.steps(fields, "cooldown", default=0, **sizes)
+  if total_steps > 1 and warmup >= total_steps:
+    raise UserError(
+      f"config.schedule: the warm-up of {warmup} steps must be shorter than the run of "
+      f"{total_steps} steps; lower warmup_* or train longer."
+    )
+  decay = _decay(fields, config.input.batch_size, warmup)
+  mult = config.input.batch_size / 256 if fields.get("scale_with_batchsize") else 1.0
+
+  def schedule(step: Any) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    progress = jnp.clip((step - warmup) / max(1.0, total_steps - warmup), 0.0, 1.0)
+    value = mult * decay(step, progress)
+    if warmup:
+      value = value * jnp.minimum(1.0, step / warmup)
+    if cooldown:
+      value = value * jnp.minimum(1.0, (total_steps - step) / cooldown)
+    return jnp.asarray(value, jnp.float32)
+
+  return schedule
+
+
+def _decay(fields: Mapping[str, Any], batch_size: int, warmup: int) -> Callable:
+  """(step, progress) -> multiplier without warm-up and cool-down; progress is 0..1 after warm-up.
+
+  The decay types and their fields are those of big_vision's create_learning_rate_schedule.
+  """
+  kind = fields.get("decay_type", "stair")
+  if kind in ("linear", "polynomial"):
+    end, power = fields.get("end", fields.get("linear_end", 0.0)), fields.get("power", 1.0)
+    return lambda step, progress: end + (1.0 - end) * (1.0 - progress) ** power
+  if kind == "cosine":
+    return lambda step, progress: 0.5 * (1.0 + jnp.cos(math.pi * progress))
+  if kind == "rsqrt":
+    examples, shift = fields.get("timescale_examples"), fields.get("shift", 0)
+    scale = examples / batch_size if examples else fields.get("timescale", 10_000)
+    # During warm-up the value stands still where the decay will begin.
+    return lambda step, progress: 1 / jnp.sqrt(1 + (jnp.maximum(step - warmup, 0) + shift) / scale)
+  if kind == "stair":
+    starts = jnp.array(fields.get("steps", ()), jnp.float32)
+    mults = jnp.array([1.0, *fields.get("mults", ())], jnp.float32)
+    if len(mults) != len(starts) + 1:
+      raise UserError(
+        f'config.schedule: decay_type "stair" needs as many mults ({len(mults) - 1}) as steps '
+        f"({len(starts)})."
+      )
+    return lambda step, progress: mults[jnp.searchsorted(starts, step + 1)]
+  if kind == "const":
+    return lambda step, progress: jnp.ones(())
+  close = difflib.get_close_matches(str(kind), DECAY_TYPES, 1)
+  raise UserError(
+    f"config.schedule: unknown decay_type {kind!r}; there are {', '.join(DECAY_TYPES)}."
+    + (f" Did you mean {close[0]!r}?" if close else "")
+  )
+
+
+class ScheduleState(NamedTuple):
+  """How many updates were made."""
+
+  count: jax.Array  # int32 []
+
+
+def for_names(
+  config: Any, total_steps: int, names: list[str], num_examples: int | None
+) -> dict[str, Schedule]:
+  """A schedule for each name; patterns that freeze were turned into `params` by then."""
+  patterns = _as_list(config.schedule)
+  where = "config.schedule"
+  matches = param_names.first_match([p for p, _ in patterns], names, where)
+  for name, i in matches.items():
+    if i is None or patterns[i][1] is None:
+      how = "no pattern covers it" if i is None else f"{patterns[i][0]!r} freezes it"
+      raise UserError(f"{where}: {name} trains (config.params), but {how}.")
+  live = [(p, i) for i, (p, value) in enumerate(patterns) if value is not None]
+  param_names.check_used([p for p, i in live], _renumber(matches, [i for _, i in live]), where)
+  made = {i: make_schedule(patterns[i][1], config, total_steps, num_examples) for _, i in live}
+  return {name: made[i] for name, i in matches.items()}
+
+
+def _renumber(matches: Mapping[str, int | None], kept: list[int]) -> dict[str, int | None]:
+  return {name: kept.index(i) if i in kept else None for name, i in matches.items()}
+
+
+def _as_list(schedule: Any) -> list[tuple[str, Any]]:
+  return [(".*", schedule)] if hasattr(schedule, "keys") else [(p, value) for p, value in schedule]

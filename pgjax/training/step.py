@@ -1,0 +1,220 @@
+"""One update of the trained leaves: state, loss, gradients, and the one jit of training.
+
+Axes: B batch, T text tokens the model sees (the batch holds T+1), D width, M microbatches.
+Everything here is a pure function of (state, batch); logging and saving are the caller's.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import sharding
+from pgjax.layers import cross_entropy, embedding, mixed_precision, remat
+from pgjax.models import paligemma
+from pgjax.params import of_model
+from pgjax.params import rules as param_rules
+from pgjax.params import tree as param_tree
+from pgjax.training import ema, host_offload
+from pgjax.training import state as train_state
+from pgjax.training import stochastic_rounding as stochastic_rounding_lib
+
+
+def jitted(model, tx, config, mesh):
+  """`train_step(state, batch) -> (state, measured)`; the old state's buffers are reused.
+
+  batch: see data/pipeline.py. measured: float32 scalars on the device, of this step:
+  training_loss (with label smoothing), l2_grads (before clipping), l2_params, l2_updates (of the
+  trained leaves), avg_sup_seqlen and max_sup_seqlen (tokens with a loss, per example).
+  """
+  abstract = train_state.abstract_state(model, tx, config, mesh)
+  places = sharding.shardings_of(abstract)
+  batch_place = mesh_lib.batch_sharding(mesh)
+  options = loss_options(model, config, table_layout(mesh, places.params))
+  leaves = of_model.stored_params(model, config)
+  update = functools.partial(all_at_once, tx)
+  if config.opt_state_memory == "host":
+    update = functools.partial(
+      host_offload.one_by_one,
+      tx,
+      fetch=mesh_lib.on_device,
+      places=places.opt_state,
+      grad_clip_norm=config.grad_clip_norm,
+    )
+  return jax.jit(
+    functools.partial(
+      train_step,
+      model=model.clone(
+        constrain=mesh_lib.batch_constraint(mesh),
+        remat=remat.chosen(model.remat, model.dtype, mesh.size),
+      ),
+      update=update,
+      readable=sharding.for_model(leaves, mesh),
+      is_trained=frozenset(param_rules.trained_names(leaves.rules)),
+      options=options,
+      seed=config.seed,
+      microbatches=config.microbatches,
+      stochastic_rounding=config.stochastic_rounding,
+      ema_decay=config.ema_decay,
+      cast_first=_copied_to_gather(places.params),
+    ),
+    in_shardings=(places, batch_place),
+    out_shardings=(places, mesh_lib.replicated(mesh)),
+    donate_argnums=0,
+  )
+
+
+def loss_options(model, config, layout=None, *, train=True):
+  """What is static about the loss; `layout` says where the table lies on a mesh."""
+  return cross_entropy.LossOptions(
+    label_smoothing=config.label_smoothing if train else 0.0,
+    softcap=model.llm_config.final_logits_softcap,
+    train_table=train and of_model.rules(model, config)[paligemma.TOKEN_TABLE].kind == "train",
+    layout=layout,
+  )
+
+
+def _copied_to_gather(param_places):
+  """Names of stacked leaves whose slices of a layer do not lie in the order of their shards."""
+  places = param_tree.flatten(param_places)
+  return frozenset(
+    name for name, place in places.items() if place.mesh.size > 1 and any(place.spec[2:])
+  )
+
+
+def table_layout(mesh, param_places):
+  """How the token table is sharded on that mesh."""
+  return embedding.table_layout(mesh, param_tree.flatten(param_places)[paligemma.TOKEN_TABLE])
+
+
+def train_step(
+  state,
+  batch,
+  *,
+  model,
+  update,
+  readable,
+  is_trained,
+  options,
+  seed,
+  microbatches,
+  cast_first,
+  stochastic_rounding,
+  ema_decay,
+):
+  """One update; see `jitted`."""
+  trained, frozen = param_tree.split(state.params, is_trained)
+  key = jax.random.fold_in(jax.random.key(seed), state.step)
+  gradients_of = functools.partial(
+    gradients,
+    trained,
+    frozen,
+    model=model,
+    readable=readable,
+    options=options,
+    examples=len(batch["text"]),
+    cast_first=cast_first,
+  )
+  if microbatches == 1:
+    grads, loss = gradients_of(batch, key)
+  else:
+    grads, loss = _accumulated(gradients_of, batch, key, microbatches)
+  rounding_key = stochastic_rounding_lib.leaf_key(key, "rounding") if stochastic_rounding else None
+  apply = functools.partial(stochastic_rounding_lib.applied, key=rounding_key)
+  trained, opt_state, l2_updates = update(apply, grads, state.opt_state, trained)
+  lengths_B = jnp.sum(batch["mask_loss"][:, 1:], axis=1).astype(jnp.float32)
+  measured = dict(
+    training_loss=loss,
+    l2_grads=optax.tree.norm(grads),
+    l2_params=optax.tree.norm(trained),
+    l2_updates=l2_updates,
+    avg_sup_seqlen=jnp.mean(lengths_B),
+    max_sup_seqlen=jnp.max(lengths_B),
+  )
+  averages = None if ema_decay is None else ema.updated(state.ema, trained, ema_decay)
+  merged = param_tree.merge(trained, frozen)
+  return train_state.TrainState(state.step + 1, merged, opt_state, averages), measured
+
+
+def all_at_once(tx, apply, grads, opt_state, leaves):
+  """(new leaves, new state, norm of the updates) of one update; `apply(leaves, updates)`."""
+  updates, opt_state = tx.update(grads, opt_state, leaves)
+  return apply(leaves, updates), opt_state, optax.tree.norm(updates)
+
+
+def gradients(
+  trained,
+  frozen,
+  batch,
+  key,
+  *,
+  model,
+  options,
+  examples,
+  readable=param_tree.unflatten,
+  cast_first=(),
+):
+  """(gradients, loss) of these rows' part of the mean over `examples` examples."""
+  table = {**trained, **frozen}[paligemma.TOKEN_TABLE]
+  tokens_BT = batch["text"][:, :-1]
+  x_BTD = embedding.embed(table, tokens_BT, options.layout).astype(model.dtype)
+
+  def loss_fn(moving, x_BTD):
+    masters = mixed_precision.restored(trained, moving, model.dtype, cast_first)
+    variables = {"params": readable({**masters, **frozen})}
+    return _loss(model, variables, x_BTD, batch, options, examples, key)
+
+  moving = mixed_precision.differentiable(trained, model.dtype)
+  if options.train_table:
+    # The lookup's gradient goes into the buffer of the loss's: one table-sized array, not two.
+    loss, (grads, dx_BTD) = jax.value_and_grad(loss_fn, argnums=(0, 1))(moving, x_BTD)
+    grads[paligemma.TOKEN_TABLE] = embedding.add_embed_gradient(
+      grads[paligemma.TOKEN_TABLE], tokens_BT, dx_BTD, options.layout
+    )
+  else:
+    loss, grads = jax.value_and_grad(loss_fn)(moving, x_BTD)
+  return {name: g.astype(jnp.float32) for name, g in grads.items()}, loss
+
+
+def _loss(model, variables, x_BTD, batch, options, examples, key):
+  """Mean over an example's learned tokens, then over examples."""
+  mask_BT = batch["mask_loss"][:, 1:].astype(jnp.float32)
+  weights_BT = mask_BT / jnp.maximum(1.0, jnp.sum(mask_BT, axis=1, keepdims=True)) / examples
+  h_BTD = hidden_states(model, variables, x_BTD, batch, key)
+  table = param_tree.flatten(variables["params"])[paligemma.TOKEN_TABLE]
+  return cross_entropy.weighted_nll(h_BTD, table, batch["text"][:, 1:], weights_BT, options)[0]
+
+
+def hidden_states(model, variables, x_BTD, batch, key=None):
+  """Normed states of the text tokens; with a key as in training, with dropout."""
+  rngs = {"dropout": key} if key is not None else None
+  zimg = model.apply(variables, batch["image"], rngs=rngs, method="embed_image")
+  return model.apply(
+    variables,
+    zimg,
+    x_BTD,
+    batch["mask_ar"][:, :-1],
+    train=key is not None,
+    image_mask=batch.get("image_mask"),
+    rngs=rngs,
+    method="hidden",
+  )
+
+
+def _accumulated(gradients_of, batch, key, microbatches):
+  """Sums over microbatches; each takes every M-th row, so that no row changes its device."""
+  parts = jax.tree.map(
+    lambda a: jnp.swapaxes(a.reshape(-1, microbatches, *a.shape[1:]), 0, 1), batch
+  )
+
+  def body(total, xs):
+    number, part = xs
+    new = gradients_of(part, jax.random.fold_in(key, number))
+    return jax.tree.map(jnp.add, total, new), None
+
+  first = gradients_of(jax.tree.map(lambda a: a[0], parts), jax.random.fold_in(key, 0))
+  rest = jax.tree.map(lambda a: a[1:], parts)
+  total, _ = jax.lax.scan(body, first, (jnp.arange(1, microbatches), rest))
+  return total

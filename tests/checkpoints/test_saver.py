@@ -1,0 +1,292 @@
+"""What was saved comes back bit for bit, on any mesh, or is refused in a sentence."""
+
+import pathlib
+import shutil
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pgjax import disk
+from pgjax.checkpoints import orbax_params
+from pgjax.checkpoints import saver as saver_lib
+from pgjax.checkpoints import workdir as workdir_lib
+from pgjax.errors import UserError
+
+
+class State(NamedTuple):
+  step: Any
+  params: Any
+  opt_state: Any
+
+
+@jax.jit
+def checksums(arrays):
+  def bits(x):
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    return jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+  return jax.tree.map(bits, arrays)
+
+
+def placed(tree, devices):
+  """Each array split over its first axis where that divides."""
+  mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+
+  def place(x):
+    split = x.ndim > 0 and x.shape[0] % devices == 0
+    return NamedSharding(mesh, PartitionSpec("data") if split else PartitionSpec())
+
+  return jax.tree.map(lambda x: jax.device_put(x, place(x)), tree)
+
+
+def make_state(step, *, devices=1, width=8):
+  rng = np.random.default_rng(step)
+  params = {
+    "llm": {
+      "w": rng.normal(size=(16, width)).astype("f"),
+      "scale": np.ones(3, jnp.bfloat16) * step,
+    },
+    "img": {"kernel": rng.normal(size=(5, 300)).astype("f")},
+  }
+  trained = {"llm/w": params["llm"]["w"]}
+  opt_state = optax.chain(optax.scale_by_adam(), optax.scale(-1.0)).init(trained)
+  opt_state = jax.tree.map(lambda x: x + step, opt_state)
+  return placed(State(np.int32(step), params, opt_state), devices)
+
+
+def abstract(state):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+@pytest.fixture
+def saver(tmp_path):
+  opened = []
+
+  def make(said=None, workdir=tmp_path, identity=None, **plan):
+    made = saver_lib.Saver(
+      disk.open_folder(str(workdir), "--workdir"),
+      plan=saver_lib.Plan(**{"total_steps": 100, **plan}),
+      config=dict(lr=0.1, mesh=[("data", -1)]),
+      tokenizer=b"pieces",
+      identity=identity or dict(seed=0, batch_size=4),
+      checksums=checksums,
+      say=(said if said is not None else []).append,
+    )
+    opened.append(made)
+    return made
+
+  yield make
+  for made in opened:
+    made.close()
+
+
+def save(saver, steps, scores=None):
+  """A run in a fresh workdir that saves at `steps`."""
+  saver.latest(abstract(make_state(0)))
+  for step in steps:
+    saver.save(step, make_state(step), dict(step=step, seed=0), (scores or {}).get(step, {}))
+  saver.close()
+
+
+def bits(tree):
+  return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_newest_state_comes_back_bit_for_bit_on_any_number_of_devices(saver, devices):
+  save(saver(), [3, 7])
+  target = abstract(make_state(7, devices=devices))
+  state, position = saver().latest(target)
+  assert bits(state) == bits(make_state(7))
+  assert jax.tree.structure(state) == jax.tree.structure(target)
+  assert position == dict(step=7, seed=0)
+  assert all(
+    a.sharding == b.sharding for a, b in zip(*map(jax.tree.leaves, (state, target)), strict=True)
+  )
+
+
+def test_a_state_donated_right_after_saving_is_saved_as_it_was(saver, tmp_path):
+  """The copy off the device must not be a view of memory that the next step overwrites."""
+  update = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
+  first, expected = saver(), bits(make_state(5))
+  first.latest(abstract(make_state(0)))
+  state = make_state(5)
+  first.save(5, state, {}, {})
+  jax.block_until_ready(update(state))
+  first.close()
+  assert bits(saver().latest(abstract(make_state(0)))[0]) == expected
+
+
+def test_a_fresh_workdir_has_nothing_to_resume(saver):
+  assert saver().latest(abstract(make_state(0))) == (None, None)
+
+
+def test_a_step_folder_says_by_itself_what_it_is(saver, tmp_path):
+  save(saver(), [3])
+  shutil.copytree(tmp_path / "checkpoints/3", tmp_path / "elsewhere/3")
+  found = workdir_lib.find(str(tmp_path / "elsewhere/3"))
+  assert found.config == {"lr": 0.1, "mesh": [["data", -1]]}
+  assert pathlib.Path(found.tokenizer).read_bytes() == b"pieces"
+  params = orbax_params.restore_params(found, abstract(make_state(0, devices=4)).params, checksums)
+  assert bits(params) == bits(make_state(3).params)
+
+
+def test_keeps_the_last_the_best_and_the_multiples(saver, tmp_path):
+  scores = {2: {"eval/acc": 0.9}, 3: {"eval/acc": 0.5}, 6: {"other": 1.0}}
+  save(saver(keep_last=2, keep_every_steps=4, keep_best="eval/acc"), range(1, 8), scores)
+  assert workdir_lib.steps(tmp_path) == [2, 4, 6, 7]
+  again = saver(keep_last=1, keep_best="eval/acc")  # The best one is remembered by a second start.
+  again.latest(abstract(make_state(0)))
+  assert not again.due(9, {"eval/acc": 0.8})
+  assert again.due(9, {"eval/acc": 0.95})
+  again.save(9, make_state(9), {}, {"eval/acc": 0.8})
+  again.close()
+  assert workdir_lib.steps(tmp_path) == [2, 9]
+
+
+def test_less_is_better_with_a_minus(saver, tmp_path):
+  scores = {
+    1: {"eval/avg": 2.0},
+    2: {"eval/avg": 1.0},
+    3: {"eval/avg": 3.0},
+    4: {"eval/avg": np.nan},
+  }
+  save(saver(keep_last=1, keep_best="-eval/avg"), range(1, 5), scores)
+  assert workdir_lib.steps(tmp_path) == [2, 4]
+
+
+def test_due_at_multiples_and_at_the_end(saver):
+  plan = saver(total_steps=10, every_steps=4)
+  assert [step for step in range(1, 11) if plan.due(step, {})] == [4, 8, 10]
+
+
+def damage(path, how):
+  data = path.read_bytes()
+  if how == "missing":
+    path.unlink()
+  elif how == "truncated":
+    path.write_bytes(data[: len(data) // 2])
+  elif how == "flipped":
+    path.write_bytes(
+      data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 64]) + data[len(data) // 2 + 1 :]
+    )
+
+
+def largest(folder):
+  """Where the arrays are; what surrounds them is partly not read at all."""
+  return max(folder.rglob("d/*"), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
+@pytest.mark.parametrize("item", ["params", "optimizer"])
+def test_a_damaged_newest_step_is_said_and_the_one_before_is_used(saver, tmp_path, item, how):
+  save(saver(), [3, 7])
+  damage(largest(tmp_path / "checkpoints/7" / item), how)
+  said = []
+  again = saver(said)
+  state, _ = again.latest(abstract(make_state(0)))
+  assert bits(state) == bits(make_state(3))
+  assert len(said) == 1
+  assert "step 7 is damaged" in said[0]
+  assert "goes back to step 3" in said[0]
+  assert (tmp_path / "damaged/7").is_dir()
+  again.save(7, make_state(7), {}, {})  # The same step can be written again.
+  again.close()
+  assert bits(saver().latest(abstract(make_state(0)))[0]) == bits(make_state(7))
+
+
+@pytest.mark.parametrize("name", ["run.json", "tokenizer.model", "files.json"])
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+def test_what_lies_beside_the_arrays_is_checked_too(saver, tmp_path, name, how):
+  save(saver(), [3, 7])
+  damage(tmp_path / "checkpoints/7" / name, how)
+  state, _ = saver().latest(abstract(make_state(0)))
+  assert bits(state) == bits(make_state(3))
+
+
+def test_no_good_step_left_is_an_error_and_touches_nothing(saver, tmp_path):
+  save(saver(), [3])
+  damage(largest(tmp_path / "checkpoints/3"), "truncated")
+  with pytest.raises(UserError, match=r"No checkpoint in .* can be read .*bytes instead of"):
+    saver().latest(abstract(make_state(0)))
+  assert workdir_lib.steps(tmp_path) == [3]
+  with pytest.raises(UserError, match=r"damaged: .* bytes instead of"):
+    workdir_lib.find(str(tmp_path))
+
+
+def test_an_unfinished_save_is_as_if_it_had_not_begun(saver, tmp_path):
+  save(saver(), [3])
+  shutil.copytree(tmp_path / "checkpoints/3", tmp_path / "checkpoints/7.orbax-checkpoint-tmp")
+  state, _ = saver().latest(abstract(make_state(0)))
+  assert int(state.step) == 3
+
+
+def test_another_model_in_the_same_workdir_is_refused(saver):
+  save(saver(), [3])
+  with pytest.raises(
+    UserError, match=r"another model.*w is float32\[16, 8\] in its checkpoint and float32\[16, 4\]"
+  ):
+    saver().latest(abstract(make_state(0, width=4)))
+
+
+def test_other_data_in_the_same_workdir_is_refused(saver):
+  save(saver(), [3])
+  with pytest.raises(UserError, match="other data: batch_size was 4 there and is 8"):
+    saver(identity=dict(seed=0, batch_size=8)).latest(abstract(make_state(0)))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(saver, tmp_path, monkeypatch):
+  first = saver()
+  first.latest(abstract(make_state(0)))
+  monkeypatch.setattr(saver_lib.shutil, "disk_usage", lambda _: SimpleNamespace(free=4))
+  with pytest.raises(UserError, match=r"step 3 takes up to .* MB, and the disk .* has 4e-06 MB"):
+    first.save(3, make_state(3), {}, {})
+  with pytest.raises(UserError, match=r"A checkpoint takes up to .* there is none before"):
+    saver().latest(abstract(make_state(0)))
+  assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_full_disk_is_a_sentence_and_keeps_what_there_was(saver, tmp_path, monkeypatch):
+  save(saver(), [3])
+  first = saver()
+  first.latest(abstract(make_state(0)))
+
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(workdir_lib, "add_files", full)
+  first.save(7, make_state(7), {}, {})  # The error comes from the background,
+  with pytest.raises(
+    UserError, match=r"step 7 .* \(No space left on device\); .* step 3 is complete"
+  ):
+    first.close()  # and is not lost.
+  monkeypatch.undo()
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+  assert int(saver().latest(abstract(make_state(0)))[0].step) == 3
+
+
+@pytest.mark.parametrize("workdir", ["a_file/inside", "/proc/nowhere"])
+def test_an_unwritable_workdir_is_found_at_once(tmp_path, workdir):
+  (tmp_path / "a_file").write_bytes(b"a file")
+  with pytest.raises(UserError, match=r"--workdir=.* cannot be written"):
+    disk.open_folder(str(tmp_path / workdir), "--workdir")
+
+
+def test_asking_for_what_is_not_there(saver, tmp_path):
+  with pytest.raises(UserError, match="no such file or folder"):
+    workdir_lib.find(str(tmp_path / "nothing"))
+  with pytest.raises(UserError, match="no complete checkpoint"):
+    workdir_lib.find(str(tmp_path))
+  save(saver(), [3])
+  with pytest.raises(UserError, match=r"no checkpoint of step 4; there are \[3\]"):
+    workdir_lib.find(str(tmp_path), 4)
+  with pytest.raises(UserError, match=r"another model|is not the one"):
+    orbax_params.restore_params(
+      workdir_lib.find(str(tmp_path)), abstract(make_state(0, width=4)).params, checksums
+    )

@@ -1,0 +1,202 @@
+"""What a run writes about itself: one row a step, true rates, and a full stop at a NaN."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pgjax import cache_dir, gpus
+from pgjax.errors import UserError
+from pgjax.training import run_log
+
+WORK = run_log.Work(examples=8, tokens=80, flops=1e9, peak_flops=1e12)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Time that passes only when a test says so."""
+  now = [100.0]
+  monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
+  return now
+
+
+@pytest.fixture
+def opened(tmp_path):
+  made = []
+
+  def start(step=0, *, main=True, **settings):
+    log = run_log.Log(tmp_path, main=main)
+    log.start(step, **dict(evaluated=True, total_steps=10, every_steps=5, work=WORK) | settings)
+    made.append(log)
+    return log
+
+  yield start
+  for log in made:
+    log.close()
+
+
+def rows(tmp_path):
+  return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def take(log, steps, *, loss=lambda step: 1.0 / step, waited=0.0):
+  for step in steps:
+    log.step(
+      step,
+      dict(training_loss=jnp.float32(loss(step)), l2_grads=jnp.float32(2)),
+      waited_seconds=waited,
+    )
+
+
+def test_every_step_is_a_row_with_its_exact_value(opened, tmp_path):
+  take(opened(), range(1, 11))
+  assert [row["step"] for row in rows(tmp_path)] == list(range(1, 11))
+  assert [row["training_loss"] for row in rows(tmp_path)] == [
+    float(jnp.float32(1 / s)) for s in range(1, 11)
+  ]
+
+
+def test_nothing_is_fetched_between_logging_steps(opened, tmp_path):
+  take(opened(), range(1, 5))
+  assert [row["step"] for row in rows(tmp_path)] == [1]  # The first step is one.
+
+
+def test_rates_are_those_of_the_window_without_evaluations(opened, tmp_path, clock):
+  log = opened()
+  take(log, [1])
+  for step in range(2, 6):
+    clock[0] += 0.5
+    take(log, [step], waited=0.1)
+    with log.aside():
+      clock[0] += 100
+  clock[0] += 0.5
+  take(log, range(6, 11))
+  at5, at10 = rows(tmp_path)[4], rows(tmp_path)[9]
+  assert at5["seconds_per_step"] == pytest.approx(0.5)
+  assert at5["examples_per_second"] == pytest.approx(16)
+  assert at5["tokens_per_second"] == pytest.approx(160)
+  assert at5["mfu"] == pytest.approx(1e9 / 0.5 / 1e12)
+  assert at5["input_wait"] == pytest.approx(0.2)
+  assert at10["seconds_per_step"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_named_with_its_exact_step(opened, tmp_path, bad):
+  log = opened()
+  with pytest.raises(UserError, match=f"training_loss became {bad} at step 4"):
+    take(log, range(1, 6), loss=lambda step: bad if step == 4 else 1.0)
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+
+
+def test_fetch_checks_what_no_logging_step_has_seen(opened):
+  log = opened()
+  take(log, [1, 2, 3], loss=lambda step: float("nan") if step == 3 else 1.0)
+  with pytest.raises(UserError, match="at step 3"):
+    log.fetch()
+
+
+def test_rows_after_the_resumed_step_are_forgotten(opened, tmp_path):
+  log = opened()
+  take(log, range(1, 11))
+  log.scores(5, {"eval/acc": 0.5})
+  log.scores(10, {"eval/acc": 0.75})
+  log.close()
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 11, "training_lo')  # Killed while writing.
+  take(opened(5), range(6, 9), loss=lambda step: 2.0)
+  kept = [(row["step"], row.get("training_loss"), row.get("eval/acc")) for row in rows(tmp_path)]
+  assert [(s, acc) for s, _, acc in kept if acc] == [(5, 0.5)]
+  assert [s for s, loss, _ in kept if loss] == [1, 2, 3, 4, 5, 6]
+
+
+def test_evaluations_that_will_be_repeated_are_forgotten(opened, tmp_path):
+  log = opened()
+  take(log, range(1, 6))
+  log.scores(5, {"eval/acc": 0.5})
+  log.close()
+  opened(5, evaluated=False)
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
+  assert not any("eval/acc" in row for row in rows(tmp_path))
+
+
+def test_other_processes_check_but_write_nothing(opened, tmp_path, capsys):
+  log = opened(main=False)
+  take(log, range(1, 6))
+  log.say("not heard")
+  assert not list(tmp_path.iterdir())
+  assert not capsys.readouterr().out
+  with pytest.raises(UserError, match="at step 6"):
+    take(log, range(6, 11), loss=lambda step: float("nan"))
+
+
+def test_tensorboard_files_are_written(opened, tmp_path):
+  log = opened()
+  take(log, range(1, 6))
+  log.close()
+  [events] = (tmp_path / "tensorboard").glob("events*")
+  assert b"training_loss" in events.read_bytes()
+
+
+def test_a_line_has_what_a_user_wants_to_know(opened, capsys, clock):
+  log = opened()
+  take(log, [1])
+  clock[0] += 8.0
+  take(log, range(2, 6), waited=0.04)
+  line = capsys.readouterr().out.splitlines()[-1]
+  for part in (
+    "5/10",
+    "loss 0.2000",
+    "4 examples/s",
+    "40 tokens/s",
+    "MFU 0.1%",
+    "wait 2.0%",
+    "GiB",
+  ):
+    assert part in line, (part, line)
+  assert line.endswith("10s left")
+
+
+def test_plain_lines_do_not_flood(opened, capsys):
+  take(opened(total_steps=1000, every_steps=1), range(1, 1000))
+  assert sum("loss" in line for line in capsys.readouterr().out.splitlines()) <= 3
+
+
+def test_a_long_wait_says_so(capsys, monkeypatch):
+  monkeypatch.setattr(run_log, "STILL_SECONDS", 0.05)
+  with run_log.Log(None, main=True).waiting("Compiling the step"):
+    run_log.time.sleep(0.12)
+  out = capsys.readouterr().out
+  assert "so far" in out
+  assert re.search(r"Compiling the step: 0\.\d s\n$", out)
+
+
+def test_known_devices_have_a_peak():
+  class Device:
+    def __init__(self, kind):
+      self.device_kind = kind
+
+  assert gpus.peak_flops([Device("NVIDIA H200")] * 2) == 2 * 989e12
+  assert gpus.peak_flops([Device("NVIDIA H100 80GB HBM3")]) == 989e12
+  assert gpus.peak_flops([Device("NVIDIA L4")]) == 121e12
+  assert gpus.peak_flops([Device("Tesla T4")]) == 65e12
+  assert gpus.peak_flops([Device("NVIDIA A100-SXM4-80GB")]) == 312e12
+  assert gpus.peak_flops([Device("NVIDIA GeForce RTX 4090")]) == 165e12
+  assert gpus.peak_flops([Device("NVIDIA L40S")]) is None
+  assert gpus.peak_flops([Device("NVIDIA H200"), Device("cpu")]) is None
+
+
+def test_short_numbers():
+  assert [run_log.short(n) for n in (3.14159, 1234.0, 5.6e6)] == ["3.14", "1.23k", "5.6M"]
+  assert [run_log.duration(n) for n in (5, 65, 7500)] == ["5s", "1m05s", "2h05"]
+
+
+def test_an_unwritable_compilation_cache_is_no_reason_to_fail(monkeypatch):
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.setenv("PGJAX_CACHE_DIR", "/proc/nowhere")
+  try:
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert cache_dir.use_compilation_cache() == ""
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
