@@ -18,11 +18,11 @@ def pgjax(spec):
   import optax
 
   from configs import common
-  from pgjax import decode
   from pgjax.checkpoints import initial, source
   from pgjax.config import decode_method
   from pgjax.distributed import mesh as mesh_lib
   from pgjax.distributed import sharding
+  from pgjax.inference import decode
   from pgjax.models import paligemma
   from pgjax.params import of_model
   from pgjax.training import state as train_state

@@ -18,9 +18,10 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from pgjax import evals, evaluate
 from pgjax.checkpoints import source as source_lib
 from pgjax.distributed import mesh as mesh_lib
+from pgjax.evaluation import evaluator as evaluator_lib
+from pgjax.evaluation import score_checkpoint
 from pgjax.params import of_model
 
 
@@ -29,9 +30,9 @@ def opened(args: argparse.Namespace, batch_size: int | None):
   overrides = {} if batch_size is None else {f"evals.{args.evals}.batch_size": batch_size}
   flags = dict(evals=args.evals, ema=True, quantize=None, config=None, overrides=overrides)
   source = source_lib.open_source(args.ckpt)
-  scoring = evaluate.Scoring(argparse.Namespace(**flags, config_spec=None), source)
+  scoring = score_checkpoint.Scoring(argparse.Namespace(**flags, config_spec=None), source)
   leaves = of_model.stored_params(scoring.model, scoring.config)
-  params = evaluate.restored(source, scoring.abstract, leaves)
+  params = score_checkpoint.restored(source, scoring.abstract, leaves)
   [evaluator] = scoring.evaluators
   return scoring, evaluator, params
 
@@ -39,7 +40,7 @@ def opened(args: argparse.Namespace, batch_size: int | None):
 def whole_split(args: argparse.Namespace) -> tuple[float, int, list[str]]:
   """(seconds, examples, answers)."""
   scoring, evaluator, params = opened(args, None)
-  run = lambda: evals.run(evaluator, params, mesh=scoring.mesh, tokenizer=scoring.tokenizer)  # noqa: E731
+  run = lambda: evaluator_lib.run(evaluator, params, mesh=scoring.mesh, tokenizer=scoring.tokenizer)  # noqa: E731
   first = next(iter(evaluator.batches))
   evaluator.compute(params, _on_device(first, scoring.mesh))
   began = time.perf_counter()

@@ -18,7 +18,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from configs import common
-from pgjax import gpus
+from pgjax.planning import gpus
 
 FULL = dict(params=[(".*", "train")])
 ATTENTION = dict(
@@ -106,21 +106,21 @@ def run_config(batch_size, fields):
 
 def compiled_step(batch_size, num_devices, fields, device):
   """The step of a case, compiled for `num_devices` of that GPU."""
-  from pgjax import compiled
   from pgjax.distributed import mesh as mesh_lib
   from pgjax.models import paligemma
   from pgjax.params import of_model
   from pgjax.params import rules as param_rules
+  from pgjax.planning import compiler
   from pgjax.training import optimizer
   from pgjax.training import state as train_state
   from pgjax.training import step as step_lib
 
   config = run_config(batch_size, fields)
-  mesh = mesh_lib.make_mesh([("data", -1)], compiled.devices(device, num_devices))
+  mesh = mesh_lib.make_mesh([("data", -1)], compiler.devices(device, num_devices))
   model = paligemma.Model(**config.model)
   tx = optimizer.make(config, 1000, param_rules.trained_names(of_model.rules(model, config)))
   state = train_state.abstract_state(model, tx, config, mesh)
-  batch = compiled.abstract_batch(config, mesh)
+  batch = compiler.abstract_batch(config, mesh)
   return step_lib.jitted(model, tx, config, mesh).lower(state, batch).compile()
 
 

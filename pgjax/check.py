@@ -16,15 +16,19 @@ from typing import Any
 
 import jax
 
-from pgjax import batch_picture, cli, disk, findings, inspection, inspection_boxes, inspection_page
+from pgjax import cli, disk
 from pgjax.checkpoints import tokenizers
 from pgjax.data import loader as loader_lib
 from pgjax.data import pipeline
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.data.loader import Layout, Loader
+from pgjax.data_check import boxes as box_check
+from pgjax.data_check import findings, scan
+from pgjax.data_check import page as check_page
 from pgjax.errors import UserError
 from pgjax.formats import seg_vae_npz
 from pgjax.models import paligemma, seg_vae
+from pgjax.visualization import batch as draw_batch
 
 MAX_TEXTS = 200_000  # Of each data set; beyond, every second or third one is taken.
 
@@ -41,16 +45,16 @@ def main(args: Any) -> int:
   found += more
   training = [split.loader for split, _ in opened if not split.name.startswith("evals.")]
   pictures = list(draw(config, training, tokenizer, args.num))
-  report = inspection_page.report(facts)
-  told = inspection_page.told(found) or "Nothing found that is wrong."
+  report = check_page.report(facts)
+  told = check_page.told(found) or "Nothing found that is wrong."
   for name, png, _ in pictures:
     write(out / f"{name}.png", png)
-  page = inspection_page.page(args.config_spec, facts, found, pictures)
-  as_json = inspection_page.as_json(args.config_spec, facts, found)
+  page = check_page.page(args.config_spec, facts, found, pictures)
+  as_json = check_page.as_json(args.config_spec, facts, found)
   write(out / "report.txt", f"{args.config_spec}\n\n{report}\n\n{told}\n".encode())
   write(out / "check.json", (json.dumps(as_json, indent=2) + "\n").encode())
   write(out / "check.html", page.encode())
-  say(f"\n{report}\n\n{told}\n\n{inspection_page.verdict(found)}; {out / 'check.html'}")
+  say(f"\n{report}\n\n{told}\n\n{check_page.verdict(found)}; {out / 'check.html'}")
   return int(any(f.level == findings.ERROR for f in found))
 
 
@@ -76,7 +80,7 @@ def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
 # Opening
 
 
-def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[inspection.Split, str]], list]:
+def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[scan.Split, str]], list]:
   """([(split, what its data is)], what could not be opened); the training data first."""
   opened, found = [], []
   allow = config.input.allow_truncated
@@ -92,7 +96,7 @@ def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[inspection.Split, 
       for part in parts:
         loader = Loader(part, section.pp, tokenizer, layout, config.seed)
         own = name if len(parts) == 1 else f"{name}/{part.name}"
-        split = inspection.Split(own, loader, answer, length, allow)
+        split = scan.Split(own, loader, answer, length, allow)
         opened.append((split, described(section.data, part, parts)))
     except UserError as error:
       found.append(findings.Finding("not opened", name, 1, None, (str(error),)))
@@ -112,19 +116,19 @@ def described(data: Any, part: loader_lib.Part, parts: list[loader_lib.Part]) ->
 # Looking
 
 
-def look(opened: list[tuple[inspection.Split, str]], config: Any, max_images: int):
+def look(opened: list[tuple[scan.Split, str]], config: Any, max_images: int):
   """({name: facts}, findings); data that several ask for is looked at once, its texts each time."""
   facts: dict[str, Any] = {}
   found: list[findings.Finding] = []
   seen_of: dict[str, tuple[str, dict[int, str]]] = {}
-  trained: list[tuple[inspection.Split, inspection.Seen]] = []
+  trained: list[tuple[scan.Split, scan.Seen]] = []
   training = None
   for split, data in opened:
     total = len(split.source)
-    rows = inspection.evenly(total, MAX_TEXTS)
+    rows = scan.evenly(total, MAX_TEXTS)
     say(f"Looking at {split.name}: {total:,} examples")
     of_texts = findings.Book(split.name, split.source.where)
-    texts, answers = inspection.texts(split, rows, of_texts)
+    texts, answers = scan.texts(split, rows, of_texts)
     facts[split.name] = dict(data=data, examples=total, texts=texts)
     news = of_texts.findings(len(rows))
     if data in seen_of:
@@ -132,32 +136,32 @@ def look(opened: list[tuple[inspection.Split, str]], config: Any, max_images: in
       told = {(f.kind, f.examples) for f in found}
       found += [f for f in news if (f.kind, f.examples) not in told]
       continue
-    own, digests, more = of_raw(split, config, rows, inspection.evenly(total, max_images))
+    own, digests, more = of_raw(split, config, rows, scan.evenly(total, max_images))
     facts[split.name] |= own
     seen_of[data] = split.name, digests
-    seen = inspection.Seen(digests, answers)
+    seen = scan.Seen(digests, answers)
     of_pairs = findings.Book(split.name, split.source.where)
-    inspection.repeats(seen, split.source.where, of_pairs)
+    scan.repeats(seen, split.source.where, of_pairs)
     if split.name.startswith("evals."):
-      training = inspection.of_training(trained) if training is None else training
-      inspection.leaks(seen, training, of_pairs)
+      training = scan.of_training(trained) if training is None else training
+      scan.leaks(seen, training, of_pairs)
     else:
       trained.append((split, seen))
     found += [*news, *more, *of_pairs.findings(len(digests))]
   return facts, found
 
 
-def of_raw(split: inspection.Split, config: Any, rows: list[int], with_images: list[int]):
+def of_raw(split: scan.Split, config: Any, rows: list[int], with_images: list[int]):
   """(facts, {index: digest of its images}, findings) of what does not depend on pp."""
   source = split.source
   of_rows, of_images = (findings.Book(split.name, source.where) for _ in range(2))
-  facts: dict[str, Any] = dict(columns=inspection.columns(split, rows, of_rows))
-  if masked := inspection_boxes.objects_with_masks(source, rows, of_rows):
+  facts: dict[str, Any] = dict(columns=scan.columns(split, rows, of_rows))
+  if masked := box_check.objects_with_masks(source, rows, of_rows):
     facts["masks"] = mask_facts(masked, config, of_rows)
   if dropped := getattr(source, "dropped", None):
     of_rows.add("left out", ", ".join(f"{n} {why}" for why, n in sorted(dropped.items())))
   threads = config.input.num_threads
-  facts["images"], digests = inspection.pictures(split, with_images, threads, of_images)
+  facts["images"], digests = scan.pictures(split, with_images, threads, of_images)
   found = of_rows.findings(len(rows)) + of_images.findings(len(with_images))
   return facts, digests, found
 
@@ -169,7 +173,7 @@ def mask_facts(masked: list[tuple], config: Any, book: findings.Book) -> dict[st
   except UserError as error:
     return dict(number=len(masked), mean_iou=None, why_not=str(error))
   coder = (functools.partial(seg_vae.encode, params), functools.partial(seg_vae.decode, params))
-  facts = inspection_boxes.mask_round_trips(masked, coder, book)
+  facts = box_check.mask_round_trips(masked, coder, book)
   return facts | dict(why_not="none of them can be coded")
 
 
@@ -186,7 +190,7 @@ def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterat
   """(name, PNG bytes, (prompt, answer)) of the run's first examples that can be made."""
   if not loaders:
     return
-  patches = batch_picture.patches_of(paligemma.Model(**config.model), config.res)
+  patches = draw_batch.patches_of(paligemma.Model(**config.model), config.res)
   stream, weights = pipeline.mixture(loaders, config.seed), mask_weights(config)
   try:
     seg_vae_npz.load(weights)
@@ -200,7 +204,7 @@ def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterat
       row = stream[g]
     except Exception:  # As inspection does: one example that no op can take ends nothing.
       continue
-    picture = batch_picture.example(
+    picture = draw_batch.example(
       row.arrays,
       tokenizer,
       title=f"Example {g} of the run",
@@ -209,7 +213,7 @@ def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterat
     )
     file = io.BytesIO()
     picture.save(file, "PNG")
-    yield f"example_{g}", file.getvalue(), batch_picture.answer_of(row.arrays, tokenizer)
+    yield f"example_{g}", file.getvalue(), draw_batch.answer_of(row.arrays, tokenizer)
     drawn += 1
 
 

@@ -12,11 +12,13 @@ import pathlib
 import threading
 from typing import Any
 
-from pgjax import answering, cache_dir, cli, decoders, pictures
+from pgjax import cache_dir, cli
 from pgjax.checkpoints import resolve
 from pgjax.data import images
 from pgjax.data.sources import memory
 from pgjax.errors import UserError
+from pgjax.inference import decoder_cache, engine
+from pgjax.visualization import images as draw_images
 
 log = logging.getLogger("pgjax")
 
@@ -40,10 +42,10 @@ def main(args: Any) -> None:
   gradio = imported()
   if not 1 <= args.port <= 65_535:
     raise UserError(f"--port={args.port} must be a number from 1 to 65535.")
-  opened = answering.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
+  opened = engine.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
   for note in opened.notes:
     log.info(note)
-  answerer = answering.Engine(opened)
+  answerer = engine.Engine(opened)
   start(page(gradio, answerer), gradio, args.port)
   log.info("http://%s:%d answers from %s; Ctrl-C ends it.", HOST, args.port, opened.source.name)
   threading.Event().wait()
@@ -79,7 +81,7 @@ def start(blocks: Any, gradio: Any, port: int) -> None:
     raise UserError(f"--port={port} cannot be used ({error}); choose another.") from None
 
 
-def page(gradio: Any, answerer: answering.Engine) -> Any:
+def page(gradio: Any, answerer: engine.Engine) -> Any:
   """The components and what the button does."""
   settings = answerer.opened.settings
   methods = list(dict.fromkeys([settings.decode, *METHODS]))
@@ -107,7 +109,7 @@ def page(gradio: Any, answerer: answering.Engine) -> Any:
 
     def ask(path, text, how, most, rule):
       try:
-        chosen = decoders.Settings(how, int(most), rule.strip() or None)
+        chosen = decoder_cache.Settings(how, int(most), rule.strip() or None)
         return asked(answerer, path, text, chosen)
       except UserError as error:
         said = dict(duration=None, title="Not answered", print_exception=False)
@@ -120,7 +122,7 @@ def page(gradio: Any, answerer: answering.Engine) -> Any:
 
 
 def asked(
-  answerer: answering.Engine, path: str | None, prompt: str, settings: decoders.Settings
+  answerer: engine.Engine, path: str | None, prompt: str, settings: decoder_cache.Settings
 ) -> tuple[str, Any, str]:
   """(answer, picture with its boxes and masks or None, tokens as HTML)."""
   if path is None:
@@ -129,23 +131,23 @@ def asked(
   if len(encoded) > MOST_BYTES:
     raise UserError(f"The file has {len(encoded):,} bytes; at most {MOST_BYTES:,} are taken.")
   one = memory.InMemory([dict(image=encoded, prefix=prompt)], ["This question"])
-  questions = answering.loader(opened, one)
-  answering.check(opened, questions, settings)
+  questions = engine.loader(opened, one)
+  engine.check(opened, questions, settings)
   [answer] = answerer.answers(questions, settings, 1)
-  return answer.text, picture(encoded, answering.objects_of(opened, answer)), shown(opened, answer)
+  return answer.text, picture(encoded, engine.objects_of(opened, answer)), shown(opened, answer)
 
 
 def picture(encoded: bytes, parsed: Any) -> Any:
   """The image with the objects; None where the answer has none."""
   if not parsed.objects:
     return None
-  drawn, said = pictures.marked(images.decode(encoded), parsed.objects)
+  drawn, said = draw_images.marked(images.decode(encoded), parsed.objects)
   if said:
     log.warning(said)
   return drawn
 
 
-def shown(opened: answering.OpenCheckpoint, answer: answering.Answer) -> str:
+def shown(opened: engine.OpenCheckpoint, answer: engine.Answer) -> str:
   """Each token over its probability."""
   spans = []
   for token, logp in zip(answer.tokens, answer.logp, strict=True):

@@ -5,36 +5,19 @@ another one, for other data, other evaluators or weights in another format, and
 --config.evals.x.y=... changes a field of either.
 """
 
-import hashlib
-import importlib.metadata
 import json
 import pathlib
-import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
-import jax
-import optax
-
-import pgjax
-from pgjax import cache_dir, cli, disk, evals, journal, report
-from pgjax.checkpoints import checksums as checksums_lib
-from pgjax.checkpoints import frozen_spec, orbax_params, resolve, watchers
-from pgjax.checkpoints import load as load_params
+from pgjax import cache_dir, cli, disk
+from pgjax.checkpoints import resolve, watchers
 from pgjax.checkpoints import source as source_lib
 from pgjax.checkpoints import workdir as workdir_lib
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
-from pgjax.data import tokenizer as tokenizer_lib
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import processes, sharding
+from pgjax.distributed import processes
 from pgjax.errors import UserError
-from pgjax.models import paligemma
-from pgjax.params import of_model
-from pgjax.params import tree as param_tree
+from pgjax.evaluation import score_checkpoint
 from pgjax.training import run_log
-from pgjax.training import state as train_state
 
 POLL_SECONDS = 10.0  # How often --watch looks for a new step.
 FIRST_POLL_SECONDS = 0.5  # And for the workdir: the run keeps no step for somebody it has not seen.
@@ -47,7 +30,7 @@ def main(args: Any) -> None:
     watch(args, out)
   else:
     source = source_lib.open_source(args.ckpt, args.step, ema=args.ema)
-    Scoring(args, source).score(source, out)
+    score_checkpoint.Scoring(args, source).score(source, out)
 
 
 def watch(args: Any, out: pathlib.Path) -> None:
@@ -82,7 +65,7 @@ def watch(args: Any, out: pathlib.Path) -> None:
       unreadable.add(todo[0])
       continue
     if scoring is None or not scoring.fits(source):
-      scoring = Scoring(args, source)
+      scoring = score_checkpoint.Scoring(args, source)
     try:
       scoring.score(source, out / f"step_{todo[0]}")
     except UserError:
@@ -112,224 +95,11 @@ def _announce(workdir: pathlib.Path, out: pathlib.Path, scored: set[int], log: A
 def is_scored(out: pathlib.Path, args: Any) -> bool:
   """Are there complete results of the same command? metrics.json is written last."""
   try:
-    return json.loads((out / "metrics.json").read_text())["about"]["flags"] == asked(args)
+    return json.loads((out / "metrics.json").read_text())["about"][
+      "flags"
+    ] == score_checkpoint.asked(args)
   except (OSError, ValueError, KeyError, TypeError):
     return False
-
-
-def asked(args: Any) -> dict[str, Any]:
-  """What decides the results of a checkpoint, as it was written."""
-  return dict(
-    evals=args.evals,
-    ema=args.ema,
-    quantize=args.quantize,
-    config=args.config_spec,
-    overrides=dict(args.overrides),
-  )
-
-
-class Scoring:
-  """All that several checkpoints of a run have in common: data, mesh, compiled programs."""
-
-  def __init__(self, args: Any, source: source_lib.Source):
-    """Everything that can be wrong is told here, before parameters are read."""
-    self.args, self.log = args, run_log.Log(None, main=processes.is_main())
-    self.config = config = args.config or saved_config(source, args.overrides)
-    as_run = source.run and "params" in source.run.config
-    with config.unlocked():
-      if args.quantize:
-        config.params = frozen_spec.frozen_rules(source, args.quantize)
-      elif as_run:  # How its leaves are kept the run says.
-        config.params = source.run.config["params"]
-    self.mesh = mesh_lib.start(config.mesh)
-    self.tokenizer = (
-      tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
-      if source.tokenizer is not None
-      else tokenizer_lib.load(config.tokenizer)
-    )
-    self.model = paligemma.Model(**config.model)
-    self.abstract = (
-      train_state.abstract_state(self.model, optax.identity(), config, self.mesh).params
-      if args.quantize
-      else abstract_params(self.model, config, self.mesh, source)
-    )
-    self.evaluators = evals.make(
-      config,
-      self.model,
-      self.mesh,
-      self.tokenizer,
-      sharding.shardings_of(self.abstract),
-      evals.matching(config, args.evals),
-    )
-    self._of = _what_matters(source)
-
-  def fits(self, source: source_lib.Source) -> bool:
-    """Is this another step of the same run, with the same settings?"""
-    return _what_matters(source) == self._of
-
-  def score(self, source: source_lib.Source, out: pathlib.Path) -> None:
-    """All evaluators that --evals matches, on the parameters of one checkpoint."""
-    out.mkdir(exist_ok=True)
-    for note in source.notes:
-      self.log.say(note)
-    self.log.say(f"Scoring {source.path} on {self.mesh.size} x {self.mesh.devices.flat[0]}")
-    with self.log.waiting("Loading the parameters"):
-      leaves = of_model.stored_params(self.model, self.config)
-      params = restored(source, self.abstract, leaves, converted=self.args.quantize)
-    about = facts(self, source, params)
-    results, journals = {}, []
-    for evaluator in self.evaluators:
-      name = evaluator.name
-      same = {n: about[n] for n in ("checkpoint", "config_sha256", "tokenizer_sha256")}
-      journals.append(journal.Journal(out, name, same | about["evals"][name]))
-      if done := len(journals[-1].batches):
-        self.log.say(f"{name}: {done} of {len(evaluator.batches)} batches were scored before.")
-      began = time.monotonic()
-      with self.log.waiting(f"Evaluating {name}, {evaluator.batches.num_examples:,} examples"):
-        results[name] = evals.run(
-          evaluator,
-          params,
-          mesh=self.mesh,
-          tokenizer=self.tokenizer,
-          journal=journals[-1],
-        )
-      about["evals"][name] |= dict(
-        data_sha256=results[name].data_sha256,
-        first_prompt=results[name].rows[0]["prompt"],
-        seconds=round(time.monotonic() - began, 3),
-      )
-    scores = {name: value for result in results.values() for name, value in result.scores.items()}
-    self.log.say("\n".join(f"{name} = {value:.6g}" for name, value in scores.items()))
-    if processes.is_main():
-      self._append_to_run(source, scores)
-      write(self, out, source, about, scores, results)
-    for each in journals:
-      each.close(finished=True)
-    self.log.say(f"Written to {out}: metrics.json, predictions.jsonl, report.html")
-
-  def _append_to_run(self, source: source_lib.Source, scores: Mapping[str, float]) -> None:
-    """To the TensorBoard of the run, if this is a checkpoint in its workdir."""
-    if source.run and source.run.path.parent.name == workdir_lib.FOLDER:
-      try:
-        run_log.append_scores(source.run.path.parents[1], source.run.step, scores)
-      except OSError as error:
-        self.log.say(f"The run's TensorBoard does not get the scores: {error}.")
-
-
-def _what_matters(source: source_lib.Source) -> Any:
-  return source.run and (source.run.config, source.run.shapes, source.averages)
-
-
-def facts(scoring: Scoring, source: source_lib.Source, params: Any) -> dict[str, Any]:
-  """What the scores were made of, for metrics.json; the same facts, the same scores."""
-  config = disk.plain(scoring.config.to_dict())
-  sums = jax.device_get(checksums_lib.jitted_checksums()(param_tree.flatten(params)))
-  return dict(
-    flags=asked(scoring.args),
-    checkpoint=dict(
-      path=str(source.path),
-      step=source.run.step if source.run else 0,
-      averages=source.averages,
-      sha256=_sha256({name: int(value) for name, value in sums.items()}),
-    ),
-    config_sha256=_sha256(config),
-    tokenizer_sha256=scoring.tokenizer.sha256,
-    evals={
-      evaluator.name: dict(
-        decode=evaluator.section.decode or scoring.config.decode,
-        grammar=evaluator.section.grammar,
-        max_decode_len=evaluator.section.max_decode_len,
-        dtype=scoring.config.dtype,
-        cache_dtype=scoring.model.llm_config.cache_dtype or scoring.config.dtype,
-        seed=scoring.config.seed,
-        config_sha256=_sha256(config["evals"][evaluator.name]),
-        examples=evaluator.batches.num_examples,
-        batch_size=evaluator.section.batch_size,
-      )
-      for evaluator in scoring.evaluators
-    },
-    versions=versions(),
-  )
-
-
-def versions() -> dict[str, str]:
-  """Of the software, and what it ran on."""
-  names = ("jax", "jaxlib", "flax", "numpy", "pillow", "sentencepiece", "grain")
-  found = {name: importlib.metadata.version(name) for name in names}
-  return dict(
-    found,
-    pgjax=pgjax.__version__,
-    python=sys.version.split()[0],
-    device=jax.devices()[0].device_kind,
-  )
-
-
-def _sha256(value: Any) -> str:
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def saved_config(source: source_lib.Source, overrides: Any) -> Any:
-  """The config that a checkpoint of pgjax.train was saved with."""
-  saved = source.run.config if source.run else {}
-  if "evals" not in saved:
-    raise UserError(
-      f"--ckpt={source.name} holds weights without a config that says what to score: give --config."
-    )
-  return config_validate.validated(config_load.overridden(config_load.from_dict(saved), overrides))
-
-
-def restored(
-  source: source_lib.Source, abstract: Any, leaves: Any, *, converted: Any = None
-) -> Any:
-  """The parameters on the mesh; `converted`: not kept as in the checkpoint."""
-  if source.run and not converted:
-    checksums = checksums_lib.jitted_checksums()
-    return orbax_params.restore_params(source.run, abstract, checksums, averages=source.averages)
-  return load_params.load(source.leaves, abstract, leaves, source.name, source.adapters)
-
-
-def abstract_params(model: Any, config: Any, mesh: Any, source: source_lib.Source) -> Any:
-  """Shapes and shardings for this mesh, with the dtypes that the checkpoint has.
-
-  A leaf into which an adapter is folded is float32, as the sum is.
-  """
-  params = train_state.abstract_state(model, optax.identity(), config, mesh).params
-  rules = of_model.rules(model, config)
-  folded = {name for name in source.adapters if rules[name].kind != "lora"}
-
-  def as_stored(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    dtype = "float32" if name in folded else source.leaves.get(name, leaf).dtype
-    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
-
-  return jax.tree_util.tree_map_with_path(as_stored, params)
-
-
-def write(scoring: Scoring, out, source, about, scores, results) -> None:
-  """The files of one checkpoint; metrics.json, which says that all is there, comes last."""
-  step = about["checkpoint"]["step"]
-  seen = dict(checkpoint=about["checkpoint"]["path"], step=step, averages=source.averages)
-  splits = [
-    report.Split(
-      e.name,
-      results[e.name].rows,
-      results[e.name].parts,
-      e.batches.image,
-      e.section.mask_weights,
-    )
-    for e in scoring.evaluators
-  ]
-  published = {
-    f"{e.name}/{score}": mean
-    for e in scoring.evaluators
-    for score, mean in e.section.published.items()
-  }
-  with disk.disk_errors(out):
-    title = f"pgjax: step {step}" if step else f"pgjax: {source.path.name}"
-    (out / "report.html").write_text(report.page(title, seen, scores, splits, paper=published))
-    (out / "config.json").write_text(json.dumps(scoring.config.to_dict(), indent=1) + "\n")
-  together = [dict(eval=split.name) | row for split in splits for row in split.rows]
-  evals.write(out, seen | scores | dict(published=published, about=about), together)
 
 
 FLAGS = [

@@ -14,9 +14,14 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh
 
-from pgjax import cli, compiled, gpus, plan_page, plan_picture, plan_table, suggest
+from pgjax import cli
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
+from pgjax.planning import autotune, gpus
+from pgjax.planning import compiler as compiler_lib
+from pgjax.planning import figure as plan_figure
+from pgjax.planning import page as plan_page
+from pgjax.planning import table as plan_table
 
 DEFAULT = "H100"
 METHODS = "full,no_vit,attention,lora,qlora"
@@ -29,7 +34,7 @@ def main(args: Any) -> None:
   jax.config.update("jax_platforms", "cpu")
   name, gpu, limit_bytes = device(args)
   check(args)
-  target = name if compiled.can_compile_for_gpus() else None
+  target = name if compiler_lib.can_compile_for_gpus() else None
   about = About(name, gpu, limit_bytes, target)
   data = (table if args.table else search if args.suggest else one)(args, about)
   if args.json:
@@ -47,12 +52,12 @@ class About(NamedTuple):
 
 def one(args: Any, about: About) -> dict[str, Any]:
   """The page of the run."""
-  with compiled.Compiler(about.target, args.devices) as compiler:
+  with compiler_lib.Compiler(about.target, args.devices) as compiler:
     step = compiler.step(args.config, args.devices)
   of = (args.config, args.config_spec, step, about.name, about.gpu, about.limit_bytes, args.mfu)
   say(plan_page.page(*of))
   if args.picture:
-    plan_picture.bar(
+    plan_figure.bar(
       args.picture, step.need, about.limit_bytes, f"{args.config_spec} on {about.name}"
     )
   return plan_page.as_json(*of)
@@ -70,7 +75,7 @@ def table(args: Any, about: About) -> dict[str, Any]:
   for row in plan_table.rows(
     cases,
     make_config,
-    lambda: compiled.Compiler(about.target, args.devices),
+    lambda: compiler_lib.Compiler(about.target, args.devices),
     batches=batches,
     num_devices=args.devices,
     limit_bytes=about.limit_bytes,
@@ -81,7 +86,7 @@ def table(args: Any, about: About) -> dict[str, Any]:
   if about.target is None:
     say(plan_page.FOR_CPU)
   if args.picture:
-    plan_picture.grid(args.picture, rows, about.name, about.limit_bytes)
+    plan_figure.grid(args.picture, rows, about.name, about.limit_bytes)
   found = [plan_table.as_json(row, about.limit_bytes) for row in rows]
   return dict(device=about.name, compiled_for=about.target or "cpu", rows=found)
 
@@ -89,8 +94,8 @@ def table(args: Any, about: About) -> dict[str, Any]:
 def search(args: Any, about: About) -> dict[str, Any]:
   """The fastest setting that fits."""
   candidates = []
-  with compiled.Compiler(about.target, args.devices) as compiler:
-    for candidate in suggest.tried(
+  with compiler_lib.Compiler(about.target, args.devices) as compiler:
+    for candidate in autotune.candidates(
       args.config,
       lambda config: compiler.step(config, args.devices),
       gpu=about.gpu,
@@ -99,18 +104,18 @@ def search(args: Any, about: About) -> dict[str, Any]:
       num_devices=args.devices,
     ):
       candidates.append(candidate)
-      say(suggest.line(candidate))
-  say(suggest.verdict(candidates))
+      say(autotune.line(candidate))
+  say(autotune.verdict(candidates))
   if about.target is None:
     say(plan_page.FOR_CPU)
-  if args.picture and (chosen := suggest.best(candidates)):
-    plan_picture.bar(
+  if args.picture and (chosen := autotune.best(candidates)):
+    plan_figure.bar(
       args.picture,
       chosen.step.need,
       about.limit_bytes,
       f"{args.config_spec} with what is suggested, on {about.name}",
     )
-  return dict(device=about.name, candidates=[suggest.as_json(c) for c in candidates])
+  return dict(device=about.name, candidates=[autotune.as_json(c) for c in candidates])
 
 
 def device(args: Any) -> tuple[str, gpus.Gpu, float]:
@@ -141,7 +146,7 @@ def check(args: Any) -> None:
   if args.processes < 1:
     raise UserError(f"--processes={args.processes} must be a whole number >= 1.")
   if args.picture:
-    plan_picture.check(args.picture)
+    plan_figure.check(args.picture)
 
 
 def whole(text: str, flag: str) -> int:

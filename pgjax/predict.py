@@ -12,11 +12,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from pgjax import answering, cache_dir, cli, decoders, disk, pictures
+from pgjax import cache_dir, cli, disk
 from pgjax.checkpoints import resolve
 from pgjax.data import images
 from pgjax.data.sources import memory, registry
 from pgjax.errors import UserError
+from pgjax.inference import decoder_cache, engine
+from pgjax.visualization import images as draw_images
 
 log = logging.getLogger("pgjax")
 
@@ -26,18 +28,18 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 def main(args: Any) -> None:
   """Checks everything that can be before the weights are read."""
   check_flags(args)
-  opened = answering.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
-  settings = decoders.Settings(
+  opened = engine.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
+  settings = decoder_cache.Settings(
     args.decode or opened.settings.decode,
     args.max_decode_len or opened.settings.max_decode_len,
     args.grammar,
     args.seed,
   )
-  questions = answering.loader(opened, asked(args))
-  sizes = answering.check(opened, questions, settings)
+  questions = engine.loader(opened, asked(args))
+  sizes = engine.check(opened, questions, settings)
   for note in opened.notes:
     log.info(note)
-  answerer = answering.Engine(opened)
+  answerer = engine.Engine(opened)
   batch_size = args.batch_size or opened.batch_size
   answers = answerer.answers(questions, settings, batch_size)
   if args.jsonl:
@@ -47,11 +49,11 @@ def main(args: Any) -> None:
     return
   [answer] = answers
   if args.json:
-    sys.stdout.write(json.dumps(answering.as_json(opened, answer, sizes[0], settings)) + "\n")
+    sys.stdout.write(json.dumps(engine.as_json(opened, answer, sizes[0], settings)) + "\n")
   else:
     sys.stdout.write(answer.text + "\n")
   if args.draw:
-    draw(args, answering.objects_of(opened, answer).objects)
+    draw(args, engine.objects_of(opened, answer).objects)
 
 
 def check_flags(args: Any) -> None:
@@ -97,7 +99,7 @@ def lines(source, answers, sizes, opened, settings, *, everything: bool) -> Iter
   for i, answer in enumerate(answers):
     row = dict(id=source.texts(i)["id"], prompt=answer.prompt, prediction=answer.text)
     if everything:
-      row |= answering.as_json(opened, answer, sizes[i], settings)
+      row |= engine.as_json(opened, answer, sizes[i], settings)
     else:
       row |= dict(logp=sum(answer.logp))
     yield json.dumps(row, ensure_ascii=False) + "\n"
@@ -118,7 +120,7 @@ def write(args: Any, made: Iterator[str]) -> None:
 
 def draw(args: Any, objects: Any) -> None:
   """The first image as it is in its file, with the boxes and masks of the answer."""
-  picture, said = pictures.marked(images.decode(image_bytes(args.image[0])), objects)
+  picture, said = draw_images.marked(images.decode(image_bytes(args.image[0])), objects)
   if said:
     log.warning(said)
   path = pathlib.Path(args.draw).expanduser()

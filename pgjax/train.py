@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pgjax import batch_picture, cache_dir, cli, disk, evals, flops, gpus, out_of_memory
+from pgjax import cache_dir, cli, disk
 from pgjax.checkpoints import checksums, initial, tokenizers
 from pgjax.checkpoints import saver as saver_lib
 from pgjax.config import durations
@@ -25,13 +25,16 @@ from pgjax.distributed import mesh as mesh_lib
 from pgjax.distributed import processes as processes_lib
 from pgjax.distributed import sharding
 from pgjax.errors import UserError
+from pgjax.evaluation import evaluator as evaluator_lib
 from pgjax.models import paligemma
 from pgjax.params import of_model
 from pgjax.params import table as param_table
+from pgjax.planning import flops, gpus, out_of_memory
 from pgjax.training import ema, optimizer, run_log, stochastic_rounding
 from pgjax.training import state as train_state
 from pgjax.training import step as step_lib
 from pgjax.training import summary as summary_lib
+from pgjax.visualization import batch as draw_batch
 
 AGREE_STEPS = 10  # Several processes ask each other this often whether one of them should stop.
 
@@ -51,8 +54,8 @@ def main(args: Any) -> None:
   tx = make_optimizer(config, model, total_steps, data.num_examples)
   abstract = train_state.abstract_state(model, tx, config, mesh)
   places = sharding.shardings_of(abstract.params)
-  every = evals.of_training(config, total_steps, data.num_examples)
-  evaluators = evals.make(config, model, mesh, tokenizer, places, every)
+  every = evaluator_lib.of_training(config, total_steps, data.num_examples)
+  evaluators = evaluator_lib.make(config, model, mesh, tokenizer, places, every)
   saver = make_saver(config, workdir, tokenizer, data, total_steps, log)
   say_start_page(log, config, mesh, model, abstract, data, evaluators, total_steps)
   answer = out_of_memory.Answer(config, model, abstract, mesh)
@@ -61,7 +64,7 @@ def main(args: Any) -> None:
   first = next(data := data.at(position["step"]))
   log.say(summary_lib.example(first, tokenizer) + "\n")
   if position["step"] == 0 and processes_lib.is_main():
-    log.say(batch_picture.of_run(first, tokenizer, workdir / "check", model))
+    log.say(draw_batch.of_run(first, tokenizer, workdir / "check", model))
   with answer:
     train_step = answer.program = compile_step(config, model, tx, mesh, abstract, first, log)
   log.start(
@@ -87,7 +90,7 @@ class Run(NamedTuple):
   workdir: Any
   tokenizer: Any
   total_steps: int
-  evaluators: list[evals.Evaluator]
+  evaluators: list[evaluator_lib.Evaluator]
   saver: saver_lib.Saver
   log: run_log.Log
   feed: device_feed.DeviceFeed
@@ -107,7 +110,7 @@ class Run(NamedTuple):
 
   def evaluate(self, step: int, state: Any, stop: "Stop") -> dict[str, float] | None:
     """The scores of what is due; None if it was not run to its end."""
-    return evals.run_due(
+    return evaluator_lib.run_due(
       self.evaluators,
       step,
       ema.scored(state),

@@ -201,8 +201,8 @@ def test_losses_and_parameters_of_twenty_updates(golden):
 
 def decoded(golden, method):
   """(tokens, log-probabilities) of the file's prompts."""
-  from pgjax import decode
   from pgjax.config import decode_method
+  from pgjax.inference import decode
 
   settings, variables = golden.meta["decode"], golden.tree("params/")
   batch = golden.flat("decode/")

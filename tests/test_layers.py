@@ -30,16 +30,6 @@ LINE = [
 ]
 COMMANDS = {"train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"}
 GROUND = {"metrics", "datasets", "errors", "disk", "cache_dir"}
-# Modules that have not moved yet, by the package that they will be in.
-HOME = {
-  "evaluation": "evals scorers journal report report_split",
-  "data_check": "inspection inspection_boxes findings inspection_page",
-  "planning": "compiled gpus hlo memory flops step_time out_of_memory switches suggest plan_page"
-  " plan_table plan_picture",
-  "inference": "decode search grammar json_grammar at_hand token_mask decoders answering",
-  "visualization": "draw pictures batch_picture",
-}
-PLACE = {name: home for home, names in HOME.items() for name in names.split()}
 
 # What it is -> the modules (a package, or a file of it) that may name it.
 IMPORT_DOORS = {
@@ -53,8 +43,8 @@ IMPORT_DOORS = {
   "gradio": {"demo"},
   "sentencepiece": {"data/tokenizer"},
   "grain": {"data"},
-  "matplotlib": {"plan_picture"},
-  "PIL": {"data", "datasets", "draw", "pictures", "batch_picture", "metrics/segmentation"},
+  "matplotlib": {"planning/figure"},
+  "PIL": {"data", "datasets", "visualization", "metrics/segmentation"},
   "pycocotools": {"metrics/detection"},
   "pycocoevalcap": {"metrics/caption"},
 }
@@ -62,7 +52,7 @@ TEXT_DOORS = {
   r"\bjax\.jit\b": {
     "training/step",
     "training/state",
-    "decode",
+    "inference/decode",
     "evaluation/likelihood",
     "checkpoints/checksums",
   },
@@ -109,7 +99,7 @@ def place(dotted):
   top = dotted.split(".")[0]
   if top in COMMANDS:
     return "commands"
-  top = "ground" if top in GROUND else PLACE.get(top, top)
+  top = "ground" if top in GROUND else top
   assert top in LINE, f"pgjax.{dotted} has no place: add its package to LINE"
   return top
 

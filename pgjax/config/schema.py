@@ -12,7 +12,7 @@ from pgjax.errors import UserError
 from pgjax.params import names as param_names
 
 DTYPES = ("float32", "bfloat16")
-EVAL_TYPES = (  # Those of scorers.py, and the one that does not decode.
+EVAL_TYPES = (  # Those of evaluation/scorers.py, and the one that does not decode.
   "vqa", "vqav2", "chartqa", "choice", "science_qa", "pope", "tallyqa", "rsvqa", "caption",
   "detection", "segmentation", "json", "predictions", "perplexity",
 )  # fmt: skip

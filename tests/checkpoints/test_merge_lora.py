@@ -8,13 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pgjax import evaluate
 from pgjax.checkpoints import initial as initial_lib
 from pgjax.checkpoints import orbax_params, tokenizers
 from pgjax.checkpoints import source as source_lib
 from pgjax.data import tokenizer
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
+from pgjax.evaluation import score_checkpoint
 from pgjax.formats import lazy_array, npz
 from pgjax.huggingface import peft
 from pgjax.models import paligemma
@@ -23,7 +23,16 @@ from pgjax.params import names as param_names
 from pgjax.params import rules as param_rules
 from pgjax.params import tree as param_tree
 from tests import tiny
-from tests.test_convert import GEMMA2, IMG, RES, SIZES, arrays, assert_same_bits, random_leaves, run
+from tests.commands.test_convert import (
+  GEMMA2,
+  IMG,
+  RES,
+  SIZES,
+  arrays,
+  assert_same_bits,
+  random_leaves,
+  run,
+)
 
 pytestmark = pytest.mark.xdist_group("merging")  # They share what is compiled.
 
@@ -292,6 +301,6 @@ def test_an_adapter_of_peft_is_scored_with_its_sums_in_float32(adapted, base, tm
   model = paligemma.Model(**MODEL)
   for patterns, dtype in (([(".*", "train")], "float32"), (LORA, "bfloat16")):
     config = tiny.config(params=patterns, res=RES)
-    abstract = param_tree.flatten(evaluate.abstract_params(model, config, mesh, source))
+    abstract = param_tree.flatten(score_checkpoint.abstract_params(model, config, mesh, source))
     assert abstract[OUT].dtype == dtype
     assert abstract["llm/final_norm/scale"].dtype == "bfloat16"

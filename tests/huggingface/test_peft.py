@@ -15,7 +15,7 @@ from pgjax.layers import lora
 from pgjax.params import lazy, of_model
 from pgjax.params import names as param_names
 from pgjax.params.rules import Rule
-from tests.test_convert import IMG, LLM, RES
+from tests.commands.test_convert import IMG, LLM, RES
 
 PREFIX = "base_model.model.model."
 LAYER = "language_model.layers.1."

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import torch
 import transformers
 
-from pgjax import cli, convert, decode
+from pgjax import cli, convert
 from pgjax.checkpoints import source as source_lib
 from pgjax.data import tokenizer
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.formats import lazy_array
 from pgjax.huggingface import names as hf_names
+from pgjax.inference import decode
 from pgjax.layers import cross_entropy
 from pgjax.models import paligemma
 from pgjax.params import tree as param_tree

@@ -1,7 +1,7 @@
 """transformers' processor, from the files that pgjax writes: our token ids and our pixels.
 
 Run by `make test-parity`, under transformers 5 and 4.57. The images are looked for as in
-tests/test_prepare.py.
+tests/commands/test_prepare.py.
 """
 
 import json

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_run
 import tiny
 
 from pgjax import disk, evaluate, train
@@ -12,6 +11,7 @@ from pgjax.checkpoints import checksums, saver, source
 from pgjax.checkpoints import workdir as workdir_lib
 from pgjax.params import tree as param_tree
 from pgjax.training import ema
+from tests.commands import test_train as test_run
 
 BATCHES = [tiny.batch(seed=i) for i in range(4)]
 SOME = [

@@ -1,7 +1,7 @@
 """Eight real examples are learned by heart: data, training, checkpoint and decoding agree.
 
 Masks, labels or prompts that differ between training and decoding fail here. The charts, blood
-cells and receipts are looked for as in tests/test_prepare.py.
+cells and receipts are looked for as in tests/commands/test_prepare.py.
 """
 
 import json

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pgjax import cache_dir, gpus
+from pgjax import cache_dir
 from pgjax.errors import UserError
+from pgjax.planning import gpus
 from pgjax.training import run_log
 
 WORK = run_log.Work(examples=8, tokens=80, flops=1e9, peak_flops=1e12)

@@ -1,0 +1,188 @@
+"""How does what was found in the data read? As text, as one HTML file, and as plain data.
+
+The page has the pictures in it, asks nothing from outside, and runs no script; all text comes from
+data and is escaped.
+"""
+
+import base64
+import html
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pgjax.data_check.findings import ERROR, WARNING, Finding
+from pgjax.data_check.scan import Spread
+
+WIDTH = 110  # Characters.
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem;
+  color: #1c1c1c; background: #fff; overflow-wrap: anywhere; }
+h1 { font-size: 1.2rem; } h2 { font-size: 1.1rem; }
+.finding { border: 1px solid #ddd; border-left: 5px solid #d89b1d; border-radius: 4px;
+  padding: .5rem .9rem; margin: .6rem 0; }
+.error { border-left-color: #c0392b; }
+.finding ul { margin: .3rem 0 0; padding-left: 1.2rem; color: #444; font-size: .92em; }
+img { max-width: 100%; border: 1px solid #ddd; border-radius: 4px; margin: .4rem 0; }
+pre { white-space: pre-wrap; background: #f6f6f6; padding: 1rem; border-radius: 4px; }
+"""
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+  """How much is wrong, in a few words."""
+  counts = {level: sum(f.level == level for f in findings) for level in (ERROR, WARNING)}
+  named = [f"{n} {level}{'s' * (n > 1)}" for level, n in counts.items() if n]
+  return " and ".join(named) or "nothing found that is wrong"
+
+
+def told(findings: Sequence[Finding]) -> str:
+  """Errors, then warnings, each with its examples."""
+  lines = []
+  for finding in by_level(findings):
+    lines.append(f"{finding.level}: {finding.sentence}")
+    lines += [f"    {example}" for example in finding.examples]
+    if (more := finding.count - len(finding.examples)) > 0:
+      lines.append(f"    and {more:,} more")
+  return "\n".join(lines)
+
+
+def by_level(findings: Sequence[Finding]) -> list[Finding]:
+  """Errors first."""
+  return sorted(findings, key=lambda f: f.level != ERROR)
+
+
+def report(facts: Mapping[str, Mapping[str, Any]]) -> str:
+  """All facts, a paragraph for each data set."""
+  paragraphs = []
+  for name, of in facts.items():
+    lines = [name]
+    for key, value in _lines(of):
+      first, *more = textwrap.wrap(value, WIDTH - 12, break_on_hyphens=False) or [""]
+      lines += [f"  {key:<10}{first}", *(" " * 12 + line for line in more)]
+    paragraphs.append("\n".join(lines))
+  return "\n\n".join(paragraphs)
+
+
+def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+  lines = [("data", facts["data"]), ("examples", f"{facts['examples']:,}")]
+  if "columns" in facts:
+    columns = [f"{name} ({_types(types)})" for name, types in facts["columns"].items()]
+    lines.append(("columns", ", ".join(columns)))
+  if "images" in facts:
+    lines += _image_lines(facts["images"])
+  lines += _text_lines(facts["texts"])
+  if "masks" in facts:
+    lines.append(("masks", _masks(facts["masks"])))
+  return lines
+
+
+def _types(types: Mapping[str, int]) -> str:
+  if len(types) == 1:
+    return next(iter(types))
+  return ", ".join(f"{count:,} {name}" for name, count in types.items())
+
+
+def _image_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+  text = (
+    f"{facts['read']:,} read in {facts['looked_at']:,} examples, {facts['different']:,} different"
+  )
+  lines = [("images", text)]
+  if facts["per_example"] and facts["per_example"].max > 1:
+    lines.append(("", f"of an example: {spread(facts['per_example'])}"))
+  if facts["width"]:
+    sizes = f"width {spread(facts['width'])}; height {spread(facts['height'])}"
+    lines.append(("", sizes))
+  return lines
+
+
+def _text_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+  looked_at = facts["looked_at"]
+  share = f"{facts['cut'] / looked_at:.2%}" if looked_at else "none"
+  lines = [
+    ("tokens", f"{spread(facts['tokens'])}; text_len={facts['room']}, which cuts {share}"),
+    ("prefixes", f"tokens {spread(facts['prefix_tokens'])}; {_common(facts['prefixes'])}"),
+  ]
+  if facts["answers"]["number"]:
+    answers = f"tokens {spread(facts['answer_tokens'])}; {_common(facts['answers'])}"
+    lines.append(("answers", answers))
+  if "boxes" in facts:
+    boxes = facts["boxes"]
+    classes = ", ".join(f"{name or 'no label'} {count:,}" for name, count in boxes["classes"])
+    masks = f", {boxes['with_mask']:,} with a mask" if boxes["with_mask"] else ""
+    lines.append((
+      "boxes",
+      f"{boxes['objects']:,} in answers{masks}, at most {boxes['most_in_an_answer']} in one; "
+      f"{boxes['answers_without']:,} answers without; {classes}",
+    ))  # fmt: skip
+  return lines
+
+
+def _masks(facts: Mapping[str, Any]) -> str:
+  if facts["mean_iou"] is None:
+    return f"{facts['number']:,}; {facts['why_not']}"
+  return (
+    f"{facts['number']:,}; through their codes {facts['looked_at']} of them keep an IoU of "
+    f"{facts['mean_iou']:.3f} on average, {facts['least_iou']:.3f} at least"
+  )
+
+
+def spread(of: Spread | None) -> str:
+  """ "min 3, median 5, 99% 9, max 12", or "all 64"."""
+  if of is None:
+    return "none"
+  if of.min == of.max:
+    return f"all {of.min:,}"
+  return f"min {of.min:,}, median {of.median:,}, 99% {of.p99:,}, max {of.max:,}"
+
+
+def _common(facts: Mapping[str, Any]) -> str:
+  number = facts["number"]
+  first = ", ".join(
+    f"{_cut(value)!r} {count / number:.1%}" for value, count in facts["commonest"] if count > 1
+  )
+  if first or not number:
+    return f"{facts['different']:,} different" + (f"; commonest {first}" if first else "")
+  return f"{facts['different']:,} different, such as {_cut(facts['commonest'][0][0])!r}"
+
+
+def _cut(text: str) -> str:
+  return text if len(text) <= 60 else text[:57] + "..."
+
+
+def page(spec: str, facts: Mapping[str, Any], findings: Sequence[Finding], pictures) -> str:
+  """HTML; `pictures` are (title, PNG bytes, (prompt, answer))."""
+  parts = [f"<h1>{html.escape(spec)}</h1><p>{html.escape(verdict(findings))}</p>"]
+  for finding in by_level(findings):
+    examples = "".join(f"<li>{html.escape(example)}</li>" for example in finding.examples)
+    parts.append(
+      f'<div class="finding {finding.level}">{finding.level}: {html.escape(finding.sentence)}'
+      f"<ul>{examples}</ul></div>"
+    )
+  parts.append(f"<h2>The data</h2><pre>{html.escape(report(facts))}</pre>")
+  parts.append("<h2>What the model gets</h2>")
+  for title, png, texts in pictures:
+    data = base64.b64encode(png).decode()
+    said = (html.escape(text.strip()) for text in texts)  # In letters that the picture may lack.
+    parts.append("<p>prompt: {}<br>answer: {}</p>".format(*said))
+    parts.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(title)}">')
+  head = f'<meta charset="utf-8"><title>{html.escape(spec)}</title><style>{_STYLE}</style>'
+  view = '<meta name="viewport" content="width=device-width">'
+  return f"<!doctype html><html><head>{view}{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def as_json(spec: str, facts: Mapping[str, Any], findings: Sequence[Finding]) -> dict[str, Any]:
+  """The same as data."""
+  return dict(
+    config=spec,
+    errors=sum(f.level == ERROR for f in findings),
+    warnings=sum(f.level == WARNING for f in findings),
+    findings=[dict(level=f.level, **f._asdict()) for f in by_level(findings)],
+    data={name: _plain(of) for name, of in facts.items()},
+  )
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, Spread):
+    return value._asdict()
+  if isinstance(value, Mapping):
+    return {key: _plain(inner) for key, inner in value.items()}
+  return value

@@ -1,0 +1,348 @@
+"""What is in a data set, and what is wrong with it, before anyone trains on it?
+
+One pass over the texts, as pp makes them, and one over the images, in threads. Facts are plain
+numbers for a report; faults go into a findings.Book. Boxes and masks are in data_check/boxes.py.
+"""
+
+import collections
+import functools
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pgjax.data import images, pipeline
+from pgjax.data import loader as loader_lib
+from pgjax.data_check import boxes as box_check
+from pgjax.data_check.findings import Book
+from pgjax.metrics import structured
+
+COMMONEST = 5
+AHEAD = 64  # Examples that are read before they are needed.
+
+
+class Split(NamedTuple):
+  """One data set of a config, and who asks what of it."""
+
+  name: str  # "training", "evals.val".
+  loader: loader_lib.Loader
+  answer: str  # The column with the true answer, or with a list of them.
+  max_decode_len: int | None  # Where answers are generated.
+  allow_truncated: bool
+
+  @property
+  def source(self) -> Any:
+    """Raw examples."""
+    return self.loader.part.source
+
+
+class Spread(NamedTuple):
+  """Where many numbers lie."""
+
+  min: float
+  median: float
+  p99: float
+  max: float
+
+
+class Text(NamedTuple):
+  """What is asked, and the true answers; none where the data has none."""
+
+  prefix: str
+  answers: tuple[str, ...]
+
+
+def spread(numbers: Iterable[float]) -> Spread | None:
+  """None of nothing."""
+  values = np.asarray(list(numbers))
+  if not values.size:
+    return None
+  at = np.quantile(values, [0, 0.5, 0.99, 1], method="inverted_cdf")
+  return Spread(*(n.item() for n in at))
+
+
+def evenly(total: int, limit: int) -> list[int]:
+  """At most `limit` of `total` positions, from the first on."""
+  count = min(total, limit)
+  return [i * total // count for i in range(count)]
+
+
+# Texts
+
+
+def texts(split: Split, indices: Sequence[int], book: Book) -> tuple[dict[str, Any], dict]:
+  """(facts, {index: Text}): lengths in tokens, what is common, boxes, JSON."""
+  encode = functools.lru_cache(maxsize=1 << 16)(split.loader.tokenizer.encode)
+  found: dict[int, Text] = {}
+  cut: dict[int, str] = {}
+  tokens, prompts, answers = [], [], []
+  for i in indices:
+    try:
+      example, num_tokens, room = split.loader.texts(i)
+      text = text_of(example, split)
+    except Exception as error:  # Whatever an op raises on odd data, the next example is looked at.
+      book.tell("refused", i, _reason(error))
+      continue
+    found[i] = text
+    tokens.append(num_tokens)
+    prompts.append(len(encode(text.prefix)))
+    lengths = [len(encode(answer)) for answer in text.answers]
+    answers += lengths
+    if num_tokens > room:
+      cut[i] = f"{num_tokens} tokens, {room} fit"
+    if lengths and split.max_decode_len and min(lengths) + 1 > split.max_decode_len:
+      needed = f"{min(lengths) + 1} tokens with <eos>, max_decode_len={split.max_decode_len}"
+      book.tell("answer too long", i, needed)
+    _look_at(text, i, book)
+  too_many = not split.allow_truncated and len(cut) > pipeline.MAX_TRUNCATED * len(indices)
+  for i, detail in cut.items():
+    book.tell("too many cut" if too_many else "cut", i, detail)
+  _json(found, book)
+  facts = dict(
+    looked_at=len(indices),
+    tokens=spread(tokens),
+    room=split.loader.layout.text_len,
+    cut=len(cut),
+    prefix_tokens=spread(prompts),
+    answer_tokens=spread(answers),
+    prefixes=common(text.prefix for text in found.values()),
+    answers=common(answer for text in found.values() for answer in text.answers),
+  )
+  return facts | box_check.facts(text.answers for text in found.values()), found
+
+
+def text_of(example: dict[str, Any], split: Split) -> Text:
+  """Of an example after pp; where pp has made tokens of its texts, of these."""
+  if "prefix" in example:
+    return Text(example["prefix"], answers_of(example.get(split.answer)))
+  ids, ar = np.asarray(example["text"]), np.asarray(example["mask_ar"])
+  decode = split.loader.tokenizer.decode
+  answers = answers_of(example.get(split.answer))
+  if "mask_loss" in example:
+    answers = (decode(ids[np.asarray(example["mask_loss"]) != 0]),)
+  return Text(decode(ids[ar == 0]), answers)
+
+
+def answers_of(value: Any) -> tuple[str, ...]:
+  """A column with an answer, with a list of them, or with nothing."""
+  if value is None:
+    return ()
+  if isinstance(value, np.ndarray):
+    value = value.tolist()
+  many = value if isinstance(value, list | tuple) else [value]
+  return tuple(one if isinstance(one, str) else str(one) for one in many)
+
+
+def _reason(error: Exception) -> str:
+  text = " ".join(str(error).split())
+  return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def _look_at(text: Text, i: int, book: Book) -> None:
+  # "detect cat" of an image without cats has an empty answer.
+  asks_for_boxes = box_check.classes_of(text.prefix) is not None
+  if text.answers and not any(map(str.strip, text.answers)) and not asks_for_boxes:
+    book.tell("empty answer", i, f"prefix {text.prefix[:60]!r}")
+  for answer in text.answers:
+    box_check.look_at(text.prefix, answer, i, book)
+
+
+def _json(found: dict[int, Text], book: Book) -> None:
+  """Where more than half of the answers are objects or lists, the others are told."""
+  given = {i: t.answers[0] for i, t in found.items() if t.answers and t.answers[0].strip()}
+  if not any(answer.lstrip()[:1] in ("{", "[") for answer in given.values()):
+    return
+  broken = {i: a for i, a in given.items() if not isinstance(structured.parsed(a), dict | list)}
+  if len(broken) < len(given) / 2:
+    for i, answer in broken.items():
+      book.tell("not JSON", i, repr(answer[:80]))
+
+
+def common(values: Iterable[str]) -> dict[str, Any]:
+  """How many there are, how many different ones, and the commonest with their counts."""
+  counts = collections.Counter(values)
+  return dict(number=counts.total(), different=len(counts), commonest=counts.most_common(COMMONEST))
+
+
+# Columns
+
+
+def columns(split: Split, indices: Sequence[int], book: Book) -> dict[str, dict[str, int]]:
+  """{column: {type: rows}} of the raw examples, before pp."""
+  types: dict[str, dict[int, str]] = {}
+  for i in indices:
+    try:
+      example = split.source.texts(i)
+    except ValueError:  # Told by `texts`.
+      continue
+    for name, value in example.items():
+      types.setdefault(name, {})[i] = type_name(value)
+  counted = {name: dict(collections.Counter(of.values())) for name, of in types.items()}
+  for name, of in types.items():
+    usual = max(counted[name], key=lambda t: counted[name][t] * (t != "null"))
+    for i, kind in of.items():
+      if kind not in (usual, "null", "empty list") and usual != "empty list":
+        book.tell("mixed types", i, f"{name} is {kind}, not {usual}")
+  return counted
+
+
+def type_name(value: Any) -> str:
+  """As JSON has them: text, number, true/false, list of ..., object, null."""
+  if isinstance(value, np.ndarray):
+    return f"array of {value.dtype}"
+  if isinstance(value, np.generic):
+    value = value.item()
+  if isinstance(value, list | tuple):
+    inner = {type_name(one) for one in value}
+    return (
+      f"list of {inner.pop() if len(inner) == 1 else 'several types'}" if inner else "empty list"
+    )
+  if value is None:
+    return "null"
+  if isinstance(value, bool):
+    return "true/false"
+  names = {str: "text", int: "number", float: "number", bytes: "bytes", dict: "object"}
+  return names.get(type(value), type(value).__name__)
+
+
+# Images
+
+
+class Picture(NamedTuple):
+  """One encoded image that could be read; a fault is why it cannot be decoded."""
+
+  size: tuple[int, int] | None
+  rotated: bool
+  fault: str
+
+
+def pictures(
+  split: Split, indices: Sequence[int], num_threads: int, book: Book
+) -> tuple[dict[str, Any], dict[int, str]]:
+  """(facts, {index: digest of the example's images}); each image is decoded once."""
+  known: dict[str, Picture] = {}
+  digests: dict[int, str] = {}
+  of_example: list[int] = []
+  for i, parts in _read(split.source, indices, known, num_threads):
+    if isinstance(parts, str):
+      book.tell("unreadable image", i, parts)
+      continue
+    digests[i] = "+".join(parts)
+    of_example.append(len(parts))
+    for digest in parts:
+      if known[digest].fault:
+        book.tell("damaged image", i, known[digest].fault)
+      elif known[digest].rotated:
+        book.tell("rotated image", i)
+  sizes = [picture.size for picture in known.values() if picture.size]
+  facts = dict(
+    looked_at=len(indices),
+    read=sum(of_example),
+    different=len(known),
+    height=spread(height for height, _ in sizes),
+    width=spread(width for _, width in sizes),
+    per_example=spread(of_example),
+  )
+  return facts, digests
+
+
+def _read(source, indices, known, num_threads) -> Iterator[tuple[int, list[str] | str]]:
+  """(index, digests of its images, or why they cannot be read), in order, some ahead."""
+
+  def read(i):
+    try:
+      images_of = source[i]["image"]
+    except Exception as error:  # Told with file and line, and the next one is looked at.
+      return _reason(error) if not isinstance(error, KeyError) else "there is no column 'image'"
+    several = isinstance(images_of, list | tuple)
+    return [_look_into(image, known) for image in (images_of if several else [images_of])]
+
+  positions = iter(indices)
+  with futures.ThreadPoolExecutor(num_threads) as pool:
+    waiting = collections.deque(
+      (i, pool.submit(read, i)) for i in itertools.islice(positions, AHEAD)
+    )
+    while waiting:
+      i, made = waiting.popleft()
+      yield i, made.result()
+      waiting.extend((j, pool.submit(read, j)) for j in itertools.islice(positions, 1))
+
+
+def _look_into(image, known) -> str:
+  """The image's digest; what is found out is kept under it."""
+  if not isinstance(image, bytes):  # Pixels already, as videos of TFDS are.
+    image = np.asarray(image)
+    digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+    known.setdefault(digest, Picture(tuple(image.shape[-3:-1]), rotated=False, fault=""))
+    return digest
+  digest = hashlib.sha256(image).hexdigest()
+  if digest not in known:
+    try:
+      size = images.decode(image).shape[:2]
+      known[digest] = Picture(size, images.is_rotated(image), "")
+    except ValueError as error:
+      known[digest] = Picture(None, rotated=False, fault=str(error))
+  return digest
+
+
+# The same again
+
+
+class Seen(NamedTuple):
+  """What is needed of a data set to find the same examples elsewhere."""
+
+  digests: dict[int, str]
+  texts: dict[int, Text]
+
+  def pairs(self) -> Iterator[tuple[int, tuple[str, str], tuple[str, ...]]]:
+    """(index, (image, prefix), answers), in the order of the data."""
+    for i, digest in self.digests.items():
+      if i in self.texts:
+        yield i, (digest, self.texts[i].prefix), self.texts[i].answers
+
+
+def repeats(seen: Seen, where: Any, book: Book) -> None:
+  """The same image and prefix twice in one data set."""
+  first: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
+  for i, pair, answers in seen.pairs():
+    before, its_answers = first.setdefault(pair, (i, answers))
+    if before == i:
+      continue
+    as_before = f"as {where(before)}"
+    if answers == its_answers:
+      book.tell("repeated", i, as_before)
+    else:
+      mine, other = _difference(" | ".join(answers), " | ".join(its_answers))
+      book.tell("contradiction", i, f"{mine!r}, but {other!r} {as_before}")
+
+
+def _difference(a: str, b: str) -> tuple[str, str]:
+  """Both texts around the first character that differs."""
+  same = next(
+    (k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+  )
+  start = max(0, same - 20)
+  return a[start : same + 40], b[start : same + 40]
+
+
+def leaks(seen: Seen, training: dict[str, tuple[str, set[str]]], book: Book) -> None:
+  """Examples that are trained on as well; `training` is what `of_training` gives."""
+  for i, digest in seen.digests.items():
+    if digest in training:
+      where, prefixes = training[digest]
+      same = i in seen.texts and seen.texts[i].prefix in prefixes
+      book.tell("example in training" if same else "image in training", i, f"as {where}")
+
+
+def of_training(splits: Iterable[tuple[Split, Seen]]) -> dict[str, tuple[str, set[str]]]:
+  """{image: (where it is first, the prefixes that it has)} over all training data."""
+  found: dict[str, tuple[str, set[str]]] = {}
+  for split, seen in splits:
+    for i, digest in seen.digests.items():
+      _, prefixes = found.setdefault(digest, (split.source.where(i), set()))
+      if i in seen.texts:
+        prefixes.add(seen.texts[i].prefix)
+  return found

@@ -1,0 +1,265 @@
+"""How good are the parameters on a split? Whole splits, on all hosts, as exact numbers.
+
+Each entry of config.evals becomes an Evaluator, in training and in pgjax.evaluate alike. Rows that
+only fill the last batch are not scored; the rows of all processes are put back in the order of the
+split, so every process has the same scores, and they do not depend on how many there are. What one
+answer is worth is in pgjax.metrics.
+"""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pgjax import disk
+from pgjax.config import durations
+from pgjax.data import device_feed, loader, pipeline
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import processes
+from pgjax.errors import UserError
+from pgjax.evaluation import columns, likelihood, scorers
+from pgjax.evaluation import journal as journal_lib
+from pgjax.inference import decode
+from pgjax.inference.decoder_cache import Decoders, Settings
+from pgjax.metrics import text
+from pgjax.training import run_log
+
+
+class Evaluator(NamedTuple):
+  """One entry of config.evals, opened and ready."""
+
+  name: str
+  section: Any  # config.evals[name]
+  every_steps: int | None  # None: not while training.
+  batches: pipeline.EvalBatches
+  compute: Callable[[Any, pipeline.EvalBatch], Any]  # Compiled once, at its first call.
+  scorer: scorers.Scorer | None  # None for perplexity.
+
+
+class Result(NamedTuple):
+  """Scores by name ("eval/acc"), and the rows of predictions.jsonl, in the order of the split."""
+
+  scores: dict[str, float]
+  rows: list[dict[str, Any]]
+  data_sha256: str  # Of the images, prompts and answers that were scored.
+  parts: list[dict[str, tuple[float, float]]]  # What each row adds to the scores: (sum, count).
+
+
+def of_training(config, total_steps: int, num_examples: int) -> dict[str, int]:
+  """The evaluators that run while training, and every how many steps."""
+  sizes = dict(batch_size=config.input.batch_size, num_examples=num_examples)
+  every = {
+    name: durations.steps(section, "log", total_steps=total_steps, **sizes)
+    for name, section in config.evals.items()
+  }
+  return {name: steps for name, steps in every.items() if steps is not None}
+
+
+def matching(config, pattern: str) -> dict[str, None]:
+  """The evaluators whose whole name matches, for pgjax.evaluate."""
+  names = [name for name in config.evals if re.fullmatch(pattern, name)]
+  if not names:
+    there = ", ".join(config.evals) or "none"
+    raise UserError(f"No evaluator of this config matches {pattern!r}; there are: {there}.")
+  return dict.fromkeys(names)
+
+
+def make(config, model, mesh, tokenizer, param_places, every: Mapping[str, int | None]):
+  """Opens the data of the evaluators named in `every`; nothing is compiled yet."""
+  decoders = Decoders(config, model, mesh, param_places, tokenizer)
+  made = []
+  for name, every_steps in every.items():
+    section = config.evals[name]
+    mesh_lib.check_batch_size(section.batch_size, mesh, f"config.evals.{name}.batch_size")
+    try:
+      if section.type == "perplexity":
+        compute = _likelihoods(likelihood.jitted_nll(model, config, mesh, param_places))
+        scorer = None
+      else:
+        compute, scorer = _answers(decoders, section, config), scorers.of(section)
+      batches = _open(config, section, tokenizer)
+      if scorer and scorer.columns:
+        _check_columns(batches.first_columns(), scorer.columns, section.type)
+    except UserError as error:
+      raise UserError(f"config.evals.{name}: {error}") from None
+    made.append(Evaluator(name, section, every_steps, batches, compute, scorer))
+  return made
+
+
+def _likelihoods(nll: Callable) -> Callable[[Any, pipeline.EvalBatch], Any]:
+  return lambda params, batch: nll(params, batch.arrays)
+
+
+def _answers(decoders, section, config) -> Callable[[Any, pipeline.EvalBatch], decode.Decoded]:
+  settings = Settings(
+    section.decode or config.decode, section.max_decode_len, section.grammar, config.seed
+  )
+  run = decoders.of(settings)
+  return lambda params, batch: run(params, batch.arrays, batch.rows)
+
+
+def _check_columns(there: Mapping[str, Any], needed: Sequence[str], kind: str) -> None:
+  missing = [name for name in needed if name not in there]
+  if missing:
+    raise UserError(
+      f"type {kind!r} needs {', '.join(map(repr, missing))} of each example, and after pp there are"
+      f" only {', '.join(sorted(there))}; add them to keep(...)."
+    )
+
+
+def _open(config, section, tokenizer) -> pipeline.EvalBatches:
+  return pipeline.eval_batches(
+    section,
+    tokenizer,
+    layout=loader.Layout(
+      config.res, config.text_len, config.num_frames, for_training=section.type == "perplexity"
+    ),
+    num_threads=config.input.num_threads,
+    allow_truncated=config.input.allow_truncated,
+    seed=config.seed,
+    process_index=processes.process_index(),
+    process_count=processes.process_count(),
+  )
+
+
+def is_due(evaluator: Evaluator, step: int, total_steps: int) -> bool:
+  """At step 0 (unless skip_first), every so often, and at the end; not just before the end."""
+  every = evaluator.every_steps
+  if step in (0, total_steps):
+    return step > 0 or not evaluator.section.skip_first
+  return bool(every) and step % every == 0 and total_steps - step >= every / 4
+
+
+def run_due(
+  evaluators: Sequence[Evaluator],
+  step: int,
+  params: Any,
+  *,
+  total_steps: int,
+  mesh: Any,
+  tokenizer: Any,
+  log: run_log.Log,
+  workdir: pathlib.Path,
+  stopping: Callable[[], bool],
+) -> dict[str, float] | None:
+  """Runs what is due after `step`, writes it, and returns all scores; None if it was cut short.
+
+  `stopping` is asked between batches, so that a SIGTERM need not wait for a long evaluation.
+  """
+  scores = {}
+  for evaluator in evaluators:
+    if is_due(evaluator, step, total_steps):
+      with log.aside(), log.waiting(f"Evaluating {evaluator.name} at step {step}"):
+        result = run(evaluator, params, mesh=mesh, tokenizer=tokenizer, stopping=stopping)
+      if result is None:
+        return None
+      log.scores(step, result.scores)
+      scores |= result.scores
+      if processes.is_main():
+        write(workdir / "evals" / evaluator.name, dict(step=step) | result.scores, result.rows)
+  return scores
+
+
+def run(
+  evaluator: Evaluator,
+  params: Any,
+  *,
+  mesh: Any,
+  tokenizer: Any,
+  stopping: Callable[[], bool] = lambda: False,
+  journal: journal_lib.Journal | None = None,
+) -> Result | None:
+  """One pass over the split; None if it was cut short.
+
+  What is in the journal is not decoded again, and each batch is added to it.
+  """
+  rows, waiting = list(journal.batches) if journal else [], None
+
+  def read():
+    rows.append(_read(evaluator, tokenizer, *waiting))
+    if journal:
+      journal.add(rows[-1])
+
+  feed = device_feed.to_device(evaluator.batches.after(len(rows)), mesh)
+  with contextlib.closing(feed):
+    for batch in feed:
+      if stopping():
+        return None
+      output = evaluator.compute(params, batch)
+      if waiting is not None:  # The device works on this batch while the last one is read.
+        read()
+      waiting = (batch, output)
+  if waiting is not None:
+    read()
+  rows = [dict(row) for row in _in_order(processes.gather_objects(rows))]
+  of_split = evaluator.scorer.of_split(evaluator.section, rows) if evaluator.scorer else {}
+  # What comes from a journal or another process is JSON, which has no tuples.
+  scores = [{name: tuple(part) for name, part in row.pop("scores").items()} for row in rows]
+  digest = hashlib.sha256("".join(row.pop("_sha256") for row in rows).encode())
+  digest.update(json.dumps([row.get("answer") for row in rows]).encode())
+  named = text.mean(scores) | of_split | dict(num=len(rows))
+  named = {f"{evaluator.name}/{name}": value for name, value in named.items()}
+  return Result(named, rows, digest.hexdigest(), scores)
+
+
+def _read(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) -> list[dict]:
+  """Scores the rows that this process brought, leaving out those that only fill the batch."""
+  real = np.flatnonzero(mesh_lib.local_rows(batch.arrays["_mask"]))
+  prompts, *outputs = (mesh_lib.local_rows(a)[real] for a in (batch.arrays["text"], *output))
+  make_row = _likelihood if evaluator.section.type == "perplexity" else _answer
+  return [
+    dict(make_row(evaluator, tokenizer, example, prompt, *row_outputs), _sha256=example["_sha256"])
+    for example, prompt, *row_outputs in zip(batch.rows, prompts, *outputs, strict=True)
+  ]
+
+
+def _answer(evaluator: Evaluator, tokenizer, example, prompt, tokens, logp) -> dict[str, Any]:
+  answer = scorers.Answer(tokenizer.decode(tokens), tokens, logp)
+  row = dict(
+    id=scorers.plain(example.get("id")),
+    prompt=_prompt(tokenizer, example, prompt),
+    prediction=answer.text,
+    logp=float(logp.sum()),
+    **_kinds(example),
+  )
+  return row | evaluator.scorer.row(evaluator.section, tokenizer, example, answer)
+
+
+def _likelihood(evaluator: Evaluator, tokenizer, example, prompt, nll, weight) -> dict[str, Any]:
+  del evaluator
+  return dict(
+    id=scorers.plain(example.get("id")),
+    prompt=_prompt(tokenizer, example, prompt),
+    nll=float(nll),
+    scores=text.perplexity(float(nll), float(weight)),
+    **_kinds(example),
+  )
+
+
+def _kinds(example: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: scorers.plain(example[name]) for name in columns.KINDS if name in example}
+
+
+def _prompt(tokenizer, example: Mapping[str, Any], tokens) -> str:
+  return example["prefix"] if "prefix" in example else tokenizer.decode(tokens)
+
+
+def _in_order(by_process: list[list[list[dict]]]) -> list[dict]:
+  """[process][batch][row] to the order of the split: batch, then process, then row."""
+  return [row for batches in zip(*by_process, strict=True) for rows in batches for row in rows]
+
+
+def write(folder: pathlib.Path, scores: Mapping[str, Any], rows: Sequence[Mapping]) -> None:
+  """predictions.jsonl, and then metrics.json, which is there as a whole or not at all."""
+  with disk.disk_errors(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
+    (folder / "predictions.jsonl").write_text("".join(lines))
+    fresh = folder / "metrics.json.tmp"
+    fresh.write_text(json.dumps(dict(scores), indent=1) + "\n")
+    fresh.replace(folder / "metrics.json")

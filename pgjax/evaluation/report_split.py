@@ -1,0 +1,336 @@
+"""What does a report show of one evaluator? How its scores are spread, pictures, all predictions.
+
+The examples with pictures are chosen after scoring (worst, best, random), so a picture is asked for
+by the row's number and at most 3 * EXAMPLES are ever made.
+"""
+
+import html
+import itertools
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pgjax.data import locations
+from pgjax.evaluation.columns import KINDS
+from pgjax.metrics import interval
+from pgjax.visualization import images as draw_images
+
+EXAMPLES = 16  # In each part of the gallery.
+TABLE_ROWS = 5_000
+MOST_GROUPS = 20
+_TEXT_LENGTH = 2_000  # Characters of one text in the table.
+_PICTURE_PIXELS, _MARKED_PIXELS = 320, 640
+_BINS = 10
+_DRAWN = ("prediction", "answer")
+_LONG = 160  # Characters; a longer text in a card is folded.
+
+
+class Split(NamedTuple):
+  """One evaluator's result.
+
+  rows: as in predictions.jsonl, with id, prompt, answer, prediction, logp and score, or nll;
+    objects, where the scorer has read them from the prediction: dicts of box, label and score.
+  parts: each row's {score: (sum, count)}; empty where there are none.
+  picture: a row's image as the model sees it, float [H, W, 3] or [N, H, W, 3] in [-1, 1].
+  """
+
+  name: str
+  rows: Sequence[Mapping[str, Any]]
+  parts: Sequence[Mapping[str, tuple[float, float]]] = ()
+  picture: Callable[[int], np.ndarray] | None = None
+  mask_weights: str = "oi"  # As config.evals.*.mask_weights.
+
+
+def section(split: Split, place: int) -> str:
+  """The evaluator's part of the page; `place` makes its ids its own."""
+  name = html.escape(split.name)
+  heading = f'<h2 id="split{place}">{name}: {len(split.rows):,} examples</h2>'
+  inside = _spread(split) + _gallery(split, place) + _table(split, place)
+  return f'<section aria-labelledby="split{place}">{heading}{inside}</section>'
+
+
+def number(value: float) -> str:
+  """Four digits; whole numbers as they are."""
+  if not math.isfinite(value):
+    return str(value)
+  return f"{int(value):,}" if value == int(value) and abs(value) >= 2 else f"{value:.4g}"
+
+
+def shown_interval(ends: tuple[float, float]) -> str:
+  """In brackets; nothing where all rows are alike, of which no draw can show any doubt."""
+  return f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends[0] < ends[1] else ""
+
+
+def worth(row: Mapping[str, Any]) -> float | None:
+  """What rows are ordered by, more is better: the score, or the likelihood; None without either."""
+  if row.get("score") is not None:
+    return float(row["score"])
+  return -float(row["nll"]) if row.get("nll") is not None else None
+
+
+# How scores are spread
+
+
+def _spread(split: Split) -> str:
+  values = [(row, worth(row)) for row in split.rows]
+  scored = [(row, value) for row, value in values if value is not None]
+  if not scored:
+    return ""
+  what = "score" if split.rows[0].get("nll") is None else "log-likelihood"
+  tables = [_bars(f"How often each {what}", what, "examples", _histogram([v for _, v in scored]))]
+  keyed = [(column, lambda row, c=column: row.get(c)) for column in KINDS]
+  answers = {_group(_one_answer(row)) for row, _ in scored}
+  few = len(answers) <= MOST_GROUPS
+  keyed.append(("answer", _one_answer) if few else ("length of the answer", _answer_size))
+  for column, key in keyed:
+    groups: dict[str, list[float]] = {}
+    for row, value in scored:
+      if (group := _group(key(row))) is not None:
+        groups.setdefault(group, []).append(value)
+    if len(groups) > 1:
+      tables.append(_groups(f"Mean {what} by {column}", column, groups))
+  return f'<div class="spread">{"".join(tables)}</div>'
+
+
+def _histogram(values: Sequence[float]) -> list[tuple[str, float, str]]:
+  """(label, share of the longest bar, text); a bar for each value if they are few."""
+  counts = Counter(values)
+  if len(counts) <= _BINS + 1:
+    bars = [(number(value), counts[value]) for value in sorted(counts)]
+  else:
+    heights, edges = np.histogram(values, _BINS)
+    labels = [f"{number(a)} to {number(b)}" for a, b in itertools.pairwise(edges)]
+    bars = list(zip(labels, heights.tolist(), strict=True))
+  most = max(count for _, count in bars)
+  return [(label, count / most, f"{count:,} ({count / len(values):.1%})") for label, count in bars]
+
+
+def _groups(title: str, column: str, groups: Mapping[str, list[float]]) -> str:
+  """A bar for each group, the largest first; small ones beyond MOST_GROUPS are put together."""
+  largest = sorted(groups, key=lambda group: -len(groups[group]))
+  kept = {group: groups[group] for group in largest[:MOST_GROUPS]}
+  if rest := largest[MOST_GROUPS:]:
+    kept[f"{len(rest)} others"] = [value for group in rest for value in groups[group]]
+  low = min(0.0, *(min(values) for values in kept.values()))
+  span = max(1.0 if low == 0 else 0.0, *(max(values) for values in kept.values())) - low
+  bars = []
+  for group, values in kept.items():
+    mean = sum(values) / len(values)
+    ends = interval.intervals([dict(score=(value, 1)) for value in values])["score"]
+    text = f"{number(mean)}{shown_interval(ends)}, {len(values):,} examples"
+    bars.append((group, (mean - low) / span if span else 1.0, text))
+  return _bars(title, column, "mean and interval", bars)
+
+
+def _bars(title: str, left: str, right: str, bars: Iterable[tuple[str, float, str]]) -> str:
+  rows = "".join(
+    f'<tr><th scope="row"><bdi>{html.escape(label)}</bdi></th><td>{_bar(share)}{text}</td></tr>'
+    for label, share, text in bars
+  )
+  head = f'<tr><th scope="col">{html.escape(left)}</th><th scope="col">{right}</th></tr>'
+  caption = f"<caption>{html.escape(title)}</caption>"
+  return f'<table class="bars">{caption}<thead>{head}</thead><tbody>{rows}</tbody></table>'
+
+
+def _bar(share: float) -> str:
+  return (
+    '<svg viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
+    '<rect class="empty" width="100" height="6"/>'
+    f'<rect width="{100 * share:.2f}" height="6"/></svg>'
+  )
+
+
+def _group(value: Any) -> str | None:
+  return None if value is None or value == "" else str(value)[:80]
+
+
+def _one_answer(row: Mapping[str, Any]) -> str | None:
+  """The true answer; of several the commonest."""
+  answer = row.get("answer")
+  if isinstance(answer, list):
+    return str(Counter(answer).most_common(1)[0][0]) if answer else None
+  return answer
+
+
+def _answer_size(row: Mapping[str, Any]) -> str | None:
+  """Objects where the answer has boxes, else words."""
+  answer = _one_answer(row)
+  if answer is None:
+    return None
+  if "<loc" in answer:
+    count, unit = len(locations.parse(answer).objects), "object"
+  else:
+    count, unit = len(answer.split()), "word"
+  steps = (0, 1, 2, 3, 6, 11, 21, 51)
+  low = max(step for step in steps if step <= count)
+  high = min((step for step in steps if step > count), default=0) - 1
+  if high < 0:
+    return f"{low} {unit}s or more"
+  return f"{low} {unit}{'s' * (low != 1)}" if high == low else f"{low} to {high} {unit}s"
+
+
+# Pictures
+
+
+def chosen(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+  """{part of the gallery: numbers of rows}; seeded.
+
+  Among equal scores the likeliest come first: an answer that is wrong and sure says most.
+  """
+  scored = [i for i, row in enumerate(rows) if worth(row) is not None]
+  sure = lambda i: rows[i].get("logp") or 0.0  # noqa: E731
+  parts = {
+    "worst": sorted(scored, key=lambda i: (worth(rows[i]), -sure(i)))[:EXAMPLES],
+    "best": sorted(scored, key=lambda i: (-worth(rows[i]), -sure(i)))[:EXAMPLES],
+    "random": sorted(random.Random(0).sample(range(len(rows)), min(EXAMPLES, len(rows)))),
+  }
+  return {name: numbers for name, numbers in parts.items() if numbers}
+
+
+def _gallery(split: Split, place: int) -> str:
+  """Tabs that need no script: a radio button each, so that arrow keys change them."""
+  parts = chosen(split.rows)
+  album = _Album(split, [i for numbers in parts.values() for i in numbers])
+  buttons, grids = [], []
+  for number_of_tab, (name, numbers) in enumerate(parts.items()):
+    tab = f"tab{place}-{name}"
+    checked = " checked" if number_of_tab == 0 else ""
+    buttons.append(
+      f'<input type="radio" class="tab {name}" name="tabs{place}" id="{tab}"{checked}>'
+      f'<label for="{tab}">{name.capitalize()} {len(numbers)}</label>'
+    )
+    cards = "".join(_card(i, split.rows[i], album) for i in numbers)
+    wide = " wide" if album.labels else ""
+    grids.append(f'<div class="grid {name}{wide}">{cards}</div>')
+  notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in album.notes)
+  legend = "<legend>Examples: the surest come first among equal scores</legend>"
+  return f'<fieldset class="gallery">{legend}{"".join(buttons)}{notes}{"".join(grids)}</fieldset>'
+
+
+class _Album:
+  """Pictures as data URIs, each made once.
+
+  Attributes:
+    notes: what could not be drawn, and why.
+  """
+
+  def __init__(self, split: Split, numbers: Iterable[int]):
+    self._split, self._made = split, {}
+    self.notes: dict[str, None] = {}
+    self._objects = {i: {n: _objects(split.rows[i], n) for n in _DRAWN} for i in numbers}
+    found = [o for of_row in self._objects.values() for objects in of_row.values() for o in objects]
+    self.labels = sorted({o.label for o in found})  # A label has one colour in all pictures.
+
+  def of(self, i: int) -> list[tuple[str, str]]:
+    """(what it shows, data URI) of one row: with boxes as predicted, and as they should be."""
+    if self._split.picture is None:
+      return []
+    if i not in self._made:
+      self._made[i] = self._pictures(i)
+    return self._made[i]
+
+  def _pictures(self, i):
+    pixels, objects = draw_images.seen(self._split.picture(i)), self._objects[i]
+    if not any(objects.values()):
+      return [("image", draw_images.data_uri(pixels, _PICTURE_PIXELS))]
+    return [
+      (name, draw_images.data_uri(self._marked(pixels, found), _MARKED_PIXELS))
+      for name, found in objects.items()
+    ]
+
+  def _marked(self, pixels, found):
+    weights = self._split.mask_weights
+    drawn, said = draw_images.marked(pixels, found, self.labels, mask_weights=weights)
+    self.notes |= {said: None} if said else {}
+    return drawn
+
+
+def _objects(row: Mapping[str, Any], name: str) -> Sequence[locations.Object]:
+  """What to draw of a text; with scores where the scorer left them."""
+  text = row.get(name)
+  if not isinstance(text, str) or "<loc" not in text:
+    return ()
+  if name == "prediction" and row.get("objects"):
+    return [
+      locations.Object(tuple(o["box"]), o["label"], o.get("codes"), (0, 0), o.get("score"), 1.0)
+      for o in row["objects"]
+    ]
+  # A box alone, as of a mask's true place, is no object of an answer, but it can be drawn.
+  return locations.parse(text).objects or locations.parse(f"{text} {name}").objects
+
+
+def _card(i: int, row: Mapping[str, Any], album: _Album) -> str:
+  shown = [f'<p class="id">{html.escape(str(row.get("id", i)))}</p>']
+  for what, uri in album.of(i):
+    shown.append(f'<figure><img src="{uri}" alt="{what} of example {i}" loading="lazy">')
+    shown.append(f"<figcaption>{what}</figcaption></figure>" if what != "image" else "</figure>")
+  shown += [
+    _field(name, _one_line(row[name]))
+    for name in ("prompt", "answer", "prediction")
+    if row.get(name) is not None
+  ]
+  facts = [f"score {number(row['score'])}"] if row.get("score") is not None else []
+  if row.get("logp") is not None:
+    facts.append(f"probability {math.exp(row['logp']):.3g} (log {row['logp']:.3g})")
+  if row.get("nll") is not None:
+    facts.append(f"negative log-likelihood {number(row['nll'])}")
+  return (
+    f'<article class="card {_verdict(row)}">{"".join(shown)}<p>{", ".join(facts)}</p></article>'
+  )
+
+
+def _field(name: str, text: str) -> str:
+  value = f"<bdi>{html.escape(text)}</bdi>"
+  if len(text) <= _LONG:
+    return f"<p><b>{name}</b> {value}</p>"
+  start = html.escape(text[: _LONG // 2])
+  summary = f"<summary><b>{name}</b> <bdi>{start}</bdi> ...</summary>"
+  return f"<details>{summary}<p>{value}</p></details>"
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+  score = row.get("score")
+  return "none" if score is None else "right" if score >= 1 else "wrong" if score <= 0 else "partly"
+
+
+def _one_line(value: Any) -> str:
+  """A text; of several answers each once, with how often it was given."""
+  if not isinstance(value, list):
+    return str(value)
+  counts = Counter(str(v) for v in value)
+  return " | ".join(text if n == 1 else f"{text} ({n} times)" for text, n in counts.most_common())
+
+
+# All predictions
+
+
+def _table(split: Split, place: int) -> str:
+  """The data of the table, as JSON that cannot end its script; the page's script draws it."""
+  kept = split.rows[:TABLE_ROWS]
+  last = "nll" if kept and kept[0].get("nll") is not None else "logp"
+  columns = [
+    name
+    for name in ("id", "prompt", "answer", "prediction", "score", last)
+    if any(row.get(name) is not None for row in kept)
+  ]
+  rows = [[_cell(row.get(name)) for name in columns] for row in kept]
+  data = dict(columns=columns, rows=rows, verdicts=[_verdict(row) for row in kept])
+  text = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c").replace("&", "\\u0026")
+  more = f" (the first {len(kept):,} of {len(split.rows):,})" if len(kept) < len(split.rows) else ""
+  return (
+    f'<div class="predictions" data-name="{html.escape(split.name)}"><h3>Predictions{more}</h3>'
+    f'<script type="application/json">{text}</script>'
+    "<noscript><p>This table needs the page's script.</p></noscript></div>"
+  )
+
+
+def _cell(value: Any) -> Any:
+  if value is None or isinstance(value, int | float):
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+  text = _one_line(value)
+  return text if len(text) <= _TEXT_LENGTH else text[:_TEXT_LENGTH] + " ..."

@@ -1,0 +1,262 @@
+"""What is an answer worth? One scorer for each type of evaluator; evaluator.py calls them.
+
+A scorer turns an example and what was generated for it into fields of a row of predictions.jsonl,
+among them `scores`, {name: (sum, count)}, and `score`, the one number that a report sorts by. Some
+metrics are of a whole split (CIDEr, average precision): `of_split` makes them of the rows. What the
+metrics mean is in pgjax/metrics and docs/scores.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pgjax.data import locations
+from pgjax.errors import UserError
+from pgjax.formats import seg_vae_npz
+from pgjax.metrics import caption, closed, detection, segmentation, structured, text, vqa
+from pgjax.models import seg_vae
+
+MATCH_IOU = 0.5  # Of a box that counts as found in a row's own score.
+Row = dict[str, Any]
+
+
+class Answer(NamedTuple):
+  """What was generated; tokens after the eos are 0."""
+
+  text: str
+  tokens: np.ndarray
+  logp: np.ndarray
+
+
+class Scorer(NamedTuple):
+  """The scorer of one type; `columns` must be in the data beside what `evals.*.answer` names."""
+
+  row: Callable[[Any, Any, Mapping[str, Any], Answer], Row]  # Of section, tokenizer, example.
+  columns: tuple[str, ...] = ()
+  of_split: Callable[[Any, Sequence[Row]], dict[str, float]] = lambda section, rows: {}
+
+
+def of(section: Any) -> Scorer:
+  """The scorer of an entry of config.evals; what it needs beside the data is looked for here."""
+  if section.type == "segmentation":
+    seg_vae_npz.load(section.mask_weights)
+  unknown = sorted(set(section.caption_metrics) - set(caption.METRICS))
+  if section.type == "caption" and unknown:
+    known = ", ".join(caption.METRICS)
+    raise UserError(f"caption_metrics names {unknown[0]!r}; there are: {known}.")
+  return SCORERS[section.type]
+
+
+def plain(value: Any) -> Any:
+  """Without numpy, so that JSON can hold it."""
+  return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _reference(section, example) -> str | list[str]:
+  """The true answer, or a list of them; data that has none is decoded without being scored."""
+  value = plain(example.get(section.answer, []))
+  return [str(v) for v in value] if isinstance(value, list) else str(value)
+
+
+def _one(section, example) -> str:
+  """The true answer, where there must be exactly one."""
+  value = _reference(section, example)
+  if isinstance(value, list) and len(value) == 1:
+    return value[0]
+  if isinstance(value, list):
+    raise UserError(f"Evaluators of type {section.type!r} take one answer, not {value}.")
+  return value
+
+
+def _row(answer: Any, scores: Mapping[str, text.Score], main: str, **more: Any) -> Row:
+  value, count = scores[main]
+  return dict(answer=answer, score=value / count if count else None, scores=scores, **more)
+
+
+def _vqa(section, tokenizer, example, found):
+  del tokenizer
+  answer = _reference(section, example)
+  return _row(answer, vqa.vqa(found.text, answer, to_lower=section.to_lower), "acc")
+
+
+def _vqav2(section, tokenizer, example, found):
+  del tokenizer
+  answer = _reference(section, example)
+  answers = [answer] if isinstance(answer, str) else answer
+  kind = example.get("answer_type") or None
+  more = {} if kind is None else dict(answer_type=str(kind))
+  return _row(answers, vqa.vqav2(found.text, answers, more.get("answer_type")), "acc", **more)
+
+
+def _chartqa(section, tokenizer, example, found):
+  del tokenizer
+  answer = _one(section, example)
+  scores = vqa.chartqa(found.text, answer, to_lower=section.to_lower)
+  return _row(answer, scores, "relaxed_acc")
+
+
+def _choice(section, tokenizer, example, found):
+  del tokenizer
+  answer, choices = _one(section, example), [str(c) for c in plain(example["choices"])]
+  return _row(answer, closed.choice(found.text, answer, choices), "acc", choices=choices)
+
+
+def _science_qa(section, tokenizer, example, found):
+  del tokenizer
+  answer = _one(section, example)
+  return _row(answer, closed.science_qa(found.text, answer), "acc")
+
+
+def _pope(section, tokenizer, example, found):
+  del tokenizer
+  answer = _one(section, example)
+  return _row(answer, closed.pope(found.text, answer), "acc")
+
+
+def _tallyqa(section, tokenizer, example, found):
+  del tokenizer
+  answer, simple = _one(section, example), plain(example.get("issimple", -1))
+  is_simple = None if simple == -1 else bool(simple)
+  return _row(answer, closed.tallyqa(found.text, answer, is_simple=is_simple), "acc")
+
+
+def _rsvqa(section, tokenizer, example, found):
+  del tokenizer
+  answer, kind = _reference(section, example), str(example["question_type"])
+  scores = closed.rsvqa(found.text, answer, kind, to_lower=section.to_lower)
+  return _row(answer, scores, "acc_any", question_type=kind)
+
+
+def _rsvqa_averages(section, rows):
+  del section
+  return closed.rsvqa_averages(text.mean(row["scores"] for row in rows))
+
+
+def _json(section, tokenizer, example, found):
+  del tokenizer
+  answer = _one(section, example)
+  return _row(answer, structured.scores(found.text, answer), "field_f1")
+
+
+def _predictions(section, tokenizer, example, found):
+  del tokenizer, found
+  return dict(answer=_reference(section, example) or None, score=None, scores={})
+
+
+def _caption(section, tokenizer, example, found):
+  """Scored as a split; `image_id` (else id) says which rows are of one image."""
+  del tokenizer, found
+  answers = _reference(section, example)
+  answers = [answers] if isinstance(answers, str) else answers
+  image = example.get("image_id", example.get("image/id", example.get("id")))
+  return dict(answer=answers, score=None, scores={}, image_id=str(plain(image)))
+
+
+def _caption_scores(section, rows):
+  rows = [row for row in rows if row["answer"]]  # Test splits may have no references.
+  ids, predictions, references = caption.by_image(
+    *([row[name] for row in rows] for name in ("image_id", "prediction", "answer"))
+  )
+  found = caption.scores(predictions, references, section.caption_metrics)
+  for values in list(found.of_images.values())[:1]:  # The first of them is a row's own score.
+    of_image = dict(zip(ids, values, strict=True))
+    for row in rows:
+      row["score"] = of_image[row["image_id"]]
+  return found.of_split
+
+
+def _detection(section, tokenizer, example, found):
+  """True boxes in the columns boxes (y0 x0 y1 x1, shares of the image) and labels."""
+  parsed = locations.parse_tokens(found.tokens, found.logp, tokenizer)
+  boxes = [[float(c) for c in box] for box in plain(example["boxes"])]
+  labels = [str(label) for label in plain(example["labels"])]
+  objects = [dict(box=list(o.box), label=o.label, score=o.score) for o in parsed.objects]
+  hits = _hits(objects, boxes, labels)
+  scores = {
+    "f1": (2.0 * hits, len(objects) + len(boxes)),
+    "precision": (float(hits), len(objects)),
+    "recall": (float(hits), len(boxes)),
+    "malformed": (float(parsed.malformed), 1),
+    "duplicates": (float(parsed.duplicates), 1),
+  }
+  size = [int(example[name]) for name in ("height", "width")]
+  more = dict(objects=objects, truth=dict(boxes=boxes, labels=labels), size=size)
+  row = _row(locations.detection_suffix(boxes, labels), scores, "f1", **more)
+  return row | dict(score=1.0 if row["score"] is None else row["score"])  # Nothing there, or said.
+
+
+def _hits(objects, boxes, labels) -> int:
+  """Objects that meet a true box of their label; each true box is met once, surest first."""
+  left, hits = list(range(len(boxes))), 0
+  for o in sorted(objects, key=lambda o: -o["score"]):
+    fitting = [i for i in left if labels[i] == o["label"]]
+    near = max(fitting, key=lambda i: locations.iou(o["box"], boxes[i]), default=None)
+    if near is not None and locations.iou(o["box"], boxes[near]) >= MATCH_IOU:
+      left.remove(near)
+      hits += 1
+  return hits
+
+
+def _average_precision(section, rows):
+  del section
+  predictions, truths = [], []
+  for row in rows:
+    o = row["objects"]
+    predictions.append(
+      _boxes([e["box"] for e in o], [e["label"] for e in o], [e["score"] for e in o])
+    )
+    truth = row["truth"]
+    truths.append(_boxes(truth["boxes"], truth["labels"], [1.0] * len(truth["boxes"])))
+  return detection.average_precision(predictions, truths, [tuple(row["size"]) for row in rows])
+
+
+def _boxes(boxes, labels, scores) -> detection.Boxes:
+  return detection.Boxes(
+    np.array(boxes, np.float64).reshape(-1, 4), list(labels), np.array(scores, np.float64)
+  )
+
+
+def _segmentation(section, tokenizer, example, found):
+  """The first object of the answer, against the columns mask [H, W] and box (y0 x0 y1 x1)."""
+  truth, true_box = np.asarray(example["mask"]), [float(c) for c in plain(example["box"])]
+  truth = truth[..., 0] if truth.ndim == 3 else truth
+  codes, box = _first_mask(found.tokens, tokenizer)
+  mask = None
+  if codes is not None:
+    params = seg_vae_npz.load(section.mask_weights)
+    mask = np.asarray(seg_vae.decode(params, np.array([codes])))[0, :, :, 0]
+  scores = segmentation.referring(mask, box, truth > 0, true_box)
+  objects = [] if box is None else [dict(box=list(box), codes=list(codes), label="")]
+  return _row(locations.loc_string(true_box), scores, "miou", objects=objects)
+
+
+def _first_mask(tokens, tokenizer):
+  """(codes, box) of the first twenty tokens, as the reference reads them, or (None, None)."""
+  first_loc, first_seg = (tokenizer.encode(piece)[0] for piece in ("<loc0000>", "<seg000>"))
+  locs = np.asarray(tokens[:4], np.int64) - first_loc
+  segs = np.asarray(tokens[4:20], np.int64) - first_seg
+  right = (
+    len(segs) == locations.NUM_CODES and (segs >= 0).all() and (segs < locations.CODEBOOK).all()
+  )
+  right = right and (locs >= 0).all() and (locs < locations.BINS).all()
+  if not right or locs[2] <= locs[0] or locs[3] <= locs[1]:
+    return None, None
+  return segs.tolist(), (locs / (locations.BINS - 1)).tolist()
+
+
+SCORERS = {
+  "vqa": Scorer(_vqa),
+  "vqav2": Scorer(_vqav2),
+  "chartqa": Scorer(_chartqa),
+  "choice": Scorer(_choice, ("choices",)),
+  "science_qa": Scorer(_science_qa),
+  "pope": Scorer(_pope),
+  "tallyqa": Scorer(_tallyqa),
+  "rsvqa": Scorer(_rsvqa, ("question_type",), _rsvqa_averages),
+  "json": Scorer(_json),
+  "caption": Scorer(_caption, (), _caption_scores),
+  "detection": Scorer(_detection, ("boxes", "labels", "height", "width"), _average_precision),
+  "segmentation": Scorer(_segmentation, ("mask", "box")),
+  "predictions": Scorer(_predictions),
+}

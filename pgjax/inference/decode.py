@@ -1,0 +1,154 @@
+"""From image and prompt to tokens: prefill, then one token at a time over a KV cache, in one jit.
+
+A row of the batch may have several continuations side by side, its branches: the samples of
+best_of, the live hypotheses of a beam search (search.py). They share the prompt's keys and values,
+and each sees only the slots of its own tokens, so a search never copies the cache.
+
+Axes: B batch, N branches of a row, T new tokens, L prefill length (image and prompt), S cache
+slots (L for the prompt, then N for each new token), V vocabulary. The reference is
+trainers/proj/paligemma/predict_fns.py.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pgjax.config.decode_method import GREEDY
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.inference import decode_weights, search
+from pgjax.layers import embedding
+from pgjax.models import paligemma
+from pgjax.params import tree as param_tree
+
+
+class Decoded(NamedTuple):
+  """The answers: a row's tokens end with its eos, and zeros follow."""
+
+  tokens: Int[Array, "B T"]
+  logp: Float[Array, "B T"]  # Before temperature, top-k and grammar; 0 after the eos.
+
+
+def jitted(
+  model,
+  mesh,
+  param_places,
+  *,
+  max_decode_len,
+  method=GREEDY,
+  eos=1,
+  readable=param_tree.unflatten,
+):
+  """`f(params, batch, key=None, masks=None) -> Decoded` of max_decode_len tokens a row.
+
+  batch: image, text, mask_ar, mask_input [B, T], optionally image_mask; `_mask` [B], false for rows
+  that only fill the batch; `_index` [B], the row's number in its split, on which its samples depend
+  instead of its place in the batch; `_grammar` [B], which grammar of `masks` (grammar.py) binds it.
+  key: of random numbers, for methods that sample. Stops when every row has ended; eos=-1 never.
+  Weights are copied once for all tokens where there is room for it (decode_weights.py).
+  readable: from a flat dict of what is kept of the parameters to what modules read (step.readable).
+  """
+  layout = embedding.table_layout(mesh, param_tree.flatten(param_places)[paligemma.TOKEN_TABLE])
+  run = functools.partial(
+    decoded,
+    model=model.clone(constrain=mesh_lib.batch_constraint(mesh)),
+    layout=layout,
+    readable=readable,
+    max_decode_len=max_decode_len,
+    method=method,
+    eos=eos,
+    mesh=mesh,
+    room=decode_weights.byte_budget(mesh),
+  )
+  rows, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+  compiled = jax.jit(
+    run, in_shardings=(param_places, rows, everywhere, everywhere), out_shardings=rows
+  )
+
+  def generate(params, batch, key=None, masks=None):
+    return compiled(params, batch, key, masks)
+
+  return generate
+
+
+def decoded(
+  params,
+  batch,
+  key=None,
+  masks=None,
+  *,
+  model,
+  layout,
+  max_decode_len,
+  method=GREEDY,
+  eos=1,
+  readable=param_tree.unflatten,
+  mesh=None,
+  room=math.inf,
+) -> Decoded:
+  """What `jitted` compiles; `mesh` is where the parameters lie, `room` what a copy may take."""
+  flat = param_tree.flatten(params)
+  ready = decode_weights.size(flat, model.dtype) <= room
+  variables = {
+    "params": readable(decode_weights.gather_and_cast(flat, model.dtype, mesh) if ready else flat)
+  }
+  N = method.branches
+
+  def embed(tokens_BT):
+    return embedding.embed(flat[paligemma.TOKEN_TABLE], tokens_BT, layout)
+
+  def next_logits(h_BND):
+    return model.apply(variables, h_BND, method="logits")
+
+  h_BD, caches, lengths_B = model.apply(
+    variables,
+    model.apply(variables, batch["image"], method="embed_image"),
+    embed(batch["text"]),
+    batch["mask_ar"],
+    batch["mask_input"].astype(bool),
+    batch.get("image_mask"),
+    max_decode_len * N,
+    method="prefill",
+  )
+  layers = None
+  if ready:
+    layers = [
+      decode_weights.transpose_for_gemv(layer)
+      for layer in model.apply(variables, method="layer_params")
+    ]
+  L = caches[0].k_BKHS.shape[3] - max_decode_len * N
+  rules = search.rules(method, eos, batch, key, masks)
+
+  def extend(state):
+    """Reads the last token of each branch, then chooses the next."""
+    last = state.step - 1
+    tokens_BN = jax.lax.dynamic_index_in_dim(state.tokens, last, axis=2, keepdims=False)
+    h_BND, caches = model.apply(
+      variables,
+      embed(tokens_BN),
+      state.caches,
+      jnp.broadcast_to((lengths_B + last)[:, None], tokens_BN.shape),
+      _seen(state.path, last, lengths_B, L),
+      L + last * N,
+      layers,
+      method="extend",
+    )
+    return search.choose(state._replace(caches=caches), next_logits(h_BND), rules)
+
+  first_BNV = jnp.repeat(next_logits(h_BD)[:, None], N, axis=1)
+  state = search.choose(search.start(caches, rules, max_decode_len), first_BNV, rules)
+  state = jax.lax.while_loop(functools.partial(search.going_on, rules=rules), extend, state)
+  return Decoded(*search.best(state, rules))
+
+
+def _seen(path_BNT, last, lengths_B, L):
+  """Bool [B, N, S]: the prompt, at the right end of its slots, and a branch's own tokens."""
+  B, N, T = path_BNT.shape
+  prompt_BL = jnp.arange(L) >= (L - lengths_B)[:, None]
+  own_BNTN = path_BNT[..., None] == jnp.arange(N)
+  own_BNTN = own_BNTN & (jnp.arange(T) <= last)[:, None]
+  prompt_BNL = jnp.broadcast_to(prompt_BL[:, None], (B, N, L))
+  return jnp.concatenate([prompt_BNL, own_BNTN.reshape(B, N, T * N)], axis=2)

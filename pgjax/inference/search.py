@@ -1,0 +1,216 @@
+"""Which token comes next, and which of a row's continuations is its answer?
+
+Greedy and sampled decoding choose a token for each branch by itself; a beam search compares the
+branches of a row at every step. Rules of the reference (trainers/proj/paligemma/predict_fns.py),
+with keys as arguments and, for the beam, an optional length penalty.
+
+Axes: B batch, N branches of a row, T new tokens, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pgjax.config.decode_method import Method
+from pgjax.inference import grammar_mask
+
+
+class Finished(NamedTuple):
+  """The best hypothesis of a beam search that has ended, for each row."""
+
+  tokens: Int[Array, "B T"]
+  logp: Float[Array, "B T"]
+  score: Float[Array, " B"]
+
+
+class State(NamedTuple):
+  """What is carried from one token to the next."""
+
+  step: Int[Array, ""]  # Tokens chosen so far.
+  caches: Any  # Of the layers.
+  tokens: Int[Array, "B N T"]  # 0 where nothing has been chosen yet, and after an eos.
+  logp: Float[Array, "B N T"]
+  total: Float[Array, "B N"]  # The sum of logp; -inf: no such hypothesis.
+  ended: Bool[Array, "B N"]
+  path: Int[Array, "B N T"]  # Whose slot holds the token of each step.
+  place: Int[Array, "B N"] | None  # Where in its grammar a branch stands.
+  finished: Finished | None
+
+
+class Rules(NamedTuple):
+  """What stays the same while a batch is decoded."""
+
+  method: Method
+  eos: int
+  real_B: Bool[Array, " B"]  # False: the row only fills the batch.
+  keys_B: Any  # A random key for each row; None for methods that draw nothing.
+  masks: grammar_mask.Tables | None
+  grammar_B: Int[Array, " B"] | None
+
+
+def rules(method: Method, eos: int, batch, key, masks) -> Rules:
+  """From the arguments of a decode (decode.jitted)."""
+  B = batch["text"].shape[0]
+  rows_B = jnp.arange(B)
+  keys_B = None
+  if method.kind == "sample":
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.get("_index", rows_B))
+  grammar_B = None if masks is None else batch.get("_grammar", jnp.zeros_like(rows_B))
+  return Rules(method, eos, batch.get("_mask", rows_B >= 0), keys_B, masks, grammar_B)
+
+
+def start(caches, rules: Rules, max_decode_len: int) -> State:
+  """Before the first token: each row has N branches, a beam search one that is live."""
+  B, N, T = rules.real_B.shape[0], rules.method.branches, max_decode_len
+  tokens, zeros = jnp.zeros((B, N, T), jnp.int32), jnp.zeros((B, N, T))
+  total, finished = jnp.zeros((B, N)), None
+  if rules.method.kind == "beam":
+    total = jnp.where(jnp.arange(N) == 0, total, -jnp.inf)
+    finished = Finished(tokens[:, 0], zeros[:, 0], jnp.full((B,), -jnp.inf))
+  ended = jnp.broadcast_to(~rules.real_B[:, None], (B, N))
+  path = jnp.broadcast_to(jnp.arange(N)[:, None], (B, N, T))
+  place = None if rules.masks is None else jnp.zeros((B, N), jnp.int32)
+  step = jnp.zeros((), jnp.int32)
+  return State(step, caches, tokens, zeros, total, ended, path, place, finished)
+
+
+def choose(state: State, logits_BNV: Float[Array, "B N V"], rules: Rules) -> State:
+  """One more token for every branch."""
+  logits_BNV = logits_BNV.astype(jnp.float32)
+  lse_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
+  allowed_BNV = None
+  if rules.masks is not None:
+    left = state.tokens.shape[2] - state.step - 1
+    allowed_BNV = grammar_mask.allowed(rules.masks, rules.grammar_B, state.place, left)
+  advance = _beam if rules.method.kind == "beam" else _one_each
+  return advance(state, logits_BNV, lse_BN, allowed_BNV, rules)
+
+
+def going_on(state: State, *, rules: Rules) -> Bool[Array, ""]:
+  """Is there room, and a row whose answer can still change?"""
+  room = state.step < state.tokens.shape[2]
+  if rules.method.kind != "beam":
+    return room & ~jnp.all(state.ended)
+  # Log-probabilities only fall, so what is live scores at most this.
+  bound_BN = _score(state.total, state.tokens.shape[2], rules)
+  return room & jnp.any(rules.real_B & (jnp.max(bound_BN, axis=1) >= state.finished.score))
+
+
+def best(state: State, rules: Rules) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+  """(tokens, log-probabilities) of the answers."""
+  if state.finished is not None:  # None has ended where eos is -1: the best that is live, then.
+    ended_B1 = jnp.isfinite(state.finished.score)[:, None]
+    tokens_BT = jnp.where(ended_B1, state.finished.tokens, state.tokens[:, 0])
+    logp_BT = jnp.where(ended_B1, state.finished.logp, state.logp[:, 0])
+    real_B1 = rules.real_B[:, None]
+    return jnp.where(real_B1, tokens_BT, 0), jnp.where(real_B1, logp_BT, 0.0)
+  first_B = jnp.argmax(state.total, axis=1)
+  return _pick(state.tokens, first_B), _pick(state.logp, first_B)
+
+
+def _pick(x_BN, branch_B):
+  """x[b, branch[b]] of each row."""
+  return jax.vmap(lambda x_N, n: x_N[n])(x_BN, branch_B)
+
+
+def _one_each(state, logits_BNV, lse_BN, allowed_BNV, rules):
+  """Each branch by itself: the likeliest token (the lowest id on ties), or one that is drawn."""
+  if allowed_BNV is not None:
+    logits_BNV = jnp.where(allowed_BNV, logits_BNV, -jnp.inf)
+  if rules.method.kind == "greedy":
+    token_BN = jnp.argmax(logits_BNV, axis=-1)
+  else:
+    token_BN = _drawn(logits_BNV, state.step, rules)
+  picked_BN = jnp.take_along_axis(logits_BNV, token_BN[..., None], axis=-1)[..., 0]
+  logp_BN = jnp.where(state.ended, 0.0, picked_BN - lse_BN)
+  token_BN = jnp.where(state.ended, 0, token_BN).astype(jnp.int32)
+  return state._replace(
+    step=state.step + 1,
+    tokens=state.tokens.at[:, :, state.step].set(token_BN),
+    logp=state.logp.at[:, :, state.step].set(logp_BN),
+    total=state.total + logp_BN,
+    ended=state.ended | (token_BN == rules.eos),
+    place=_advanced(state.place, token_BN, rules),
+  )
+
+
+def _drawn(logits_BNV, step, rules):
+  """A token of each branch, by its row's key; ties with the last one that may be drawn may too."""
+  method = rules.method
+  logits_BNV = logits_BNV / method.temperature
+  if method.top_k:
+    k = min(method.top_k, logits_BNV.shape[-1])
+    cutoff_BN1 = jax.lax.top_k(logits_BNV, k)[0][..., -1:]
+    logits_BNV = jnp.where(logits_BNV < cutoff_BN1, -jnp.inf, logits_BNV)
+  if method.top_p < 1:
+    falling_BNV = -jnp.sort(-logits_BNV, axis=-1)
+    mass_BNV = jnp.cumsum(jax.nn.softmax(falling_BNV, axis=-1), axis=-1)
+    last_BN1 = jnp.sum(mass_BNV < method.top_p, axis=-1, keepdims=True)
+    last_BN1 = jnp.minimum(last_BN1, logits_BNV.shape[-1] - 1)
+    cutoff_BN1 = jnp.take_along_axis(falling_BNV, last_BN1, axis=-1)
+    logits_BNV = jnp.where(logits_BNV < cutoff_BN1, -jnp.inf, logits_BNV)
+
+  def draw(key, logits_NV):
+    key = jax.random.fold_in(key, step)
+    keys_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(method.branches))
+    return jax.vmap(jax.random.categorical)(keys_N, logits_NV)
+
+  return jax.vmap(draw)(rules.keys_B, logits_BNV)
+
+
+def _beam(state, logits_BNV, lse_BN, allowed_BNV, rules):
+  """Every live hypothesis ends here and is compared; the best N ways to go on live."""
+  N, eos, step = rules.method.branches, rules.eos, state.step
+  logp_BNV = logits_BNV - lse_BN[..., None]
+  if allowed_BNV is not None:
+    logp_BNV = jnp.where(allowed_BNV, logp_BNV, -jnp.inf)
+  finished = state.finished
+  if eos >= 0:
+    finished = _finished(state, logp_BNV[..., eos], rules)
+    logp_BNV = logp_BNV.at[..., eos].set(-jnp.inf)
+
+  B, _, V = logp_BNV.shape
+  top_BNK, token_BNK = (a.reshape(B, N, N) for a in jax.lax.top_k(logp_BNV.reshape(B * N, V), N))
+  total_BN, chosen_BN = jax.lax.top_k((state.total[..., None] + top_BNK).reshape(B, N * N), N)
+  of_chosen = lambda x_BNK: jnp.take_along_axis(x_BNK.reshape(B, N * N), chosen_BN, axis=1)  # noqa: E731
+  of_parent = jax.vmap(lambda x_N, parent_N: x_N[parent_N])
+  parent_BN, token_BN = chosen_BN // N, of_chosen(token_BNK)
+  place = None if state.place is None else of_parent(state.place, parent_BN)
+  return state._replace(
+    step=step + 1,
+    tokens=of_parent(state.tokens, parent_BN).at[:, :, step].set(token_BN),
+    logp=of_parent(state.logp, parent_BN).at[:, :, step].set(of_chosen(top_BNK)),
+    total=total_BN,
+    path=of_parent(state.path, parent_BN).at[:, :, step].set(jnp.arange(N)),
+    place=_advanced(place, token_BN, rules),
+    finished=finished,
+  )
+
+
+def _finished(state, eos_logp_BN, rules):
+  """The best of each row that has ended, if its live hypotheses all ended with this token."""
+  score_BN = _score(state.total + eos_logp_BN, state.step + 1, rules)
+  n_B = jnp.argmax(score_BN, axis=1)
+  score_B = _pick(score_BN, n_B)
+  better_B = score_B > state.finished.score
+  tokens_BT = _pick(state.tokens, n_B).at[:, state.step].set(rules.eos)
+  logp_BT = _pick(state.logp, n_B).at[:, state.step].set(_pick(eos_logp_BN, n_B))
+  keep = lambda new, old: jnp.where(better_B[:, None], new, old)  # noqa: E731
+  return Finished(
+    keep(tokens_BT, state.finished.tokens),
+    keep(logp_BT, state.finished.logp),
+    jnp.where(better_B, score_B, state.finished.score),
+  )
+
+
+def _score(total, length, rules):
+  penalty = rules.method.length_penalty
+  return total / length**penalty if penalty else total
+
+
+def _advanced(place_BN, token_BN, rules):
+  if place_BN is None:
+    return None
+  return grammar_mask.advance(rules.masks, rules.grammar_B, place_BN, token_BN)

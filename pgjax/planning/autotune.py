@@ -1,0 +1,149 @@
+"""Which setting of a run is the fastest that fits?
+
+Compiles few candidates, what changes nothing about the run first: how much the layers keep, in how
+many parts the batch goes through, whether parameters are split over the devices. Only if none of
+them fits, what changes the run: the storage of moments, frozen parts, adapters.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from pgjax.config import load as config_load
+from pgjax.config import validate as config_validate
+from pgjax.layers import remat
+from pgjax.models import paligemma
+from pgjax.params import of_model
+from pgjax.planning import savings, step_time
+from pgjax.planning.compiler import Step
+from pgjax.planning.gpus import Gpu
+
+KEEPING = ("products_saveable", "attention_saveable", remat.BALANCED, "least_memory")
+REPLICATED = '[[".*", "replicate()"]]'
+
+
+class Candidate(NamedTuple):
+  """One candidate; `overrides` is what it changes."""
+
+  overrides: dict[str, str]
+  step: Step
+  seconds: float  # Modelled.
+  fits: bool
+
+
+def candidates(
+  config: Any,
+  compile_step: Callable[[Any], Step],
+  *,
+  gpu: Gpu,
+  limit_bytes: float,
+  mfu: float,
+  num_devices: int,
+) -> Iterator[Candidate]:
+  """Candidates as they are compiled; it ends when what comes next would be slower."""
+
+  def attempt(overrides):
+    changed = config_validate.validated(config_load.overridden(config, overrides))
+    found = compile_step(changed)
+    seconds = step_time.modelled(found, gpu, changed.dtype, mfu)
+    return Candidate(overrides, found, seconds, found.need.total <= limit_bytes)
+
+  found = []
+  for overrides in _same_run(config, num_devices):
+    yield (candidate := attempt(overrides))
+    found.append(candidate)
+    if _hopeless(candidate, limit_bytes):
+      break
+  if any(candidate.fits for candidate in found):
+    return
+  if not _hopeless(candidate, limit_bytes):
+    least = min(c.step.need.total for c in found)
+    for overrides in _in_parts(config, num_devices):
+      yield (candidate := attempt(overrides))
+      if candidate.fits:
+        return
+      if candidate.step.need.total > least:  # A second set of gradients costs more than it saves.
+        break
+  yield from _other_runs(config, found[0], attempt, num_devices, limit_bytes)
+
+
+def _same_run(config: Any, num_devices: int) -> Iterator[dict[str, str]]:
+  """All of the batch at once."""
+  yield {}
+  for policy in KEEPING:
+    if policy != remat.chosen(config.remat, config.dtype, num_devices) and policy != config.remat:
+      yield {"remat": policy}
+  if num_devices > 1:
+    yield {"sharding_strategy": REPLICATED}
+
+
+def _hopeless(candidate: Candidate, limit_bytes: float) -> bool:
+  """Whether it would not fit even if it kept nothing for its backward pass."""
+  return candidate.step.need.total - candidate.step.need.workspace > limit_bytes
+
+
+def _in_parts(config: Any, num_devices: int) -> Iterator[dict[str, str]]:
+  """More and more microbatches, whose layers keep the least."""
+  rows = config.input.batch_size // num_devices
+  for parts in (2, 4, 8, 16, 32, 64):
+    if parts > config.microbatches and rows % parts == 0:
+      yield {"microbatches": str(parts), "remat": "least_memory"}
+
+
+def _other_runs(config, first, attempt, num_devices, limit_bytes) -> Iterator[Candidate]:
+  """Switches one upon the other, once they may be enough by their estimates; then adapters."""
+  model = paligemma.Model(**config.model)
+  run = savings.Run(
+    config, model, of_model.stored_params(model, config), first.step.need, num_devices
+  )
+  overrides, missing = {}, first.step.need.total - limit_bytes
+  for switch in savings.of_other_runs(run):
+    overrides = overrides | switch.overrides
+    missing -= switch.saves
+    if missing < 0.05 * limit_bytes:
+      yield (candidate := attempt(overrides))
+      if candidate.fits:
+        return
+  least, parts = {"remat": "least_memory"}, config.input.batch_size // num_devices
+  for base in ("bfloat16", "nf4"):
+    for more in ({}, least, least | {"microbatches": str(parts)}):
+      yield (candidate := attempt(savings.adapters(config, base) | more))
+      if candidate.fits and not more:  # There may be room to compute nothing twice.
+        yield attempt(candidate.overrides | {"remat": KEEPING[0]})
+      if candidate.fits:
+        return
+      if _hopeless(candidate, limit_bytes):
+        break
+
+
+def best(candidates: list[Candidate]) -> Candidate | None:
+  """The fastest that fits; of equally fast ones the first."""
+  return min((c for c in candidates if c.fits), key=lambda c: c.seconds, default=None)
+
+
+def line(candidate: Candidate) -> str:
+  """One row of text."""
+  what = savings.flags(candidate.overrides) or "as it is"
+  fits = "fits" if candidate.fits else "too much"
+  gigabytes = candidate.step.need.total / 1e9
+  return f"{gigabytes:>8.1f} GB  {fits:<9}{candidate.seconds:>8.3f} s   {what}"
+
+
+def verdict(candidates: list[Candidate]) -> str:
+  """What to do."""
+  chosen = best(candidates)
+  if chosen is None:
+    return "Nothing that was tried fits: take more devices, a larger one, or a smaller model."
+  if not chosen.overrides:
+    return "The config as it is, is the fastest that fits."
+  gain = candidates[0].seconds / chosen.seconds
+  than = f", {gain:.2f} x the config as it is" if candidates[0].fits else ""
+  return (
+    f"The fastest that fits: {chosen.seconds:.3f} s a step by the model{than}. Add\n"
+    f"  {savings.flags(chosen.overrides)}"
+  )
+
+
+def as_json(candidate: Candidate) -> dict[str, Any]:
+  """A candidate as data."""
+  fields = dict(overrides=candidate.overrides, total_bytes=candidate.step.need.total)
+  return fields | dict(fits=candidate.fits, seconds=candidate.seconds)

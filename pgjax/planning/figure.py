@@ -1,0 +1,118 @@
+"""How does a plan look? The bytes of one run as a stacked bar, or what fits as a grid.
+
+matplotlib comes with requirements-plan.txt; it is imported when a picture is asked for.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from pgjax.errors import UserError
+from pgjax.planning import table as plan_table
+from pgjax.planning.memory import Need
+from pgjax.planning.page import GB, ROWS
+
+# One colour a row of plan_page.ROWS: what is given in blues, what is made in reds, the rest grey.
+_COLOURS = (
+  *("#1f4e79", "#7fa7d1", "#b7a1d6", "#3f7fb5", "#5b6b8c", "#c9dcef"),
+  *("#b23a2e", "#e59a6b", "#dddddd", "#bbbbbb"),
+)
+_FITS, _ABOUT, _NOT = "#4c9f70", "#a9d3b8", "#f1d5cf"
+
+
+def check(file: str) -> None:
+  """Before anything is compiled: whether the picture can be drawn at all."""
+  if pathlib.Path(file).suffix != ".png":
+    raise UserError(f"--picture={file} must end with .png.")
+  _figure()
+
+
+def _figure(**sizes: Any) -> Any:
+  try:
+    from matplotlib.figure import Figure
+  except ModuleNotFoundError:
+    raise UserError("--picture needs matplotlib: pip install matplotlib.") from None
+  return Figure(layout="constrained", **sizes)
+
+
+def _save(figure: Any, file: str) -> None:
+  try:
+    figure.savefig(file, dpi=150)
+  except OSError as e:
+    raise UserError(f"{file} cannot be written: {e.strerror}.") from e
+
+
+def bar(file: str, need: Need, limit_bytes: float, title: str) -> None:
+  """One device's bytes, and what it has."""
+  figure = _figure(figsize=(9, 2.9))
+  axes = figure.add_subplot()
+  left = 0.0
+  for (label, field), colour in zip(ROWS, _COLOURS, strict=True):
+    size = getattr(need, field) / GB
+    if size >= 0.005:
+      axes.barh(
+        0,
+        size,
+        left=left,
+        color=colour,
+        edgecolor="white",
+        linewidth=0.5,
+        label=f"{label}  {size:.2f}",
+      )
+      left += size
+  limit = limit_bytes / GB
+  axes.axvline(limit, color="black", linewidth=1.5)
+  axes.text(limit, 0.46, f"{limit:.1f} GB ", ha="right", va="bottom", fontsize=9)
+  axes.set(xlim=(0, 1.04 * max(limit, left)), ylim=(-0.5, 0.62), yticks=[], xlabel="GB of a device")
+  axes.set_title(f"{title}: {left:.1f} GB", loc="left", fontsize=10)
+  axes.spines[["top", "right", "left"]].set_visible(False)
+  axes.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.28), frameon=False, fontsize=8)
+  _save(figure, file)
+
+
+def grid(file: str, rows: Sequence[plan_table.Row], name: str, limit_bytes: float) -> None:
+  """A panel for each size, a column for each resolution and batch size, a row for each method."""
+  sizes = list(dict.fromkeys(row.case.size for row in rows))
+  figure = _figure(figsize=(10, 0.7 + 2.1 * len(sizes)))
+  panels = figure.subplots(len(sizes), 1, squeeze=False)[:, 0]
+  for axes, size in zip(panels, sizes, strict=True):
+    _panel(axes, size, [row for row in rows if row.case.size == size], limit_bytes)
+  figure.suptitle(
+    f"{name}, {limit_bytes / GB:.1f} GB: GB needed at so many examples a device and step (green: "
+    "fits; ~ read off a line)",
+    fontsize=10,
+  )
+  _save(figure, file)
+
+
+def _panel(axes: Any, size: str, rows: Sequence[plan_table.Row], limit_bytes: float) -> None:
+  resolutions = list(dict.fromkeys(row.case.res for row in rows))
+  methods = list(dict.fromkeys(row.case.method for row in rows))
+  batches = [cell.batch for cell in rows[0].cells]
+  for row in rows:
+    y = methods.index(row.case.method)
+    for i, cell in enumerate(row.cells):
+      x = resolutions.index(row.case.res) * (len(batches) + 0.3) + i
+      fits = plan_table.fits(cell, limit_bytes)
+      colour = _NOT if not fits else _FITS if cell.how == "compiled" else _ABOUT
+      axes.add_patch(_rectangle(x, y, colour))
+      mark = {"about": "~", "at least": ">"}.get(cell.how, "")
+      ink = "white" if colour == _FITS else "black" if fits else "#8a6a63"
+      number = f"{mark}{cell.total / GB:.0f}"
+      axes.text(x + 0.5, y + 0.5, number, ha="center", va="center", fontsize=8, color=ink)
+  columns = [(r * (len(batches) + 0.3) + i + 0.5, b) for r in range(len(resolutions))
+             for i, b in enumerate(batches)]  # fmt: skip
+  axes.set(xlim=(0, columns[-1][0] + 0.5), ylim=(len(methods), 0))
+  axes.set_xticks([x for x, _ in columns], [str(b) for _, b in columns], fontsize=8)
+  axes.set_yticks([y + 0.5 for y in range(len(methods))], methods, fontsize=9)
+  for i, res in enumerate(resolutions):
+    middle = i * (len(batches) + 0.3) + len(batches) / 2
+    axes.text(middle, -0.15, f"{size}, {res} px", ha="center", va="bottom", fontsize=9)
+  axes.tick_params(length=0)
+  axes.spines[:].set_visible(False)
+
+
+def _rectangle(x: float, y: float, colour: str) -> Any:
+  from matplotlib.patches import Rectangle
+
+  return Rectangle((x + 0.03, y + 0.05), 0.94, 0.9, color=colour)

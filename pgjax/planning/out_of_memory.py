@@ -1,0 +1,63 @@
+"""What to tell a user whose device is out of memory: where the bytes are, and what would help.
+
+For the training program. No second compilation: the table is made of shapes, and of the analysis of
+the step that was compiled, if it came that far.
+"""
+
+from typing import Any
+
+import jax
+
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.errors import UserError
+from pgjax.params import of_model
+from pgjax.planning import compiler, memory, savings
+from pgjax.planning import page as plan_page
+
+_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+
+
+class Answer:
+  """A context manager, to be entered as often as needed, that turns such errors into a UserError.
+
+  Attributes:
+    program: the compiled step, once there is one.
+  """
+
+  def __init__(self, config: Any, model: Any, abstract: Any, mesh: Any):
+    """abstract: the state of the run."""
+    self.program = None
+    self._about = (config, model, abstract, mesh)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, traceback):
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(w in str(error) for w in _WORDS):
+      said = str(error).strip().splitlines()[0]
+      raise UserError(page(said, self.program, *self._about)) from error
+
+
+def page(said: str, program: Any, config: Any, model: Any, abstract: Any, mesh: Any) -> str:
+  """The table and the three cheapest switches."""
+  leaves = of_model.stored_params(model, config)
+  batch = compiler.abstract_batch(config, mesh)
+  temporaries = program.memory_analysis().temp_size_in_bytes if program is not None else None
+  need = memory.need(config, model, abstract, batch, leaves.rules, temporaries)
+  limit = mesh_lib.memory_limit(mesh)
+  run = savings.Run(config, model, leaves, need, mesh.size)
+  excess = need.step + need.waiting - limit if limit else None
+  lines = [
+    f"a device is out of memory ({said}). What the run needs:",
+    plan_page.memory_table(need, limit),
+  ]
+  if program is None:
+    lines.append("The step was not compiled yet: without what it makes on the way.")
+  lines.append("What would help, the cheapest first:")
+  lines.append(savings.lines(savings.cheapest(run, excess)))
+  if mesh.size == 1:
+    lines.append("More devices share parameters and optimizer state (sharding_strategy fsdp).")
+  if config.evals:
+    lines.append("If an evaluation was running: its batch_size can be smaller.")
+  lines.append("python -m pgjax.plan --suggest with the same config compiles what might fit.")
+  return "\n".join(lines)

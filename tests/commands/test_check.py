@@ -1,0 +1,310 @@
+"""Data with one fault of each kind: every fault is told with its line, and good data is silent."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from pgjax import check, cli
+from pgjax.data import images, locations
+from pgjax.data_check import boxes as box_check
+from pgjax.data_check import findings, scan
+from pgjax.data_check import page as check_page
+from pgjax.formats import seg_vae_npz
+from pgjax.models import seg_vae
+
+BOX = "<loc0100><loc0100><loc0900><loc0900>"
+
+
+def pixels(i):
+  """Another image for every i."""
+  return np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
+
+
+def encoded(i, format="PNG", **options):
+  file = io.BytesIO()
+  Image.fromarray(pixels(i)).save(file, format, **options)
+  return file.getvalue()
+
+
+def write(folder, name, rows):
+  (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """40 images, and good data."""
+  for i in range(40):
+    (tmp_path / f"{i}.png").write_bytes(encoded(i))
+  write(tmp_path, "train.jsonl", [good(i) for i in range(20)])
+  write(tmp_path, "val.jsonl", [good(i) for i in range(20, 24)])
+  return tmp_path
+
+
+def good(i, **fields):
+  return dict(image=f"{i}.png", prefix=f"what is {i}", suffix=f"it is {i}") | fields
+
+
+def look(folder, *flags, status):
+  """check.json of the data in the folder, and what it says of each kind as {kind: (data, text)}."""
+  data = f"train={folder}/train.jsonl,val={folder}/val.jsonl"
+  recipe = f"variant=tiny,text_len=32,res=16,batch_size=4,{data}"
+  argv = ["check", f"--config=configs/forkme.py:{recipe}", f"--out={folder}/out", "--num=1", *flags]
+  with pytest.raises(SystemExit) as end:
+    cli.run(check.main, check.__doc__, check.FLAGS, config=check.CONFIG, argv=argv)
+  assert (end.value.code or 0) == status
+  found = json.loads((folder / "out/check.json").read_text())
+  return found, {f["kind"]: (f["data"], " ".join(f["examples"])) for f in found["findings"]}
+
+
+def test_good_data_is_silent_and_is_described(folder, capsys):
+  found, by_kind = look(folder, status=0)
+  assert by_kind == {}
+  assert "Nothing found that is wrong." in capsys.readouterr().out
+  training = found["data"]["training"]
+  assert training["examples"] == training["images"]["different"] == 20
+  assert training["columns"]["suffix"] == {"text": 20}
+  assert training["images"]["width"] == dict(min=8, median=8, p99=8, max=8)
+  assert training["texts"]["prefixes"]["different"] == 20
+  names = {path.name for path in (folder / "out").iterdir()}
+  assert names == {"report.txt", "check.json", "check.html", "example_0.png"}
+
+
+FAULTS = {
+  "unreadable image": (good(2, image="none.png"), "none.png cannot be read: No such file"),
+  "damaged image": (good(3, image="damaged.png"), "the image cannot be decoded"),
+  "refused": (dict(image="4.png", prefix="p"), "there is no 'suffix' after pp"),
+  "malformed box": (
+    good(5, suffix="<loc0900><loc0100><loc0100><loc0900> cat"),
+    "y1=100 is not above y0=900",
+  ),
+  "too many cut": (good(6, suffix="a long answer " * 20), "fit"),
+  "empty answer": (good(7, suffix=" "), "prefix 'what is 7'"),
+  "class not asked for": (
+    good(8, prefix="detect cat ; dog", suffix=f"{BOX} horse ; {BOX} dog"),
+    "['horse'] to 'detect cat ; dog'",
+  ),
+  "duplicate box": (
+    good(9, prefix="detect cat", suffix=f"{BOX} cat ; {BOX} cat"),
+    f"cat at {BOX} and",
+  ),
+  "mixed types": (good(10, note=3), "note is number, not text"),
+  "rotated image": (good(11, image="rotated.jpg"), ""),
+  "repeated": (good(0), "line 1 (image 0.png)"),
+  "contradiction": (good(0, suffix="it is not 0"), "'it is not 0', but 'it is 0' as"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_in_the_training_data_is_told_with_its_line(folder, kind):
+  row, said = FAULTS[kind]
+  (folder / "damaged.png").write_bytes(encoded(3)[:100])
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  (folder / "rotated.jpg").write_bytes(encoded(11, "JPEG", exif=exif))
+  rows = [good(i, note="a") for i in (0, *range(12, 20))]
+  write(folder, "train.jsonl", [*rows, row])
+  is_error = findings.KINDS[kind].level == findings.ERROR
+  found, by_kind = look(folder, status=int(is_error))
+  data, examples = by_kind.pop(kind)
+  assert by_kind == {}
+  assert data == "training"
+  assert f"train.jsonl, line {len(rows) + 1} (image {row['image']})" in examples
+  assert said in examples
+  assert (found["errors"], found["warnings"]) == ((1, 0) if is_error else (0, 1))
+
+
+def test_an_empty_answer_to_detect_is_no_fault(folder):
+  write(folder, "train.jsonl", [good(i, prefix="detect cat", suffix="") for i in range(3)])
+  assert look(folder, status=0)[1] == {}
+
+
+def test_prompts_are_read_from_tokens_where_pp_makes_them(folder):
+  asked = lambda question, answer: good(0, question=question, answer=answer)  # noqa: E731
+  write(folder, "train.jsonl", [asked("what", "a"), asked("who", "b"), asked("who", "c")])
+  pp = (
+    'decode|resize(16)|value_range(-1, 1)|copy("question", "prefix")|copy("answer", "suffix")'
+    '|tok(key="prefix", bos="yes")|tok(key="suffix", eos="yes")|tok(key="septok", text="\\n")'
+    '|masked_concat(["prefix", "septok", "suffix"], mask_ar=[0, 0, 1], mask_loss=[0, 0, 1])'
+    '|tolen(33, pad_value=0, key="text")|tolen(33, pad_value=1, key="mask_ar")'
+    '|tolen(33, pad_value=0, key="mask_loss")|keep("image", "text", "mask_ar", "mask_loss")'
+  )
+  _, by_kind = look(folder, f"--config.input.pp={pp}", status=0)
+  assert by_kind.keys() == {"contradiction"}
+  assert "line 3" in by_kind["contradiction"][1]
+  assert "'c', but 'b' as" in by_kind["contradiction"][1]
+
+
+def test_cut_texts_that_are_allowed_are_a_warning(folder):
+  write(folder, "train.jsonl", [good(i, suffix="a long answer " * 20) for i in range(3)])
+  _, by_kind = look(folder, "--config.input.allow_truncated=True", status=0)
+  assert by_kind.keys() == {"cut"}
+
+
+def test_what_is_trained_on_and_scored_is_told(folder):
+  rows = [good(0), good(1, prefix="another"), good(30), good(31, suffix="x" * 20)]
+  write(folder, "val.jsonl", rows)
+  found, by_kind = look(folder, "--config.evals.val.max_decode_len=20", status=0)
+  data, examples = by_kind["example in training"]
+  assert data == "evals.val"
+  assert "val.jsonl, line 1 (image 0.png): as" in examples
+  assert "train.jsonl, line 1 (image 0.png)" in examples
+  assert "val.jsonl, line 2 (image 1.png)" in by_kind["image in training"][1]
+  assert "val.jsonl, line 4" in by_kind["answer too long"][1]
+  assert "21 tokens with <eos>, max_decode_len=20" in by_kind["answer too long"][1]
+  told = [(f["kind"], f["data"]) for f in found["findings"]]
+  assert len(told) == len({kind for kind, _ in told})  # Once: val/pplx is of the same data.
+  assert found["data"]["evals.val/pplx"]["data"] == "that of evals.val"
+
+
+def test_images_over_the_limit_are_told(folder, monkeypatch):
+  monkeypatch.setattr(images, "MAX_PIXELS", 60)
+  _, by_kind = look(folder, status=1)
+  assert "the image declares 8 x 8 = 64 pixels" in by_kind["damaged image"][1]
+
+
+def test_answers_that_are_no_json_are_told_where_most_are(folder):
+  record = [good(i, suffix=json.dumps(dict(total=i))) for i in range(4)]
+  write(folder, "train.jsonl", [*record, good(4, suffix='{"total": ')])
+  _, by_kind = look(folder, status=0)
+  assert by_kind.keys() == {"not JSON"}
+  assert "line 5" in by_kind["not JSON"][1]
+  write(folder, "train.jsonl", [*record[:1], *(good(i) for i in range(4, 8))])
+  assert look(folder, status=0)[1] == {}
+
+
+def test_data_that_cannot_be_opened_is_told_and_the_rest_is_looked_at(folder):
+  (folder / "train.jsonl").write_text('{"image": "0.png"\n')
+  write(folder, "val.jsonl", [good(i, image="none.png") for i in range(20, 27)])
+  found, by_kind = look(folder, status=1)
+  assert by_kind["not opened"][0] == "training"
+  assert "train.jsonl, line 1: not JSON" in by_kind["not opened"][1]
+  [missing] = [f for f in found["findings"] if f["kind"] == "unreadable image"]
+  assert (missing["count"], len(missing["examples"])) == (7, findings.EXAMPLES)
+
+
+def test_images_are_limited_and_evenly_spaced(folder):
+  (folder / "19.png").unlink()
+  found, by_kind = look(folder, "--images=2", status=0)
+  assert by_kind == {}
+  assert found["data"]["training"]["images"]["looked_at"] == 2
+  assert scan.evenly(20, 2) == [0, 10]
+
+
+def test_weights_are_not_downloaded_for_a_tokenizer(folder, capsys, monkeypatch):
+  argv = ["check", f"--config=configs/forkme.py:train={folder}/train.jsonl,val=", f"--out={folder}"]
+  downloads = []
+
+  def fake_download(repo, **how):
+    downloads.append(how)
+    raise OSError("not in the cache")
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", fake_download)
+  with pytest.raises(SystemExit, match="1"):
+    cli.run(check.main, check.__doc__, check.FLAGS, config=check.CONFIG, argv=argv)
+  assert [how["local_files_only"] for how in downloads] == [True]
+  assert "or take --config.tokenizer=tiny" in capsys.readouterr().err
+
+
+def test_the_page_shows_data_as_text_and_asks_for_nothing(folder):
+  (folder / "1.png").unlink()
+  write(folder, "train.jsonl", [good(0, prefix="<script>alert(1)</script>"), good(1)])
+  look(folder, status=1)
+  page = (folder / "out/check.html").read_text()
+  assert "<script" not in page
+  assert "&lt;script&gt;" in page
+  assert page.count("data:image/png;base64,") == 1
+  assert "http" not in page
+
+
+@pytest.mark.parametrize(
+  ("piece", "why"),
+  [
+    ("<loc0001><loc0002><loc0003> cat", "3 <loc>, not 4"),
+    ("<loc0001><loc0002><loc0003><loc1024> cat", "above 1023"),
+    ("<loc0001><loc0005><loc0003><loc0005> cat", "x1=5 is not above x0=5"),
+    (BOX + "<seg001> cat", "1 <seg>, not 16"),
+    (BOX + "<seg128>" * 16 + " cat", "a <seg> above 127"),
+    ("<loc1><loc2><loc3><loc4> cat", "without its leading zeros"),
+    (BOX, "a box without a label"),
+    (f"cat {BOX}", "a box without a label"),
+    (f"cat {BOX} cat", "before or between the tokens"),
+  ],
+)
+def test_a_malformed_box_is_told_with_what_is_wrong(piece, why):
+  assert locations.parse(piece).malformed == 1
+  assert why in box_check.fault(piece)
+
+
+def test_masks_that_their_codes_do_not_hold_are_told():
+  square = [0, 0, 10, 0, 10, 10, 0, 10]
+
+  class Source:
+    def texts(self, i):
+      outlines = [square, [1, 2]] if i else [None]
+      outlines = [outline and [outline] for outline in outlines]
+      boxes = [[0, 0, 0.5, 0.5]] * len(outlines)
+      return dict(segmentations=outlines, boxes=boxes, height=20, width=20)
+
+  book = findings.Book("training", lambda i: f"row {i}")
+  masked = box_check.objects_with_masks(Source(), [0, 1], book)
+  assert [(i, k) for i, k, *_ in masked] == [(1, 0), (1, 1)]
+  same = (lambda masks_BHW1: masks_BHW1, lambda values: 2 * values - 1)
+  facts = box_check.mask_round_trips(masked, same, book)
+  assert facts == dict(number=2, looked_at=2, mean_iou=1.0, least_iou=1.0)
+  assert [f.kind for f in book.findings(2)] == ["malformed mask"]
+  nothing = (lambda masks_BHW1: masks_BHW1, lambda values: -1 - values)
+  assert box_check.mask_round_trips(masked, nothing, book)["least_iou"] == 0
+  assert "row 1: object 0: 0.00" in check_page.told(book.findings(2))
+
+
+def test_numbers_are_spread_by_what_was_really_there():
+  of = scan.spread([3, 1, 2, 10])
+  assert of == (1, 2, 10, 10)
+  assert check_page.spread(of) == "min 1, median 2, 99% 10, max 10"
+  assert check_page.spread(scan.spread([7, 7])) == "all 7"
+  assert scan.spread([]) is None
+
+
+@pytest.mark.parametrize(
+  ("value", "name"),
+  [
+    (True, "true/false"),
+    (np.float32(1), "number"),
+    ([1, 2.5], "list of number"),
+    ([1, "a"], "list of several types"),
+    ([[1]], "list of list of number"),
+    (None, "null"),
+  ],
+)
+def test_types_are_named_as_json_has_them(value, name):
+  assert scan.type_name(value) == name
+
+
+def test_masks_of_a_coco_file_go_through_their_codes_and_are_drawn(folder):
+  params = seg_vae.init(jax.random.key(0), width=8, embed_dim=8)
+  seg_vae_npz.save(folder / "masks.npz", params)
+  outline = [[1, 1, 6, 1, 1, 6]]  # A triangle, and random weights make a square of it.
+  content = dict(
+    images=[dict(id=i, file_name=f"{i}.png", width=8, height=8) for i in range(3)],
+    categories=[dict(id=0, name="cat")],
+    annotations=[
+      dict(id=i, image_id=i, category_id=0, bbox=[1, 1, 5, 5], segmentation=outline)
+      for i in range(3)
+    ],
+  )
+  (folder / "train.json").write_text(json.dumps(content))
+  config = dict(
+    data=dict(name="coco", fname=f"{folder}/train.json"),
+    pp='decode|resize(16)|value_range(-1, 1)|strfmt("segment cat", outkey="prefix")'
+    f'|masks_to_suffix("{folder}/masks.npz")|keep("image", "prefix", "suffix")',
+  )
+  flags = [f"--config.input.{name}={value}" for name, value in config.items()]
+  found, by_kind = look(folder, *flags, status=0)
+  assert by_kind.keys() == {"coarse mask"}
+  facts = found["data"]["training"]
+  assert facts["masks"]["number"] == facts["masks"]["looked_at"] == 3
+  assert facts["texts"]["boxes"]["with_mask"] == 3

@@ -1,0 +1,258 @@
+"""One question or many, of a run or of bare weights: the answers of pgjax.evaluate, and sentences.
+
+The checkpoints have random weights: what they say is rubbish, and the same rubbish each time.
+"""
+
+import importlib.util
+import json
+import struct
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from pgjax import cli, convert, evaluate, predict
+from pgjax.data.sources import memory, registry
+from pgjax.inference import decoder_cache, engine
+from pgjax.params import tree as param_tree
+from tests import small_checkpoint
+
+pytestmark = pytest.mark.skipif(
+  importlib.util.find_spec("easy_vqa") is None, reason="the easy-vqa package is not installed"
+)
+
+
+def run(module, *argv):
+  """The exit code of a command in this process."""
+  with pytest.raises(SystemExit) as end:
+    cli.run(
+      module.main, module.__doc__, module.FLAGS, config=module.CONFIG, argv=[module.__file__, *argv]
+    )
+  return end.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, root):
+  return small_checkpoint.write(tmp_path_factory.mktemp("predict") / "full", root)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+  """(folder, questions of the test split with their images as files, the JSONL that lists them)."""
+  folder = tmp_path_factory.mktemp("asked")
+  source = registry.open(dict(name="easy_vqa", split="test[:20]"))
+  rows = []
+  for i in range(20):
+    example = source[i]
+    (folder / f"{i}.png").write_bytes(example["image"])
+    rows.append(dict(image=f"{i}.png", prefix=example["question"], id=example["id"]))
+  (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return folder, rows, f"--jsonl={folder / 'in.jsonl'}"
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_are_those_of_the_evaluation(checkpoint, asked, tmp_path):
+  assert run(evaluate, f"--ckpt={checkpoint}", "--evals=test", f"--out={tmp_path}") == 0
+  flags = [f"--ckpt={checkpoint}", asked[2], f"--out={tmp_path}/a.jsonl", "--max_decode_len=4"]
+  assert run(predict, *flags) == 0
+  evaluated, predicted = read(tmp_path / "predictions.jsonl"), read(tmp_path / "a.jsonl")
+  assert len({row["prediction"] for row in predicted}) > 5
+  same = [{name: row[name] for name in ("id", "prompt", "prediction")} for row in evaluated]
+  assert [{name: row[name] for name in same[0]} for row in predicted] == same
+  logps = ([row["logp"] for row in rows] for rows in (evaluated, predicted))
+  np.testing.assert_allclose(*logps, atol=1e-5)
+
+
+def test_many_are_answered_as_each_alone(checkpoint, asked):
+  """A sample depends on what is asked and the seed, not on its place among the questions."""
+  folder, rows, _ = asked
+  source = registry.open(dict(name="jsonl", fname=str(folder / "in.jsonl")))
+  opened = engine.open_checkpoint(checkpoint)
+  answerer = engine.Engine(opened)
+  for method in ("greedy", "nucleus(0.9)"):
+    settings = opened.settings._replace(decode=method)
+    together = list(answerer.answers(engine.loader(opened, source), settings, 8))
+    assert [answer.prompt for answer in together] == [row["prefix"] for row in rows]
+    for i in (0, 17):
+      alone = question(opened, (folder / f"{i}.png").read_bytes(), rows[i]["prefix"])
+      [answer] = answerer.answers(alone, settings, 8)
+      assert answer.tokens == together[i].tokens
+  [other] = answerer.answers(alone, settings._replace(seed=1), 8)
+  assert other.tokens != answer.tokens
+
+
+def test_the_answer_alone_goes_to_stdout(checkpoint, asked, capsys):
+  image = f"--image={asked[0]}/0.png"
+  assert run(predict, f"--ckpt={checkpoint}", image, "--prompt=a", "--grammar=one_of('yes')") == 0
+  out = capsys.readouterr()
+  assert out.out == "yes\n"
+  assert "Loading" in out.err
+
+
+def test_json_has_tokens_boxes_in_pixels_and_how_it_was_decoded(checkpoint, tmp_path, capsys):
+  Image.new("RGB", (200, 100), (9, 99, 199)).save(tmp_path / "a.png")
+  flags = [f"--ckpt={checkpoint}", f"--image={tmp_path}/a.png", "--prompt=detect cat"]
+  flags += ["--grammar=boxes", "--max_decode_len=12", "--json", f"--draw={tmp_path}/out.png"]
+  assert run(predict, *flags) == 0
+  made = json.loads(capsys.readouterr().out)
+  assert made["settings"] == dict(decode="greedy", max_decode_len=12, grammar="boxes", seed=0)
+  assert (made["image_size"], made["step"], made["ended"]) == ([200, 100], 7, True)
+  assert made["tokens"][-1]["piece"] == "<eos>"
+  assert made["logp"] == pytest.approx(sum(token["logp"] for token in made["tokens"]))
+  locs = [int(t["piece"][4:8]) for t in made["tokens"] if t["piece"].startswith("<loc")]
+  y0, x0, y1, x1 = locs[:4]
+  drawn = Image.open(tmp_path / "out.png")
+  assert drawn.size == (800, 400)
+  if y0 < y1 and x0 < x1:
+    [first, *_] = made["objects"]
+    assert first["label"] == "cat"
+    assert first["box"] == pytest.approx(
+      [x0 / 1023 * 200, y0 / 1023 * 100, x1 / 1023 * 200, y1 / 1023 * 100], abs=0.01
+    )
+  assert len(made["objects"]) + made["malformed"] == len(locs) // 4 > 0
+
+
+def huge_png(width, height):
+  """The header of a picture whose pixels nobody should make."""
+
+  def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+  header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+  return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+  ("flags", "sentence"),
+  [
+    (["--image=none.png"], "--image=none.png cannot be read: No such file or directory."),
+    (["--image=note.txt"], "--image=note.txt: the image cannot be decoded (cannot identify"),
+    (["--image=huge.png"], "the image declares 200,000,000 pixels, more than the 89,478"),
+    (["--image=a.png", "--prompt=" + "long " * 20], "the prompt has 63 tokens, with <bos>"),
+    (["--image=a.png", "--image=a.png"], "there are 2 images, and this checkpoint takes 1"),
+    (["--image=a.png", "--step=8"], "--step=8 cannot be chosen there"),
+    (["--image=a.png", "--decode=fast"], "--decode='fast' is no way to decode"),
+    (["--image=a.png", "--grammar=boxes"], "give labels=[...] otherwise"),
+    (["--image=a.png", "--quantize=int2"], "--quantize=int2 must be one of nf4, int8."),
+    (["--image=a.png", "--max_decode_len=-1"], "--max_decode_len=-1 must be at least 1."),
+    (["--image=a.png", "--draw=a.pdf"], "--draw=a.pdf must end in one of .png"),
+    (["--image=a.png", "--out=b.jsonl"], "--out is where the answers to --jsonl go"),
+    (["--image=a.png", "--jsonl=in.jsonl"], "Give either --image and --prompt, or --jsonl"),
+    ([], "Give either --image and --prompt, or --jsonl"),
+    (["--jsonl=bad.jsonl", "--prompt="], "--draw and --prompt are for one --image"),
+  ],
+)
+def test_mistakes_are_told_before_weights_are_read(
+  checkpoint, tmp_path, monkeypatch, capsys, flags, sentence
+):
+  monkeypatch.chdir(tmp_path)
+  Image.new("RGB", (8, 8)).save("a.png")
+  (tmp_path / "note.txt").write_text("no picture")
+  (tmp_path / "huge.png").write_bytes(huge_png(20_000, 10_000))
+  monkeypatch.setattr(engine.Engine, "__init__", lambda *_: pytest.fail("weights are read"))
+  prompt = [] if any(f.startswith(("--prompt", "--jsonl")) for f in flags) else ["--prompt=what?"]
+  assert run(predict, f"--ckpt={checkpoint}", *prompt, *flags) == 1
+  error = capsys.readouterr().err
+  assert sentence in error
+  assert "Traceback" not in error
+
+
+def test_of_many_questions_the_line_is_told(checkpoint, tmp_path, monkeypatch, capsys):
+  Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+  (tmp_path / "b.png").write_bytes(b"\x89PNG nothing more")
+  rows = [dict(image="a.png", prefix="a"), dict(image="b.png", prefix="b")]
+  (tmp_path / "in.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+  monkeypatch.setattr(engine.Engine, "__init__", lambda *_: pytest.fail("weights are read"))
+  assert run(predict, f"--ckpt={checkpoint}", f"--jsonl={tmp_path}/in.jsonl") == 1
+  assert "in.jsonl, line 3 (image b.png): the image cannot be decoded" in capsys.readouterr().err
+
+
+def question(opened, image, prompt="what is it?"):
+  return engine.loader(opened, memory.InMemory([dict(image=image, prefix=prompt)], ["it"]))
+
+
+def png(tmp_path, colour, name="x.png"):
+  Image.new("RGB", (48, 48), colour).save(tmp_path / name)
+  return (tmp_path / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_frames_are_one_question_in_their_order(tmp_path, root):
+  folder = small_checkpoint.write(tmp_path / "frames", root, num_frames=3)
+  opened = engine.open_checkpoint(folder)
+  answerer = engine.Engine(opened)
+  a, b = png(tmp_path, (255, 0, 0)), png(tmp_path, (0, 0, 255))
+  logps = []
+  for image in ([a], [a, b], [b, a], [a, b, b]):
+    [answer] = answerer.answers(question(opened, image), opened.settings, 1)
+    logps.append(sum(answer.logp))
+  assert len({round(p, 4) for p in logps}) == 4
+
+
+@pytest.mark.slow
+def test_quantized_weights_answer_nearly_alike(checkpoint, asked, tmp_path):
+  encoded = (asked[0] / "0.png").read_bytes()
+  logp, kinds = {}, {}
+  for how in (None, "int8", "nf4"):
+    opened = engine.open_checkpoint(checkpoint, quantize=how)
+    answerer = engine.Engine(opened)
+    settings = opened.settings._replace(grammar="one_of('yes')")
+    [answer] = answerer.answers(question(opened, encoded), settings, 1)
+    logp[how] = sum(answer.logp)
+    kinds[how] = {name.split("/")[-1] for name in param_tree.flatten(answerer._params)}  # noqa: SLF001
+  assert {"int8"} <= kinds["int8"]
+  assert {"nf4"} <= kinds["nf4"]
+  assert not {"int8", "nf4"} & kinds[None]
+  assert 0 < abs(logp["int8"] - logp[None]) < abs(logp["nf4"] - logp[None]) < 1
+
+
+@pytest.mark.slow
+def test_adapters_stay_beside_a_base_that_is_kept_as_it_was(tmp_path, root, asked):
+  """Loaded as they are, the weights have the checkpoint's own bits: nothing is rounded twice."""
+  rules = [("llm/layers/(attn|mlp)/.*", "lora(rank=2, alpha=6, rslora=True)"), (".*", "freeze")]
+  folder = small_checkpoint.write(tmp_path / "lora", root, params=rules)
+  assert run(evaluate, f"--ckpt={folder}", "--evals=test", f"--out={tmp_path}") == 0
+  assert (
+    run(predict, f"--ckpt={folder}", asked[2], f"--out={tmp_path}/a.jsonl", "--max_decode_len=4")
+    == 0
+  )
+  both = [read(tmp_path / name) for name in ("predictions.jsonl", "a.jsonl")]
+  np.testing.assert_allclose(*([row["logp"] for row in rows] for rows in both), atol=1e-5)
+  opened = engine.open_checkpoint(folder, quantize="nf4")
+  kept = param_tree.flatten(engine.Engine(opened)._params)  # noqa: SLF001
+  assert "lora/llm/layers/mlp/linear/a" in kept
+  assert "llm/layers/mlp/linear/nf4" in kept
+
+
+@pytest.mark.slow
+def test_bare_weights_say_how_images_are_made_and_answer_the_same(
+  checkpoint, asked, tmp_path, capsys
+):
+  flags = [f"--src={checkpoint}", f"--dst={tmp_path}/hf", "--to=hf"]
+  assert run(convert, *flags) == 0
+  folder, rows, _ = asked
+  one = [f"--image={folder / '3.png'}", f"--prompt={rows[3]['prefix']}", "--max_decode_len=4"]
+  answers = []
+  for name in (checkpoint, f"{tmp_path}/hf"):
+    capsys.readouterr()
+    assert run(predict, f"--ckpt={name}", *one) == 0
+    out = capsys.readouterr()
+    answers.append(out.out)
+  assert answers[0] == answers[1]
+  assert "does not say how images are resized" in out.err
+  assert "decode|resize(48, antialias=True)|value_range(-1, 1)" in out.err
+
+
+def test_what_was_compiled_serves_the_next_question(checkpoint, tmp_path):
+  opened = engine.open_checkpoint(checkpoint)
+  answerer = engine.Engine(opened)
+  encoded = png(tmp_path, (1, 2, 3))
+  list(answerer.answers(question(opened, encoded), opened.settings, 1))
+  with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+    patch.setattr(decoder_cache.decode, "jitted", lambda *_, **__: pytest.fail("compiled again"))
+    list(answerer.answers(question(opened, encoded, "another"), opened.settings, 1))

@@ -1,0 +1,122 @@
+"""`python -m pgjax.prepare` on a made-up download, and on a public subset of ChartQA.
+
+The subset is looked for in the folder named by PGJAX_SHARED_DATA, or in ../shared/data beside the
+repository.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pgjax.data import images
+from pgjax.data.sources import registry
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHARED = pathlib.Path(os.environ.get("PGJAX_SHARED_DATA", ROOT.parent / "shared/data"))
+
+
+def prepare(*args):
+  command = [sys.executable, "-m", "pgjax.prepare", *map(str, args)]
+  return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.fixture
+def raw(tmp_path):
+  """A download of three splits, two charts each, with the augmented part alone."""
+  for number, split in enumerate(["train", "val", "test"]):
+    charts = tmp_path / "raw" / split / "png"
+    charts.mkdir(parents=True)
+    rows = []
+    for i in range(2):
+      Image.fromarray(np.full((5, 7, 3), 10 * number + i, np.uint8)).save(charts / f"{i}.png")
+      rows.append(dict(imgname=f"{i}.png", query=f"{split} question {i}", label=str(i)))
+    (tmp_path / "raw" / split / f"{split}_augmented.json").write_text(json.dumps(rows))
+  return tmp_path / "raw"
+
+
+def test_what_was_prepared_is_read_back_unchanged(raw, tmp_path):
+  done = prepare("chartqa", f"--raw={raw}", f"--out={tmp_path}", "--parts=augmented")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith("chartqa/augmented: train 2, val 2, test 2 in ")
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["chartqa", "raw"]
+  spec = dict(name="chartqa/augmented", split="train+val", data_dir=str(tmp_path))
+  source = registry.open(spec)
+  rows = {source[i]["question"]: source[i] for i in range(len(source))}
+  assert sorted(rows) == [f"{s} question {i}" for s in ("train", "val") for i in range(2)]
+  row = rows["val question 1"]
+  assert (row["answer"], row["question_id"]) == ("1", 1)
+  assert row["image"] == (raw / "val/png/1.png").read_bytes()
+
+
+def test_a_part_that_is_missing_is_named(raw, tmp_path):
+  done = prepare("chartqa", f"--raw={raw}", f"--out={tmp_path / 'out'}")
+  assert done.returncode == 1
+  assert done.stderr.count("\n") == 1
+  assert done.stderr.startswith("error: ")
+  assert "lacks" in done.stderr
+  assert "val_human.json" in done.stderr
+  assert "--parts=augmented" in done.stderr
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+  ("args", "said"),
+  [
+    (["chartqa"], "needs --raw=DIR"),
+    (["chartqa", "--raw=/nowhere"], "--raw=/nowhere is not a folder"),
+    (["charts", "--raw=/nowhere"], "knows chartqa, easyvqa, not 'charts'"),
+    (["chartqa", "--raw=.", "--parts=machine"], "no part ['machine']"),
+  ],
+)
+def test_a_mistake_is_one_sentence(args, said):
+  done = prepare(*args)
+  assert done.returncode == 1
+  assert said in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_without_a_data_set_the_command_line_is_wrong():
+  done = prepare("--raw=.")
+  assert done.returncode == 2
+  assert done.stderr == "error: DATASET must be given. (--help lists the flags)\n"
+  assert "pgjax.prepare DATASET [flags]" in prepare("--help").stdout
+
+
+def test_a_chart_that_is_missing_is_told_with_its_entry(raw, tmp_path):
+  (raw / "test/png/1.png").unlink()
+  done = prepare("chartqa", f"--raw={raw}", f"--out={tmp_path}", "--parts=augmented")
+  assert done.returncode == 1
+  assert "test_augmented.json, entry 1:" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_splits_and_parts_are_checked_when_read(raw, tmp_path):
+  prepare("chartqa", f"--raw={raw}", f"--out={tmp_path}", "--parts=augmented")
+  for name, split, said in [
+    ("chartqa/augmented", "trian", "no split"),
+    ("chartqa/augmented", "train[", "cannot be read"),
+    ("chartqa", "train", "write 'chartqa/augmented'"),
+    ("chartqa/human", "train", "is not prepared"),
+  ]:
+    with pytest.raises(ValueError, match=said):
+      registry.open(dict(name=name, split=split, data_dir=str(tmp_path)))
+
+
+@pytest.mark.skipif(
+  not (SHARED / "chartqa").is_dir(), reason="needs the ChartQA subset (PGJAX_SHARED_DATA)"
+)
+def test_the_public_subset(tmp_path):
+  done = prepare("chartqa", f"--raw={SHARED / 'chartqa'}", f"--out={tmp_path}", "--parts=augmented")
+  assert done.returncode == 0, done.stderr
+  for split, count in dict(train=260, val=60, test=60).items():
+    source = registry.open(dict(name="chartqa/augmented", split=split, data_dir=str(tmp_path)))
+    assert len(source) == count
+    example = source[count - 1]
+    assert images.decode(example["image"]).ndim == 3
+    assert example["question"].endswith(("?", ".")) or example["question"]

@@ -1,0 +1,158 @@
+"""What each type of evaluator makes of an answer: the row, its score, and the split's numbers."""
+
+import math
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from pgjax.config import schema
+from pgjax.data import locations
+from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.errors import UserError
+from pgjax.evaluation import scorers
+from pgjax.formats import seg_vae_npz
+from pgjax.metrics import text
+from pgjax.models import seg_vae
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return tokenizer_lib.load("tiny")
+
+
+def scored(kind, answer, example, tokenizer, *, logp=-0.1, **fields):
+  """The row that an answer in words gets."""
+  defaults = dict(answer="answer", to_lower=False, caption_metrics=("cider",), mask_weights="oi")
+  section = SimpleNamespace(type=kind, **(defaults | fields))
+  tokens = np.array([*tokenizer.encode(answer), tokenizer.eos, 0, 0], np.int32)
+  made = scorers.Answer(answer, tokens, np.where(tokens > 0, logp, 0).astype(np.float32))
+  row = scorers.SCORERS[kind].row(section, tokenizer, example, made)
+  return dict(row, prediction=answer)
+
+
+def means(*rows):
+  return text.mean(row["scores"] for row in rows)
+
+
+def test_every_type_that_a_config_may_name_has_a_scorer():
+  assert {*scorers.SCORERS, "perplexity"} == set(schema.EVAL_TYPES)
+
+
+@pytest.mark.parametrize(
+  ("kind", "answer", "example", "score"),
+  [
+    ("vqa", "cat", dict(answer="cat"), 1),
+    ("vqa", "cat", dict(answer=["cat", "cat", "dog"]), 2 / 3),
+    ("vqa", "cat", dict(), None),
+    ("vqav2", "a cat", dict(answer=["cat"] * 9 + ["dog"], answer_type="other"), 1),
+    ("chartqa", "10.4", dict(answer="10"), 1),
+    ("chartqa", "10.6", dict(answer=["10"]), 0),
+    ("choice", "B", dict(answer="dog", choices=np.array(["cat", "dog"])), 1),
+    ("science_qa", "The answer is B.", dict(answer="The answer is A."), 0),
+    ("pope", "Yes", dict(answer="yes"), 1),
+    ("tallyqa", "three", dict(answer="3", issimple=np.int64(1)), 1),
+    ("rsvqa", "Rural", dict(answer=["rural"], question_type="rural_urban"), 0),
+    ("json", '{"a": 1, "b": 2}', dict(answer='{"b": 2, "a": 3}'), 0.5),
+    ("predictions", "whatever", dict(), None),
+  ],
+)
+def test_the_score_of_a_row(tokenizer, kind, answer, example, score):
+  assert scored(kind, answer, example, tokenizer)["score"] == score
+
+
+def test_columns_that_a_report_groups_by_stay_in_the_row(tokenizer):
+  vqav2 = scored("vqav2", "no", dict(answer=["no"] * 10, answer_type="yes/no"), tokenizer)
+  assert vqav2["answer_type"] == "yes/no"
+  assert means(vqav2)["acc/yesno"] == 1
+  rows = [
+    scored("rsvqa", a, dict(answer="yes", question_type=kind), tokenizer)
+    for a, kind in (("yes", "comp"), ("no", "comp"), ("yes", "presence"))
+  ]
+  found = scorers.SCORERS["rsvqa"].of_split(None, rows)
+  assert found["acc_avg"] == found["acc_avg_nonum_hr"] == 0.75
+  assert rows[0]["question_type"] == "comp"
+
+
+def test_captions_are_scored_by_image_and_over_the_split(tokenizer):
+  captions = {"1": ["a cat on a mat", "the cat sits"], "2": ["two dogs run in the park"]}
+  rows = [
+    scored("caption", said, dict(answer=captions[image], image_id=image), tokenizer)
+    for said, image in (("a cat on a mat", "1"), ("blue", "2"))
+  ]
+  section = SimpleNamespace(caption_metrics=("cider", "bleu"))
+  found = scorers.SCORERS["caption"].of_split(section, rows)
+  assert found["cider"] == pytest.approx(np.mean([row["score"] for row in rows]))
+  assert rows[0]["score"] > 1
+  assert rows[1]["score"] == 0
+  assert set(found) == {"cider", "bleu-1", "bleu-2", "bleu-3", "bleu-4"}
+
+
+BOXES = [[0.1, 0.1, 0.5, 0.5], [0.2, 0.6, 0.9, 0.9]]
+CELLS = dict(boxes=np.array(BOXES), labels=["RBC", "WBC"], height=480, width=640)
+
+
+def test_the_truth_fed_back_is_found_entirely(tokenizer):
+  """Average precision, through the text of an answer, is 1."""
+  answer = locations.detection_suffix(BOXES, CELLS["labels"])
+  row = scored("detection", answer, CELLS, tokenizer)
+  found = scorers.SCORERS["detection"].of_split(None, [row])
+  assert [found[n] for n in ("AP", "AP50", "AP/RBC")] == pytest.approx([1, 1, 1])
+  assert row["score"] == 1
+  assert row["objects"][0]["score"] == pytest.approx(math.exp(-0.1 * (1 + _num_label(tokenizer))))
+
+
+def _num_label(tokenizer):
+  return len(tokenizer.encode(" RBC"))
+
+
+def test_boxes_that_are_wrong_missing_or_broken_cost_something(tokenizer):
+  loc = locations.loc_string
+  far = loc([0.6, 0.0, 0.9, 0.3])
+  answer = f"{loc(BOXES[0])} RBC ; {far} WBC ; <loc0001> RBC ; {loc(BOXES[0])} RBC"
+  row = scored("detection", answer, CELLS, tokenizer)
+  got = means(row)
+  assert (got["precision"], got["recall"]) == (1 / 3, 1 / 2)
+  assert (got["malformed"], got["duplicates"]) == (1, 1)
+  assert row["score"] == pytest.approx(2 / 5)
+  nothing = scored("detection", "", CELLS | dict(boxes=[], labels=[]), tokenizer)
+  assert nothing["score"] == 1
+  both = scorers.SCORERS["detection"].of_split(None, [row, nothing])
+  assert both["AP/RBC"] == pytest.approx(1)
+  assert both["AP/WBC"] == 0
+
+
+@pytest.fixture
+def weights(tmp_path):
+  """A small random VQ-VAE in a file of its own."""
+  path = tmp_path / "masks.npz"
+  seg_vae_npz.save(path, seg_vae.init(jax.random.key(0), width=8, embed_dim=16))
+  return str(path)
+
+
+def test_a_mask_is_decoded_and_compared_with_the_whole_picture(tokenizer, weights):
+  codes = list(range(16))
+  shown = np.asarray(seg_vae.decode(seg_vae_npz.load(weights), np.array([codes])))[0, :, :, 0] > 0
+  assert 0 < shown.mean() < 1
+  truth = np.zeros((128, 128, 1), np.uint8)
+  truth[32:96, 32:96, 0] = shown  # Where the box below lies, pixel for pixel.
+  box = [32.2 / 128, 32.2 / 128, 96.2 / 128, 96.2 / 128]
+  answer = locations.loc_string(box) + locations.seg_string(codes)
+  example = dict(mask=truth, box=np.array(box))
+  row = scored("segmentation", answer, example, tokenizer, mask_weights=weights)
+  assert row["score"] == pytest.approx(1)
+  assert means(row)["boxacc/0.75"] == 1
+  for wrong in (answer[:-8], locations.loc_string(box), "a cat", f" {answer}", ""):
+    row = scored("segmentation", wrong, example, tokenizer, mask_weights=weights)
+    assert row["score"] == 0
+    assert means(row)["invalid_share"] == 1
+
+
+def test_what_is_missing_is_told_before_anything_runs():
+  section = SimpleNamespace(type="segmentation", mask_weights="/nowhere.npz", caption_metrics=())
+  with pytest.raises(UserError, match=r"weights of masks, '/nowhere\.npz', are not there"):
+    scorers.of(section)
+  section = SimpleNamespace(type="caption", caption_metrics=("cidre",), mask_weights="oi")
+  with pytest.raises(UserError, match="caption_metrics names 'cidre'; there are: cider"):
+    scorers.of(section)

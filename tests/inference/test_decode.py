@@ -1,0 +1,172 @@
+"""Greedy decoding over a cache, against the whole forward pass repeated for every token."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import sharding
+from pgjax.inference import decode, decode_weights
+from pgjax.layers import embedding
+from pgjax.params import tree as param_tree
+from pgjax.planning import hlo
+
+pytestmark = pytest.mark.xdist_group("decode")  # They share what is compiled.
+
+ROWS, PROMPT_LEN, NEW = 64, 6, 6
+SOFTCAP = 5.0
+
+
+@pytest.fixture(scope="module")
+def values():
+  """Parameters whose logits are large enough for the soft-cap to bend them."""
+  flat = param_tree.flatten(tiny.parameters(tiny.model()))
+  flat["llm/final_norm/scale"] = flat["llm/final_norm/scale"] + 3
+  return param_tree.unflatten(flat)
+
+
+@pytest.fixture(scope="module")
+def batch():
+  """Prompts of 2 to 6 tokens, left-aligned; what stands in the padding is arbitrary."""
+  rng = np.random.default_rng(1)
+  lengths = 2 + np.arange(ROWS)[:, None] % (PROMPT_LEN - 1)
+  made = tiny.batch(rows=ROWS, text_len=PROMPT_LEN - 1)
+  return dict(
+    image=made["image"],
+    text=rng.integers(4, 300, size=(ROWS, PROMPT_LEN)).astype(np.int32),
+    mask_ar=np.zeros((ROWS, PROMPT_LEN), np.int32),
+    mask_input=np.arange(PROMPT_LEN) < lengths,
+    _mask=np.ones(ROWS, bool),
+  )
+
+
+@pytest.fixture(scope="module")
+def uncached(values, batch):
+  """(tokens, log-probabilities) without an end, from the whole forward pass per token."""
+  model = tiny.model()
+  lengths = batch["mask_input"].sum(axis=1)
+  width = PROMPT_LEN + NEW
+  position = np.arange(width)
+  text = np.pad(np.where(batch["mask_input"], batch["text"], 0), ((0, 0), (0, NEW)))
+  mask_ar = (position >= lengths[:, None]).astype(np.int32)
+  logits_of = jax.jit(lambda values, *a: model.apply({"params": values}, *a)[0])
+  tokens, logps = np.zeros((2, ROWS, NEW))
+  rows = np.arange(ROWS)
+  for i in range(NEW):
+    raw = np.float64(logits_of(values, batch["image"], text, mask_ar))[rows, lengths - 1 + i]
+    logits = SOFTCAP * np.tanh(raw / SOFTCAP)
+    tokens[:, i] = text[rows, lengths + i] = logits.argmax(-1)
+    logps[:, i] = logits.max(-1) - np.log(np.exp(logits).sum(-1))
+  return tokens.astype(np.int32), logps
+
+
+@pytest.fixture(scope="module")
+def eos(uncached):
+  """A token that ends some rows early, and others never."""
+  tokens, _ = uncached
+  ends = {t: (tokens == t).any(axis=1) for t in np.unique(tokens[:, 1:-1])}
+  chosen = max(ends, key=lambda t: min(ends[t].sum(), ROWS // 2))
+  assert 0 < ends[chosen].sum() < ROWS
+  return int(chosen)
+
+
+@pytest.fixture(scope="module")
+def expected(uncached, eos):
+  """The same up to each row's eos, and zeros after it."""
+  tokens, logps = uncached
+  after = np.cumsum(tokens == eos, axis=1) - (tokens == eos) > 0
+  assert after.any()
+  return np.where(after, 0, tokens), np.where(after, 0.0, logps)
+
+
+def generate(values, batch, eos, *, devices=1, strategy=tiny.FSDP):
+  model = tiny.model(llm=dict(final_logits_softcap=SOFTCAP))
+  mesh = tiny.mesh(devices=devices)
+  places = sharding.shardings(strategy, {"params": values}, mesh)["params"]
+  run = decode.jitted(model, mesh, places, max_decode_len=NEW, eos=eos)
+  tokens, logps = run(jax.device_put(values, places), batch)
+  return np.asarray(tokens), np.asarray(logps)
+
+
+@pytest.fixture(scope="module")
+def cached(values, batch, eos):
+  return generate(values, batch, eos)
+
+
+def test_cached_equals_uncached_up_to_the_eos_and_zeros_follow(cached, expected):
+  """Soft-capped from the first logit on."""
+  np.testing.assert_array_equal(cached[0], expected[0])
+  np.testing.assert_allclose(cached[1], expected[1], atol=1e-5)
+
+
+def test_a_row_alone_gives_what_it_gives_in_a_batch(values, batch, eos, cached):
+  tokens, logps = generate(values, {name: a[3:4] for name, a in batch.items()}, eos)
+  np.testing.assert_array_equal(tokens, cached[0][3:4])
+  np.testing.assert_allclose(logps, cached[1][3:4], atol=1e-5)
+
+
+def test_eight_devices_give_what_one_gives(values, batch, eos, cached):
+  tokens, logps = generate(values, batch, eos, devices=8)
+  np.testing.assert_array_equal(tokens, cached[0])
+  np.testing.assert_allclose(logps, cached[1], atol=1e-5)
+
+
+def test_where_no_copy_of_the_weights_fits_the_answers_are_the_same(
+  monkeypatch, values, batch, eos, cached
+):
+  monkeypatch.setattr(decode_weights, "SHARE", 0)
+  monkeypatch.setattr(mesh_lib, "memory_limit", lambda mesh: 1 << 40)
+  for devices in (1, 8):
+    tokens, logps = generate(values, batch, eos, devices=devices)
+    np.testing.assert_array_equal(tokens, cached[0])
+    np.testing.assert_allclose(logps, cached[1], atol=1e-5)
+
+
+def test_sharded_weights_are_gathered_before_the_loop(values, batch):
+  """A token's collectives: it is looked up in the sharded table, and no weight travels."""
+  mesh = tiny.mesh(devices=8)
+  places = sharding.shardings(tiny.FSDP, {"params": values}, mesh)["params"]
+  layout = embedding.table_layout(mesh, places["llm"]["embedder"]["input_embedding"])
+  model = tiny.model().clone(constrain=mesh_lib.batch_constraint(mesh))
+  fields = dict(model=model, layout=layout, max_decode_len=NEW, mesh=mesh)
+  sent = {}
+  for room in (math.inf, 0):
+    run = functools.partial(decode.decoded, **fields, room=room)
+    rows = mesh_lib.batch_sharding(mesh)
+    text = jax.jit(run, in_shardings=(places, rows)).lower(values, batch).compile().as_text()
+    once, twice = (
+      sum(c.bytes for c in hlo.collectives(text, dict(mesh.shape), trips)) for trips in (1, 2)
+    )
+    sent[room] = twice - once
+  assert sent[math.inf] <= 4 * ROWS * tiny.LLM["width"] * 4
+  assert sent[0] > 2 * sent[math.inf]
+
+
+def test_it_stops_when_the_last_real_row_has_ended(monkeypatch, values, batch, eos, expected):
+  """Counts how often a token is read back; rows that only fill the batch are never waited for."""
+  read = []
+  embed = decode.embedding.embed
+
+  def count(table_VD, tokens_BT, layout):
+    if tokens_BT.shape[1] == 1:
+      jax.debug.callback(lambda _: read.append(1), tokens_BT[0, 0])
+    return embed(table_VD, tokens_BT, layout)
+
+  monkeypatch.setattr(decode.embedding, "embed", count)
+  model = tiny.model(llm=dict(final_logits_softcap=SOFTCAP))
+  decoded = functools.partial(decode.decoded, model=model, layout=None, max_decode_len=NEW, eos=eos)
+  run = jax.jit(decoded)
+  tokens, _ = expected
+  ended = (tokens == eos).any(axis=1)
+  for real in (ended, np.ones(ROWS, bool)):
+    read.clear()
+    ours, _ = jax.block_until_ready(run(values, {**batch, "_mask": real}))
+    jax.effects_barrier()
+    np.testing.assert_array_equal(ours, np.where(real[:, None], tokens, 0))
+    lengths = np.where((tokens == eos).any(axis=1), (tokens == eos).argmax(axis=1) + 1, NEW)
+    assert len(read) == lengths[real].max() - 1
+  assert lengths[ended].max() < NEW

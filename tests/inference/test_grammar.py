@@ -1,0 +1,272 @@
+"""What each grammar allows and forbids, alone and inside the decode of an untrained model."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.errors import UserError
+from pgjax.inference import grammar, json_grammar
+from pgjax.params import tree as param_tree
+from tests.inference import test_search
+
+pytestmark = pytest.mark.xdist_group("grammar")  # They share what is compiled.
+
+ROWS, LONG = 8, 48
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return tokenizer_lib.load("tiny")
+
+
+def masks(text, tokenizer, examples=({},), length=LONG, vocab_size=None):
+  made = grammar.Masks(grammar.parse(text), tokenizer, vocab_size or tokenizer.vocab_size, length)
+  return made.of(list(examples))
+
+
+def accepts(text, answer, tokenizer, example=None, *, tokens=None):
+  """Does the automaton walk over the answer's tokens and its eos?"""
+  tables, (row,) = masks(text, tokenizer, [example or {}])
+  place = 0
+  for token in [*(tokenizer.encode(answer) if tokens is None else tokens), tokenizer.eos]:
+    place = tables.next_GPK[row, place, tables.kind_V[token]]
+    if place < 0:
+      return False
+  return place == 1
+
+
+BOX = "<loc0001><loc0002><loc1000><loc1023>"
+SEG = "".join(f"<seg{i:03d}>" for i in range(16))
+PROMPT = {"prefix": "detect cat ; white blood cell"}
+
+
+@pytest.mark.parametrize(
+  ("text", "answer", "right"),
+  [
+    ("boxes", f"{BOX} cat", True),
+    ("boxes", f"{BOX} white blood cell ; {BOX} cat ; {BOX} cat", True),
+    ("boxes", "", True),
+    ("boxes", f"{BOX} dog", False),
+    ("boxes", f"{BOX} white blood", False),
+    ("boxes", f"{BOX}", False),
+    ("boxes", f"{BOX} cat ; ", False),
+    ("boxes", f"{BOX}<loc0001> cat", False),
+    ("boxes", f"{BOX[:-9]} cat", False),
+    ("boxes", f" {BOX} cat", False),
+    ("boxes", f"{BOX} cat cat", False),
+    ('boxes(labels=["dog", "dog house"])', f"{BOX} dog ; {BOX} dog house", True),
+    ('boxes(labels=["dog", "dog house"])', f"{BOX} cat", False),
+    ("masks(labels=[])", f"{BOX}{SEG}", True),
+    ("masks(labels=[])", f"{BOX}{SEG} ; {BOX}{SEG}", True),
+    ("masks(labels=[])", f"{BOX}{SEG[:-8]}", False),
+    ("masks(labels=[])", f"{BOX}{SEG} cat", False),
+    ('masks(labels=["cat"])', f"{BOX}{SEG} cat", True),
+    ('masks(labels=["cat"])', f"{BOX} cat", False),
+    ('one_of("yes", "no", "not sure")', "not sure", True),
+    ('one_of("yes", "no", "not sure")', "no", True),
+    ('one_of("yes", "no", "not sure")', "not", False),
+    ('one_of("yes", "no", "not sure")', "", False),
+  ],
+)
+def test_what_a_grammar_allows(tokenizer, text, answer, right):
+  assert accepts(text, answer, tokenizer, PROMPT) == right
+
+
+def test_labels_come_from_each_row_s_own_prompt(tokenizer):
+  examples = [{"prefix": "detect cat"}, {"prefix": "detect dog ; cat"}, {"prefix": "detect cat"}]
+  tables, rows = masks("boxes", tokenizer, examples)
+  assert rows.tolist() == [0, 1, 0]
+  dog = tokenizer.encode(f"{BOX} dog")
+  for row, right in ((0, False), (1, True)):
+    place = 0
+    for token in dog:
+      place = tables.next_GPK[row, place, tables.kind_V[token]] if place >= 0 else -1
+    assert (place >= 0) == right
+  choices, rows = masks('one_of(column="c")', tokenizer, [{"c": ["a", "b"]}, {"c": ["b", "a"]}])
+  assert rows.tolist() == [0, 1]
+  assert choices.distance_GP[0, 0] == 2
+
+
+def test_the_way_to_the_end_is_counted_in_tokens(tokenizer):
+  tables, _ = masks('masks(labels=["cat"])', tokenizer)
+  one = len(tokenizer.encode(f"{BOX}{SEG} cat"))
+  assert tables.distance_GP[0, 0] == 1  # Nothing at all, and eos.
+  place = tables.next_GPK[0, 0, tables.kind_V[tokenizer.encode("<loc0000>")[0]]]
+  assert tables.distance_GP[0, place] == one
+
+
+VALID = [
+  '{}', "[]", '{"a": 1}', '{"a":1,"b":[true,false,null]}', '[1, -2.5e-3, 0, "x\\n\\u00e9é猫🎉"]',
+  '{"a": {"b": {"c": 1}}}', '{\n  "a": 1,\n  "b": "c"\n}', '[{"a": ""}, []]', '[0.5, 1E+9]',
+]  # fmt: skip
+INVALID = [
+  "", "1", '"a"', "{", '{"a"}', '{"a": 1,}', "[1,]", "[01]", "[1.]", "[+1]", "{'a': 1}", '["\\x"]',
+  '{"a": 1} {"b": 2}', '[nul]', '["a\nb"]', '["\\u12g4"]', "[1 2]", '{"a": 1 "b": 2}', '{1: 2}',
+]  # fmt: skip
+
+
+def reads(automaton, data):
+  """Does the automaton over bytes read all of it, and may it end there?"""
+  next_P256, ends_P = automaton
+  place = 0
+  for byte in data:
+    place = next_P256[place, byte]
+    if place < 0:
+      return False
+  return bool(ends_P[place])
+
+
+@pytest.fixture(scope="module")
+def any_json():
+  return json_grammar.automaton(None)
+
+
+@pytest.mark.parametrize("text", VALID)
+def test_valid_json_is_read(any_json, text):
+  json.loads(text)
+  assert reads(any_json, text.encode())
+
+
+@pytest.mark.parametrize("text", INVALID)
+def test_invalid_json_is_not(any_json, text):
+  assert not reads(any_json, text.encode())
+
+
+def test_what_is_no_utf8_is_no_json(any_json):
+  rng = np.random.default_rng(0)
+  wrong = [b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x82", b"\x80"]
+  for data in wrong + [rng.bytes(3) for _ in range(300)]:
+    text = b'["' + data + b'"]'
+    try:
+      valid = isinstance(json.loads(text.decode()), list)
+    except ValueError:
+      valid = False
+    assert reads(any_json, text) == valid
+
+
+SCHEMA = {
+  "type": "object",
+  "properties": {
+    "company": {"type": "string"},
+    "kind": {"enum": ["sale", "refund"]},
+    "items": {
+      "type": "array",
+      "items": {"type": "object", "properties": {"n": {"type": "integer"}}},
+    },
+    "pair": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+    "note": {"type": ["string", "null"]},
+  },
+  "required": ["company", "kind"],
+}
+
+
+@pytest.mark.parametrize(
+  ("value", "right"),
+  [
+    ({"company": "A", "kind": "sale"}, True),
+    ({"company": "A", "kind": "refund", "items": [{"n": 1}, {"n": -2}], "note": None}, True),
+    ({"company": "A", "kind": "sale", "pair": [1.5, 2]}, True),
+    ({"company": "A", "kind": "loss"}, False),
+    ({"company": "A"}, False),
+    ({"kind": "sale", "company": "A"}, False),
+    ({"company": 1, "kind": "sale"}, False),
+    ({"company": "A", "kind": "sale", "items": [{"n": 1.5}]}, False),
+    ({"company": "A", "kind": "sale", "pair": [1]}, False),
+    ({"company": "A", "kind": "sale", "more": 1}, False),
+  ],
+)
+def test_a_schema_is_kept_to(value, right):
+  assert reads(json_grammar.automaton(SCHEMA), json.dumps(value).encode()) == right
+
+
+def test_properties_that_may_be_missing_leave_no_stray_comma():
+  loose = json_grammar.automaton(
+    {"properties": {"a": {"type": "null"}, "b": {"type": "null"}}, "required": []}
+  )
+  for text, right in (
+    ("{}", True), ('{"a": null}', True), ('{"b": null}', True), ('{"a": null, "b": null}', True),
+    ('{, "b": null}', False), ('{"a": null,}', False), ('{"a": null "b": null}', False),
+  ):  # fmt: skip
+    assert reads(loose, text.encode()) == right, text
+
+
+@pytest.mark.parametrize(
+  ("schema", "wrong"),
+  [
+    ({"type": "object", "pattern": "x"}, "uses 'pattern', which is not read"),
+    ({"type": "tuple"}, "has type 'tuple'; allowed: object"),
+    ({"properties": {"a": []}}, "the schema's 'a' must be a JSON object"),
+    ({"properties": {}, "required": ["a"]}, "requires 'a', which is no property"),
+    ({"type": "array", "items": {}, "minItems": 1}, "minItems=1 without maxItems"),
+  ],
+)
+def test_a_schema_that_is_not_read_is_told(schema, wrong):
+  with pytest.raises(UserError, match=wrong):
+    json_grammar.automaton(schema)
+
+
+@pytest.mark.parametrize(
+  ("text", "wrong"),
+  [
+    ("bokses", "is no grammar; there are: boxes"),
+    ("boxes(labels=[1])", "is no grammar"),
+    ("one_of()", "is no grammar"),
+    ('json(schema="/nowhere/x.json")', "the schema cannot be read"),
+    ("json(fields=[])", "is no grammar"),
+    ("__import__('os')", "is no grammar"),
+  ],
+)
+def test_a_grammar_that_cannot_be_read_is_told(text, wrong):
+  with pytest.raises(UserError, match=wrong):
+    grammar.parse(text)
+
+
+def test_a_prompt_without_labels_and_too_short_a_length_are_told(tokenizer):
+  with pytest.raises(UserError, match="takes its labels from a prompt such as 'detect cat"):
+    masks("boxes", tokenizer, [{"prefix": "caption en"}])
+  with pytest.raises(UserError, match=r"shortest answer .* tokens, and max_decode_len is 3"):
+    masks('json(fields=["company"])', tokenizer, length=3)
+
+
+@pytest.fixture(scope="module")
+def wide():
+  """(parameters, batch) of an untrained model with the tiny tokenizer's vocabulary, and a bit."""
+  size = tokenizer_lib.load("tiny").vocab_size + 8
+  flat = param_tree.flatten(tiny.parameters(tiny.model(llm=dict(vocab_size=size))))
+  flat["llm/final_norm/scale"] = flat["llm/final_norm/scale"] + 2
+  rng = np.random.default_rng(3)
+  batch = dict(
+    image=rng.uniform(-1, 1, size=(ROWS, tiny.RES, tiny.RES, 3)).astype(np.float32),
+    text=rng.integers(12, 300, size=(ROWS, 4)).astype(np.int32),
+    mask_ar=np.zeros((ROWS, 4), np.int32),
+    mask_input=np.ones((ROWS, 4), bool),
+    _index=np.arange(ROWS, dtype=np.int32),
+  )
+  return size, param_tree.unflatten(flat), batch
+
+
+@pytest.mark.parametrize("method", ["greedy", "temperature(1.0)", "beam(2)"])
+@pytest.mark.parametrize("text", ["json", 'json(fields=["total", "date"])', "boxes"])
+def test_an_untrained_model_keeps_to_the_grammar(wide, tokenizer, method, text, monkeypatch):
+  """However long it would go on: what is begun is finished within max_decode_len."""
+  size, values, batch = wide
+  examples = [{"prefix": f"detect {'cat' if i % 2 else 'white blood cell'}"} for i in range(ROWS)]
+  tables, rows = masks(text, tokenizer, examples, vocab_size=size)
+  model = tiny.model(llm=dict(vocab_size=size))
+  monkeypatch.setattr(tiny, "model", lambda: model)
+  tokens, logp = test_search.generate(
+    values, dict(batch, _grammar=rows), method, key=1, eos=1, length=LONG, masks=tables
+  )
+  for example, row in zip(examples, tokens, strict=True):
+    assert 1 in row
+    answer = tokenizer.decode(row)
+    if text == "boxes":
+      assert accepts(text, answer, tokenizer, example, tokens=row[: list(row).index(1)])
+    else:
+      read = json.loads(answer)
+      assert text == "json" or list(read) == ["total", "date"]
+  assert (logp <= 0).all()
+  assert np.isfinite(logp).all()
