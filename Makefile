@@ -1,6 +1,7 @@
 # Each target makes its own virtual environment first; nothing else has to be installed by hand.
 #   make quickstart   train and score a tiny PaliGemma on real images (CPU or GPU)
 #   make test         the fast tests;  make test-slow: the rest;  make lint: ruff
+#   make docs         rewrite the generated tables of README.md and docs/
 # PYTHON=python3.12 picks another interpreter; each interpreter has an environment of its own.
 
 SHELL := /bin/bash
@@ -25,9 +26,9 @@ WORKDIR ?= workdir/easyvqa
 WORKERS ?= 2
 PYTEST = $(PY) -m pytest -n $(WORKERS) --dist=loadgroup -q
 
-.PHONY: help install install-test quickstart test test-slow test-gpu test-parity lint format clean
+.PHONY: help install install-test quickstart test test-slow test-gpu test-parity lint format docs clean
 help:
-	@sed -n '1,4s/^# \{0,1\}//p' Makefile
+	@sed -n '1,5s/^# \{0,1\}//p' Makefile
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
@@ -85,6 +86,9 @@ lint: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+docs: $(VENV)/.installed
+	$(PY) docs/generate.py
 
 clean:
 	rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache

@@ -2,10 +2,10 @@
 
   python benchmarks/convert_large.py --dir=DIR [--variant=gemma2_2b] [--to=orbax,hf,bv,hf]
 
-Makes a checkpoint with random bfloat16 weights in DIR, runs `python -m pgjax.convert` along the
-chain, without and with --verify, each as a process of its own, compares the last Hugging Face
-folder with the first file by file, and prints a line for each step, next to a plain copy of the
-files. DIR needs room for four models; what it made is removed at the end.
+Writes a checkpoint with random bfloat16 weights to DIR, runs `python -m pgjax.convert` along the
+chain, without and with --verify, each in its own process, compares the last Hugging Face folder
+with the first file by file, and prints a line for each step and one for a plain copy of the files.
+DIR needs space for four models; all output is removed at the end.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from pgjax.params import of_model  # noqa: E402
 
 
 def random_source(variant: str) -> source_lib.Source:
-  """A model whose leaves are made, block by block, when they are read."""
+  """A model whose leaves are generated, block by block, when they are read."""
   llm = dict(variant=variant, vocab_size=hf_names.HF_VOCAB_SIZE)
   model = dict(img=dict(variant="So400m/14"), llm=llm)
   leaves = {
@@ -53,7 +53,7 @@ def random_source(variant: str) -> source_lib.Source:
 
 
 def random_leaf(shape, seed) -> lazy_array.LazyArray:
-  """bfloat16 numbers around 0.02; a row depends on its number alone."""
+  """bfloat16 numbers around 0.02; a row depends only on its index."""
 
   def rows(start, stop):
     made = np.empty((stop - start, *shape[1:]), ml_dtypes.bfloat16)
@@ -66,7 +66,7 @@ def random_leaf(shape, seed) -> lazy_array.LazyArray:
 
 
 def peak_of(command: list[str]) -> tuple[float, float]:
-  """(seconds, peak bytes of the process's own memory, looked at 50 times a second)."""
+  """(seconds, peak bytes of the process's own memory, sampled 50 times a second)."""
   start = time.monotonic()
   process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
   peak, done = 0, threading.Event()

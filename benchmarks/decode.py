@@ -1,11 +1,11 @@
-"""Which of the two answers faster: our decode, or transformers' generate?
+"""Which generates answers faster: our decode, or transformers' generate?
 
   python benchmarks/decode.py [--device=cpu|gpu] [--only=REGEX] [--torch_python=PYTHON]
 
 Both sides get the same random weights (the 100 M parameters of benchmarks/step.py), images and
-prompts without padding, and make all of their tokens: no answer ends early. Each has a process of
-its own, and they take turns. Most answers must be the same token for token. A row: new tokens a
-second (reading image and prompt included), peak memory while answering, and the share of answers
+prompts without padding, and generate all of their tokens: no answer ends early. Each side has its
+own process, and they take turns. Most answers must be the same, token for token. A row: new tokens
+a second (reading image and prompt included), peak memory while generating, and the share of answers
 that are the same. Packages: requirements-parity.txt.
 """
 
@@ -61,7 +61,7 @@ def measured(spec: dict[str, Any], pythons: dict[str, str]) -> dict[str, Any]:
 
 
 def same(found: dict[str, Any]) -> float:
-  """The share of answers that are the same; ends the program where the two do other things."""
+  """The share of equal answers; exits if the two compute different things."""
   ours, theirs = (np.array(found[name].pop("tokens")) for name in step.NAMES)
   share = float((ours == theirs).all(axis=1).mean())
   if share < 0.8:
@@ -71,7 +71,7 @@ def same(found: dict[str, Any]) -> float:
 
 
 def main() -> None:
-  """Prints the table; --json keeps everything that was measured."""
+  """Prints the table; --json writes all measurements."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

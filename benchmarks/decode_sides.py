@@ -1,7 +1,7 @@
 """What do the two sides of decode.py run? As step_sides.py; a step is one batch of answers.
 
 Called by decode.py: `python decode_sides.py pgjax|transformers SPEC`, SPEC in JSON. The first line
-that it prints holds the tokens of the answers.
+that it prints has the tokens of the answers.
 """
 
 import json

@@ -1,11 +1,10 @@
-"""How much faster is scoring a split in batches than one example after another?
+"""How much faster is scoring a split in batches than example by example?
 
   python benchmarks/evaluate.py --ckpt=WORKDIR [--evals=test] [--examples=300]
 
 Both sides run the evaluator of a run's own config with the same compiled decode, warmed up. The
 loop takes the first examples one at a time and waits for each answer, as programs around
-model.generate do; the whole split goes through evals.run, as in pgjax.evaluate. The answers that
-both have must be the same.
+model.generate do; the whole split is scored as in pgjax.evaluate. Answers of both must be equal.
 """
 
 import argparse
@@ -68,7 +67,7 @@ def _on_device(batch, mesh):
 
 
 def main() -> None:
-  """Prints both, and how many times faster the split is."""
+  """Prints both times and their ratio."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

@@ -1,9 +1,9 @@
 """How far are pgjax's pixels from those of Hugging Face's PaliGemma processor, on 50 real images?
 
-Prints a table for docs/weights.md: each way to resize here, against the processor's two ways to
-work (Pillow; torchvision), as the largest and the mean difference on the scale of [-1, 1], where
-one level of 8 bits is 0.0078. Needs requirements-parity.txt and the folder of images; torchvision's
-columns appear where it is installed too (torchvision 0.28.0 belongs to torch 2.13.0).
+Prints a table for docs/weights.md: each of our resize ops against the processor's two backends
+(Pillow; torchvision), as the largest and the mean difference on the scale of [-1, 1], where one
+level of 8 bits is 0.0078. Needs requirements-parity.txt and the folder of images; torchvision's
+columns appear where it is installed (torchvision 0.28.0 belongs to torch 2.13.0).
 
 python benchmarks/hf_images.py [--images=../shared/data] [--res=224]
 """

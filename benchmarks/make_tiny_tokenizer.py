@@ -1,9 +1,9 @@
-"""How was pgjax/data/tiny_tokenizer.model made? This program made it, once; the bytes are kept.
+"""How was pgjax/data/tiny_tokenizer.model made? By this program, once; the file is in git.
 
 A SentencePiece model of 640 pieces with Gemma's conventions (ids of pad, eos, bos, unk; a newline
-is one piece; no dummy prefix, no normalisation, digits alone, bytes instead of unknown pieces), so
-that the small models need no download. The text: the questions and answers of the easy-VQA package
-and, where the folder is given, of ChartQA's training part.
+is one piece; no dummy prefix, no normalisation, digits split, bytes instead of unknown pieces), so
+that small models need no download. The text: the questions and answers of the easy-VQA package and,
+where the folder is given, of ChartQA's training part.
 
 python benchmarks/make_tiny_tokenizer.py [CHARTQA_DIR]
 """

@@ -1,11 +1,11 @@
-"""Memory of one training step of PaliGemma, compiled for a GPU that need not be there.
+"""How much memory does a training step of PaliGemma need on a GPU that is not here?
 
   python benchmarks/memory.py [--device=H200] [--only=REGEX] [--hlo=DIR]
 
 XLA's GPU compiler compiles the real step from abstract shapes, on a machine without a GPU; it needs
-the wheels of requirements-plan.txt. A row: gigabytes (1e9 bytes) of arguments, of
-temporaries, their sum, and seconds of compilation. What it does not see: cuBLAS workspaces,
-fragmentation, the CUDA context. --hlo writes each compiled program as text.
+the wheels of requirements-plan.txt. A row: gigabytes (1e9 bytes) of arguments, of temporaries,
+their sum, and seconds of compilation. Not included: cuBLAS workspaces, fragmentation, the CUDA
+context. --hlo writes each compiled program as text.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def compiled_step(batch_size, num_devices, fields, device):
 
 
 def with_trip_counts(text, tokens, train_table):
-  """The program with the most that its one loop of unknown length, the loss, can take.
+  """The program with the most iterations that its one loop of unknown length, the loss, can take.
 
   It runs as many chunks as there are tokens with a loss; whoever adds up costs must count all.
   """

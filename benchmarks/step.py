@@ -1,15 +1,15 @@
-"""Which of the two trains faster and in less memory: our step, or transformers with PEFT?
+"""Which trains faster and in less memory: our step, or transformers with PEFT?
 
   python benchmarks/step.py [--device=cpu|gpu] [--only=REGEX] [--recompute=defaults|none|layers]
 
-Both sides get the same weights, batch, dtype and optimizer (AdamW, clipped to norm 1), each in a
-process of its own, and take turns on the machine, so that what else runs there slows both. A case
-is a shape (tiny, or mid with 100 M parameters) and a method; its first losses must agree, and with
-the same trained weights those after two updates too. A row: trained parameters, examples/s (from
-the median of the rounds), peak memory, and how far the first losses are apart. Memory is of the
-process on a CPU ("in all" with loading and compilation, "step" while it trains), and what the
-framework's allocator gave out at most on a GPU. qlora of the other side needs a GPU and
-bitsandbytes. Packages: requirements-parity.txt.
+Both sides get the same weights, batch, dtype and optimizer (AdamW, clipped to norm 1), each in its
+own process, and take turns, so that other load on the machine slows both. A case is a shape (tiny,
+or mid with 100 M parameters) and a method; its first losses must agree, and with the same trained
+weights those after two updates too. A row: trained parameters, examples/s (from the median of the
+rounds), peak memory, and the difference of the first losses. Memory is that of the process on a CPU
+("total" with loading and compilation, "step" while it trains), and the peak of the framework's
+allocator on a GPU. qlora of the other side needs a GPU and bitsandbytes. Packages:
+requirements-parity.txt.
 """
 
 import argparse
@@ -34,7 +34,7 @@ PREFIX = 0.75  # Of the text; what is left of it is learned.
 
 
 class Shape(NamedTuple):
-  """Sizes of a model and of its batch, and how long it is measured."""
+  """Sizes of a model and of its batch, and how many steps are measured."""
 
   img: dict[str, int]
   llm: dict[str, int]
@@ -142,7 +142,7 @@ def write_batch(path: pathlib.Path, shape: Shape, rows: int) -> None:
 
 
 class Side:
-  """One of the two, in its own process: it loads, answers, and waits for its turn."""
+  """One of the two sides, in its own process: it loads, replies, and waits for its turn."""
 
   def __init__(self, name: str, python: str, spec: dict[str, Any], program: pathlib.Path = SIDES):
     """Starts loading."""
@@ -161,7 +161,7 @@ class Side:
     self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
 
   def answer(self, request: str | None = None) -> dict[str, Any]:
-    """What it says next, to a request or by itself."""
+    """Its next message."""
     if request:
       print(request, file=self._process.stdin, flush=True)
     line = self._process.stdout.readline()
@@ -170,7 +170,7 @@ class Side:
     return json.loads(line)
 
   def end(self) -> dict[str, Any]:
-    """Its memory, in bytes; the process is gone afterwards."""
+    """Its memory, in bytes; ends the process."""
     memory = self.answer("end")
     self._process.stdin.close()
     self._process.wait()
@@ -178,7 +178,7 @@ class Side:
 
 
 def measured(spec: dict[str, Any], shape: Shape, pythons: dict[str, str]) -> dict[str, Any]:
-  """{side: what it measured} of the sides that can run the case."""
+  """{side: measurements} of the sides that can run the case."""
   names = NAMES[:1] if spec["method"] == "qlora" and spec["device"] == "cpu" else NAMES
   sides, found = {}, {}
   for name in names:  # One after the other: each has the machine for its compilation.
@@ -196,7 +196,7 @@ def measured(spec: dict[str, Any], shape: Shape, pythons: dict[str, str]) -> dic
 
 
 def check(found: dict[str, Any], spec: dict[str, Any]) -> str:
-  """How far the first losses are apart; ends the program if the two compute different things."""
+  """The difference of the first losses; exits if the two compute different things."""
   if len(found) < 2:
     return ""
   ours, theirs = (found[name] for name in NAMES)
@@ -226,12 +226,12 @@ def row(case: str, found: dict[str, Any], apart: str) -> str:
 
 HEAD = (
   "| case | trained | ex/s pgjax | ex/s transformers | ratio | step MB pgjax | step MB transformers"
-  " | in all MB pgjax | in all MB transformers | losses apart |"
+  " | total MB pgjax | total MB transformers | losses differ by |"
 )
 
 
 def main() -> None:
-  """Prints the table; --json keeps everything that was measured."""
+  """Prints the table; --json writes all measurements."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

@@ -1,4 +1,4 @@
-"""What do the two sides of step.py run? Each loads, makes its first steps, and then obeys.
+"""What do the two sides of step.py run? Each loads, runs its first steps, then follows requests.
 
 Called by step.py: `python step_sides.py pgjax|transformers SPEC`, SPEC in JSON. It prints one JSON
 object a line: first the trained parameters and the losses of the first steps, then the seconds of
@@ -22,7 +22,7 @@ LR, CLIP = 1e-4, 1.0
 
 
 def serve(first, step, gpu_peak=None):
-  """Says what the first steps gave, then answers. `step()` returns when its work is done.
+  """Reports the first steps, then follows requests. `step()` returns when its work is done.
 
   Not ru_maxrss: a process inherits that from the one which started it.
   """
@@ -121,7 +121,7 @@ def transformers(spec):
 
 
 def torch_model(spec, device):
-  """The model with what trains in float32 and what does not in `frozen`."""
+  """The model with trained parameters in float32 and the others in `frozen`."""
   import peft
   import torch
   import transformers
@@ -168,7 +168,7 @@ def torch_model(spec, device):
 
 
 def torch_inputs(data, config, device):
-  """Images before text; bidirectional attention in the prefix; labels on the suffix alone."""
+  """Images before text; bidirectional attention in the prefix; labels only on the suffix."""
   import torch
 
   text = torch.tensor(data["text"], dtype=torch.long)

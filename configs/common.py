@@ -1,8 +1,8 @@
 """Every field that a run has, with its default, and the pieces that configs share.
 
 A config file holds data only: get_config(arg) starts from base(), sets what differs, and returns
-it. pgjax/config/schema.py has the types of the fields. Every duration `x_steps` may also be given
-as `x_epochs`, `x_examples` or `x_percent` (of the whole run, from 0 to 1).
+it. docs/config.md lists what each field accepts and means. Every duration `x_steps` may also be
+given as `x_epochs`, `x_examples` or `x_percent` (of the whole run, from 0 to 1).
 """
 
 import ml_collections

@@ -1,13 +1,13 @@
-r"""Starts one program as N processes on this host: for tests, and where there is no scheduler.
+r"""Runs one program as N processes on this host: for tests, and where there is no scheduler.
 
 python launch/local.py --processes=2 --devices=4 -- -m pgjax.train --config=... --workdir=...
 
-What follows `--` is given to this Python. Each process gets PGJAX_COORDINATOR (a free port on
-127.0.0.1), PGJAX_NUM_PROCESSES and PGJAX_PROCESS_ID, and its lines begin with its number. With
---devices each process simulates so many CPU devices; without it, it uses what JAX finds (on a host
-with GPUs all processes would see all of them: start one process for all GPUs, or use
-CUDA_VISIBLE_DEVICES through your scheduler). SIGTERM and SIGINT reach all processes. If one fails,
-the others are stopped; the exit code is that of the first that failed.
+Everything after `--` is passed to this Python. Each process gets PGJAX_COORDINATOR (a free port on
+127.0.0.1), PGJAX_NUM_PROCESSES and PGJAX_PROCESS_ID, and its output lines start with its number.
+With --devices each process simulates that many CPU devices; without it, it uses the devices that
+JAX sees (on a host with GPUs every process would use all of them: start one process for all GPUs,
+or set CUDA_VISIBLE_DEVICES through your scheduler). SIGTERM and SIGINT are forwarded to all
+processes. If one fails, the others are stopped; the exit code is that of the first failure.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-  """Our options stand before `--`, the program's arguments after it."""
+  """Our options come before `--`, the program's arguments after it."""
   description, usage = __doc__.split("\n\n")[:2]
   parser = argparse.ArgumentParser(description=description, usage=usage)
   parser.add_argument("--processes", type=int, default=2, help="how many (2)")
@@ -60,7 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def start(args: argparse.Namespace) -> list[subprocess.Popen]:
-  """One process for each number, in a session of its own: a Ctrl-C reaches it only once."""
+  """Starts the processes, each in its own session, so that Ctrl-C reaches it only once."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -92,14 +92,14 @@ def start(args: argparse.Namespace) -> list[subprocess.Popen]:
 
 
 def copy(number: int, process: subprocess.Popen) -> None:
-  """Prints a process's lines with its number."""
+  """Prints the lines of a process, each with its number."""
   for line in process.stdout:
     sys.stdout.write(f"[{number}] {line}")
     sys.stdout.flush()
 
 
 def wait(processes: list[subprocess.Popen]) -> int:
-  """Until all have ended; the first failure ends the others."""
+  """Waits until all have exited; the first failure stops the others."""
   while True:
     codes = [process.poll() for process in processes]
     failed = [code for code in codes if code]
@@ -112,7 +112,7 @@ def wait(processes: list[subprocess.Popen]) -> int:
 
 
 def stop(processes: list[subprocess.Popen]) -> None:
-  """Asks those that still run to end, and then insists."""
+  """Terminates the running processes; kills them after GRACE_SECONDS."""
   for process in processes:
     if process.poll() is None:
       process.terminate()

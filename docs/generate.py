@@ -1,0 +1,192 @@
+"""Writes the generated tables of README.md and docs/: `make docs`.
+
+A table is what a page has between `<!-- generated: NAME -->` and `<!-- end -->`; TABLES at the end
+of this file maps each NAME to the function that makes it from the code. tests/test_docs.py fails
+where a page does not have what this program would write.
+"""
+
+import importlib.util
+import inspect
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from configs import common, published  # noqa: E402
+from pgjax.config import schema  # noqa: E402
+from pgjax.data.pp import parse  # noqa: E402
+
+pass  # noqa: E402
+
+UNITS = ("steps", "epochs", "examples", "percent")
+MARKED = re.compile(r"(<!-- generated: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+  """Rewrites the pages in which a table has changed."""
+  for path in pages():
+    before = path.read_text()
+    if (after := filled(before)) != before:
+      path.write_text(after)
+      sys.stdout.write(f"{path.relative_to(ROOT)} was rewritten.\n")
+
+
+def pages() -> list[pathlib.Path]:
+  """All markdown of the repository's front and of docs/."""
+  return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def filled(page: str) -> str:
+  """The text of a page with all its tables made anew."""
+  return MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[4]}", page)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+  """Markdown; a | inside a cell is escaped."""
+  header = list(header)
+  lines = [header, ["---"] * len(header), *rows]
+  return "".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |\n" for row in lines)
+
+
+def linked(text: str) -> str:
+  """docs/lora.md as a link from a page of docs/."""
+  return re.sub(r"docs/(\w+)\.md", r"[\1](\1.md)", text)
+
+
+def code(value: Any) -> str:
+  """A value as it is written in a config, on one line."""
+  if hasattr(value, "to_dict"):
+    value = value.to_dict()
+  return f"`{value!r}`"
+
+
+def fields(
+  known: Mapping[str, schema.Field], defaults: Mapping[str, Any] | None = None
+) -> Callable[[], str]:
+  """The table of one section of a config; without defaults that column is left out."""
+
+  def rows() -> Iterator[list[str]]:
+    for name, field in known.items():
+      prefix, _, unit = name.rpartition("_")
+      if unit in UNITS and f"{prefix}_epochs" in known:
+        if unit == "steps":
+          yield duration(prefix)
+        continue
+      accepted = field.wants.replace(" in quotes", "")
+      accepted += ", or None" if field.optional and defaults else ""
+      yield [f"`{name}`", accepted, *default(name), linked(field.help)]
+
+  def default(name: str) -> list[str]:
+    if not defaults:  # A tower's: those of its variant.
+      return []
+    return [
+      "below"
+      if name in ("input", "model")
+      else code(defaults[name])
+      if name in defaults
+      else "required"
+    ]
+
+  def duration(prefix: str) -> list[str]:
+    units = [unit for unit in UNITS if f"{prefix}_{unit}" in known]
+    accepted = "a duration" + ("" if "percent" in units else ", not in percent")
+    names = [f"{prefix}_{unit}" for unit in units]
+    given = [f"`{n}={defaults[n]}`" for n in names if (defaults or {}).get(n) is not None]
+    default = [given[0] if given else "unset"] if defaults else []
+    return [f"`{prefix}_*`", accepted, *default, linked(known[names[0]].help)]
+
+  header = ["field", "accepts", *(["default"] if defaults else []), "meaning"]
+  return lambda: table(header, rows())
+
+
+def op_table() -> str:
+  """Every op of `pp` as it is called, and the first paragraph of its docstring."""
+
+  def called(name: str, factory: Callable) -> str:
+    parameters = [
+      p.replace(annotation=inspect.Parameter.empty)
+      for p in inspect.signature(factory).parameters.values()
+      if p.name != "tokenizer"
+    ]
+    return f"`{name}{inspect.Signature(parameters)}`"
+
+  def meaning(factory: Callable) -> str:
+    first = inspect.getdoc(factory).strip().split("\n\n")[0]
+    return " ".join(first.split()).replace("<", "&lt;")
+
+  return table(["op", "what it does"], ([called(n, f), meaning(f)] for n, f in parse.OPS.items()))
+
+
+def config_table() -> str:
+  """Every config file: the first sentence of its docstring, and its arguments with defaults."""
+  return table(["config", "task", "arguments"], (described(p) for p in config_files()))
+
+
+def config_files() -> list[pathlib.Path]:
+  """Those that have a get_config."""
+  return [p for p in sorted((ROOT / "configs").glob("*.py")) if "def get_config" in p.read_text()]
+
+
+def described(path: pathlib.Path) -> list[str]:
+  """A row of config_table."""
+  spec = importlib.util.spec_from_file_location(f"_docs_{path.stem}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  first = module.__doc__.strip().split("\n\n")[0]
+  task = re.split(r"(?<=[^0-9]\.)\s", " ".join(first.split()))[0]
+  arguments = ", ".join(f"`{name}={value}`" for name, value in arguments_of(module).items())
+  return [f"`configs/{path.name}`", task, arguments]
+
+
+def arguments_of(module: Any) -> dict[str, Any]:
+  """What its get_config passes to common.parse_arg as defaults."""
+  seen: dict[str, Any] = {}
+  parse_arg = common.parse_arg
+
+  def record(arg, **defaults):
+    seen.update(defaults)
+    return parse_arg(arg, **defaults)
+
+  common.parse_arg = record
+  try:
+    module.get_config()
+  finally:
+    common.parse_arg = parse_arg
+  return seen
+
+
+def published_table() -> str:
+  """The papers' test scores in percent, 224 / 448 / 896 px."""
+  sizes = dict(v1="PaliGemma 1 3B", **{s: f"PaliGemma 2 {s.upper()}" for s in ("3b", "10b", "28b")})
+
+  def row(data_set: str, score: str, by_size: Mapping[str, Mapping[int, float]]) -> list[str]:
+    resolutions = sorted({res for by_res in by_size.values() for res in by_res})
+    cells = [
+      " / ".join(f"{100 * by_size[s][r]:.1f}" if r in by_size.get(s, {}) else "-"
+                 for r in resolutions) for s in sizes
+    ]  # fmt: skip
+    return [data_set, f"`{score}`", "/".join(map(str, resolutions)), *cells]
+
+  rows = [row(d, s, by) for d, scores in published.RESULTS.items() for s, by in scores.items()]
+  return table(["data set (test)", "score", "px", *sizes.values()], rows)
+
+
+BASE = common.base().to_dict()
+TABLES: dict[str, Callable[[], str]] = {
+  "config-run": fields(schema.RUN, BASE),
+  "config-input": fields(schema.INPUT, BASE["input"]),
+  "config-img": fields(schema.IMG),
+  "config-llm": fields(schema.LLM),
+  "config-schedule": fields(schema.SCHEDULE),
+  "config-evals": fields(schema.EVAL, common.EVAL),
+  "configs": config_table,
+  "ops": op_table,
+  "published": published_table,
+}
+
+if __name__ == "__main__":
+  main()
