@@ -20,8 +20,6 @@ from configs import common, published  # noqa: E402
 from pgjax.config import schema  # noqa: E402
 from pgjax.data.pp import parse  # noqa: E402
 
-pass  # noqa: E402
-
 UNITS = ("steps", "epochs", "examples", "percent")
 MARKED = re.compile(r"(<!-- generated: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -77,7 +75,8 @@ def fields(
           yield duration(prefix)
         continue
       accepted = field.wants.replace(" in quotes", "")
-      accepted += ", or None" if field.optional and defaults else ""
+      if not defaults:  # None means "not set" there.
+        accepted = accepted.removesuffix(" or None").removesuffix(",")
       yield [f"`{name}`", accepted, *default(name), linked(field.help)]
 
   def default(name: str) -> list[str]:

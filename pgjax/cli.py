@@ -156,7 +156,7 @@ def _left(flag: Flag) -> str:
   if flag.positional:
     return _name(flag)
   if flag.kind is bool:
-    return f"--{flag.name}" if not flag.default else f"--no{flag.name}"
+    return f"--[no]{flag.name}" if flag.default else f"--{flag.name}"
   shown = {list: "A,B,...", tuple: "STR ..."}
   return f"--{flag.name}={shown.get(flag.kind, flag.kind.__name__.upper())}"
 

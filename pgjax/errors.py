@@ -1,5 +1,8 @@
 """The one exception for what a user can mend; every other exception is a bug of ours."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
   """A mistake in a config, a file or a command line, told in one sentence.
@@ -7,3 +10,17 @@ class UserError(ValueError):
   The sentence says what is wrong, the value, what is allowed and what to do. The commands print it
   without a stack trace and exit with status 1 (pgjax/cli.py).
   """
+
+
+def did_you_mean(word: object, options: Iterable[str]) -> str:
+  """` Did you mean 'text_len'?`; where no option is near, all of them, if they are few."""
+  options = list(options)
+  close = difflib.get_close_matches(str(word)[:100], options, 1, 0.5)
+  if close:
+    return f" Did you mean {close[0]!r}?"
+  return f" There are: {', '.join(options)}." if 0 < len(options) <= 30 else ""
+
+
+def cut(text: str) -> str:
+  """The text as a message shows it: at most 80 characters of it."""
+  return text if len(text) <= 80 else text[:77] + "..."

@@ -17,6 +17,8 @@ In words."""
 FLAGS = [
   cli.Flag("workdir", str, required=True, help="where checkpoints go"),
   cli.Flag("num", int, 8, help="how many"),
+  cli.Flag("ema", bool, True, help="scores the averaged weights"),
+  cli.Flag("dry", bool, False, help="writes nothing"),
 ]
 
 
@@ -49,6 +51,14 @@ def test_help_shows_the_doc_the_flags_and_the_examples(capsys):
   ):
     assert text in out
   assert out.rstrip().endswith("python -m pgjax.train --config=x")
+
+
+def test_help_names_both_values_of_a_flag_that_is_on(capsys):
+  _, out, _ = run(capsys, "--help")
+  assert "--[no]ema" in out
+  assert " --dry " in out
+  for argv, ema in (([], True), (["--noema"], False)):
+    assert cli.parse(["x", "--workdir=x", *argv], FLAGS, "none").ema is ema
 
 
 @pytest.mark.parametrize(

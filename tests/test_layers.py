@@ -29,7 +29,7 @@ LINE = [
   "ground",
 ]
 COMMANDS = {"train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"}
-GROUND = {"metrics", "datasets", "errors", "disk", "cache_dir"}
+GROUND = {"metrics", "datasets", "errors", "call_syntax", "disk", "cache_dir"}
 
 # What it is -> the modules (a package, or a file of it) that may name it.
 IMPORT_DOORS = {

@@ -1,10 +1,10 @@
 """Reads a config file and its overrides into a complete config."""
 
-import ast
 import contextlib
 import importlib
 import importlib.util
 import logging
+import os
 import pathlib
 import sys
 import traceback
@@ -14,8 +14,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import pgjax
+from pgjax import call_syntax
 from pgjax.config import big_vision, durations, schema
-from pgjax.errors import UserError
+from pgjax.errors import UserError, cut, did_you_mean
 
 log = logging.getLogger("pgjax")
 _ROOT = pathlib.Path(pgjax.__path__[0]).resolve().parent  # Holds configs/ in a source checkout.
@@ -28,9 +29,12 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
   """
   file, found, arg = spec.partition(".py:")
   path = pathlib.Path(file + ".py" if found else spec)
-  if not path.is_file():
-    near = [str(p) for p in sorted(path.parent.glob("*.py"))]
-    raise UserError(f"--config={spec}: there is no file {path}.{schema.did_you_mean(path, near)}")
+  if not os.path.isfile(path):  # Of a Path, is_file raises where a name is too long.
+    folder = os.path.dirname(path) or "."
+    near = sorted(map(str, path.parent.glob("*.py"))) if os.path.isdir(folder) else []
+    raise UserError(
+      f"--config={cut(spec)}: there is no file {cut(str(path))}.{did_you_mean(path, near)}"
+    )
   with _import_paths(path):
     common = importlib.import_module("configs.common")
     with big_vision.stand_ins(common.parse_arg):
@@ -81,14 +85,18 @@ def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     known = schema.fields_at(tuple(path))
     if known is not None and name not in known and name not in node:
       _unknown(dotted, name, [*known, *node])
-    node[name] = _read(value, node.get(name, None), dotted)
+    read = _read(value, node.get(name, None), dotted)
+    try:
+      node[name] = read
+    except (TypeError, ValueError) as error:  # A dict with names that cannot be fields.
+      raise UserError(f"--config.{dotted}={schema.shown(read)} cannot be used: {error}.") from None
     if node[name] is not None:
       _clear_other_units(node, name)
   return config
 
 
 def _unknown(dotted: str, name: str, known: list[str]) -> None:
-  hint = schema.did_you_mean(name, dict.fromkeys(known))
+  hint = did_you_mean(name, dict.fromkeys(known))
   raise UserError(f"--config.{dotted}: there is no field {name!r}.{hint}")
 
 
@@ -99,12 +107,12 @@ def _read(value: Any, before: Any, dotted: str) -> Any:
   if isinstance(before, bool) and value.lower() in ("true", "false"):
     return value.lower() == "true"
   try:
-    read = ast.literal_eval(value)
-  except (ValueError, SyntaxError):
+    read = call_syntax.literal(value)
+  except ValueError:
     if before is None:
       return value
     kind = "a dict" if isinstance(before, ConfigDict) else f"like {schema.shown(before)}"
-    raise UserError(f"--config.{dotted}={value} cannot be read; it must be {kind}.") from None
+    raise UserError(f"--config.{dotted}={cut(value)} cannot be read; it must be {kind}.") from None
   return float(read) if isinstance(before, float) and type(read) is int else read
 
 
@@ -152,7 +160,7 @@ def _get_config(path: pathlib.Path, arg: str) -> Any:
     return module.get_config(arg or None)
   except ValueError as e:  # What configs/common.py says about an argument.
     message, *rest = e.args or ("",)
-    hint = schema.did_you_mean(*rest, always=False) if len(rest) == 2 else ""
+    hint = did_you_mean(*rest) if len(rest) == 2 else ""
     raise UserError(f"{path}: {message}{hint}") from e
   except SyntaxError as e:
     raise UserError(f"{e.filename}, line {e.lineno}: {e.msg}.") from e

@@ -5,24 +5,21 @@ state ("params/llm/...", "opt/..."); a tactic is made of `replicate()`, `fsdp(ax
 `shard_dim(axis, dim)`, joined by "|".
 """
 
-import ast
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pgjax import call_syntax
+from pgjax.call_syntax import Between, Given
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.params import names as param_names
 
-_ARGUMENTS = {
-  "replicate": {},
-  "fsdp": {"axis": ..., "min_size_to_shard_mb": 4},
-  "shard_dim": {"axis": ..., "dim": ..., "ignore_ndim_error": False},
-}
+_Axis = str | Annotated[list[str], Between(1, 8)]
 
 
 def shardings(strategy: Sequence[tuple[str, str]], tree: Any, mesh: Mesh) -> Any:
@@ -41,54 +38,33 @@ def shardings(strategy: Sequence[tuple[str, str]], tree: Any, mesh: Mesh) -> Any
     index = matches[name]
     for apply in tactics[index] if index is not None else ():
       spec = apply(spec, name, leaf)
+    used = [axis for axes in spec for axis in axes or ()]
+    if len(set(used)) < len(used):
+      tactic = strategy[index][1]
+      raise UserError(f"{where}: {tactic!r} splits two dimensions of {name} over one axis: {spec}.")
     result.append(NamedSharding(mesh, PartitionSpec(*spec)))
   return jax.tree.unflatten(treedef, result)
 
 
 def parse_tactic(tactic: str, axis_sizes: Mapping[str, int]) -> list[Callable]:
   """The functions (spec, name, leaf) -> spec of a tactic such as `fsdp(axis="data")`."""
-  where = f"config.sharding_strategy: {tactic!r}"
-  try:
-    node = ast.parse(tactic, mode="eval").body
-    calls = [_call(part) for part in _alternatives(node)]
-  except (SyntaxError, ValueError, AttributeError, TypeError):
-    raise UserError(
-      f"{where} cannot be read; write replicate, fsdp(axis=...) or shard_dim(axis, dim), "
-      'joined by "|".'
-    ) from None
-  functions = []
-  for op, args, kwargs in calls:
-    if op not in _ARGUMENTS:
-      raise UserError(f"{where}: no op {op!r}; there are {', '.join(_ARGUMENTS)}.")
-    known = _ARGUMENTS[op]
-    values = {**known, **dict(zip(known, args, strict=False)), **kwargs}
-    if len(args) > len(known) or set(values) != set(known) or ... in values.values():
-      raise UserError(f"{where}: {op} takes ({', '.join(known)}).")
-    if "axis" in values:
-      axis = values["axis"]
-      values["axis"] = axis = (axis,) if isinstance(axis, str) else tuple(axis)
-      if unknown := [a for a in axis if a not in axis_sizes]:
-        raise UserError(f"{where}: the mesh has no axis {unknown[0]!r}, only {list(axis_sizes)}.")
-      values["axis_size"] = math.prod(axis_sizes[a] for a in axis)
-    functions.append(_OPS[op](where, **values))
-  return functions
+  where = "config.sharding_strategy"
+  calls = call_syntax.parse(tactic, TACTICS, where)
+  calls = calls or [call_syntax.parse_one(tactic, TACTICS, where)]  # Raises: it is empty.
+  return [call(where=f"{where}: {tactic!r}", axis_sizes=axis_sizes) for call in calls]
 
 
-def _alternatives(node: ast.expr) -> list[ast.expr]:
-  """`a | b | c` as [a, b, c]."""
-  if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-    return [*_alternatives(node.left), *_alternatives(node.right)]
-  return [node]
+def _axes(axis: str | Sequence[str], axis_sizes: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+  """The axes of the mesh, and how many devices are along them."""
+  axes = (axis,) if isinstance(axis, str) else tuple(axis)
+  if unknown := [a for a in axes if a not in axis_sizes]:
+    raise UserError(f"the mesh has no axis {unknown[0]!r}, only {list(axis_sizes)}.")
+  if len(set(axes)) < len(axes):
+    raise UserError(f"axis={axis!r} names an axis of the mesh twice.")
+  return axes, math.prod(axis_sizes[a] for a in axes)
 
 
-def _call(node: ast.expr) -> tuple[str, list[Any], dict[str, Any]]:
-  if isinstance(node, ast.Name):
-    return node.id, [], {}
-  args = [ast.literal_eval(arg) for arg in node.args]
-  return node.func.id, args, {k.arg: ast.literal_eval(k.value) for k in node.keywords}
-
-
-def _replicate(where: str) -> Callable:
+def _replicate(*, where: Given) -> Callable:
   def apply(spec, name, leaf):
     del leaf
     if any(axis is not None for axis in spec):
@@ -98,9 +74,14 @@ def _replicate(where: str) -> Callable:
   return apply
 
 
-def _fsdp(where: str, axis: tuple[str, ...], axis_size: int, min_size_to_shard_mb: float):
+def _fsdp(
+  axis: _Axis,
+  min_size_to_shard_mb: Annotated[float, Between(0, 1e6)] = 4,
+  *,
+  axis_sizes: Given,
+) -> Callable:
   """Splits the largest free dimension that divides; among equal ones the later (big_vision)."""
-  del where
+  axes, axis_size = _axes(axis, axis_sizes)
 
   def apply(spec, name, leaf):
     del name
@@ -108,15 +89,22 @@ def _fsdp(where: str, axis: tuple[str, ...], axis_size: int, min_size_to_shard_m
       return spec
     for dim in sorted(range(len(spec)), key=lambda d: (leaf.shape[d], d), reverse=True):
       if leaf.shape[dim] % axis_size == 0 and spec[dim] is None:
-        return [*spec[:dim], axis, *spec[dim + 1 :]]
+        return [*spec[:dim], axes, *spec[dim + 1 :]]
     return spec  # Nothing divides: the table at the start shows that it is replicated.
 
   return apply
 
 
 def _shard_dim(
-  where: str, axis: tuple[str, ...], axis_size: int, dim: int, ignore_ndim_error: bool
+  axis: _Axis,
+  dim: Annotated[int, Between(-32, 31)],
+  ignore_ndim_error: bool = False,
+  *,
+  where: Given,
+  axis_sizes: Given,
 ) -> Callable:
+  axes, axis_size = _axes(axis, axis_sizes)
+
   def apply(spec, name, leaf):
     if not -len(spec) <= dim < len(spec):
       if ignore_ndim_error:
@@ -129,12 +117,12 @@ def _shard_dim(
       raise UserError(
         f"{where}: dimension {dim} of {name}, shape {leaf.shape}, does not divide by {axis_size}."
       )
-    return [*spec[:at], axis, *spec[at + 1 :]]
+    return [*spec[:at], axes, *spec[at + 1 :]]
 
   return apply
 
 
-_OPS = {"replicate": _replicate, "fsdp": _fsdp, "shard_dim": _shard_dim}
+TACTICS = {"replicate": _replicate, "fsdp": _fsdp, "shard_dim": _shard_dim}
 
 
 def _name(path: Sequence[Any]) -> str:

@@ -17,25 +17,23 @@ Each answer is allowed in the tokens that the tokenizer makes of it (JSON in any
 with eos. The tables that decoding reads are in inference/grammar_mask.py.
 """
 
-import ast
 import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from pgjax import call_syntax
+from pgjax.call_syntax import Between
 from pgjax.data import locations
 from pgjax.errors import UserError
 from pgjax.inference import json_grammar
 from pgjax.inference.grammar_mask import FORBIDDEN, Tables
 
-_SYNTAX = (
-  'boxes, boxes(labels=["cat", "dog"]), masks, masks(labels=[]), one_of("yes", "no"), '
-  'one_of(column="choices"), json, json(fields=["total"]), json(schema="receipt.json")'
-)
 _NUM_LOC = 4
+_MAX_SCHEMA_BYTES = 100_000
 
 
 class Arc(NamedTuple):
@@ -56,16 +54,7 @@ class Grammar(NamedTuple):
 
 def parse(text: str, where: str = "grammar") -> Grammar:
   """Reads the name of a grammar; what it depends on (a schema's file) is read too."""
-  try:
-    node = ast.parse(text.strip(), mode="eval").body
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    name, args = call.func.id, [ast.literal_eval(arg) for arg in call.args]
-    fields = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    labels_of, arcs_of = _GRAMMARS[name](*args, **fields)
-  except UserError as error:
-    raise UserError(f"{where}={text!r}: {error}") from None
-  except (SyntaxError, ValueError, TypeError, AttributeError, KeyError):
-    raise UserError(f"{where}={text!r} is no grammar; there are: {_SYNTAX}.") from None
+  labels_of, arcs_of = call_syntax.parse_one(text, GRAMMARS, where)()
   return Grammar(text, labels_of, arcs_of)
 
 
@@ -122,7 +111,7 @@ def tables(automata: Sequence[Sequence[Arc]], vocab_size: int) -> Tables:
       signature_V[arc.tokens] += rng.integers(1, 2**63, dtype=np.uint64)
   _, kind_V = np.unique(signature_V, return_inverse=True)
   num_places = [1 + max(max(arc.source, arc.target) for arc in arcs) for arcs in automata]
-  shape = [_power_of_two(n) for n in (len(automata), max(num_places), kind_V.max() + 1)]
+  shape = [_power_of_two(n) for n in (len(automata), max(num_places), int(kind_V.max()) + 1)]
   next_GPK = np.full(shape, FORBIDDEN, np.int32)
   for next_PK, arcs in zip(next_GPK, automata, strict=False):
     for arc in arcs:
@@ -187,10 +176,12 @@ class _Automaton:
     self.arc(source, self.eos, 1)
 
 
-def _objects(num_seg, prompt_word, labels=None):
+_Text = Annotated[str, Between(1, 200)]
+_Labels = Annotated[list[_Text], Between(0, 1000)]
+
+
+def _objects(num_seg, prompt_word, labels: _Labels | None = None):
   """boxes and masks; `labels` None takes those of the prompt."""
-  if labels is not None and not all(isinstance(label, str) and label for label in labels):
-    raise ValueError
   given = None if labels is None else tuple(labels)
   labels_of = (lambda example: _of_prompt(example, prompt_word)) if given is None else None
   return labels_of or (lambda example: given), functools.partial(_object_arcs, num_seg)
@@ -228,9 +219,9 @@ def _object_arcs(num_seg, tokenizer, labels):
   return made.arcs
 
 
-def _one_of(*answers, column=None):
-  if (column is None) == (not answers) or not all(isinstance(a, str) for a in answers):
-    raise ValueError
+def _one_of(*answers: str, column: _Text | None = None):
+  if (column is None) == (not answers):
+    raise UserError("give the answers, or the column that holds them.")
   if column is None:
     return lambda example: answers, _answer_arcs
 
@@ -249,15 +240,20 @@ def _answer_arcs(tokenizer, answers):
   return made.arcs
 
 
-def _json(schema=None, fields=None):
+def _json(
+  schema: _Text | None = None, fields: Annotated[list[_Text], Between(1, 64)] | None = None
+):
+  if schema is not None and fields is not None:
+    raise UserError("give the schema or the fields.")
   if fields is not None:
-    if schema is not None or not fields or not all(isinstance(f, str) for f in fields):
-      raise ValueError
     schema = {"properties": {field: {"type": "string"} for field in fields}}
-  elif isinstance(schema, str):
+  elif schema is not None:
     try:
-      schema = json.loads(pathlib.Path(schema).expanduser().read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+      path = pathlib.Path(schema).expanduser()
+      if not path.is_file() or path.stat().st_size > _MAX_SCHEMA_BYTES:
+        raise OSError(f"{path} is not a file of up to {_MAX_SCHEMA_BYTES} bytes")
+      schema = json.loads(path.read_text())
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: too deep, or no such home.
       raise UserError(f"the schema cannot be read: {error}.") from None
   automaton = json_grammar.automaton(schema)
   return lambda example: None, lambda tokenizer, labels: _byte_arcs(tokenizer, *automaton)
@@ -302,7 +298,7 @@ def _token_bytes(tokenizer) -> tuple[np.ndarray, _Texts]:
   return np.array(list(found), np.int32), _Texts(table, lengths)
 
 
-_GRAMMARS = {
+GRAMMARS = {
   "boxes": functools.partial(_objects, 0, "detect"),
   "masks": functools.partial(_objects, locations.NUM_CODES, "segment"),
   "one_of": _one_of,

@@ -3,12 +3,11 @@
 Names are the paths of the tree joined with slashes ("llm/layers/attn/q_einsum/w").
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from pgjax.errors import UserError
+from pgjax.errors import UserError, did_you_mean
 
 LORA = "lora/"  # The factors of llm/x are lora/llm/x/a and lora/llm/x/b.
 STACKED = ("llm/layers/", "img/Transformer/encoderblock/")  # Axis 0 of these leaves is the layer.
@@ -49,14 +48,17 @@ def matrix(name: str) -> Matrix | None:
 
 
 def compile_pattern(pattern: str, where: str = "config.params") -> re.Pattern[str]:
-  """Compiles a pattern over names; a mistake in it is told with the field it stands in."""
+  """Compiles a pattern over names; a mistake in it is reported with its field.
+
+  How long a pattern takes to match is up to who writes it: nothing limits that.
+  """
   if not isinstance(pattern, str):
     raise UserError(f"{where}: a pattern must be a string, not {pattern!r}.")
   if pattern.startswith("/"):
     raise UserError(f"{where}: names never start with '/', so {pattern!r} matches nothing.")
   try:
     return re.compile(pattern)
-  except re.error as e:
+  except (re.error, ValueError, OverflowError, RecursionError, MemoryError) as e:
     raise UserError(f"{where}: {pattern!r} is not a regular expression: {e}.") from None
 
 
@@ -73,13 +75,15 @@ def first_match(
 def check_used(patterns: Sequence[str], matches: Mapping[str, int | None], where: str) -> None:
   """Raises if a pattern got no name at all; says whether earlier ones took them or none exists."""
   for i in sorted(set(range(len(patterns))) - set(matches.values())):
-    taken = [name for name in matches if re.fullmatch(patterns[i], name)]
+    taken, hint = [name for name in matches if re.fullmatch(patterns[i], name)], ""
     if taken:
       why = f"the patterns before it already match all of its names, such as {taken[0]!r}"
     else:
-      close = difflib.get_close_matches(patterns[i].rstrip(".*/"), _prefixes(matches), 1, 0.5)
-      why = "no name matches it" + (f"; did you mean {close[0] + '/.*'!r}?" if close else "")
-    raise UserError(f"{where}: pattern {patterns[i]!r} is never used: {why}. Mend or remove it.")
+      why = "no name matches it"
+      hint = did_you_mean(patterns[i], [f"{prefix}/.*" for prefix in _prefixes(matches)])
+    raise UserError(
+      f"{where}: pattern {patterns[i]!r} is never used: {why}. Mend or remove it.{hint}"
+    )
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:

@@ -5,19 +5,16 @@ name wins. storage.py turns the rules into arrays, distributed/sharding.py place
 training/optimizer.py updates those that train.
 """
 
-import ast
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from pgjax import call_syntax
+from pgjax.call_syntax import Between
 from pgjax.errors import UserError
 from pgjax.params import names as param_names
 
 STORAGE_DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZED = ("nf4", "int8")  # For matrices; what else such a pattern covers is kept in bfloat16.
-_SPECS = (
-  'allowed are "train", "freeze", freeze("bfloat16") (or float16, float32, nf4, int8) and'
-  ' lora(rank=8, alpha=16, dropout=0.0, rslora=False, base="nf4")'
-)
 
 
 class Rule(NamedTuple):
@@ -44,55 +41,36 @@ class Rule(NamedTuple):
 
 def parse_spec(spec: str) -> Rule:
   """Reads a value of config.params, such as `freeze("nf4")` or `lora(rank=8, base="bfloat16")`."""
-  try:
-    node = ast.parse(spec, mode="eval").body
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    kind, args = call.func.id, [ast.literal_eval(arg) for arg in call.args]
-    fields = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-  except (SyntaxError, ValueError, AttributeError, TypeError):
-    raise UserError(f"config.params: cannot read {spec!r}; {_SPECS}.") from None
-  if kind not in _FIELDS:
-    raise UserError(f"config.params: unknown value {spec!r}; {_SPECS}.")
-  names = _FIELDS[kind]
-  if unknown := sorted(fields.keys() - set(names)) or args[len(names) :]:
-    raise UserError(
-      f"config.params: {spec!r}: {kind} takes no {unknown[0]!r}, only {', '.join(names)}."
-    )
-  fields = dict(zip(names, args, strict=False)) | fields
-  rule = Rule(kind, **{"dtype" if name == "base" else name: v for name, v in fields.items()})
-  if kind == "lora":
-    rank = fields.get("rank", 8)
-    rule = rule._replace(rank=rank, alpha=fields.get("alpha", 2 * rank))
-  _check_rule(spec, rule)
-  return rule
+  return call_syntax.parse_one(spec, KINDS, "config.params")()
 
 
-_FIELDS = {
-  "train": ("dtype",),
-  "freeze": ("dtype", "block", "double"),
-  "lora": ("rank", "alpha", "dropout", "rslora", "base", "block", "double"),
-}
+_Stored = Literal[STORAGE_DTYPES] | None
+_Frozen = Literal[STORAGE_DTYPES + QUANTIZED] | None
+_Block = Literal[8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
 
 
-def _check_rule(spec: str, rule: Rule) -> None:
-  dtypes = STORAGE_DTYPES + (() if rule.kind == "train" else QUANTIZED)
-  number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)  # noqa: E731
-  wrong = None
-  if rule.dtype not in (None, *dtypes):
-    wrong = f"stores in an unknown dtype {rule.dtype!r}; a leaf that is to {rule.kind} may have "
-    wrong += ", ".join(dtypes)
-  elif rule.kind == "lora" and not (type(rule.rank) is int and rule.rank >= 1):
-    wrong = f"has rank={rule.rank!r}, which must be a whole number >= 1"
-  elif rule.kind == "lora" and not (number(rule.alpha) and rule.alpha > 0):
-    wrong = f"has alpha={rule.alpha!r}, which must be a number > 0"
-  elif not (number(rule.dropout) and 0 <= rule.dropout < 1):
-    wrong = f"has dropout={rule.dropout!r}, which must be a number >= 0 and < 1"
-  elif rule.block not in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
-    wrong = f"has block={rule.block!r}, which must be a power of two from 8 to 4096, such as 64"
-  elif not isinstance(rule.rslora, bool) or not isinstance(rule.double, bool):
-    wrong = "has a flag (rslora, double) that is neither True nor False"
-  if wrong:
-    raise UserError(f"config.params: {spec!r} {wrong}.")
+def _train(dtype: _Stored = None) -> Rule:
+  return Rule("train", dtype)
+
+
+def _freeze(dtype: _Frozen = None, block: _Block = 64, double: bool = False) -> Rule:
+  return Rule("freeze", dtype, block=block, double=double)
+
+
+def _lora(
+  rank: Annotated[int, Between(1, 65_536)] = 8,
+  alpha: Annotated[float, Between(0, 1e9, but_not=(0,))] | None = None,
+  dropout: Annotated[float, Between(0, 1, but_not=(1,))] = 0.0,
+  rslora: bool = False,
+  base: _Frozen = None,
+  block: _Block = 64,
+  double: bool = False,
+) -> Rule:
+  alpha = 2 * rank if alpha is None else alpha
+  return Rule("lora", base, rank, alpha, dropout, rslora, block, double)
+
+
+KINDS = {"train": _train, "freeze": _freeze, "lora": _lora}
 
 
 def rules(patterns: Sequence[tuple[str, str]], names: Iterable[str]) -> dict[str, Rule]:

@@ -4,12 +4,11 @@ From openxla's target_config specs and the makers' data sheets. Names are those 
 --device; `of_kind` finds the entry for what JAX calls a device.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pgjax.errors import UserError
+from pgjax.errors import UserError, did_you_mean
 
 
 class Gpu(NamedTuple):
@@ -92,11 +91,10 @@ def named(name: str) -> str:
   by_upper = {known.upper(): known for known in GPUS}
   if name.upper() not in by_upper:
     begun = [known for known in by_upper if known.startswith(name.upper())]
-    near = begun or difflib.get_close_matches(name.upper(), by_upper, 1, 0.5)
-    hint = f" Did you mean {' or '.join(by_upper[n] for n in near)}?" if near else ""
+    hint = f" Did you mean {' or '.join(by_upper[n] for n in begun)}?" if begun else ""
+    hint = hint or did_you_mean(name.upper(), GPUS)
     raise UserError(
-      f"--device={name} is not known; there are {', '.join(GPUS)}.{hint} For another GPU give "
-      "--hbm_gb=GIGABYTES instead."
+      f"--device={name} is not known.{hint} For another GPU give --hbm_gb=GIGABYTES instead."
     )
   return by_upper[name.upper()]
 

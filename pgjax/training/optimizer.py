@@ -6,7 +6,6 @@ alone; frozen leaves never come here. With s the schedule's multiplier (0..1), t
 so weight decay follows the schedule but not `lr`, as in big_vision (spec: its optax.py, utils.py).
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pgjax.errors import UserError
+from pgjax.errors import UserError, did_you_mean
 from pgjax.params import names as param_names
 from pgjax.training import adam8bit, stochastic_rounding
 from pgjax.training import schedules as schedules_lib
@@ -108,8 +107,7 @@ def _optimizer(name: str, arguments: dict[str, Any]) -> optax.GradientTransforma
   make_tx = _NAMED.get(name) or getattr(optax, name, None)
   if not callable(make_tx) or name.startswith("_"):
     known = [*_NAMED, *COMPLETE, *(n for n in dir(optax) if n.startswith("scale_by_"))]
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(name, known)
     raise UserError(f"config.optax_name={name!r} is no optimizer of optax or big_vision.{hint}")
   if name in COMPLETE:
     arguments = _complete_arguments(name, make_tx, arguments)

@@ -3,7 +3,6 @@
 Decay types and their fields are those of big_vision's create_learning_rate_schedule (utils.py).
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pgjax.config import durations
-from pgjax.errors import UserError
+from pgjax.errors import UserError, did_you_mean
 from pgjax.params import names as param_names
 
 DECAY_TYPES = ("cosine", "linear", "polynomial", "rsqrt", "stair", "const")
@@ -27,7 +26,7 @@ def schedule_fn(config: Any, total_steps: int, *, num_examples: int | None = Non
 
 
 def make_schedule(
-  fields: Mapping[str, Any], config: Any, total_steps: int, num_examples: int | None = None
+  fields: Any, config: Any, total_steps: int, num_examples: int | None = None
 ) -> Schedule:
   """One schedule's fields, such as dict(decay_type="cosine", warmup_percent=0.05), as a function.
 
@@ -87,11 +86,7 @@ def _decay(fields: Mapping[str, Any], batch_size: int, warmup: int) -> Callable:
     return lambda step, progress: mults[jnp.searchsorted(starts, step + 1)]
   if kind == "const":
     return lambda step, progress: jnp.ones(())
-  close = difflib.get_close_matches(str(kind), DECAY_TYPES, 1)
-  raise UserError(
-    f"config.schedule: unknown decay_type {kind!r}; there are {', '.join(DECAY_TYPES)}."
-    + (f" Did you mean {close[0]!r}?" if close else "")
-  )
+  raise UserError(f"config.schedule: unknown decay_type {kind!r}.{did_you_mean(kind, DECAY_TYPES)}")
 
 
 class ScheduleState(NamedTuple):

@@ -342,7 +342,7 @@ def test_pictures_are_drawn(tmp_path):
 @pytest.mark.parametrize(
   ("flags", "says"),
   [
-    (["--device=h1000"], "Did you mean H100?"),
+    (["--device=h1000"], "Did you mean 'H100'?"),
     (["--device=H100", "--hbm_gb=80"], "give one of them"),
     (["--hbm_gb=-1"], "must be a number of gigabytes"),
     (["--devices=3"], "cannot be divided among 3 devices; try 30 or 33"),

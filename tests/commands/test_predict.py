@@ -136,7 +136,7 @@ def huge_png(width, height):
     (["--image=a.png", "--prompt=" + "long " * 20], "the prompt has 63 tokens, with <bos>"),
     (["--image=a.png", "--image=a.png"], "there are 2 images, and this checkpoint takes 1"),
     (["--image=a.png", "--step=8"], "--step=8 cannot be chosen there"),
-    (["--image=a.png", "--decode=fast"], "--decode='fast' is no way to decode"),
+    (["--image=a.png", "--decode=fast"], "--decode: there is no 'fast'"),
     (["--image=a.png", "--grammar=boxes"], "give labels=[...] otherwise"),
     (["--image=a.png", "--quantize=int2"], "--quantize=int2 must be one of nf4, int8."),
     (["--image=a.png", "--max_decode_len=-1"], "--max_decode_len=-1 must be at least 1."),

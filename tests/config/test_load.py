@@ -1,3 +1,4 @@
+import itertools
 import json
 import subprocess
 import sys
@@ -85,13 +86,16 @@ def test_freezing_by_schedule_becomes_params():
   ("spec", "message"),
   [
     ("configs/chartq.py", "there is no file .* Did you mean 'configs/chartqa.py'"),
-    ("configs/chartqa.py:ress=3", "no argument 'ress', only .* Did you mean 'res'"),
+    ("x" * 5000, "there is no file xxx"),
+    ("x\0y", "there is no file x"),
+    ("configs/chartqa.py:ress=3", "no argument 'ress'. Did you mean 'res'"),
     ("configs/chartqa.py:res=big", "res=big must be a whole number"),
     ("configs/chartqa.py:final_split=maybe", "must be true or false"),
     ("configs/chartqa.py:parts=humans", "parts=humans must be one of human, augmented"),
     ("configs/chartqa.py:tune=loro", "tune=loro must be one of full, "),
     ("configs/easyvqa.py:preset=quik", "must be one of quick, long"),
   ],
+  ids=itertools.count(),
 )
 def test_a_wrong_spec_is_told(spec, message):
   with pytest.raises(UserError, match=message):
@@ -107,30 +111,36 @@ def test_a_wrong_spec_is_told(spec, message):
     ({"input.pp.x": 3}, "config.input.pp is .* replace it as a whole"),
     ({"evals.chartqa/augmented/evil.to_lower": True}, "Did you mean 'chartqa/augmented/eval'"),
     ({f"evals.{ENTRY}.lower": True}, "no field 'lower'. Did you mean 'to_lower'"),
-    ({f"evals.{ENTRY}.type": "coco"}, "must be one of vqa, vqav2, chartqa, choice"),
+    ({f"evals.{ENTRY}.type": "coco"}, "must be one of 'vqa', 'vqav2', 'chartqa', 'choice'"),
     ({"lr": "fast"}, "--config.lr=fast cannot be read"),
     ({"lr": -1}, "config.lr=-1.0 must be a number >= 0"),
     ({"lr": float("nan")}, "config.lr=nan must be a number >= 0"),
     ({"seed": 1.5}, "config.seed=1.5 must be a whole number"),
     ({"seed": True}, "config.seed=True must be a whole number"),
     ({"label_smoothing": 1.0}, "must be a number >= 0 and < 1"),
-    ({"dtype": "float16"}, "one of float32, bfloat16"),
-    ({"decode": "beams(3)"}, "'beams' is none of them"),
+    ({"dtype": "float16"}, "must be 'float32' or 'bfloat16'"),
+    ({"decode": "beams(3)"}, "config.decode: there is no 'beams'. Did you mean 'beam'"),
     ({"microbatches": 3}, "microbatches=3 must divide config.input.batch_size=8"),
     ({"res": 100}, "multiple of the patch size 16; try 96 or 112"),
     ({"total_epochs": None}, "does not say how long to train"),
     ({"keep_best": "vall/acc"}, "must be an evaluator's name"),
     ({"params": [("llm/(", "train")]}, "'llm/\\(' is not a regular expression"),
-    ({"params": [("llm/.*", "tran")]}, "unknown value 'tran'"),
-    ({"params": ["llm/.*"]}, "a list of pairs"),
-    ({"lr_mults": [("llm/.*", 0)]}, r"list of pairs \(regex, number > 0\)"),
-    ({"schedule": []}, "a dict such as"),
+    ({"params": [("llm/.*", "tran")]}, "no 'tran'. Did you mean 'train'"),
+    ({"params": ["llm/.*"]}, r"a list of \(text in quotes, text in quotes\)"),
+    ({"lr_mults": [("llm/.*", 0)]}, r"a list of \(text in quotes, a number > 0"),
+    ({"schedule": []}, "a dict or a list of"),
     ({"schedule": [(".*", None)]}, "freezes everything"),
     ({"schedule.warmup_percent": 5}, "a number from 0 to 1"),
     ({"schedule": {"decay_typ": "cosine"}}, "no field 'decay_typ'. Did you mean 'decay_type'"),
     ({"schedule.warmup_steps": 5, "schedule.warmup_percent": 0.1}, None),
-    ({"mesh": [("data", "all")]}, "a list of pairs"),
+    ({"mesh": [("data", "all")]}, r"a list of \(text in quotes, a whole number\)"),
+    ({"seed": 2**31}, "config.seed=2147483648 must be a whole number >= 0"),
+    ({"seed": "0x" + "f" * 5000}, "config.seed=a huge number must be a whole number"),
+    ({"lr": "-" * 50_000 + "1"}, "cannot be read; it must be like"),
+    ({"optax": "{'a.b': 1}"}, "cannot be used: ConfigDict does not accept dots"),
+    ({"lr_mults": [("{" + "9" * 5000 + "}", 1)]}, "is not a regular expression"),
   ],
+  ids=itertools.count(),
 )
 def test_a_wrong_value_is_told(overrides, message):
   if message is None:  # The later override replaced the earlier one.

@@ -289,7 +289,7 @@ def test_an_image_that_vanishes_while_training_is_told_with_file_and_line(tmp_pa
     ({"input.pp": "decode|resize(16)"}, "the image is uint8 after pp"),
     ({"input.pp": JSONL_PP + "|drop('suffix')"}, "there is no 'suffix' after pp, only id, image"),
     ({"input.pp": JSONL_PP + "|copy('number', 'suffix')"}, "'suffix' must be text, not 7"),
-    ({"input.pp": "decode|rezise(16)"}, "did you mean 'resize'?"),
+    ({"input.pp": "decode|rezise(16)"}, "Did you mean 'resize'?"),
     ({"res": 32}, "the image is (16, 16, 3) after pp, and res asks for (32, 32, 3)"),
   ],
 )

@@ -211,12 +211,13 @@ def test_a_schema_that_is_not_read_is_told(schema, wrong):
 @pytest.mark.parametrize(
   ("text", "wrong"),
   [
-    ("bokses", "is no grammar; there are: boxes"),
-    ("boxes(labels=[1])", "is no grammar"),
-    ("one_of()", "is no grammar"),
+    ("bokses", "no 'bokses'. Did you mean 'boxes'"),
+    ("boxes(labels=[1])", "labels must be a list of text in quotes.* or None, not"),
+    ("one_of()", "give the answers, or the column"),
     ('json(schema="/nowhere/x.json")', "the schema cannot be read"),
-    ("json(fields=[])", "is no grammar"),
-    ("__import__('os')", "is no grammar"),
+    ('json(schema="/dev/zero")', "the schema cannot be read"),
+    ("json(fields=[])", "fields must be"),
+    ("__import__('os')", "no '__import__'. There are: boxes, masks"),
   ],
 )
 def test_a_grammar_that_cannot_be_read_is_told(text, wrong):

@@ -40,14 +40,14 @@ def test_a_pattern_must_match_the_whole_name():
   ("patterns", "message"),
   [
     ([("llm/.*", "train")], "no pattern covers 'img/embedding/kernel', 'img/head/bias'"),
-    ([("lm/layers/.*", "freeze"), (".*", "train")], r"did you mean 'llm/layers/\.\*'"),
+    ([("lm/layers/.*", "freeze"), (".*", "train")], r"Did you mean 'llm/layers/\.\*'"),
     ([(".*", "train"), ("img/.*", "freeze")], "patterns before it already match"),
     ([("/llm/.*", "freeze"), (".*", "train")], "never start with '/'"),
     ([("llm/(.*", "freeze"), (".*", "train")], "is not a regular expression"),
-    ([(".*", "trian")], "unknown value 'trian'"),
-    ([(".*", 'freeze("float17")')], "unknown dtype 'float17'"),
-    ([(".*", "freeze(os.remove('x'))")], "cannot read"),
-    ([(".*", None)], "cannot read None"),
+    ([(".*", "trian")], "no 'trian'. Did you mean 'train'"),
+    ([(".*", 'freeze("float17")')], "dtype must be one of 'float32', .*, not \"float17\""),
+    ([(".*", "freeze(os.remove('x'))")], "dtype must be"),
+    ([(".*", None)], "None must be text"),
   ],
 )
 def test_mistakes_are_told(patterns, message):

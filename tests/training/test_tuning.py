@@ -147,12 +147,21 @@ def test_merged_it_is_scored_by_its_own_config_and_as_an_adapter_it_starts_a_run
 @pytest.mark.parametrize(
   ("params", "message"),
   [
-    ([("llm/layer/.*", "lora(4)"), (".*", "freeze")], "did you mean 'llm/layers/"),
+    ([("llm/layer/.*", "lora(4)"), (".*", "freeze")], "Did you mean 'llm/layers/"),
     ([("llm/final_norm/.*", "lora(4)"), (".*", "freeze")], "is for matrices of products"),
-    ([("llm/.*", "lora(4, base='nf5')"), (".*", "freeze")], "unknown dtype 'nf5'"),
-    ([("llm/.*", "lora(rank=0)"), (".*", "freeze")], "rank=0"),
-    ([("llm/.*", "lora(ranks=4)"), (".*", "freeze")], "lora takes no 'ranks', only rank, alpha"),
-    ([("llm/.*", "train('nf4')"), (".*", "freeze")], "a leaf that is to train may have float32"),
+    ([("llm/.*", "lora(4, base='nf5')"), (".*", "freeze")], "base must be one of .*, not 'nf5'"),
+    (
+      [("llm/.*", "lora(rank=0)"), (".*", "freeze")],
+      "rank must be a whole number from 1 .*, not 0",
+    ),
+    (
+      [("llm/.*", "lora(ranks=4)"), (".*", "freeze")],
+      "lora.rank: int = 8, .*: there is no argument 'ranks'",
+    ),
+    (
+      [("llm/.*", "train('nf4')"), (".*", "freeze")],
+      "dtype must be 'float32' or 'bfloat16' or 'float16' or None",
+    ),
     ([("llm/.*", "lora(8, base='int8')"), (".*", "freeze")], "rounding it twice"),
     ([("llm/.*", "lora(4, base='nf4')"), (".*", "freeze")], "Give lora.* the rank and alpha of"),
   ],

@@ -4,24 +4,33 @@ Factories for the dict OPS of parse.py: arguments in, a function from example to
 Boxes in an example are y0, x0, y1, x1 as shares of the image unless `format` says otherwise.
 """
 
+from typing import Annotated, Literal
+
 import numpy as np
 
+from pgjax.call_syntax import Between
 from pgjax.data import locations, mask_tokens, masks
 from pgjax.data.pp import text_ops
+from pgjax.data.pp.text_ops import Name
 from pgjax.errors import UserError
 
-ORDERS = ("given", "random", "area", "position")
+_Format = Literal[locations.FORMATS]
+_Order = Literal["given", "random", "area", "position"]
 
 
 def boxes_to_suffix(
-  format="normalised", *, boxes="boxes", labels="labels", order="given", outkey="suffix"
+  format: _Format = "normalised",
+  *,
+  boxes: Name = "boxes",
+  labels: Name = "labels",
+  order: _Order = "given",
+  outkey: Name = "suffix",
 ):
   """"<loc..> cat ; <loc..> dog", and `boxes` become normalised.
 
   Boxes in pixels ("coco", "voc") need the columns width and height. `order`: "given", "random"
   (another one each time), "area" (largest first), "position" (from the top, then from the left).
   """  # fmt: skip
-  _check(format, order)
 
   def apply(example):
     example[boxes] = _normalised(example, boxes, format)
@@ -36,15 +45,19 @@ def boxes_to_suffix(
 
 
 def masks_to_suffix(
-  model="oi", *, boxes="boxes", labels="labels", segmentations="segmentations", order="given",
-  outkey="suffix",
-):  # fmt: skip
+  model: Name = "oi",
+  *,
+  boxes: Name = "boxes",
+  labels: Name | None = "labels",
+  segmentations: Name = "segmentations",
+  order: _Order = "given",
+  outkey: Name = "suffix",
+):
   """ "<loc..><seg..> cat ; <loc..><seg..> dog", of normalised boxes and COCO's segmentations.
 
   Needs the columns width and height. labels=None leaves them out, as in RefCOCO. `model` is "oi"
   or a file, as in seg_weights.
   """
-  _check("normalised", order)
   encoder = mask_tokens.load(model)
 
   def apply(example):
@@ -68,7 +81,7 @@ def masks_to_suffix(
   return apply
 
 
-def refcoco_mask2str(model="oi"):
+def refcoco_mask2str(model: Name = "oi"):
   """big_vision's: prefix = the sentence, suffix = four <loc> and sixteen <seg>, no label."""
   encoder = mask_tokens.load(model)
 
@@ -88,7 +101,9 @@ def refcoco_mask2str(model="oi"):
   return apply
 
 
-def flip_boxes_lr(probability=0.5, *, key="image", boxes="boxes"):
+def flip_boxes_lr(
+  probability: Annotated[float, Between(0, 1)] = 0.5, *, key: Name = "image", boxes: Name = "boxes"
+):
   """Mirrors the image and its normalised boxes together; make the suffix after it."""
 
   def apply(example):
@@ -103,7 +118,7 @@ def flip_boxes_lr(probability=0.5, *, key="image", boxes="boxes"):
   return apply
 
 
-def draw_bbox(image_key="image", bbox_key="bbox"):
+def draw_bbox(image_key: Name = "image", bbox_key: Name = "bbox"):
   """big_vision's: one red box of one pixel's width, float32 from 0 to 255; value_range follows."""
 
   def apply(example):
@@ -126,12 +141,6 @@ def draw_bbox(image_key="image", bbox_key="bbox"):
     return example
 
   return apply
-
-
-def _check(format, order):
-  for value, allowed in ((format, locations.FORMATS), (order, ORDERS)):
-    if value not in allowed:
-      raise UserError(f"Boxes: {value!r} is not one of {', '.join(allowed)}.")
 
 
 def _normalised(example, name, format):

@@ -5,16 +5,27 @@ Every op routes from `inkey` to `outkey` (`key` is both; "image" if nothing is s
 image or a list of images (frames), which all get the same random change.
 """
 
+from typing import Annotated, Literal, Unpack
+
 import numpy as np
 
+from pgjax.call_syntax import Between
 from pgjax.data import images
 from pgjax.data.pp import text_ops
+from pgjax.data.pp.text_ops import Route, routed
 from pgjax.errors import UserError
 
+_Side = Annotated[int, Between(1, 2048)]
+_Size = _Side | tuple[_Side, _Side]
+_Probability = Annotated[float, Between(0, 1)]
+_Percent = Annotated[float, Between(0, 100, but_not=(0,))]
+_Level = Annotated[float, Between(-1e6, 1e6)]
+_Levels = _Level | tuple[_Level, _Level, _Level]  # One for each channel.
 
-def _image_op(change, key, inkey, outkey, takes=np.ndarray):
+
+def _image_op(change, route, takes=np.ndarray):
   """Routes `change` from one key to another, over one image or each of a list."""
-  inkey, outkey = key or inkey or "image", key or outkey or "image"
+  inkey, outkey = routed(route, "image")
 
   def apply(example):
     value = example[inkey]
@@ -37,9 +48,9 @@ def _listed(value, name, takes):
   return listed
 
 
-def _random_image_op(draw, key, inkey, outkey):
+def _random_image_op(draw, route):
   """`draw(rng, shape)` gives a change; the frames of one example all get the same."""
-  inkey, outkey = key or inkey or "image", key or outkey or "image"
+  inkey, _ = routed(route, "image")
 
   def apply(example):
     if np.size(example.get("boxes", ())):
@@ -49,47 +60,57 @@ def _random_image_op(draw, key, inkey, outkey):
       )
     first = _listed(example[inkey], inkey, np.ndarray)[0]
     change = draw(text_ops.example_rng(example), first.shape)
-    return _image_op(change, None, inkey, outkey)(example)
+    return _image_op(change, route)(example)
 
   return apply
 
 
-def decode(channels=3, precise=False, *, key=None, inkey=None, outkey=None):
+def decode(channels: Literal[3] = 3, precise: bool = False, **route: Unpack[Route]):
   """Encoded bytes -> uint8 [H, W, 3]; see images.decode. JPEGs are always decoded precisely."""
-  del precise
-  if channels != 3:
-    raise UserError(f"decode makes 3 channels, not {channels}.")
-  return _image_op(images.decode, key, inkey, outkey, takes=bytes)
+  del channels, precise
+  return _image_op(images.decode, route, takes=bytes)
 
 
-def resize(size, method="bilinear", antialias=False, *, key=None, inkey=None, outkey=None):
+def resize(
+  size: _Size,
+  method: Literal["bilinear", "bicubic"] = "bilinear",
+  antialias: bool = False,
+  **route: Unpack[Route],
+):
   """To a square of `size`, or to (height, width); the aspect ratio is not kept.
 
   "bilinear" as big_vision does it; "bicubic" as Hugging Face does it, which is always antialiased.
   """
-  height, width = _size(size)
+  height, width = _pair(size)
   if method == "bicubic":
-    return _image_op(lambda image: images.resize_bicubic(image, height, width), key, inkey, outkey)
-  if method != "bilinear":
-    raise UserError(f"resize: method '{method}' is not there; only 'bilinear' and 'bicubic' are.")
-  return _image_op(
-    lambda image: images.resize(image, height, width, antialias=antialias), key, inkey, outkey
-  )
+    return _image_op(lambda image: images.resize_bicubic(image, height, width), route)
+  return _image_op(lambda image: images.resize(image, height, width, antialias=antialias), route)
 
 
 def value_range(
-  vmin=-1, vmax=1, in_min=0, in_max=255.0, clip_values=False, *, key=None, inkey=None, outkey=None
+  vmin: _Level = -1,
+  vmax: _Level = 1,
+  in_min: _Levels = 0,
+  in_max: _Levels = 255.0,
+  clip_values: bool = False,
+  **route: Unpack[Route],
 ):
   """Maps in_min..in_max to vmin..vmax, as float32."""
+  if np.abs(np.float32(in_max) - np.float32(in_min)).min() < 1e-6:
+    raise UserError(f"in_min={in_min} and in_max={in_max} must differ, by 1e-06 at least.")
 
   def change(image):
-    image = images.value_range(image, vmin, vmax, in_min, in_max)
+    whole = image.dtype == np.uint8  # Bytes stay finite; numbers may grow with every value_range.
+    with np.errstate(over="ignore", invalid="ignore"):
+      image = images.value_range(image, vmin, vmax, in_min, in_max)
+    if not whole and not np.isfinite(image).all():
+      raise UserError("value_range makes numbers that are too large for float32")
     return np.clip(image, vmin, vmax) if clip_values else image
 
-  return _image_op(change, key, inkey, outkey)
+  return _image_op(change, route)
 
 
-def flip_lr(probability=0.5, *, key=None, inkey=None, outkey=None):
+def flip_lr(probability: _Probability = 0.5, **route: Unpack[Route]):
   """Mirrors left and right with this probability."""
 
   def draw(rng, shape):
@@ -97,10 +118,10 @@ def flip_lr(probability=0.5, *, key=None, inkey=None, outkey=None):
     across = np.arange(shape[1])[::-1]  # `take` makes rows of pixels; a view would be slow to cast.
     return lambda image: image.take(across, axis=1) if flipped else image
 
-  return _random_image_op(draw, key, inkey, outkey)
+  return _random_image_op(draw, route)
 
 
-def flip_ud(probability=0.5, *, key=None, inkey=None, outkey=None):
+def flip_ud(probability: _Probability = 0.5, **route: Unpack[Route]):
   """Mirrors top and bottom with this probability."""
 
   def draw(rng, shape):
@@ -108,10 +129,10 @@ def flip_ud(probability=0.5, *, key=None, inkey=None, outkey=None):
     flipped = rng.random() < probability
     return lambda image: image[::-1] if flipped else image
 
-  return _random_image_op(draw, key, inkey, outkey)
+  return _random_image_op(draw, route)
 
 
-def random_shift(max_pixels, *, key=None, inkey=None, outkey=None):
+def random_shift(max_pixels: Annotated[int, Between(0, 4096)], **route: Unpack[Route]):
   """Moves the image by up to so many pixels each way; the edge pixels fill what comes free."""
 
   def draw(rng, shape):
@@ -119,7 +140,7 @@ def random_shift(max_pixels, *, key=None, inkey=None, outkey=None):
     down, across = (rng.randint(-max_pixels, max_pixels) for _ in range(2))
     return lambda image: _shifted(_shifted(image, down, axis=0), across, axis=1)
 
-  return _random_image_op(draw, key, inkey, outkey)
+  return _random_image_op(draw, route)
 
 
 def _shifted(image, offset, axis):
@@ -139,9 +160,9 @@ def _shifted(image, offset, axis):
   return moved
 
 
-def random_crop(crop_size, *, key=None, inkey=None, outkey=None):
+def random_crop(crop_size: _Size, **route: Unpack[Route]):
   """A window of this size, anywhere in the image."""
-  height, width = _size(crop_size)
+  height, width = _pair(crop_size)
 
   def draw(rng, shape):
     if shape[0] < height or shape[1] < width:
@@ -150,37 +171,35 @@ def random_crop(crop_size, *, key=None, inkey=None, outkey=None):
     left = rng.randrange(shape[1] - width + 1)
     return lambda image: image[top : top + height, left : left + width]
 
-  return _random_image_op(draw, key, inkey, outkey)
+  return _random_image_op(draw, route)
 
 
 def inception_crop(
-  size=None,
-  area_min=5,
-  area_max=100,
-  method="bilinear",
-  antialias=False,
-  *,
-  key=None,
-  inkey=None,
-  outkey=None,
+  size: _Size | None = None,
+  area_min: _Percent = 5,
+  area_max: _Percent = 100,
+  method: Literal["bilinear"] = "bilinear",
+  antialias: bool = False,
+  **route: Unpack[Route],
 ):
   """A window of area_min to area_max percent and of aspect 3/4 to 4/3, resized to `size`.
 
   As big_vision's; the draws themselves are numpy's. After 100 misfits the whole image is taken.
   """
-  if method != "bilinear":
-    raise UserError(f"inception_crop: method '{method}' is not there; only 'bilinear' is.")
+  del method
+  if area_min > area_max:
+    raise UserError(f"area_min={area_min} must not be above area_max={area_max}.")
 
   def draw(rng, shape):
     top, left, height, width = _inception_window(rng, shape, area_min / 100, area_max / 100)
 
     def change(image):
       window = image[top : top + height, left : left + width]
-      return window if size is None else images.resize(window, *_size(size), antialias=antialias)
+      return window if size is None else images.resize(window, *_pair(size), antialias=antialias)
 
     return change
 
-  return _random_image_op(draw, key, inkey, outkey)
+  return _random_image_op(draw, route)
 
 
 def _inception_window(rng, shape, area_min, area_max):
@@ -194,8 +213,5 @@ def _inception_window(rng, shape, area_min, area_max):
   return 0, 0, shape[0], shape[1]
 
 
-def _size(size) -> tuple[int, int]:
-  height, width = size if isinstance(size, (list, tuple)) else (size, size)
-  if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-    raise UserError(f"A size is a positive number of pixels or (height, width), not {size!r}.")
-  return height, width
+def _pair(size) -> tuple[int, int]:
+  return tuple(size) if isinstance(size, list | tuple) else (size, size)

@@ -2,20 +2,18 @@
 
 `pp` is big_vision's mini-language: ops joined by "|", each a bare name or a call with Python
 literals, such as 'decode|resize(224, antialias=True)|value_range(-1, 1)|copy("answer", "suffix")'.
-It is split on every "|", so no argument may contain one. All ops are in the dict OPS at the end of
-this file, a factory each: arguments in, a function from example dict to example dict out.
+All ops are in the dict OPS at the end of this file, a factory each: arguments in, a function from
+example dict to example dict out. What arguments an op takes, its signature declares (call_syntax).
 
 Names that start with an underscore belong to the pipeline: `keep` leaves them. Random ops draw from
 the example's own generator, seeded by `_seed` (a tuple of ints), so that an example depends on the
 seed and its position alone.
 """
 
-import ast
-import difflib
-import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pgjax import call_syntax
 from pgjax.data.pp import box_ops, image_ops, text_ops
 from pgjax.errors import UserError
 
@@ -55,37 +53,9 @@ class Pipeline(NamedTuple):
 
 
 def parse(pp: str, *, tokenizer=None) -> Pipeline:
-  """Reads a `pp` string; a name or an argument that no op takes is told here, not while running."""
-  return Pipeline(tuple(_parse_op(s.strip(), pp, tokenizer) for s in pp.split("|") if s.strip()))
-
-
-def _parse_op(written: str, pp: str, tokenizer) -> Op:
-  try:
-    tree = ast.parse(written, mode="eval").body
-    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
-    name = call.func.id
-    args = [ast.literal_eval(arg) for arg in call.args]
-    kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-  except (SyntaxError, ValueError, AttributeError):
-    raise UserError(
-      f"In pp '{pp}': '{written}' is not an op; write name or name(arguments) with plain numbers "
-      "and quoted strings, and no | inside an argument."
-    ) from None
-  if name not in OPS:
-    guess = difflib.get_close_matches(name, OPS, n=1)
-    hint = f"did you mean '{guess[0]}'? " if guess else ""
-    raise UserError(
-      f"In pp '{pp}': there is no op '{name}'; {hint}The ops are {', '.join(sorted(OPS))}."
-    )
-  factory = OPS[name]
-  if "tokenizer" in inspect.signature(factory).parameters:
-    kwargs["tokenizer"] = tokenizer
-  try:
-    inspect.signature(factory).bind(*args, **kwargs)
-  except TypeError as error:
-    arguments = str(inspect.signature(factory)).split(" ->")[0]
-    raise UserError(f"In pp '{pp}': {written}: {error}; it is {name}{arguments}.") from None
-  return Op(name, written, factory(*args, **kwargs))
+  """Reads a `pp` string; a wrong op or argument is reported here, not while running."""
+  calls = call_syntax.parse(pp, OPS, "pp")
+  return Pipeline(tuple(Op(c.name, c.written, c(tokenizer=tokenizer)) for c in calls))
 
 
 # Skipped where only texts matter. `reshape` and `copy` are not here: they carry texts as well.

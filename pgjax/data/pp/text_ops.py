@@ -7,10 +7,35 @@ Random ones draw from the example's own generator, which is seeded by `_seed` (a
 import random
 import re
 import string
+from typing import Annotated, Literal, TypedDict, Unpack
 
 import numpy as np
 
+from pgjax.call_syntax import Between, Given
 from pgjax.errors import UserError
+
+Name = Annotated[str, Between(1, 1000)]  # Of a value of the example.
+Names = Annotated[list[Name], Between(1, 100)]
+_Length = Annotated[int, Between(0, 1_000_000)]
+_Scalar = str | float | bool | None
+_Whole = Annotated[int, Between(-(2**31), 2**31 - 1)]
+_FIELD = re.compile(r"\{([^{}]*)\}")
+
+
+class Route(TypedDict):
+  """Which value an op reads, and under which name it writes; `key` is both."""
+
+  key: Name
+  inkey: Name
+  outkey: Name
+
+
+def routed(route: Route, default: str | None = None) -> tuple[str, str]:
+  """(the name to read, the name to write)."""
+  inkey, outkey = (route.get("key") or route.get(n) or default for n in ("inkey", "outkey"))
+  if not (inkey and outkey):
+    raise UserError("it takes key=, or inkey= and outkey=.")
+  return inkey, outkey
 
 
 def example_rng(example) -> random.Random:
@@ -28,13 +53,15 @@ def seeded(*numbers: int) -> random.Random:
   return random.Random(b"".join(number.to_bytes(8, "little") for number in numbers))
 
 
-def strfmt(template, outkey="text"):
+def strfmt(template: str, outkey: Name = "text"):
   """Fills {names} of the template from the example; other than strings print as TensorFlow does."""
-  names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+  names = _FIELD.findall(template)
+  if "" in names or set("{}") & set(_FIELD.sub("", template)):
+    raise UserError("a template has braces only around names, such as {question}.")
 
   def apply(example):
     values = {name: _as_text(example[name]) for name in names}
-    example[outkey] = re.sub(r"\{([^{}]*)\}", lambda match: values[match[1]], template)
+    example[outkey] = _FIELD.sub(lambda match: values[match[1]], template)
     return example
 
   return apply
@@ -51,14 +78,16 @@ def _as_text(value) -> str:
   return "[" + " ".join(_as_text(v) for v in array) + "]"
 
 
-def lower(*, key=None, inkey="text", outkey="text"):
+def lower(**route: Unpack[Route]):
   """Lower case of the ASCII letters alone, as TensorFlow's; of a text or of each in a list."""
-  inkey, outkey = key or inkey, key or outkey
+  inkey, outkey = routed(route, "text")
   table = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
   def apply(example):
     value = example[inkey]
     single = isinstance(value, str)
+    if not single and not (np.ndim(value) == 1 and all(isinstance(v, str) for v in value)):
+      raise UserError(f"lower takes a text or a list of texts, and '{inkey}' is neither")
     example[outkey] = value.translate(table) if single else [v.translate(table) for v in value]
     return example
 
@@ -66,21 +95,29 @@ def lower(*, key=None, inkey="text", outkey="text"):
 
 
 def tok(
-  model=None, length=None, *, bos="no", eos="no", text=None, key=None, inkey=None, outkey=None,
-  tokenizer=None,
-):  # fmt: skip
+  model: str | None = None,
+  length: _Length | None = None,
+  *,
+  bos: Literal["no", "yes"] = "no",
+  eos: Literal["no", "yes", "sticky"] = "no",
+  text: str | None = None,
+  tokenizer: Given = None,
+  **route: Unpack[Route],
+):
   """Text -> int32 ids, with the run's tokenizer whatever `model` says; cut or padded to `length`.
 
   eos="sticky" keeps the eos of a text that is cut.
   """
   del model  # big_vision names its Gemma tokenizer here; ours is config.tokenizer.
-  inkey, outkey = (key if text is None else None) or inkey, key or outkey
+  inkey, outkey = routed(route if text is None else {"inkey": "text"} | route)
   if tokenizer is None:
     raise UserError("tok needs a tokenizer, and none was given to the op string.")
-  if outkey is None or (text is None) == (inkey is None):
-    raise UserError("tok takes key=, or outkey= with inkey=; with text= no inkey=.")
+  if text is not None and "inkey" in route:
+    raise UserError("text= is a constant, so inkey= has no meaning beside it.")
 
   def encode(value):
+    if not isinstance(value, str | bytes):
+      raise UserError(f"tok takes a text, and '{inkey}' is {type(value).__name__}")
     ids = [tokenizer.bos] * (bos == "yes") + tokenizer.encode(value)
     ids += [tokenizer.eos] * (eos in ("yes", "sticky"))
     ids = np.array(ids, np.int32)
@@ -104,10 +141,15 @@ def _fit(values, length, pad, sticky_end):
 
 
 def tolen(
-  length, *, sticky_end=False, pad_value=None, pad_key=None, key=None, inkey=None, outkey=None
+  length: _Length | None,
+  *,
+  sticky_end: bool = False,
+  pad_value: _Whole | None = None,
+  pad_key: Name | None = None,
+  **route: Unpack[Route],
 ):
   """A vector cut or padded at its end; what was cut is counted by the pipeline."""
-  inkey, outkey = key or inkey, key or outkey
+  inkey, outkey = routed(route)
 
   def apply(example):
     values = np.asarray(example[inkey])
@@ -120,8 +162,10 @@ def tolen(
   return apply
 
 
-def masked_concat(keys, outkey="text", **masks):
+def masked_concat(keys: Names, outkey: Name = "text", **masks: list[_Whole]):
   """Joins id vectors, and makes for each mask a vector that is constant over each of them."""
+  if wrong := [name for name, values in masks.items() if len(values) != len(keys)]:
+    raise UserError(f"{wrong[0]} must have one number for each of the {len(keys)} keys.")
 
   def apply(example):
     parts = [example[name] for name in keys]
@@ -137,7 +181,7 @@ def masked_concat(keys, outkey="text", **masks):
 # Any value
 
 
-def copy(inkey, outkey):
+def copy(inkey: Name, outkey: Name):
   """The same value under a second name."""
 
   def apply(example):
@@ -147,17 +191,17 @@ def copy(inkey, outkey):
   return apply
 
 
-def keep(*keys):
+def keep(*keys: Name):
   """Drops all other names; a name that is not there is no mistake."""
   return lambda example: {k: v for k, v in example.items() if k in keys or k.startswith("_")}
 
 
-def drop(*keys):
+def drop(*keys: Name):
   """Drops these names; a name that is not there is no mistake."""
   return lambda example: {k: v for k, v in example.items() if k not in keys}
 
 
-def setdefault(key, value):
+def setdefault(key: Name, value: _Scalar | list[_Scalar] | list[list[_Scalar]]):
   """The value, where the name is missing or holds nothing."""
 
   def apply(example):
@@ -168,7 +212,7 @@ def setdefault(key, value):
   return apply
 
 
-def flatten(keys=None):
+def flatten(keys: Names | None = None):
   """Nested dicts to names joined by slashes; all, or only these top-level names."""
 
   def apply(example):
@@ -187,24 +231,40 @@ def _flat(name, value):
   return {k: v for key, inner in value.items() for k, v in _flat(f"{name}/{key}", inner).items()}
 
 
-def reshape(new_shape, *, key=None, inkey="image", outkey="image"):
+def reshape(
+  new_shape: Annotated[list[Annotated[int, Between(-1, 2**31 - 1)]], Between(0, 8)],
+  **route: Unpack[Route],
+):
   """Another shape for the same values; [] makes one element a scalar."""
-  inkey, outkey = key or inkey, key or outkey
+  inkey, outkey = routed(route, "image")
 
   def apply(example):
-    value = np.reshape(np.asarray(example[inkey]), tuple(new_shape))
+    try:
+      value = np.reshape(np.asarray(example[inkey]), tuple(new_shape))
+    except ValueError as error:
+      raise UserError(f"reshape({new_shape}) of '{inkey}': {error}") from None
     example[outkey] = value.item() if value.ndim == 0 else value
     return example
 
   return apply
 
 
-def choice(n="single", *, key=None, inkey=None, outkey=None):
+def choice(
+  n: Literal["single"] | Annotated[int, Between(1, 10_000)] = "single",
+  *,
+  key: Name | Names | None = None,
+  inkey: Name | Names | None = None,
+  outkey: Name | Names | None = None,
+):
   """One of several at random, with the same index for all listed names; or n of them in order."""
   names = key or inkey
+  if names is None:
+    raise UserError("it takes key= or inkey=.")
   names = [names] if isinstance(names, str) else list(names)
   targets = outkey or names
   targets = [targets] * len(names) if isinstance(targets, str) else list(targets)
+  if len(targets) != len(names):
+    raise UserError(f"outkey must have a name for each of the {len(names)} of inkey.")
 
   def apply(example):
     count = len(example[names[0]])
@@ -221,9 +281,9 @@ def choice(n="single", *, key=None, inkey=None, outkey=None):
   return apply
 
 
-def choice_no_replacement(*, key=None, inkey=None, outkey=None):
+def choice_no_replacement(**route: Unpack[Route]):
   """One of several, each once before any repeats; needs the epoch, which the pipeline gives."""
-  inkey, outkey = key or inkey, key or outkey or inkey
+  inkey, outkey = routed({"outkey": route.get("inkey")} | route)
 
   def apply(example):
     values = example[inkey]

@@ -55,7 +55,7 @@ class EasyVqa:
 
 def cut_split(split: str):
   """ "train[:5%]" -> ("train", f), where f(len) is the slice; for sources that are lists."""
-  match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
+  match = re.fullmatch(r"(\w+)(?:\[(-?\d{1,18}%?)?:(-?\d{1,18}%?)?\])?", split)
   if not match:
     raise UserError(f"Split '{split}' is not understood; write train, train[:5%] or train[10:20].")
   name, *ends = match.groups()

@@ -55,8 +55,12 @@ def test_an_answer_of_no_boxes_is_empty():
 @pytest.mark.parametrize(
   ("pp", "values", "said"),
   [
-    ("boxes_to_suffix('xyxy')", {}, "'xyxy' is not one of normalised, coco, voc, yolo"),
-    ("boxes_to_suffix(order='size')", {}, "'size' is not one of given, random"),
+    (
+      "boxes_to_suffix('xyxy')",
+      {},
+      "format must be one of 'normalised', 'coco', 'voc', 'yolo', not 'xyxy'",
+    ),
+    ("boxes_to_suffix(order='size')", {}, "order must be one of 'given', 'random', .*, not 'size'"),
     ("boxes_to_suffix", dict(boxes=[CAT], labels=[]), "'labels' must be a list, one for each of 1"),
     ("boxes_to_suffix", dict(boxes=[CAT], labels="c"), "'labels' must be a list"),
     ("boxes_to_suffix('coco')", dict(boxes=[CAT], labels=["c"]), "need the image's width"),

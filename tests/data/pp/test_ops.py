@@ -140,29 +140,62 @@ def test_arguments_are_literals_and_backslash_n_is_a_newline():
 
 
 def test_an_unknown_op_is_answered_with_a_guess():
-  with pytest.raises(UserError, match="no op 'resise'; did you mean 'resize'"):
+  with pytest.raises(UserError, match=r"no 'resise'. Did you mean 'resize'"):
     parse.parse("decode|resise(224)")
 
 
 @pytest.mark.parametrize(
   ("pp", "said"),
   [
-    ("resize(224", "is not an op"),
-    ("resize(__import__('os').getcwd())", "is not an op"),
-    ("resize(lambda: 1)", "is not an op"),
-    ("a.b()", "is not an op"),
+    ("resize(224", "cannot be read; write name or name"),
+    ("resize(__import__('os').getcwd())", "size must be"),
+    ("resize(lambda: 1)", "size must be"),
+    ("a.b()", "cannot be read"),
     ("resize()", "missing a required argument: 'size'"),
-    ("resize(224, antialis=True)", "unexpected keyword argument 'antialis'"),
-    ("resize(224, method='area')", "only 'bilinear' and 'bicubic'"),
-    ("inception_crop(224, method='bicubic')", "only 'bilinear'"),
-    ("resize(-1)", "positive number of pixels"),
-    ("decode(4)", "3 channels"),
+    ("resize(224, antialis=True)", "no argument 'antialis'. Did you mean 'antialias'"),
+    ("resize(224, method='area')", "method must be 'bilinear' or 'bicubic', not 'area'"),
+    ("inception_crop(224, method='bicubic')", "method must be 'bilinear', not 'bicubic'"),
+    ("resize(-1)", "size must be a whole number from 1 to 2048 or .*, not -1"),
+    ("decode(4)", "channels must be 3, not 4"),
     ("tok(key='prefix')", "needs a tokenizer"),
+    ("value_range(0, 0, 0, 0)", "in_min=0 and in_max=0 must differ"),
+    ("value_range(0, 1, 999_999, 999_999.001)", "must differ"),  # As float32 they do not.
+    ("value_range(1e400)", "vmin must be a number from -1000000.0 to 1000000.0, not 1e400"),
+    ("inception_crop(area_min=60, area_max=50)", "must not be above"),
+    ("strfmt('{')", "braces only around names"),
+    ("strfmt('{}')", "braces only around names"),
+    ("tolen(4)", "takes key="),
+    ("choice", "takes key="),
+    ("choice(inkey=['a', 'b'], outkey=['x'])", "a name for each of the 2"),
+    ("masked_concat(['a', 'b'], mask=[1])", "mask must have one number for each of the 2"),
   ],
 )
 def test_a_mistake_in_the_op_string_is_told_when_it_is_read(pp, said):
   with pytest.raises(UserError, match=said):
     parse.parse(pp)
+
+
+def test_numbers_that_grow_with_each_op_are_refused_before_they_are_nan():
+  pp = "|".join(["value_range(-1000000, 1000000, 0, 0.00001)"] * 5)
+  with pytest.raises(UserError, match="too large for float32"):
+    parse.parse(pp)(example(image=noise(4, 4, 3)))
+
+
+@pytest.mark.parametrize(
+  ("pp", "values", "said"),
+  [
+    ("reshape([2], key='x')", dict(x=[1, 2, 3]), "cannot reshape array of size 3"),
+    ("lower(key='x')", dict(x=3), "'x' is neither"),
+  ],
+)
+def test_a_value_that_an_op_cannot_take_is_reported(pp, values, said):
+  with pytest.raises(UserError, match=said):
+    parse.parse(pp)(example(**values))
+
+
+def test_a_bar_inside_a_string_does_not_end_an_op():
+  done = parse.parse("strfmt('a|{x}|', outkey='y') | copy('y', 'z')")(example(x="X"))
+  assert done["z"] == "a|X|"
 
 
 def test_a_name_that_the_example_lacks_is_told_with_those_it_has():

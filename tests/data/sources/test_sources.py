@@ -110,6 +110,7 @@ def test_splits_can_be_cut():
     (dict(split="train"), "has no name"),
     (dict(name="easy_vqa", split="val"), "no split 'val'; it has train and test"),
     (dict(name="easy_vqa", split="train[5%"), "is not understood"),
+    (dict(name="easy_vqa", split="train[:" + "9" * 5000 + "]"), "is not understood"),
     (dict(name="easy_vqa"), "missing a required argument: 'split'"),
     (dict(name="easy_vqa", split="train[:0]"), "has no examples"),
     (dict(name="jsonl", fnam="x"), "missing a required argument: 'fname'; its fields are fname"),
