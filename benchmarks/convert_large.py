@@ -28,6 +28,7 @@ from pgjax.checkpoints import source as source_lib  # noqa: E402
 from pgjax.data import tokenizer  # noqa: E402
 from pgjax.formats import lazy_array  # noqa: E402
 from pgjax.huggingface import names as hf_names  # noqa: E402
+from pgjax.models import paligemma  # noqa: E402
 from pgjax.params import of_model  # noqa: E402
 
 
@@ -37,7 +38,9 @@ def random_source(variant: str) -> source_lib.Source:
   model = dict(img=dict(variant="So400m/14"), llm=llm)
   leaves = {
     name: random_leaf(shape, seed)
-    for seed, (name, shape) in enumerate(of_model.model_shapes(model, 224).items())
+    for seed, (name, shape) in enumerate(
+      of_model.param_shapes(paligemma.Model(**model), 224).items()
+    )
   }
   return source_lib.Source(
     name="random",

@@ -15,17 +15,16 @@ from step_sides import serve
 def pgjax(spec):
   """The decode that pgjax.evaluate runs, on one device; the answers are read on the host."""
   import jax
-  import optax
 
   from configs import common
   from pgjax.checkpoints import initial, source
+  from pgjax.checkpoints import load as load_params
   from pgjax.config import decode_method
   from pgjax.distributed import mesh as mesh_lib
   from pgjax.distributed import sharding
   from pgjax.inference import decode
   from pgjax.models import paligemma
   from pgjax.params import of_model
-  from pgjax.training import state as train_state
 
   config = common.base()
   dtype = dict(cpu="float32", gpu="bfloat16")[spec["device"]]
@@ -35,7 +34,7 @@ def pgjax(spec):
   model = paligemma.Model(**config.model)
   mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
   leaves = of_model.stored_params(model, config)
-  abstract = train_state.abstract_state(model, optax.identity(), config, mesh).params
+  abstract = load_params.abstract_params(leaves, config, mesh)
   values = initial.load_initial(spec["weights"], abstract, leaves)
   run = decode.jitted(
     model,

@@ -17,11 +17,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from pgjax.checkpoints import restore
 from pgjax.checkpoints import source as source_lib
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.evaluation import evaluator as evaluator_lib
 from pgjax.evaluation import score_checkpoint
-from pgjax.params import of_model
 
 
 def opened(args: argparse.Namespace, batch_size: int | None):
@@ -30,8 +30,7 @@ def opened(args: argparse.Namespace, batch_size: int | None):
   flags = dict(evals=args.evals, ema=True, quantize=None, config=None, overrides=overrides)
   source = source_lib.open_source(args.ckpt)
   scoring = score_checkpoint.Scoring(argparse.Namespace(**flags, config_spec=None), source)
-  leaves = of_model.stored_params(scoring.model, scoring.config)
-  params = score_checkpoint.restored(source, scoring.abstract, leaves)
+  params = restore.load(source, scoring.abstract, scoring.leaves)
   [evaluator] = scoring.evaluators
   return scoring, evaluator, params
 

@@ -104,12 +104,13 @@ def write_weights(folder: pathlib.Path, shape: Shape) -> None:
   from pgjax import convert
   from pgjax.checkpoints import source as source_lib
   from pgjax.formats import lazy_array
+  from pgjax.models import paligemma
   from pgjax.params import of_model
 
   rng = np.random.default_rng(0)
   model = model_fields(shape)
   leaves = {}
-  for name, size in of_model.model_shapes(model, shape.res).items():
+  for name, size in of_model.param_shapes(paligemma.Model(**model), shape.res).items():
     around = 1.0 if re.fullmatch("img/.*/scale", name) else 0.0
     values = around + 0.03 * rng.standard_normal(size, np.float32)
     leaves[name] = lazy_array.of_array(values.astype(ml_dtypes.bfloat16).astype(np.float32))

@@ -9,7 +9,6 @@ import functools
 import io
 import itertools
 import json
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -48,12 +47,12 @@ def main(args: Any) -> int:
   report = check_page.report(facts)
   told = check_page.told(found) or "Nothing found that is wrong."
   for name, png, _ in pictures:
-    write(out / f"{name}.png", png)
+    disk.write(out / f"{name}.png", png)
   page = check_page.page(args.config_spec, facts, found, pictures)
   as_json = check_page.as_json(args.config_spec, facts, found)
-  write(out / "report.txt", f"{args.config_spec}\n\n{report}\n\n{told}\n".encode())
-  write(out / "check.json", (json.dumps(as_json, indent=2) + "\n").encode())
-  write(out / "check.html", page.encode())
+  disk.write(out / "report.txt", f"{args.config_spec}\n\n{report}\n\n{told}\n")
+  disk.write(out / "check.json", json.dumps(as_json, indent=2) + "\n")
+  disk.write(out / "check.html", page)
   say(f"\n{report}\n\n{told}\n\n{check_page.verdict(found)}; {out / 'check.html'}")
   return int(any(f.level == findings.ERROR for f in found))
 
@@ -80,7 +79,7 @@ def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
 # Opening
 
 
-def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[scan.Split, str]], list]:
+def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[scan.CheckedSplit, str]], list]:
   """([(split, what its data is)], what could not be opened); the training data first."""
   opened, found = [], []
   allow = config.input.allow_truncated
@@ -96,7 +95,7 @@ def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[scan.Split, str]],
       for part in parts:
         loader = Loader(part, section.pp, tokenizer, layout, config.seed)
         own = name if len(parts) == 1 else f"{name}/{part.name}"
-        split = scan.Split(own, loader, answer, length, allow)
+        split = scan.CheckedSplit(own, loader, answer, length, allow)
         opened.append((split, described(section.data, part, parts)))
     except UserError as error:
       found.append(findings.Finding("not opened", name, 1, None, (str(error),)))
@@ -116,12 +115,12 @@ def described(data: Any, part: loader_lib.Part, parts: list[loader_lib.Part]) ->
 # Looking
 
 
-def look(opened: list[tuple[scan.Split, str]], config: Any, max_images: int):
+def look(opened: list[tuple[scan.CheckedSplit, str]], config: Any, max_images: int):
   """({name: facts}, findings); data that several ask for is looked at once, its texts each time."""
   facts: dict[str, Any] = {}
   found: list[findings.Finding] = []
   seen_of: dict[str, tuple[str, dict[int, str]]] = {}
-  trained: list[tuple[scan.Split, scan.Seen]] = []
+  trained: list[tuple[scan.CheckedSplit, scan.Seen]] = []
   training = None
   for split, data in opened:
     total = len(split.source)
@@ -151,7 +150,7 @@ def look(opened: list[tuple[scan.Split, str]], config: Any, max_images: int):
   return facts, found
 
 
-def of_raw(split: scan.Split, config: Any, rows: list[int], with_images: list[int]):
+def of_raw(split: scan.CheckedSplit, config: Any, rows: list[int], with_images: list[int]):
   """(facts, {index: digest of its images}, findings) of what does not depend on pp."""
   source = split.source
   of_rows, of_images = (findings.Book(split.name, source.where) for _ in range(2))
@@ -220,14 +219,6 @@ def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterat
 def say(text: str) -> None:
   """To whoever typed the command."""
   print(text, flush=True)  # noqa: T201
-
-
-def write(file: pathlib.Path, content: bytes) -> None:
-  """A file, or a sentence that says why not."""
-  try:
-    file.write_bytes(content)
-  except OSError as error:
-    raise UserError(f"{file} cannot be written: {error.strerror}.") from None
 
 
 FLAGS = [

@@ -28,6 +28,7 @@ from pgjax.huggingface import config_json as hf_config
 from pgjax.huggingface import hub, peft, processor
 from pgjax.huggingface import names as hf_names
 from pgjax.models import paligemma
+from pgjax.models import paligemma as paligemma_lib
 from pgjax.params import of_model
 from pgjax.training import run_log
 
@@ -117,9 +118,9 @@ def _without_adapters(source: source_lib.Source, args: Any) -> source_lib.Source
 def _as_asked(source: source_lib.Source, to: str, dtype: str | None) -> dict[str, LazyArray]:
   """The leaves as they will be written; they are cast while they are read."""
   leaves = dict(source.leaves)
-  if to == "bv" and leaves[paligemma.TOKEN_TABLE].shape[0] == hf_names.HF_VOCAB_SIZE:
-    table = leaves[paligemma.TOKEN_TABLE]
-    leaves[paligemma.TOKEN_TABLE] = hf_names.with_rows(table, hf_names.VOCAB_SIZE)
+  if to == "bv" and leaves[paligemma_lib.TOKEN_TABLE].shape[0] == hf_names.HF_VOCAB_SIZE:
+    table = leaves[paligemma_lib.TOKEN_TABLE]
+    leaves[paligemma_lib.TOKEN_TABLE] = hf_names.with_rows(table, hf_names.VOCAB_SIZE)
   if dtype:
     leaves = {name: leaf.astype(np.dtype(dtype), name) for name, leaf in leaves.items()}
   return leaves
@@ -155,7 +156,10 @@ def _changes(source: source_lib.Source, leaves: Mapping[str, LazyArray], to: str
       yield f"{len(cast)} arrays go from {before} to {dtype}, rounded to nearest even."
   if to == "peft":
     return
-  have, rows = source.leaves[paligemma.TOKEN_TABLE].shape[0], leaves[paligemma.TOKEN_TABLE].shape[0]
+  have, rows = (
+    source.leaves[paligemma_lib.TOKEN_TABLE].shape[0],
+    leaves[paligemma_lib.TOKEN_TABLE].shape[0],
+  )
   if rows < have:
     yield (
       f"The token table's last {have - rows} rows (Hugging Face's <image> and padding) have no"
@@ -177,7 +181,8 @@ def _compared(path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str
   """(a table, whether what was written is what was asked for)."""
   if not peft.is_folder(path):
     return verify.compare(leaves, source, source_lib.open_source(str(path)))
-  again = peft.arrays(peft.read(path, str(path), of_model.model_shapes(source.model, source.res)))
+  shapes = of_model.param_shapes(paligemma.Model(**source.model), source.res)
+  again = peft.arrays(peft.read(path, str(path), shapes))
   asked = {name: leaf.astype(again[name].dtype) for name, leaf in leaves.items()}
   lines, same = verify.compare_arrays(asked, again)
   return "\n".join(lines), same
@@ -247,7 +252,7 @@ def _write_hf(
 ) -> None:
   """Everything that transformers and vLLM look for, in files that both read."""
   path.mkdir()
-  rows = leaves[paligemma.TOKEN_TABLE].shape[0]
+  rows = leaves[paligemma_lib.TOKEN_TABLE].shape[0]
   rows = hf_names.HF_VOCAB_SIZE if rows == hf_names.VOCAB_SIZE else rows
   safetensors.write_safetensors(path, hf_names.to_hf(leaves, rows))
   dtype = np.result_type(*{leaf.dtype for leaf in leaves.values()}).name
@@ -273,7 +278,7 @@ def _write_peft(
   path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, LazyArray]
 ) -> None:
   """What peft.PeftModel.from_pretrained loads on the base in Hugging Face format."""
-  shapes = of_model.model_shapes(source.model, source.res)
+  shapes = of_model.param_shapes(paligemma.Model(**source.model), source.res)
   peft.write(path, peft.with_arrays(source.folder, leaves), shapes)
 
 
@@ -289,13 +294,13 @@ def _image_token(source: source_lib.Source) -> int:
     return source.image_token
   if source.tokenizer is not None:
     return tokenizer_lib.Tokenizer(source.tokenizer, source.name).vocab_size
-  rows = source.leaves[paligemma.TOKEN_TABLE].shape[0]
+  rows = source.leaves[paligemma_lib.TOKEN_TABLE].shape[0]
   return hf_names.VOCAB_SIZE if rows == hf_names.HF_VOCAB_SIZE else rows
 
 
 def _facts(source: source_lib.Source, leaves: Mapping[str, LazyArray]) -> dict[str, Any]:
   """What arrays do not say of their model."""
-  llm = dict(source.model["llm"], vocab_size=leaves[paligemma.TOKEN_TABLE].shape[0])
+  llm = dict(source.model["llm"], vocab_size=leaves[paligemma_lib.TOKEN_TABLE].shape[0])
   facts = dict(model=dict(img=dict(source.model["img"]), llm=llm), res=source.res)
   return disk_lib.plain(facts | dict(image_token=_image_token(source)))
 

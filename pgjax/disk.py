@@ -47,6 +47,14 @@ def open_folder(folder: str, flag: str, *, process_index: int = 0) -> pathlib.Pa
   return path
 
 
+def write(path: pathlib.Path, content: str | bytes) -> None:
+  """A file that a command was asked for, or a sentence that says why not."""
+  try:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+  except OSError as error:
+    raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
 def disk_trouble(error: BaseException) -> str | None:
   """In words, if the disk is what failed: as errno, or inside one of TensorStore's messages."""
   codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh
 
-from pgjax import cli
+from pgjax import cli, disk
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.planning import autotune, gpus
@@ -38,7 +38,7 @@ def main(args: Any) -> None:
   about = About(name, gpu, limit_bytes, target)
   data = (table if args.table else search if args.suggest else one)(args, about)
   if args.json:
-    write(args.json, json.dumps(data, indent=2))
+    disk.write(pathlib.Path(args.json), json.dumps(data, indent=2) + "\n")
 
 
 class About(NamedTuple):
@@ -159,14 +159,6 @@ def whole(text: str, flag: str) -> int:
 def say(text: str) -> None:
   """To whoever typed the command."""
   print(text, flush=True)  # noqa: T201
-
-
-def write(file: str, text: str) -> None:
-  """A file, or a sentence that says why not."""
-  try:
-    pathlib.Path(file).write_text(text + "\n")
-  except OSError as e:
-    raise UserError(f"{file} cannot be written: {e.strerror}.") from e
 
 
 FLAGS = [

@@ -55,10 +55,11 @@ def main(args: Any) -> None:
   abstract = train_state.abstract_state(model, tx, config, mesh)
   places = sharding.shardings_of(abstract.params)
   every = evaluator_lib.of_training(config, total_steps, data.num_examples)
-  evaluators = evaluator_lib.make(config, model, mesh, tokenizer, places, every)
+  leaves = of_model.stored_params(model, config)
+  evaluators = evaluator_lib.make(config, model, leaves, mesh, tokenizer, places, every)
   saver = make_saver(config, workdir, tokenizer, data, total_steps, log)
   say_start_page(log, config, mesh, model, abstract, data, evaluators, total_steps)
-  answer = out_of_memory.Answer(config, model, abstract, mesh)
+  answer = out_of_memory.Advice(config, model, abstract, mesh)
   with answer:
     state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log)
   first = next(data := data.at(position["step"]))
@@ -181,7 +182,6 @@ class Stop:
       signal.signal(number, handler)
 
   def _take(self, number, frame):
-    del frame
     if self.signal is not None:  # The second time: at once.
       raise KeyboardInterrupt
     self.signal = number

@@ -7,6 +7,7 @@ from pgjax.config import load as config_load
 from pgjax.config import validate as config_validate
 from pgjax.data import tokenizer
 from pgjax.formats import lazy_array
+from pgjax.models import paligemma
 from pgjax.params import of_model, storage
 from pgjax.params import tree as param_tree
 
@@ -30,7 +31,7 @@ def write(folder, root, **settings):
   config = config_validate.validated(config_load.load(str(root / "configs/easyvqa.py"), fields))
   saved = config.to_dict()
   model = {part: saved["model"][part] for part in ("img", "llm")}
-  shapes = of_model.model_shapes(model, config.res)
+  shapes = of_model.param_shapes(paligemma.Model(**model), config.res)
   stored = param_tree.flatten(storage.of(shapes, config.params, config.dtype).abstract())
   rng = np.random.default_rng(0)
   kept = {

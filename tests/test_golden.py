@@ -103,10 +103,8 @@ def test_there_are_golden_files():
 
 def test_the_tree_of_parameters_is_the_references(golden):
   from pgjax.params import of_model
-  from pgjax.params import tree as param_tree
 
-  ours = param_tree.flatten(of_model.param_shapes(golden.model, golden.config()))
-  assert {n: a.shape for n, a in ours.items()} == {
+  assert of_model.param_shapes(golden.model, golden.config().res) == {
     n: a.shape for n, a in golden.flat("params/").items()
   }
 
@@ -125,6 +123,7 @@ def test_logits_and_image_embedding(golden):
 
 def test_loss_per_example_and_gradients(golden):
   from pgjax.evaluation import likelihood
+  from pgjax.params import of_model
   from pgjax.params import tree as param_tree
   from pgjax.training import step as step_lib
 
@@ -148,9 +147,11 @@ def test_loss_per_example_and_gradients(golden):
     tolerance = 1e-4 * (largest if name.endswith("key/bias") else scale)
     np.testing.assert_allclose(grads[name], grad, rtol=0, atol=tolerance, err_msg=name)
 
-  nll = likelihood.jitted_nll(
-    golden.model, config, one_device_mesh(), single_device(param_tree.unflatten(trained))
+  leaves, places = (
+    of_model.stored_params(golden.model, config),
+    single_device(param_tree.unflatten(trained)),
   )
+  nll = likelihood.jitted_nll(golden.model, leaves, one_device_mesh(), places)
   nll_B, count_B = nll(param_tree.unflatten(trained), golden.batch())
   per_example = nll_B / jnp.maximum(1, count_B)
   assert_close(per_example, golden.arrays["out/per_example_loss_ls0"], 1e-4)

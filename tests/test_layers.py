@@ -1,6 +1,7 @@
 """Guards the shape of the package: who may import whom, and the one door of each outside thing."""
 
 import ast
+import importlib
 import pathlib
 import re
 
@@ -160,6 +161,20 @@ def test_files_stay_readable():
     name: n for name, path, _ in modules() if (n := len(path.read_text().splitlines())) > MAX_LINES
   }
   assert not long, f"over {MAX_LINES} lines: {long}"
+
+
+def test_what_declares_shapes_is_checked_for_them():
+  """By the hook of pyproject.toml, which wraps every function of the modules that it names."""
+  declare, unchecked = [], []
+  for name, _, tree in modules():
+    if any(dotted.startswith("jaxtyping.") for dotted in imported(tree)):
+      module = importlib.import_module(f"pgjax.{name.replace('/', '.')}")
+      functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+      declare.append(name)
+      if not all(hasattr(getattr(module, n), "__wrapped__") for n in functions) or not functions:
+        unchecked.append(name)
+  assert {"training/state", "inference/search", "models/gemma"} <= set(declare)
+  assert not unchecked, f"add these to --jaxtyping-packages in pyproject.toml: {unchecked}"
 
 
 def test_configs_are_data(root):

@@ -69,8 +69,8 @@ def config(**fields):
 def parameters(model, seed=0):
   """Random parameters as a nested dict of numpy arrays."""
   rng = np.random.default_rng(seed)
-  shapes = param_tree.flatten(of_model.param_shapes(model, config()))
-  values = {name: rng.normal(scale=0.15, size=leaf.shape) for name, leaf in shapes.items()}
+  shapes = of_model.param_shapes(model, RES)
+  values = {name: rng.normal(scale=0.15, size=shape) for name, shape in shapes.items()}
   return param_tree.unflatten({name: a.astype(np.float32) for name, a in values.items()})
 
 

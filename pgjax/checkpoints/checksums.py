@@ -1,5 +1,6 @@
 """Checksums of arrays, the same on every mesh, in JAX and in NumPy."""
 
+import functools
 from collections.abc import Iterable
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
+@functools.cache
 def jitted_checksums():
   """`f({name: array}) -> {name: uint32}`: the sum of an array's bits, the same on every mesh.
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pgjax.distributed import sharding as sharding_lib
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import CHUNK_BYTES, LazyArray, of_array
 from pgjax.huggingface import names as hf_names
@@ -29,12 +30,21 @@ log = logging.getLogger("pgjax")
 NEW_ROWS_STDDEV = 0.02  # big_vision's value for tokens that the checkpoint lacks.
 
 
+def abstract_params(leaves: StoredParams, config: Any, mesh: Any) -> dict[str, Any]:
+  """Nested dict of what is stored: shapes, dtypes and shardings; nothing is allocated."""
+  stored = leaves.abstract()
+  places = sharding_lib.shardings(config.sharding_strategy, {"params": stored}, mesh)["params"]
+  with_place = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+  return jax.tree.map(with_place, stored, places)
+
+
 def load(
   found: Mapping[str, LazyArray],
   kept: Mapping[str, Any],
   leaves: StoredParams,
   source: str,
   adapters: Mapping[str, Adapter] | None = None,
+  same: Mapping[str, LazyArray] | None = None,
 ) -> dict[str, Any]:
   """Nested dict of the checkpoint's arrays: adapted where the rules say so, cast or quantized.
 
@@ -45,14 +55,14 @@ def load(
     source: what the user called it, for messages.
     adapters: the checkpoint's. Where the run adapts the same leaf, it goes on with them; elsewhere
       they are folded in. A run's adapter that the checkpoint lacks is not in the result.
+    same: arrays of the result that are stored in the same form, by their names in there: copied.
   """
   wanted = param_tree.flatten(kept)
   have = {name: leaf.shape for name, leaf in found.items()}
   want = {name: tuple(leaf.shape) for name, leaf in leaves.shapes.items()}
   hf_names.check_same(want, have, f"'{source}'", fits=_fits)
-  loaded = {}
-  put = lambda name, leaf: loaded.update({name: _placed(leaf, wanted[name])})  # noqa: E731
-  adapters = adapters or {}
+  loaded, adapters, same = {}, adapters or {}, same or {}
+  put = lambda name, leaf: loaded.update({name: _placed(same.get(name, leaf), wanted[name])})  # noqa: E731
   _say_folded(adapters, leaves, source)
   for name, rule in leaves.rules.items():  # Before anything is read.
     if name in adapters and rule.kind == "lora":

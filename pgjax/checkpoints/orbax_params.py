@@ -1,55 +1,23 @@
 """How do the parameters of a step folder travel without the rest of a run?
 
-Onto a mesh for an evaluation, out to another format, or in from one, leaf by leaf.
+Out by rows, for a mesh or another format, and in from one, leaf by leaf.
 """
 
 import functools
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from pgjax.checkpoints import checksums as checksums_lib
-from pgjax.checkpoints import saver, workdir
+from pgjax.checkpoints import checksums, saver, workdir
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import CHUNK_BYTES, LazyArray
-from pgjax.params.tree import flatten, unflatten
-
-
-def restore_params(
-  found: workdir.Checkpoint,
-  abstract_params: Any,
-  checksums: Callable[[Any], Any],
-  *,
-  averages: bool = False,
-) -> Any:
-  """The parameters alone, born where the shardings of `abstract_params` say; see `places_of`."""
-  wanted, places = saver.named(abstract_params), places_of(found, averages=averages)
-  for name in sorted(wanted.keys() | places.keys()):
-    here = {name: saver.shape(wanted[name])} if name in wanted else {}
-    there = {name: found.shapes[places[name]]} if name in places else {}
-    if here != there:
-      difference = saver.compared(name, there, here)
-      raise UserError(f"The model of this config is not the one in {found.path}: {difference}.")
-  params = {}
-  for item in ("params", "ema") if averages else ("params",):
-    abstract = {
-      name: jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=wanted[name].sharding)
-      for name, (dtype, shape) in saver.of_item(found.shapes, item).items()
-    }
-    try:
-      read = flatten(saver.read_item(found.path / item, unflatten(abstract)))
-      saver.check_sums(found, checksums({f"{item}/{n}": leaf for n, leaf in read.items()}))
-    except workdir.DamagedError as error:
-      raise UserError(f"The checkpoint {found.path} is damaged: {error}.") from error
-    params |= read
-  return unflatten(params)
+from pgjax.params.tree import unflatten
 
 
 def places_of(found: workdir.Checkpoint, *, averages: bool) -> dict[str, str]:
@@ -60,8 +28,15 @@ def places_of(found: workdir.Checkpoint, *, averages: bool) -> dict[str, str]:
   return places
 
 
-def leaves(found: workdir.Checkpoint, *, averages: bool = False) -> dict[str, LazyArray]:
-  """The parameters of a checkpoint, read by rows; what has changed on the disk is an error.
+def leaves(run: workdir.Checkpoint, *, averages: bool = False) -> dict[str, LazyArray]:
+  """The parameters of a checkpoint, read by rows; what has changed on the disk is an error."""
+  return stored(run, places_of(run, averages=averages), checked=True)
+
+
+def stored(
+  run: workdir.Checkpoint, places: Mapping[str, str], *, checked: bool = False
+) -> dict[str, LazyArray]:
+  """The arrays that `places_of` names, read by rows; checked: each is compared with its checksum.
 
   Arrays that lie in small pieces, as `checkpoint.in_pieces` asks for, are read piece by piece. Of
   others, one whole array is in memory while its rows are asked for.
@@ -69,11 +44,11 @@ def leaves(found: workdir.Checkpoint, *, averages: bool = False) -> dict[str, La
 
   @functools.lru_cache(maxsize=1)
   def whole(name):
-    return _stored(found, name)[:].read().result()
+    return _stored(run, name)[:].read().result()
 
   @functools.cache
   def rows_of(name):
-    store = _stored(found, name)
+    store = _stored(run, name)
     rows = store.chunk_layout.read_chunk.shape[0]  # Any row costs as much as this many.
     dtype = store.dtype.numpy_dtype
     if rows == 1 or rows * math.prod(store.shape[1:]) * dtype.itemsize <= 2 * CHUNK_BYTES:
@@ -81,23 +56,23 @@ def leaves(found: workdir.Checkpoint, *, averages: bool = False) -> dict[str, La
     else:
       read = lambda start, stop: whole(name)[start:stop]  # noqa: E731
     leaf = LazyArray(tuple(store.shape), dtype, read)
-    if checksums_lib.checksum(leaf.chunks()) != found.sums[name]:
+    if checked and checksums.checksum(leaf.chunks()) != run.sums[name]:
       raise workdir.DamagedError(f"the content of {name} has changed since it was written")
     return read
 
   def leaf(name):
-    dtype, shape = found.shapes[name]
+    dtype, shape = run.shapes[name]
 
     def read(start, stop):
       try:
         return rows_of(name)(start, stop)
       except (workdir.DamagedError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"The checkpoint {found.path} is damaged: {name}: {reason}") from error
+        raise UserError(f"The checkpoint {run.path} is damaged: {name}: {reason}") from error
 
     return LazyArray(tuple(shape), np.dtype(dtype), read)
 
-  return {name: leaf(there) for name, there in places_of(found, averages=averages).items()}
+  return {name: leaf(there) for name, there in places.items()}
 
 
 def _stored(found: workdir.Checkpoint, name: str) -> tensorstore.TensorStore:
@@ -159,7 +134,7 @@ class _LeafWriter(ocp.type_handlers.NumpyHandler):
     for start in range(0, leaf.shape[0], rows):
       stop = min(start + rows, leaf.shape[0])
       block = leaf.read(start, stop)
-      value.checksum += checksums_lib.checksum([block])
+      value.checksum += checksums.checksum([block])
       await store[start:stop].write(block)
 
 

@@ -272,7 +272,6 @@ class _Retention(NamedTuple):
   workdir: pathlib.Path
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-    del context
     plan, steps = self.plan, [checkpoint.step for checkpoint in checkpoints]
     keep = set(steps[-plan.keep_last :])
     keep |= {s for s in steps if plan.keep_every_steps and s % plan.keep_every_steps == 0}

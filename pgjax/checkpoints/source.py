@@ -20,6 +20,7 @@ from pgjax.huggingface import config_json as hf_config
 from pgjax.huggingface import names as hf_names
 from pgjax.huggingface import peft
 from pgjax.models import gemma, paligemma, siglip
+from pgjax.models import paligemma as paligemma_lib
 from pgjax.params import lazy, of_model, storage
 from pgjax.params.lazy import Adapter
 
@@ -63,7 +64,7 @@ def open_source(
     source = _open_hf(name, path)
   else:
     source = _open_run(name, path, step, ema)
-  shapes = of_model.model_shapes(source.model, source.res)
+  shapes = of_model.param_shapes(paligemma.Model(**source.model), source.res)
   have = {leaf_name: leaf.shape for leaf_name, leaf in source.leaves.items()}
   hf_names.check_same(shapes, have, f"'{name}'")
   return source
@@ -75,12 +76,11 @@ def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Sou
   model = {part: dict(found.config["model"][part]) for part in ("img", "llm")}
   averages = ema and any(n.startswith("ema/") for n in found.shapes)
   kept = orbax_params.leaves(found, averages=averages)
-  model["llm"]["vocab_size"] = kept[paligemma.TOKEN_TABLE].shape[0]
+  model["llm"]["vocab_size"] = kept[paligemma_lib.TOKEN_TABLE].shape[0]
   res, leaves, adapters, notes = found.config["res"], kept, {}, ()
   if "params" in found.config:  # A run's; converted weights are neither quantized nor adapted.
-    how = storage.of(
-      of_model.model_shapes(model, res), found.config["params"], found.config["dtype"]
-    )
+    shapes = of_model.param_shapes(paligemma.Model(**model), res)
+    how = storage.of(shapes, found.config["params"], found.config["dtype"])
     leaves, adapters = lazy.decode_all(kept, how)
     if coded := leaves.keys() - kept.keys():
       notes = (f"{len(coded)} arrays are kept there quantized, and read as what their codes mean.",)
@@ -113,7 +113,7 @@ def _open_hf(name: str, path: pathlib.Path) -> Source:
     name,
     path,
     "hf",
-    hf_names.from_hf(found, of_model.model_shapes(model, res)),
+    hf_names.from_hf(found, of_model.param_shapes(paligemma.Model(**model), res)),
     model,
     res,
     bytes_of(path / "tokenizer.model"),
@@ -156,7 +156,7 @@ def _open_npz(name: str, path: pathlib.Path) -> Source:
   if beside.is_file():
     with lazy_array.explained(beside, "JSON"):
       said = json.loads(beside.read_text())
-      model, res = said["model"], said["res"]
+      model, res = {part: said["model"][part] for part in ("img", "llm")}, said["res"]
   else:
     model, res = model_of({n: leaf.shape for n, leaf in leaves.items()}, name)
     softcap = gemma.get(**model["llm"]).final_logits_softcap
@@ -190,7 +190,7 @@ def model_of(shapes: Mapping[str, Sequence[int]], name: str) -> tuple[dict[str, 
     llm_depth, mlp_dim, llm_width = shapes["llm/layers/mlp/linear"]
     _, num_heads, llm_head_dim, _ = shapes["llm/layers/attn/attn_vec_einsum/w"]
     kv_heads = shapes.get("llm/layers/attn/kv_einsum/w", (0, 0, num_heads))[2]
-    vocab_size = shapes[paligemma.TOKEN_TABLE][0]
+    vocab_size = shapes[paligemma_lib.TOKEN_TABLE][0]
   except (KeyError, ValueError, IndexError) as error:
     raise UserError(
       f"'{name}' does not hold a PaliGemma: {error} is missing or has another number of axes."
@@ -200,22 +200,12 @@ def model_of(shapes: Mapping[str, Sequence[int]], name: str) -> tuple[dict[str, 
   llm = dict(width=llm_width, depth=llm_depth, mlp_dim=mlp_dim, num_heads=num_heads)
   llm |= dict(num_kv_heads=kv_heads, head_dim=llm_head_dim)
   gemma2 = "llm/layers/post_ffw_norm/scale" in shapes
-  return dict(img=_named_img(img), llm=_named_llm(llm, gemma2) | dict(vocab_size=vocab_size)), res
-
-
-def _named_img(sizes: dict[str, int]) -> dict[str, Any]:
-  """The variant's name where it is a published one, else the sizes."""
-  published = dict(variant="So400m/14")
-  custom = dict(variant="custom", **sizes)
-  return published if siglip.get(**published) == siglip.get(**custom) else custom
-
-
-def _named_llm(sizes: dict[str, int], gemma2: bool) -> dict[str, Any]:
-  for variant, fields in gemma.VARIANTS.items():
-    if fields.get("post_norms", False) == gemma2 and sizes.items() <= fields.items():
-      return dict(variant=variant)
-  softcaps = dict(post_norms=True, attn_logits_softcap=50.0, final_logits_softcap=30.0)
-  return dict(variant="custom", **sizes, **(softcaps if gemma2 else {}))
+  if variant := gemma.find_variant(llm, post_norms=gemma2):
+    llm = dict(variant=variant)
+  else:
+    softcaps = dict(post_norms=True, attn_logits_softcap=50.0, final_logits_softcap=30.0)
+    llm = dict(variant="custom", **llm, **(softcaps if gemma2 else {}))
+  return dict(img=siglip.find_variant(img), llm=llm | dict(vocab_size=vocab_size)), res
 
 
 _QUERY = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kernel"

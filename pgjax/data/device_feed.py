@@ -11,6 +11,8 @@ import jax
 from pgjax.data import pipeline
 from pgjax.distributed import mesh as mesh_lib
 
+PREFETCH_DEPTH = 2  # Batches that wait on the device beside the one in use.
+
 
 class DeviceFeed:
   """Batches on the device, put there by a thread before they are asked for.
@@ -19,11 +21,11 @@ class DeviceFeed:
     wait_seconds: how long `next` has waited for a batch, all in all.
   """
 
-  def __init__(self, batches: Iterable, mesh: jax.sharding.Mesh, depth: int):
-    """Starts the thread; `depth` batches at most lie on the device beside the one in use."""
+  def __init__(self, batches: Iterable, mesh: jax.sharding.Mesh):
+    """Starts the thread."""
     self.wait_seconds = 0.0
     self._error = None
-    self._ready = queue.Queue(maxsize=depth)
+    self._ready = queue.Queue(maxsize=PREFETCH_DEPTH)
     self._stopped = threading.Event()
     self._thread = threading.Thread(target=self._fill, args=(batches, mesh), daemon=True)
     self._thread.start()
@@ -70,9 +72,9 @@ class DeviceFeed:
     return False
 
 
-def to_device(batches: Iterable, mesh: jax.sharding.Mesh, *, depth: int = 2) -> DeviceFeed:
+def to_device(batches: Iterable, mesh: jax.sharding.Mesh) -> DeviceFeed:
   """Host batches of this process -> global arrays, in the same order, ahead of their use.
 
   Takes TrainBatches or EvalBatches; of the latter only `arrays` go to the device.
   """
-  return DeviceFeed(batches, mesh, depth)
+  return DeviceFeed(batches, mesh)

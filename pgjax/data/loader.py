@@ -21,7 +21,7 @@ from pgjax.errors import UserError
 TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
 
 
-class Row(NamedTuple):
+class LoadedRow(NamedTuple):
   """One example, ready to be stacked."""
 
   arrays: dict[str, np.ndarray]
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 
 
 class Loader:
-  """(position in the endless stream, index in the source) -> Row."""
+  """(position in the endless stream, index in the source) -> LoadedRow."""
 
   def __init__(self, part, pp: str, tokenizer, layout: Layout, seed: int, cache_bytes: int = 0):
     """`part` has a name and a source; reads `pp`, so a typo in it is told here."""
@@ -49,7 +49,7 @@ class Loader:
     self.text_ops = parsed.text_only()
     self.decode, self.ops = _DecodeCache.split(parsed, cache_bytes)
 
-  def __call__(self, position: int, index: int) -> Row:
+  def __call__(self, position: int, index: int) -> LoadedRow:
     """Reads, preprocesses, packs; a user's mistake is told with file and line."""
     try:
       example = self._start(self.part.source[index], position, index)
@@ -59,7 +59,7 @@ class Loader:
     except UserError as error:
       raise UserError(f"{self.part.source.where(index)}: {error}") from None
     columns = {k: v for k, v in example.items() if k not in TEXT_KEYS and not k.startswith("_")}
-    return Row({**arrays, **texts}, columns, num_tokens > room)
+    return LoadedRow({**arrays, **texts}, columns, num_tokens > room)
 
   def num_tokens(self, index: int) -> tuple[int, int]:
     """Tokens that the text has, and that fit; without touching the image."""

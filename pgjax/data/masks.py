@@ -50,17 +50,6 @@ def paste(mask_HW: np.ndarray, box, height: int, width: int) -> np.ndarray:
   return whole
 
 
-def box_of(mask_HW: np.ndarray) -> tuple[float, float, float, float]:
-  """The tight box y0, x0, y1, x1 in shares of the image; all 0 for an empty mask."""
-  rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
-  if not len(rows):
-    return (0.0, 0.0, 0.0, 0.0)
-  height, width = mask_HW.shape
-  return (
-    rows[0] / height, columns[0] / width, (rows[-1] + 1) / height, (columns[-1] + 1) / width
-  )  # fmt: skip
-
-
 def iou(a_HW: np.ndarray, b_HW: np.ndarray) -> float:
   """Intersection over union of two bool masks; 1 if both are empty."""
   union = np.count_nonzero(a_HW | b_HW)

@@ -30,7 +30,7 @@ import grain
 import numpy as np
 
 from pgjax.data import loader as loader_lib
-from pgjax.data.loader import Layout, Loader, Row
+from pgjax.data.loader import Layout, LoadedRow, Loader
 from pgjax.data.sources import registry
 from pgjax.errors import UserError
 
@@ -295,7 +295,7 @@ def _batched(rows, batch_size: int, layout: Layout, num_threads: int, num_worker
   return dataset
 
 
-def _stack(rows: list[Row]):
+def _stack(rows: list[LoadedRow]):
   lengths = sorted({len(row.arrays["text"]) for row in rows})
   if len(lengths) > 1:
     raise UserError(f"pp makes texts of different lengths, {lengths}; end it with tolen(length).")

@@ -24,7 +24,7 @@ COMMONEST = 5
 AHEAD = 64  # Examples that are read before they are needed.
 
 
-class Split(NamedTuple):
+class CheckedSplit(NamedTuple):
   """One data set of a config, and who asks what of it."""
 
   name: str  # "training", "evals.val".
@@ -73,7 +73,7 @@ def evenly(total: int, limit: int) -> list[int]:
 # Texts
 
 
-def texts(split: Split, indices: Sequence[int], book: Book) -> tuple[dict[str, Any], dict]:
+def texts(split: CheckedSplit, indices: Sequence[int], book: Book) -> tuple[dict[str, Any], dict]:
   """(facts, {index: Text}): lengths in tokens, what is common, boxes, JSON."""
   encode = functools.lru_cache(maxsize=1 << 16)(split.loader.tokenizer.encode)
   found: dict[int, Text] = {}
@@ -114,7 +114,7 @@ def texts(split: Split, indices: Sequence[int], book: Book) -> tuple[dict[str, A
   return facts | box_check.facts(text.answers for text in found.values()), found
 
 
-def text_of(example: dict[str, Any], split: Split) -> Text:
+def text_of(example: dict[str, Any], split: CheckedSplit) -> Text:
   """Of an example after pp; where pp has made tokens of its texts, of these."""
   if "prefix" in example:
     return Text(example["prefix"], answers_of(example.get(split.answer)))
@@ -170,7 +170,7 @@ def common(values: Iterable[str]) -> dict[str, Any]:
 # Columns
 
 
-def columns(split: Split, indices: Sequence[int], book: Book) -> dict[str, dict[str, int]]:
+def columns(split: CheckedSplit, indices: Sequence[int], book: Book) -> dict[str, dict[str, int]]:
   """{column: {type: rows}} of the raw examples, before pp."""
   types: dict[str, dict[int, str]] = {}
   for i in indices:
@@ -220,7 +220,7 @@ class Picture(NamedTuple):
 
 
 def pictures(
-  split: Split, indices: Sequence[int], num_threads: int, book: Book
+  split: CheckedSplit, indices: Sequence[int], num_threads: int, book: Book
 ) -> tuple[dict[str, Any], dict[int, str]]:
   """(facts, {index: digest of the example's images}); each image is decoded once."""
   known: dict[str, Picture] = {}
@@ -337,7 +337,7 @@ def leaks(seen: Seen, training: dict[str, tuple[str, set[str]]], book: Book) -> 
       book.tell("example in training" if same else "image in training", i, f"as {where}")
 
 
-def of_training(splits: Iterable[tuple[Split, Seen]]) -> dict[str, tuple[str, set[str]]]:
+def of_training(splits: Iterable[tuple[CheckedSplit, Seen]]) -> dict[str, tuple[str, set[str]]]:
   """{image: (where it is first, the prefixes that it has)} over all training data."""
   found: dict[str, tuple[str, set[str]]] = {}
   for split, seen in splits:

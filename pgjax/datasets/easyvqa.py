@@ -33,7 +33,6 @@ class EasyVQA(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(builder=self, features=features)
 
   def _split_generators(self, dl_manager):
-    del dl_manager
     train = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
     test = easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
     return dict(train=self._generate_examples(*train), test=self._generate_examples(*test))
@@ -46,4 +45,3 @@ class EasyVQA(tfds.core.GeneratorBasedBuilder):
 
 def check(raw: str | None, parts: tuple[str, ...]):
   """Everything is in the package."""
-  del raw, parts

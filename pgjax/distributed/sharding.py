@@ -66,7 +66,6 @@ def _axes(axis: str | Sequence[str], axis_sizes: Mapping[str, int]) -> tuple[tup
 
 def _replicate(*, where: Given) -> Callable:
   def apply(spec, name, leaf):
-    del leaf
     if any(axis is not None for axis in spec):
       raise UserError(f"{where}: {name} is already sharded as {spec}, so it cannot be replicated.")
     return spec
@@ -84,7 +83,6 @@ def _fsdp(
   axes, axis_size = _axes(axis, axis_sizes)
 
   def apply(spec, name, leaf):
-    del name
     if math.prod(leaf.shape) * leaf.dtype.itemsize <= min_size_to_shard_mb * 2**20:
       return spec
     for dim in sorted(range(len(spec)), key=lambda d: (leaf.shape[d], d), reverse=True):

@@ -69,16 +69,16 @@ def matching(config, pattern: str) -> dict[str, None]:
   return dict.fromkeys(names)
 
 
-def make(config, model, mesh, tokenizer, param_places, every: Mapping[str, int | None]):
+def make(config, model, leaves, mesh, tokenizer, param_places, every: Mapping[str, int | None]):
   """Opens the data of the evaluators named in `every`; nothing is compiled yet."""
-  decoders = Decoders(config, model, mesh, param_places, tokenizer)
+  decoders = Decoders(model, leaves, mesh, param_places, tokenizer)
   made = []
   for name, every_steps in every.items():
     section = config.evals[name]
     mesh_lib.check_batch_size(section.batch_size, mesh, f"config.evals.{name}.batch_size")
     try:
       if section.type == "perplexity":
-        compute = _likelihoods(likelihood.jitted_nll(model, config, mesh, param_places))
+        compute = _likelihoods(likelihood.jitted_nll(model, leaves, mesh, param_places))
         scorer = None
       else:
         compute, scorer = _answers(decoders, section, config), scorers.of(section)
@@ -219,7 +219,7 @@ def _read(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) ->
 
 
 def _answer(evaluator: Evaluator, tokenizer, example, prompt, tokens, logp) -> dict[str, Any]:
-  answer = scorers.Answer(tokenizer.decode(tokens), tokens, logp)
+  answer = scorers.Generated(tokenizer.decode(tokens), tokens, logp)
   row = dict(
     id=scorers.plain(example.get("id")),
     prompt=_prompt(tokenizer, example, prompt),
@@ -231,7 +231,6 @@ def _answer(evaluator: Evaluator, tokenizer, example, prompt, tokens, logp) -> d
 
 
 def _likelihood(evaluator: Evaluator, tokenizer, example, prompt, nll, weight) -> dict[str, Any]:
-  del evaluator
   return dict(
     id=scorers.plain(example.get("id")),
     prompt=_prompt(tokenizer, example, prompt),
@@ -242,7 +241,7 @@ def _likelihood(evaluator: Evaluator, tokenizer, example, prompt, nll, weight) -
 
 
 def _kinds(example: Mapping[str, Any]) -> dict[str, Any]:
-  return {name: scorers.plain(example[name]) for name in columns.KINDS if name in example}
+  return {name: scorers.plain(example[name]) for name in columns.GROUP_COLUMNS if name in example}
 
 
 def _prompt(tokenizer, example: Mapping[str, Any], tokens) -> str:

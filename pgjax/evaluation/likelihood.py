@@ -8,20 +8,18 @@ from pgjax.distributed import mesh as mesh_lib
 from pgjax.distributed import sharding
 from pgjax.layers import cross_entropy, embedding
 from pgjax.models import paligemma
-from pgjax.params import of_model
 from pgjax.params import tree as param_tree
 from pgjax.training import step as step_lib
 
 
-def jitted_nll(model, config, mesh, param_places):
+def jitted_nll(model, leaves, mesh, param_places):
   """`f(params, batch) -> (nll [B], count [B])`: sum of -log p over learned tokens, their number.
 
   Without dropout and label smoothing; the perplexity evaluator divides.
   """
-  options = step_lib.loss_options(
-    model, config, step_lib.table_layout(mesh, param_places), train=False
-  )
-  read = sharding.for_model(of_model.stored_params(model, config), mesh)
+  softcap, layout = model.llm_config.final_logits_softcap, step_lib.table_layout(mesh, param_places)
+  options = cross_entropy.LossOptions(softcap=softcap, train_table=False, layout=layout)
+  read = sharding.for_model(leaves, mesh)
   model = model.clone(constrain=mesh_lib.batch_constraint(mesh))
 
   def nll(params, batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pgjax.data import locations
-from pgjax.evaluation.columns import KINDS
+from pgjax.evaluation.columns import GROUP_COLUMNS
 from pgjax.metrics import interval
 from pgjax.visualization import images as draw_images
 
@@ -83,7 +83,7 @@ def _spread(split: Split) -> str:
     return ""
   what = "score" if split.rows[0].get("nll") is None else "log-likelihood"
   tables = [_bars(f"How often each {what}", what, "examples", _histogram([v for _, v in scored]))]
-  keyed = [(column, lambda row, c=column: row.get(c)) for column in KINDS]
+  keyed = [(column, lambda row, c=column: row.get(c)) for column in GROUP_COLUMNS]
   answers = {_group(_one_answer(row)) for row, _ in scored}
   few = len(answers) <= MOST_GROUPS
   keyed.append(("answer", _one_answer) if few else ("length of the answer", _answer_size))

@@ -10,28 +10,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import optax
 
 import pgjax
 from pgjax import disk
-from pgjax.checkpoints import checksums as checksums_lib
-from pgjax.checkpoints import frozen_spec, orbax_params
+from pgjax.checkpoints import checksums, restore
 from pgjax.checkpoints import load as load_params
 from pgjax.checkpoints import source as source_lib
 from pgjax.checkpoints import workdir as workdir_lib
 from pgjax.config import load as config_load
 from pgjax.config import validate as config_validate
-from pgjax.data import tokenizer as tokenizer_lib
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import processes, sharding
+from pgjax.distributed import mesh, processes, sharding
 from pgjax.errors import UserError
 from pgjax.evaluation import evaluator as evaluator_lib
 from pgjax.evaluation import journal, report, report_split
 from pgjax.models import paligemma
-from pgjax.params import of_model
 from pgjax.params import tree as param_tree
 from pgjax.training import run_log
-from pgjax.training import state as train_state
 
 
 def asked(args: Any) -> dict[str, Any]:
@@ -52,27 +46,18 @@ class Scoring:
     """Everything that can be wrong is told here, before parameters are read."""
     self.args, self.log = args, run_log.Log(None, main=processes.is_main())
     self.config = config = args.config or saved_config(source, args.overrides)
-    as_run = source.run and "params" in source.run.config
-    with config.unlocked():
-      if args.quantize:
-        config.params = frozen_spec.frozen_rules(source, args.quantize)
-      elif as_run:  # How its leaves are kept the run says.
+    if source.run and "params" in source.run.config:  # Its own, whatever --config trains.
+      with config.unlocked():
         config.params = source.run.config["params"]
-    self.mesh = mesh_lib.start(config.mesh)
-    self.tokenizer = (
-      tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
-      if source.tokenizer is not None
-      else tokenizer_lib.load(config.tokenizer)
-    )
+    self.mesh = mesh.start(config.mesh)
+    self.tokenizer = restore.tokenizer_of(source, config)
     self.model = paligemma.Model(**config.model)
-    self.abstract = (
-      train_state.abstract_state(self.model, optax.identity(), config, self.mesh).params
-      if args.quantize
-      else abstract_params(self.model, config, self.mesh, source)
-    )
+    self.leaves = restore.leaves_of(source, self.model, config, args.quantize)
+    self.abstract = load_params.abstract_params(self.leaves, config, self.mesh)
     self.evaluators = evaluator_lib.make(
       config,
       self.model,
+      self.leaves,
       self.mesh,
       self.tokenizer,
       sharding.shardings_of(self.abstract),
@@ -91,8 +76,7 @@ class Scoring:
       self.log.say(note)
     self.log.say(f"Scoring {source.path} on {self.mesh.size} x {self.mesh.devices.flat[0]}")
     with self.log.waiting("Loading the parameters"):
-      leaves = of_model.stored_params(self.model, self.config)
-      params = restored(source, self.abstract, leaves, converted=self.args.quantize)
+      params = restore.load(source, self.abstract, self.leaves)
     about = facts(self, source, params)
     results, journals = {}, []
     for evaluator in self.evaluators:
@@ -140,7 +124,7 @@ def _what_matters(source: source_lib.Source) -> Any:
 def facts(scoring: Scoring, source: source_lib.Source, params: Any) -> dict[str, Any]:
   """What the scores were made of, for metrics.json; the same facts, the same scores."""
   config = disk.plain(scoring.config.to_dict())
-  sums = jax.device_get(checksums_lib.jitted_checksums()(param_tree.flatten(params)))
+  sums = jax.device_get(checksums.jitted_checksums()(param_tree.flatten(params)))
   return dict(
     flags=asked(scoring.args),
     checkpoint=dict(
@@ -193,33 +177,6 @@ def saved_config(source: source_lib.Source, overrides: Any) -> Any:
       f"--ckpt={source.name} holds weights without a config that says what to score: give --config."
     )
   return config_validate.validated(config_load.overridden(config_load.from_dict(saved), overrides))
-
-
-def restored(
-  source: source_lib.Source, abstract: Any, leaves: Any, *, converted: Any = None
-) -> Any:
-  """The parameters on the mesh; `converted`: not kept as in the checkpoint."""
-  if source.run and not converted:
-    checksums = checksums_lib.jitted_checksums()
-    return orbax_params.restore_params(source.run, abstract, checksums, averages=source.averages)
-  return load_params.load(source.leaves, abstract, leaves, source.name, source.adapters)
-
-
-def abstract_params(model: Any, config: Any, mesh: Any, source: source_lib.Source) -> Any:
-  """Shapes and shardings for this mesh, with the dtypes that the checkpoint has.
-
-  A leaf into which an adapter is folded is float32, as the sum is.
-  """
-  params = train_state.abstract_state(model, optax.identity(), config, mesh).params
-  rules = of_model.rules(model, config)
-  folded = {name for name in source.adapters if rules[name].kind != "lora"}
-
-  def as_stored(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    dtype = "float32" if name in folded else source.leaves.get(name, leaf).dtype
-    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
-
-  return jax.tree_util.tree_map_with_path(as_stored, params)
 
 
 def write(scoring: Scoring, out, source, about, scores, results) -> None:

@@ -18,10 +18,10 @@ from pgjax.metrics import caption, closed, detection, segmentation, structured, 
 from pgjax.models import seg_vae
 
 MATCH_IOU = 0.5  # Of a box that counts as found in a row's own score.
-Row = dict[str, Any]
+ScoredRow = dict[str, Any]
 
 
-class Answer(NamedTuple):
+class Generated(NamedTuple):
   """What was generated; tokens after the eos are 0."""
 
   text: str
@@ -32,9 +32,9 @@ class Answer(NamedTuple):
 class Scorer(NamedTuple):
   """The scorer of one type; `columns` must be in the data beside what `evals.*.answer` names."""
 
-  row: Callable[[Any, Any, Mapping[str, Any], Answer], Row]  # Of section, tokenizer, example.
+  row: Callable[..., ScoredRow]  # Of section, tokenizer, example, Generated.
   columns: tuple[str, ...] = ()
-  of_split: Callable[[Any, Sequence[Row]], dict[str, float]] = lambda section, rows: {}
+  of_split: Callable[[Any, Sequence[ScoredRow]], dict[str, float]] = lambda section, rows: {}
 
 
 def of(section: Any) -> Scorer:
@@ -69,19 +69,17 @@ def _one(section, example) -> str:
   return value
 
 
-def _row(answer: Any, scores: Mapping[str, text.Score], main: str, **more: Any) -> Row:
+def _row(answer: Any, scores: Mapping[str, text.Score], main: str, **more: Any) -> ScoredRow:
   value, count = scores[main]
   return dict(answer=answer, score=value / count if count else None, scores=scores, **more)
 
 
 def _vqa(section, tokenizer, example, found):
-  del tokenizer
   answer = _reference(section, example)
   return _row(answer, vqa.vqa(found.text, answer, to_lower=section.to_lower), "acc")
 
 
 def _vqav2(section, tokenizer, example, found):
-  del tokenizer
   answer = _reference(section, example)
   answers = [answer] if isinstance(answer, str) else answer
   kind = example.get("answer_type") or None
@@ -90,63 +88,53 @@ def _vqav2(section, tokenizer, example, found):
 
 
 def _chartqa(section, tokenizer, example, found):
-  del tokenizer
   answer = _one(section, example)
   scores = vqa.chartqa(found.text, answer, to_lower=section.to_lower)
   return _row(answer, scores, "relaxed_acc")
 
 
 def _choice(section, tokenizer, example, found):
-  del tokenizer
   answer, choices = _one(section, example), [str(c) for c in plain(example["choices"])]
   return _row(answer, closed.choice(found.text, answer, choices), "acc", choices=choices)
 
 
 def _science_qa(section, tokenizer, example, found):
-  del tokenizer
   answer = _one(section, example)
   return _row(answer, closed.science_qa(found.text, answer), "acc")
 
 
 def _pope(section, tokenizer, example, found):
-  del tokenizer
   answer = _one(section, example)
   return _row(answer, closed.pope(found.text, answer), "acc")
 
 
 def _tallyqa(section, tokenizer, example, found):
-  del tokenizer
   answer, simple = _one(section, example), plain(example.get("issimple", -1))
   is_simple = None if simple == -1 else bool(simple)
   return _row(answer, closed.tallyqa(found.text, answer, is_simple=is_simple), "acc")
 
 
 def _rsvqa(section, tokenizer, example, found):
-  del tokenizer
   answer, kind = _reference(section, example), str(example["question_type"])
   scores = closed.rsvqa(found.text, answer, kind, to_lower=section.to_lower)
   return _row(answer, scores, "acc_any", question_type=kind)
 
 
 def _rsvqa_averages(section, rows):
-  del section
   return closed.rsvqa_averages(text.mean(row["scores"] for row in rows))
 
 
 def _json(section, tokenizer, example, found):
-  del tokenizer
   answer = _one(section, example)
   return _row(answer, structured.scores(found.text, answer), "field_f1")
 
 
 def _predictions(section, tokenizer, example, found):
-  del tokenizer, found
   return dict(answer=_reference(section, example) or None, score=None, scores={})
 
 
 def _caption(section, tokenizer, example, found):
   """Scored as a split; `image_id` (else id) says which rows are of one image."""
-  del tokenizer, found
   answers = _reference(section, example)
   answers = [answers] if isinstance(answers, str) else answers
   image = example.get("image_id", example.get("image/id", example.get("id")))
@@ -172,13 +160,14 @@ def _detection(section, tokenizer, example, found):
   boxes = [[float(c) for c in box] for box in plain(example["boxes"])]
   labels = [str(label) for label in plain(example["labels"])]
   objects = [dict(box=list(o.box), label=o.label, score=o.score) for o in parsed.objects]
-  hits = _hits(objects, boxes, labels)
+  hits, of_row = _hits(objects, boxes, labels), _boxes_of(objects)
   scores = {
     "f1": (2.0 * hits, len(objects) + len(boxes)),
     "precision": (float(hits), len(objects)),
     "recall": (float(hits), len(boxes)),
     "malformed": (float(parsed.malformed), 1),
     "duplicates": (float(parsed.duplicates), 1),
+    "repeated": (float(detection.num_repeated(of_row)), 1),
   }
   size = [int(example[name]) for name in ("height", "width")]
   more = dict(objects=objects, truth=dict(boxes=boxes, labels=labels), size=size)
@@ -199,16 +188,17 @@ def _hits(objects, boxes, labels) -> int:
 
 
 def _average_precision(section, rows):
-  del section
-  predictions, truths = [], []
+  predictions, truths = [_boxes_of(row["objects"]) for row in rows], []
   for row in rows:
-    o = row["objects"]
-    predictions.append(
-      _boxes([e["box"] for e in o], [e["label"] for e in o], [e["score"] for e in o])
-    )
     truth = row["truth"]
     truths.append(_boxes(truth["boxes"], truth["labels"], [1.0] * len(truth["boxes"])))
-  return detection.average_precision(predictions, truths, [tuple(row["size"]) for row in rows])
+  sizes = [tuple(row["size"]) for row in rows]
+  unknown = dict(unknown_class=detection.num_unknown(predictions, truths) / len(rows))
+  return detection.average_precision(predictions, truths, sizes) | unknown
+
+
+def _boxes_of(objects) -> detection.Boxes:
+  return _boxes(*([o[name] for o in objects] for name in ("box", "label", "score")))
 
 
 def _boxes(boxes, labels, scores) -> detection.Boxes:

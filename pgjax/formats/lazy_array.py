@@ -88,14 +88,7 @@ def explained(path: pathlib.Path, kind: str) -> Iterator[None]:
     raise
   except OSError as error:
     raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
-  except (
-    *_DAMAGED,
-    OverflowError,
-    MemoryError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-  ) as error:
+  except _DAMAGED as error:
     raise UserError(
       f"{path} is damaged or no {kind} file ({str(error).rstrip('.')}): download or write it again."
     ) from error

@@ -278,12 +278,7 @@ def _text_rows(top, text) -> int:
 def _img_fields(vision):
   sizes = {ours: vision[theirs] for ours, theirs in _IMG_SIZES.items()}
   sizes["patch_size"] = _square("vision_config.patch_size", sizes["patch_size"])
-  wanted = siglip.get("custom", **sizes)
-  for size in ("Ti", "S", "B", "L", "So400m"):
-    variant = f"{size}/{sizes['patch_size']}"
-    if siglip.get(variant) == wanted:
-      return dict(variant=variant)
-  return dict(variant="custom", **sizes)
+  return siglip.find_variant(sizes)
 
 
 def _llm_fields(text, rows):
@@ -297,10 +292,8 @@ def _llm_fields(text, rows):
       query_pre_attn_norm=_query_norm(text),
     )
   sizes = {name: fields[name] for name in _LLM_SIZES}
-  for variant, known in gemma.VARIANTS.items():
-    same_kind = known.get("post_norms", False) == (text["model_type"] == "gemma2")
-    if same_kind and sizes.items() <= known.items():
-      return dict(variant=variant, **_changed(fields, gemma.get(variant)))
+  if variant := gemma.find_variant(sizes, post_norms=text["model_type"] == "gemma2"):
+    return dict(variant=variant, **_changed(fields, gemma.get(variant)))
   return dict(variant="custom", **sizes, **_changed(fields, gemma.get("custom", **sizes)))
 
 

@@ -25,7 +25,7 @@ VOCAB_SIZE = gemma.VOCAB_SIZE
 HF_VOCAB_SIZE = VOCAB_SIZE + 64  # Hugging Face adds <image> and 63 unused rows.
 
 
-class Row(NamedTuple):
+class NameRow(NamedTuple):
   """One line of the table; with {i} in `hf` it is about one layer of a stacked array.
 
   The patterns are einops'. Several names in `hf` are the parts on the first axis of what is left.
@@ -42,11 +42,13 @@ class Row(NamedTuple):
     return "{i}" in self.hf[0]
 
 
-def _rows(ours: str, theirs: str, names: Mapping[str, str | tuple[str, ...]]) -> Iterator[Row]:
+def _rows(ours: str, theirs: str, names: Mapping[str, str | tuple[str, ...]]) -> Iterator[NameRow]:
   """Rows with one pattern; `names` are written without what a tower's names have in common."""
   for pattern, hf in names.items():
     together = (hf,) if isinstance(hf, str) else hf
-    yield Row(_expanded(pattern, _OURS), ours, theirs, tuple(_expanded(n, _HF) for n in together))
+    yield NameRow(
+      _expanded(pattern, _OURS), ours, theirs, tuple(_expanded(n, _HF) for n in together)
+    )
 
 
 _OURS = {"V": "img/Transformer/encoderblock/", "G": "llm/layers/"}
@@ -120,7 +122,7 @@ _GEMMA2 = {  # post_attention_layernorm means another place than in Gemma 1.
 }
 
 
-def table(shapes: Mapping[str, Sequence[int]]) -> list[Row]:
+def table(shapes: Mapping[str, Sequence[int]]) -> list[NameRow]:
   """The rows of the model that has these leaves; each leaf stands in exactly one.
 
   `shapes`: {our name: shape}. Which Gemma it is shows in its names.
@@ -152,20 +154,20 @@ def hf_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]
   }
 
 
-def _axes(row: Row, shape: Sequence[int]) -> dict[str, int]:
+def _axes(row: NameRow, shape: Sequence[int]) -> dict[str, int]:
   """{axis of the pattern: size}."""
   inside = shape[row.stacked + (len(row.hf) > 1) :]
   return dict(zip(row.ours.split(), inside, strict=True))
 
 
-def their_shape(row: Row, shape: Sequence[int]) -> tuple[int, ...]:
+def their_shape(row: NameRow, shape: Sequence[int]) -> tuple[int, ...]:
   """Of each of their tensors in our leaf of that shape."""
   sizes = _axes(row, shape)
   groups = re.findall(r"\(.*?\)|\S+", row.theirs)
   return tuple(math.prod(sizes[a] for a in group.strip("()").split()) for group in groups)
 
 
-def names_of(row: Row, shape: Sequence[int]) -> list[tuple[tuple[int, ...], str]]:
+def names_of(row: NameRow, shape: Sequence[int]) -> list[tuple[tuple[int, ...], str]]:
   """(index into our array, their name), in the order of our bytes."""
   layers = range(shape[0]) if row.stacked else [None]
   parts = range(len(row.hf)) if len(row.hf) > 1 else [None]
@@ -221,7 +223,7 @@ def _same(a: LazyArray, b: LazyArray) -> bool:
   )
 
 
-def joined(row: Row, shape: Sequence[int], tensors: Mapping[str, LazyArray]) -> LazyArray:
+def joined(row: NameRow, shape: Sequence[int], tensors: Mapping[str, LazyArray]) -> LazyArray:
   """Our leaf, made of their tensors as they are read."""
   pieces = [(index, tensors[hf]) for index, hf in names_of(row, shape)]
   dtype = np.result_type(*(leaf.dtype for _, leaf in pieces))
@@ -261,7 +263,7 @@ def to_hf(leaves: Mapping[str, LazyArray], rows: int | None = None) -> list[Tens
   return tensors
 
 
-def pieces_of(row: Row, leaf: LazyArray) -> list[Tensor]:
+def pieces_of(row: NameRow, leaf: LazyArray) -> list[Tensor]:
   """Their tensors that make up one of our leaves."""
   shape = their_shape(row, leaf.shape)
   return [
@@ -270,7 +272,7 @@ def pieces_of(row: Row, leaf: LazyArray) -> list[Tensor]:
   ]
 
 
-def _cut(row: Row, leaf: LazyArray, index: tuple[int, ...]) -> Iterator[np.ndarray]:
+def _cut(row: NameRow, leaf: LazyArray, index: tuple[int, ...]) -> Iterator[np.ndarray]:
   """One tensor of theirs, out of our leaf."""
   if row.stacked:
     layer, *part = index

@@ -20,7 +20,7 @@ from pgjax.errors import UserError
 from pgjax.formats import lazy_array, safetensors
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import names as hf_names
-from pgjax.huggingface.names import Row
+from pgjax.huggingface.names import NameRow
 from pgjax.layers import lora
 from pgjax.params import names as param_names
 from pgjax.params.lazy import Adapter
@@ -87,12 +87,12 @@ def base_of(path: pathlib.Path) -> str | None:
   return _config_of(path).get("base_model_name_or_path") or None
 
 
-def _factor_rows(row: Row) -> dict[str, Row]:
+def _factor_rows(row: NameRow) -> dict[str, NameRow]:
   """The rows of both factors of a leaf; PEFT's are [rank, in] and [out, rank]."""
   out, into = (group.strip("()") for group in re.findall(r"\(.*?\)|\S+", row.theirs))
   patterns = dict(a=(f"{into} r", f"r ({into})"), b=(f"r {out}", f"({out}) r"))
   return {
-    factor: Row(f"{row.name}/{factor}", *both, tuple(_factor(hf, factor) for hf in row.hf))
+    factor: NameRow(f"{row.name}/{factor}", *both, tuple(_factor(hf, factor) for hf in row.hf))
     for factor, both in patterns.items()
   }
 

@@ -21,10 +21,10 @@ from pgjax.params import names as param_names
 from pgjax.params import tree as param_tree
 
 SHARE = 0.25  # Of a device's memory, at most.
-_PREFIXES = ("llm/", f"{param_names.LORA}/llm/")
+_PREFIXES = ("llm/", f"{param_names.LORA}llm/")
 
 
-def byte_budget(mesh: Any) -> float:
+def byte_budget(mesh: Any) -> int | float:
   """Bytes that such a copy may take of a device: the same on all processes; a CPU has no limit."""
   limits = processes.gather_objects(mesh_lib.memory_limit(mesh))
   return min((SHARE * limit for limit in limits if limit), default=math.inf)

@@ -15,7 +15,6 @@ from pgjax.distributed import mesh as mesh_lib
 from pgjax.distributed import processes, sharding
 from pgjax.inference import decode as decode_lib
 from pgjax.inference import grammar as grammar_lib
-from pgjax.params import of_model
 
 
 class Settings(NamedTuple):
@@ -30,9 +29,9 @@ class Settings(NamedTuple):
 class Decoders:
   """The programs of one model on one mesh."""
 
-  def __init__(self, config: Any, model: Any, mesh: Any, param_places: Any, tokenizer: Any):
+  def __init__(self, model: Any, leaves: Any, mesh: Any, param_places: Any, tokenizer: Any):
     self._model, self._mesh, self._places, self._tokenizer = model, mesh, param_places, tokenizer
-    self._readable = sharding.for_model(of_model.stored_params(model, config), mesh)
+    self._readable = sharding.for_model(leaves, mesh)
     self._programs: dict[tuple[int, decode_method.Method], Callable] = {}
     self._masks: dict[tuple[str, int], _OnDevice] = {}
 

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import optax
 
-from pgjax.checkpoints import frozen_spec
 from pgjax.checkpoints import load as load_params
+from pgjax.checkpoints import restore
 from pgjax.checkpoints import source as source_lib
 from pgjax.config import decode_method
 from pgjax.config import load as config_load
@@ -29,8 +28,8 @@ from pgjax.errors import UserError
 from pgjax.inference import grammar
 from pgjax.inference.decoder_cache import Decoders, Settings
 from pgjax.models import paligemma
-from pgjax.params import of_model
-from pgjax.training import state as train_state
+from pgjax.params import of_model, storage
+from pgjax.params.rules import Rule
 
 log = logging.getLogger("pgjax")
 
@@ -51,7 +50,8 @@ class OpenCheckpoint(NamedTuple):
   """A checkpoint of which no weights are read yet."""
 
   source: source_lib.Source
-  config: Any
+  config: Any  # But for `params`: what is on the mesh is in `rules`.
+  rules: dict[str, Rule]
   tokenizer: tokenizer_lib.Tokenizer
   pp: str  # Of images.
   settings: Settings  # What its own evaluation decodes with.
@@ -64,6 +64,7 @@ def open_checkpoint(
 ) -> OpenCheckpoint:
   """Finds the checkpoint and what it says about images and decoding."""
   source = source_lib.open_source(name, step, ema=ema)
+  rules = restore.rules(source, quantize)
   saved = source.run.config if source.run else {}
   table = source.leaves[paligemma.TOKEN_TABLE].dtype.name
   dtype = saved.get("dtype", "float32" if table == "float32" else "bfloat16")
@@ -72,21 +73,16 @@ def open_checkpoint(
       model=dict(source.model, dtype=dtype, remat="none"),
       res=source.res,
       dtype=dtype,
-      params=frozen_spec.frozen_rules(source, quantize),
       **{n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved},
       text_len=saved.get("text_len", TEXT_LEN),
     )
   )
-  tokenizer = (
-    tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
-    if source.tokenizer is not None
-    else tokenizer_lib.load(config.tokenizer)
-  )
-  return _as_evaluated(source, config, tokenizer)
+  tokenizer = restore.tokenizer_of(source, config)
+  return OpenCheckpoint(source, config, rules, tokenizer, *_as_evaluated(source, config, tokenizer))
 
 
-def _as_evaluated(source, config, tokenizer) -> OpenCheckpoint:
-  """Image ops and settings of the first evaluator that decodes."""
+def _as_evaluated(source, config, tokenizer) -> tuple[str, Settings, int, tuple[str, ...]]:
+  """Image ops, settings and batch size of the first evaluator that decodes, and what is said."""
   for name, entry in config.evals.items():
     if entry["type"] != "perplexity":
       entry = {"decode": None, "batch_size": BATCH_SIZE, **entry}  # Older ones have no decode.
@@ -97,14 +93,11 @@ def _as_evaluated(source, config, tokenizer) -> OpenCheckpoint:
       ]
       settings = Settings(entry["decode"] or config.decode, entry["max_decode_len"])
       note = f"Images and answers as config.evals[{name!r}] has them: {'|'.join(pixels)}."
-      notes = (*source.notes, note)
-      return OpenCheckpoint(
-        source, config, tokenizer, "|".join(pixels), settings, entry["batch_size"], notes
-      )
+      return "|".join(pixels), settings, entry["batch_size"], (*source.notes, note)
   pp = f"decode|resize({config.res}, antialias=True)|value_range(-1, 1)"
   note = f"The checkpoint does not say how images are resized; as big_vision's forkme: {pp}."
   settings = Settings(config.decode, MAX_DECODE_LEN)
-  return OpenCheckpoint(source, config, tokenizer, pp, settings, BATCH_SIZE, (*source.notes, note))
+  return pp, settings, BATCH_SIZE, (*source.notes, note)
 
 
 def loader(opened: OpenCheckpoint, source: Any) -> Loader:
@@ -156,17 +149,15 @@ class Engine:
 
   def __init__(self, opened: OpenCheckpoint):
     """Reads the weights onto all devices of this machine."""
-    config = opened.config
+    config, source = opened.config, opened.source
     self.opened, self.mesh = opened, mesh.start(config.mesh)
     model = paligemma.Model(**config.model)
-    leaves = of_model.stored_params(model, config)
-    abstract = train_state.abstract_state(model, optax.identity(), config, self.mesh).params
-    self._decoders = Decoders(
-      config, model, self.mesh, sharding.shardings_of(abstract), opened.tokenizer
-    )
-    source = opened.source
+    leaves = storage.of_rules(of_model.param_shapes(model, config.res), opened.rules)
+    abstract = load_params.abstract_params(leaves, config, self.mesh)
+    places = sharding.shardings_of(abstract)
+    self._decoders = Decoders(model, leaves, self.mesh, places, opened.tokenizer)
     log.info("Loading %s on %d x %s.", source.path, self.mesh.size, self.mesh.devices.flat[0])
-    self._params = load_params.load(source.leaves, abstract, leaves, source.name, source.adapters)
+    self._params = restore.load(source, abstract, leaves)
 
   def answers(
     self, questions: Loader, settings: Settings, batch_size: int, *, num_threads: int = 8

@@ -25,7 +25,7 @@ class Finished(NamedTuple):
   score: Float[Array, " B"]
 
 
-class State(NamedTuple):
+class DecodeState(NamedTuple):
   """What is carried from one token to the next."""
 
   step: Int[Array, ""]  # Tokens chosen so far.
@@ -61,7 +61,7 @@ def rules(method: Method, eos: int, batch, key, masks) -> Rules:
   return Rules(method, eos, batch.get("_mask", rows_B >= 0), keys_B, masks, grammar_B)
 
 
-def start(caches, rules: Rules, max_decode_len: int) -> State:
+def start(caches, rules: Rules, max_decode_len: int) -> DecodeState:
   """Before the first token: each row has N branches, a beam search one that is live."""
   B, N, T = rules.real_B.shape[0], rules.method.branches, max_decode_len
   tokens, zeros = jnp.zeros((B, N, T), jnp.int32), jnp.zeros((B, N, T))
@@ -73,10 +73,10 @@ def start(caches, rules: Rules, max_decode_len: int) -> State:
   path = jnp.broadcast_to(jnp.arange(N)[:, None], (B, N, T))
   place = None if rules.masks is None else jnp.zeros((B, N), jnp.int32)
   step = jnp.zeros((), jnp.int32)
-  return State(step, caches, tokens, zeros, total, ended, path, place, finished)
+  return DecodeState(step, caches, tokens, zeros, total, ended, path, place, finished)
 
 
-def choose(state: State, logits_BNV: Float[Array, "B N V"], rules: Rules) -> State:
+def choose(state: DecodeState, logits_BNV: Float[Array, "B N V"], rules: Rules) -> DecodeState:
   """One more token for every branch."""
   logits_BNV = logits_BNV.astype(jnp.float32)
   lse_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
@@ -88,7 +88,7 @@ def choose(state: State, logits_BNV: Float[Array, "B N V"], rules: Rules) -> Sta
   return advance(state, logits_BNV, lse_BN, allowed_BNV, rules)
 
 
-def going_on(state: State, *, rules: Rules) -> Bool[Array, ""]:
+def going_on(state: DecodeState, *, rules: Rules) -> Bool[Array, ""]:
   """Is there room, and a row whose answer can still change?"""
   room = state.step < state.tokens.shape[2]
   if rules.method.kind != "beam":
@@ -98,7 +98,7 @@ def going_on(state: State, *, rules: Rules) -> Bool[Array, ""]:
   return room & jnp.any(rules.real_B & (jnp.max(bound_BN, axis=1) >= state.finished.score))
 
 
-def best(state: State, rules: Rules) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+def best(state: DecodeState, rules: Rules) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
   """(tokens, log-probabilities) of the answers."""
   if state.finished is not None:  # None has ended where eos is -1: the best that is live, then.
     ended_B1 = jnp.isfinite(state.finished.score)[:, None]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from pgjax.layers.lora import Linear, dot, dropped
+from pgjax.layers.lora import Linear, dropped, product
 
 
 @jax.custom_vjp
@@ -39,23 +39,17 @@ def _forward(x_BTD, gating_2DF, linear_FD):
   return out_BTD, (x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF)
 
 
-def _product(x, linear):
-  """x w + dropout(x) a b."""
-  y = dot("BTX,XY->BTY", x, linear.w)
-  if linear.a is None:
-    return y
-  low_BTR = jnp.einsum("BTX,XR->BTR", dropped(x, linear), linear.a)
-  return y + jnp.einsum("BTR,RY->BTY", low_BTR, linear.b)
+_product = functools.partial(product, "BTX,XY->BTY")  # x w + dropout(x) a b.
 
 
 def _transposed(dy, linear, dtype=None):
   """What `_product` does to the gradient of its result."""
-  product = functools.partial(jnp.einsum, preferred_element_type=dtype)
-  dx = product("BTY,XY->BTX", dy, linear.w)
+  einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
+  dx = einsum("BTY,XY->BTX", dy, linear.w)
   if linear.a is None:
     return dx
   dlow_BTR = jnp.einsum("BTY,RY->BTR", dy, linear.b)
-  return dx + dropped(product("BTR,XR->BTX", dlow_BTR, linear.a), linear)
+  return dx + dropped(einsum("BTR,XR->BTX", dlow_BTR, linear.a), linear)
 
 
 def _gradients(x, dy, linear):

@@ -38,7 +38,7 @@ def average_precision(
 
   A number that is of nothing is left out (APs without a small box; all of them without any truth).
   A prediction of a class that no truth of the split has changes no number, as at COCO, where a
-  class without truths is not averaged: `counts` shows how many there are.
+  class without truths is not averaged: `num_unknown` counts them.
   """
   if not len(predictions) == len(truths) == len(sizes):
     raise UserError(
@@ -61,32 +61,16 @@ def average_precision(
   return {name: value for name, value in found.items() if value >= 0}  # -1: of nothing.
 
 
-def counts(predictions: Sequence[Boxes], truths: Sequence[Boxes]) -> dict[str, int]:
-  """Boxes of the split: predicted, true, repeated, malformed, of a class that no truth has.
-
-  What never became a box (a word of four <loc> too few) is for the parser to count.
-  """
+def num_unknown(predictions: Sequence[Boxes], truths: Sequence[Boxes]) -> int:
+  """Boxes of the split whose label no truth of it has."""
   known = {label for boxes in truths for label in boxes.labels}
-  return {
-    "predicted": sum(len(boxes.labels) for boxes in predictions),
-    "true": sum(len(boxes.labels) for boxes in truths),
-    "repeated": sum(num_repeated(boxes) for boxes in predictions),
-    "malformed": sum(num_malformed(boxes) for boxes in predictions),
-    "unknown_class": sum(label not in known for boxes in predictions for label in boxes.labels),
-  }
+  return sum(label not in known for boxes in predictions for label in boxes.labels)
 
 
 def num_repeated(boxes: Boxes) -> int:
   """Boxes with the same four numbers and the same label as an earlier one of the image."""
   keys = zip(map(tuple, np.asarray(boxes.y0x0y1x1).tolist()), boxes.labels, strict=True)
   return sum(count - 1 for count in collections.Counter(keys).values())
-
-
-def num_malformed(boxes: Boxes) -> int:
-  """Boxes outside 0 to 1, or that do not end below and to the right of where they begin."""
-  y0, x0, y1, x1 = np.asarray(boxes.y0x0y1x1, np.float64).reshape(-1, 4).T
-  sound = (y0 >= 0) & (x0 >= 0) & (y0 < y1) & (x0 < x1) & (y1 <= 1) & (x1 <= 1)
-  return int(np.sum(~sound))
 
 
 def _check(boxes: Boxes, of_what: str) -> None:

@@ -11,7 +11,7 @@ stay, an emoji beyond U+FFFF vanishes, Chinese without spaces is one word, "\n" 
 space. What is known to differ is in docs/scores.md.
 
 As in any such scanner, at each place the kind whose match is longest wins, counting what must
-follow it (`before`), and of two the first in KINDS.
+follow it (`before`), and of two the first in LEXER_RULES.
 """
 
 import bisect
@@ -86,7 +86,7 @@ def _shadow(char: str) -> str:
   return _SPACE_SHADOW if char.isspace() and char not in "\u1680\u202f\u205f" else _GONE_SHADOW
 
 
-class Kind(NamedTuple):
+class LexerRule(NamedTuple):
   """One kind of token: how it looks, and the words that it gives."""
 
   pattern: re.Pattern[str]  # Group "token", then what must follow it.
@@ -99,7 +99,6 @@ def _same(token: str) -> list[str]:
 
 
 def _nothing(token: str) -> list[str]:
-  del token
   return []
 
 
@@ -121,8 +120,8 @@ _quotes = _through(_QUOTES | {"&apos;": "'"})
 _hard_spaces = _through({" ": "\xa0", "(": "-lrb-", ")": "-rrb-"})
 
 
-def _kind(pattern: str, written=_same, *, before: str = "", kept: int | None = None) -> Kind:
-  return Kind(re.compile(f"(?P<token>{pattern}){before and f'(?:{before})'}"), written, kept)
+def _kind(pattern: str, written=_same, *, before: str = "", kept: int | None = None) -> LexerRule:
+  return LexerRule(re.compile(f"(?P<token>{pattern}){before and f'(?:{before})'}"), written, kept)
 
 
 def _one_of(choices: str, flags: str = "i") -> str:
@@ -226,7 +225,7 @@ _EYE = "[-^x=~<>']"
 _ASIAN_FACE = rf"{_EYE}_{_EYE}|\({_EYE}[_.]?{_EYE}\)"
 _SMILEY = r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]"
 
-KINDS = [
+LEXER_RULES = [
   _kind(r"(?i:c\+\+|[cf]\#)"),
   _kind(_one_of("cannot gonna gotta lemme gimme wanna"), kept=3),
   _kind("'(?i:tis|twas)", kept=2),
@@ -313,7 +312,7 @@ def words(caption: str) -> str:
 def _longest(shadow: str, place: int) -> tuple[Callable[[str], list[str]], int]:
   """How the winning kind writes its token, and where that ends; what fits no kind is skipped."""
   written, end, longest = _nothing, place + 1, place
-  for kind in KINDS:
+  for kind in LEXER_RULES:
     match = kind.pattern.match(shadow, place)
     if match and match.end() > longest:
       written, end, longest = kind.written, match.end("token"), match.end()

@@ -62,11 +62,6 @@ def mask_overlap(
   return Overlap(intersection, area + int(inside.sum()) - intersection, valid=True)
 
 
-def mask_iou(mask_64x64: np.ndarray | None, box: np.ndarray | None, truth_HW: np.ndarray) -> float:
-  """The overlap as one number; 0 for an invalid prediction."""
-  return mask_overlap(mask_64x64, box, truth_HW).iou
-
-
 def referring(
   mask_64x64: np.ndarray | None,
   box: np.ndarray | None,

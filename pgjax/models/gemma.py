@@ -10,7 +10,7 @@ norms, rotations and the softmax are float32 inside. The rest is spelled next to
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -113,6 +113,14 @@ def get(variant="gemma_2b", **fields) -> Config:
       " rsqrt_emb_per_head, or the number that the scores are divided by the root of."
     )
   return config
+
+
+def find_variant(sizes: Mapping[str, Any], *, post_norms: bool) -> str | None:
+  """The name of the published variant with these sizes and norms, if there is one."""
+  for variant, known in VARIANTS.items():
+    if known.get("post_norms", False) == post_norms and sizes.items() <= known.items():
+      return variant
+  return None
 
 
 class Cache(NamedTuple):

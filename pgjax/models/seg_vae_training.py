@@ -26,7 +26,7 @@ DECAY = 0.99  # Of the running means that the codebook follows.
 DEAD_BELOW = 0.1  # Vectors of a batch, on average, that choose a code.
 
 
-class State(NamedTuple):
+class VaeTrainState(NamedTuple):
   """Weights, the optimizer's state, and how many vectors chose each code, and their sum."""
 
   params: dict[str, Any]
@@ -35,20 +35,20 @@ class State(NamedTuple):
   sum_KE: jax.Array
 
 
-def start(params: dict[str, Any], tx: optax.GradientTransformation) -> State:
+def start(params: dict[str, Any], tx: optax.GradientTransformation) -> VaeTrainState:
   """Of seg_vae.init's weights; what the first batch does not choose becomes its vectors."""
   codebook_KE = params["codebook"]
   halves = {half: params[half] for half in ("encoder", "decoder")}
   count_K = jnp.full(len(codebook_KE), DEAD_BELOW)
-  return State(params, tx.init(halves), count_K, codebook_KE * DEAD_BELOW)
+  return VaeTrainState(params, tx.init(halves), count_K, codebook_KE * DEAD_BELOW)
 
 
 def update(
-  state: State,
+  state: VaeTrainState,
   masks_BHW1: Float[Array, "B 64 64 1"],
   key: jax.Array,
   tx: optax.GradientTransformation,
-) -> tuple[State, dict[str, jax.Array]]:
+) -> tuple[VaeTrainState, dict[str, jax.Array]]:
   """One step; the caller compiles it. Also the loss and the share of codes in use."""
   codebook_KE = state.params["codebook"]
   halves = {half: state.params[half] for half in ("encoder", "decoder")}
@@ -70,7 +70,7 @@ def update(
   count_K, sum_KE = _followed(state, latents_NE, chosen_NK, key)
   params = dict(optax.apply_updates(halves, steps), codebook=sum_KE / count_K[:, None])
   used = jnp.mean(chosen_NK.max(axis=0))
-  return State(params, opt_state, count_K, sum_KE), dict(loss=value, codes_used=used)
+  return VaeTrainState(params, opt_state, count_K, sum_KE), dict(loss=value, codes_used=used)
 
 
 def _followed(state, latents_NE, chosen_NK, key):

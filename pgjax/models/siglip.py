@@ -6,6 +6,7 @@ axis 0. Axes: B images, P patches, D width, F hidden size of the MLP, N heads, H
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -77,6 +78,16 @@ def get(variant="So400m/14", **fields) -> Config:
       f"model.img: width={config.width} is no multiple of num_heads={config.num_heads}."
     )
   return config
+
+
+def find_variant(sizes: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields for `get`: the name of the published variant with these sizes, or the sizes."""
+  custom = dict(variant="custom", **sizes)
+  for size in _WIDTHS:
+    named = dict(variant=f"{size}/{sizes['patch_size']}")
+    if get(**named) == get(**custom):
+      return named
+  return custom
 
 
 class Dense(nn.Module):

@@ -97,6 +97,11 @@ def of(shapes: Mapping[str, tuple[int, ...]], patterns: Any, dtype: str) -> Stor
   for name, rule in rules.items():
     if rule.kind != "train" and rule.dtype is None:
       rules[name] = rule._replace(dtype=dtype)
+  return of_rules(shapes, rules)
+
+
+def of_rules(shapes: Mapping[str, tuple[int, ...]], rules: dict[str, Rule]) -> StoredParams:
+  """The leaves of a model, {name: shape}, of which each has its rule already."""
   made = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
   return StoredParams(made, rules)
 

@@ -92,9 +92,8 @@ def _in_parts(config: Any, num_devices: int) -> Iterator[dict[str, str]]:
 def _other_runs(config, first, attempt, num_devices, limit_bytes) -> Iterator[Candidate]:
   """Switches one upon the other, once they may be enough by their estimates; then adapters."""
   model = paligemma.Model(**config.model)
-  run = savings.Run(
-    config, model, of_model.stored_params(model, config), first.step.need, num_devices
-  )
+  leaves = of_model.stored_params(model, config)
+  run = savings.PlannedRun(config, model, leaves, first.step.need, num_devices)
   overrides, missing = {}, first.step.need.total - limit_bytes
   for switch in savings.of_other_runs(run):
     overrides = overrides | switch.overrides

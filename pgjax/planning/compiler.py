@@ -2,7 +2,7 @@
 
 `look` compiles one case in this process. `Compiler` asks a process of its own, because what a
 process can compile for is settled by environment variables when it imports JAX; that process runs
-`python -m pgjax.planning.compiler`, which reads cases and writes answers, a line of JSON each.
+this module, which reads cases and writes answers, a line of JSON each.
 """
 
 import contextlib

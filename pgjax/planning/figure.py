@@ -70,7 +70,7 @@ def bar(file: str, need: Need, limit_bytes: float, title: str) -> None:
   _save(figure, file)
 
 
-def grid(file: str, rows: Sequence[plan_table.Row], name: str, limit_bytes: float) -> None:
+def grid(file: str, rows: Sequence[plan_table.PlanRow], name: str, limit_bytes: float) -> None:
   """A panel for each size, a column for each resolution and batch size, a row for each method."""
   sizes = list(dict.fromkeys(row.case.size for row in rows))
   figure = _figure(figsize=(10, 0.7 + 2.1 * len(sizes)))
@@ -85,7 +85,7 @@ def grid(file: str, rows: Sequence[plan_table.Row], name: str, limit_bytes: floa
   _save(figure, file)
 
 
-def _panel(axes: Any, size: str, rows: Sequence[plan_table.Row], limit_bytes: float) -> None:
+def _panel(axes: Any, size: str, rows: Sequence[plan_table.PlanRow], limit_bytes: float) -> None:
   resolutions = list(dict.fromkeys(row.case.res for row in rows))
   methods = list(dict.fromkeys(row.case.method for row in rows))
   batches = [cell.batch for cell in rows[0].cells]

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from pgjax.data import device_feed
 from pgjax.layers import cross_entropy, mixed_precision
 from pgjax.models import paligemma
 from pgjax.params import names as param_names
 from pgjax.params import tree as param_tree
 
-WAITING_BATCHES = 2  # pipeline.to_device: on the device beside the one in use.
 # What no compiler sees: the CUDA context with the libraries' own buffers, and fragmentation.
 RESERVE_BYTES, RESERVE_SHARE = 600_000_000, 0.03
 PREALLOCATED = 0.75  # JAX takes this share of a GPU, unless XLA_PYTHON_CLIENT_MEM_FRACTION says.
@@ -53,7 +53,7 @@ class Need(NamedTuple):
   @property
   def waiting(self) -> int:
     """The batches that wait for their step."""
-    return WAITING_BATCHES * self.batch
+    return device_feed.PREFETCH_DEPTH * self.batch
 
   @property
   def reserve(self) -> int:

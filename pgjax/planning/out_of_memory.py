@@ -17,7 +17,7 @@ from pgjax.planning import page as plan_page
 _WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
-class Answer:
+class Advice:
   """A context manager, to be entered as often as needed, that turns such errors into a UserError.
 
   Attributes:
@@ -45,7 +45,7 @@ def page(said: str, program: Any, config: Any, model: Any, abstract: Any, mesh: 
   temporaries = program.memory_analysis().temp_size_in_bytes if program is not None else None
   need = memory.need(config, model, abstract, batch, leaves.rules, temporaries)
   limit = mesh_lib.memory_limit(mesh)
-  run = savings.Run(config, model, leaves, need, mesh.size)
+  run = savings.PlannedRun(config, model, leaves, need, mesh.size)
   excess = need.step + need.waiting - limit if limit else None
   lines = [
     f"a device is out of memory ({said}). What the run needs:",

@@ -6,6 +6,7 @@ Pure functions of what is known about a step. Gigabytes are 1e9 bytes, as GPUs a
 from collections.abc import Sequence
 from typing import Any
 
+from pgjax.data import device_feed
 from pgjax.planning import hlo, memory, step_time
 from pgjax.planning.compiler import Step
 from pgjax.planning.gpus import Gpu
@@ -36,7 +37,7 @@ def memory_table(need: memory.Need, limit_bytes: float | None) -> str:
   notes = {
     "gradients": "from shapes",
     "workspace": f"with logits of {need.logits / GB:.2f} while the loss runs",
-    "waiting": f"{memory.WAITING_BATCHES}, put there ahead of their step",
+    "waiting": f"{device_feed.PREFETCH_DEPTH}, put there ahead of their step",
     "reserve": f"CUDA context {memory.RESERVE_BYTES / GB:.1f}, fragmentation "
     f"{memory.RESERVE_SHARE:.0%}",
   }

@@ -35,7 +35,7 @@ class Saving(NamedTuple):
   cost: str
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
   """What the estimates are made from."""
 
   config: Any
@@ -65,7 +65,7 @@ class Run(NamedTuple):
     return round(share / sum(sizes.values()) * (sum(self.need[:3])))
 
 
-def cheapest(run: Run, excess_bytes: int | None = None, most: int = 3) -> list[Saving]:
+def cheapest(run: PlannedRun, excess_bytes: int | None = None, most: int = 3) -> list[Saving]:
   """The cheapest that help; if they cannot close the gap, the last is the one that saves most."""
   found = [s for make in _BY_COST if (s := make(run)) and s.saves > WORTH * run.need.step]
   chosen = found[:most]
@@ -87,7 +87,7 @@ def flags(overrides: Mapping[str, str]) -> str:
   return " ".join(shlex.quote(f"--config.{name}={value}") for name, value in overrides.items())
 
 
-def _frozen_storage(run: Run) -> Saving | None:
+def _frozen_storage(run: PlannedRun) -> Saving | None:
   """Frozen leaves that are kept wider than bfloat16."""
   wide = run.kept_bytes(
     lambda name, leaf: (
@@ -109,7 +109,7 @@ def _narrow(spec: str) -> str:
   return 'freeze("bfloat16")' if rule.kind == "freeze" else spec
 
 
-def _microbatches(run: Run) -> Saving | None:
+def _microbatches(run: PlannedRun) -> Saving | None:
   """Four times as many, or twice."""
   rows = run.config.input.batch_size // run.num_devices
   now = run.config.microbatches
@@ -126,7 +126,7 @@ def _microbatches(run: Run) -> Saving | None:
   )
 
 
-def _remat(run: Run) -> Saving | None:
+def _remat(run: PlannedRun) -> Saving | None:
   """The least that a layer can keep."""
   config = run.config
   policy = remat.chosen(config.remat, config.dtype, run.num_devices)
@@ -137,7 +137,7 @@ def _remat(run: Run) -> Saving | None:
   )
 
 
-def _kept_bytes(run: Run, policy: str) -> int:
+def _kept_bytes(run: PlannedRun, policy: str) -> int:
   """What all layers keep by a policy, beyond their inputs."""
   img, llm = run.model.img_config, run.model.llm_config
   of_image, of_text = run.tokens
@@ -155,7 +155,7 @@ def _kept_bytes(run: Run, policy: str) -> int:
   return width * (llm.depth * of_text * text + img.depth * of_image * image)
 
 
-def _compute_dtype(run: Run) -> Saving | None:
+def _compute_dtype(run: PlannedRun) -> Saving | None:
   """Half of what is made on the way."""
   if run.config.dtype == "bfloat16":
     return None
@@ -163,7 +163,7 @@ def _compute_dtype(run: Run) -> Saving | None:
   return Saving({"dtype": "bfloat16"}, run.need.temporaries // 2, cost)
 
 
-def _moments(run: Run) -> Saving | None:
+def _moments(run: PlannedRun) -> Saving | None:
   """Adam's moments in a byte each, or the first of them in two."""
   if run.config.optax_name not in ("scale_by_adam", "adam", "adamw"):
     return None
@@ -178,7 +178,7 @@ def _moments(run: Run) -> Saving | None:
   return Saving({"optax.mu_dtype": "bfloat16"}, run.need.optimizer // 4, cost)
 
 
-def _host_state(run: Run) -> Saving | None:
+def _host_state(run: PlannedRun) -> Saving | None:
   """The optimizer's state in the host's memory between steps."""
   overrides = {"opt_state_memory": "host"}
   if not _accepted(run, overrides):
@@ -189,7 +189,7 @@ def _host_state(run: Run) -> Saving | None:
   )
 
 
-def _accepted(run: Run, overrides: Mapping[str, str]) -> bool:
+def _accepted(run: PlannedRun, overrides: Mapping[str, str]) -> bool:
   """Whether this run's config can be changed so."""
   try:
     changed = config_validate.validated(config_load.overridden(run.config, overrides))
@@ -200,7 +200,7 @@ def _accepted(run: Run, overrides: Mapping[str, str]) -> bool:
   return changed.to_dict() != run.config.to_dict()
 
 
-def _freeze_vision(run: Run) -> Saving | None:
+def _freeze_vision(run: PlannedRun) -> Saving | None:
   """No gradients and no state for the image tower."""
   patterns = [tuple(pair) for pair in run.config.params]
   if patterns != [(".*", "train")]:
@@ -214,7 +214,7 @@ def _freeze_vision(run: Run) -> Saving | None:
   )
 
 
-def _adapters(run: Run) -> Saving | None:
+def _adapters(run: PlannedRun) -> Saving | None:
   """LoRA on the text tower, everything else frozen in bfloat16."""
   if any(rule.kind == "lora" for rule in run.leaves.rules.values()):
     return None
@@ -236,7 +236,7 @@ def adapters(config: Any, base: str) -> dict[str, str]:
   return {"params": json.dumps(patterns), "lr": f"{10 * config.lr:g}", "wd": "0.0"}
 
 
-def _quantized(run: Run) -> Saving | None:
+def _quantized(run: PlannedRun) -> Saving | None:
   """The base of adapters in four bits."""
   based = {n for n, rule in run.leaves.rules.items() if rule.kind == "lora"}
   wide = {n for n in based if run.leaves.rules[n].dtype not in param_rules.QUANTIZED}
@@ -247,7 +247,7 @@ def _quantized(run: Run) -> Saving | None:
   return Saving(adapters(run.config, "nf4"), round(0.72 * size), cost)
 
 
-def _smaller_batch(run: Run) -> Saving | None:
+def _smaller_batch(run: PlannedRun) -> Saving | None:
   """Half of it: when all else has been said."""
   batch_size = run.config.input.batch_size
   if batch_size % (2 * run.num_devices * run.config.microbatches):
@@ -256,7 +256,7 @@ def _smaller_batch(run: Run) -> Saving | None:
   return Saving({"input.batch_size": str(batch_size // 2)}, saved, "another run: half the batch")
 
 
-def of_other_runs(run: Run) -> list[Saving]:
+def of_other_runs(run: PlannedRun) -> list[Saving]:
   """What changes the run and not its method, the cheapest first, and can be compiled anywhere."""
   makers = (_compute_dtype, _remat, _frozen_storage, _moments, _freeze_vision)
   made = (make(run) for make in makers)
@@ -264,7 +264,7 @@ def of_other_runs(run: Run) -> list[Saving]:
 
 
 # From what changes nothing to what is another run.
-_BY_COST: tuple[Callable[[Run], Saving | None], ...] = (
+_BY_COST: tuple[Callable[[PlannedRun], Saving | None], ...] = (
   _compute_dtype,
   _microbatches,
   _remat,

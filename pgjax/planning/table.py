@@ -44,7 +44,7 @@ class Cell(NamedTuple):
   how: str  # "compiled", "about" (on the line through two that are) or "at least".
 
 
-class Row(NamedTuple):
+class PlanRow(NamedTuple):
   """One case at all batch sizes."""
 
   case: Case
@@ -69,7 +69,7 @@ def rows(
   num_devices: int,
   limit_bytes: float,
   processes: int,
-) -> Iterator[Row]:
+) -> Iterator[PlanRow]:
   """A row for each case, in order, as they are done. make_config: (case, batch on all devices)."""
   compilers: queue.SimpleQueue[Compiler] = queue.SimpleQueue()
 
@@ -81,7 +81,7 @@ def rows(
       return compiler.step(config, num_devices, **how).need
 
     try:
-      return Row(case, _cells(need, batches, limit_bytes))
+      return PlanRow(case, _cells(need, batches, limit_bytes))
     finally:
       compilers.put(compiler)
 
@@ -137,7 +137,7 @@ def head(name: str, limit_bytes: float, batches: Sequence[int], num_devices: int
   )
 
 
-def line(row: Row, limit_bytes: float) -> str:
+def line(row: PlanRow, limit_bytes: float) -> str:
   """One row of text."""
   marks = {"compiled": "", "about": "~", "at least": ">"}
   cells = (
@@ -147,7 +147,7 @@ def line(row: Row, limit_bytes: float) -> str:
   return f"{case.size:<6}{case.res:>4}  {case.method:<15}" + "".join(f"{c:>8}" for c in cells)
 
 
-def as_json(row: Row, limit_bytes: float) -> dict[str, Any]:
+def as_json(row: PlanRow, limit_bytes: float) -> dict[str, Any]:
   """A row as data."""
   cells = [c._asdict() | dict(fits=fits(c, limit_bytes)) for c in row.cells]
   return row.case._asdict() | dict(cells=cells, largest=row.largest(limit_bytes))

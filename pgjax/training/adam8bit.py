@@ -78,7 +78,6 @@ def adam8bit(
     return made
 
   def update(grads, state, leaves=None):
-    del leaves
     count = optax.safe_increment(state.count)
     correct_m, correct_v = (1 - b ** count.astype(jnp.float32) for b in (b1, b2))
     new = Adam8bitState(count, {}, {}, {}, {})

@@ -92,7 +92,6 @@ def _decay_each(wd: float, mults: Mapping[str, float]) -> optax.GradientTransfor
 
 def _schedule_each(schedules: Mapping[str, schedules_lib.Schedule]) -> optax.GradientTransformation:
   def update(updates, state, values=None):
-    del values
     mults = {fn: fn(state.count) for fn in set(schedules.values())}
     scaled = {n: u * mults[schedules[n]].astype(u.dtype) for n, u in updates.items()}
     return scaled, schedules_lib.ScheduleState(optax.safe_increment(state.count))

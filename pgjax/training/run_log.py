@@ -103,7 +103,7 @@ class Log:
     self._write(rows)
     self._show(rows[-1])
 
-  def scores(self, step: int, scores: Mapping[str, float]) -> None:
+  def scores(self, step: int, scores: Mapping[str, int | float]) -> None:
     """The result of an evaluation of the parameters after `step` steps."""
     self._write([dict(step=step) | dict(scores)])
     self.say(f"step {step:>6}  " + "  ".join(f"{name} {v:.4g}" for name, v in scores.items()))
@@ -163,7 +163,7 @@ class Log:
     self._restart_clock(step)
     return rates
 
-  def _write(self, rows: Iterable[Mapping[str, float]]) -> None:
+  def _write(self, rows: Iterable[Mapping[str, int | float]]) -> None:
     if self._rows is None:
       return
     with disk.disk_errors(self._workdir):
@@ -174,7 +174,7 @@ class Log:
             self._board.add_scalar(name, value, row["step"])
       self._rows.flush()
 
-  def _show(self, row: Mapping[str, float]) -> None:
+  def _show(self, row: Mapping[str, int | float]) -> None:
     left = self._total_steps - row["step"]
     text = describe(row, left)
     if self._bar is not None:
@@ -184,7 +184,7 @@ class Log:
       self.say(f"step {row['step']:>6}/{self._total_steps}  {text}")
 
 
-def _not_finite(row: Mapping[str, float], bad: list[str]) -> UserError:
+def _not_finite(row: Mapping[str, int | float], bad: list[str]) -> UserError:
   also = f" (and {', '.join(bad[1:])} with it)" if bad[1:] else ""
   return UserError(
     f"{bad[0]} became {row[bad[0]]}{also} at step {row['step']}; the run stops here, and what was "
@@ -193,7 +193,7 @@ def _not_finite(row: Mapping[str, float], bad: list[str]) -> UserError:
   )
 
 
-def describe(row: Mapping[str, float], steps_left: int) -> str:
+def describe(row: Mapping[str, int | float], steps_left: int) -> str:
   """A row of metrics.jsonl, for people."""
   parts = [f"loss {row['training_loss']:.4f}"]
   if "seconds_per_step" in row:
@@ -242,7 +242,7 @@ def seconds_since_process_start() -> float:
   return uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def append_scores(workdir: pathlib.Path, step: int, scores: Mapping[str, float]) -> None:
+def append_scores(workdir: pathlib.Path, step: int, scores: Mapping[str, int | float]) -> None:
   """The result of an evaluation beside the run, as one more line in the run's TensorBoard.
 
   In a folder of its own: of several event files in one, TensorBoard reads on in the newest alone.

@@ -18,13 +18,6 @@ DECAY_TYPES = ("cosine", "linear", "polynomial", "rsqrt", "stair", "const")
 Schedule = Callable[[Any], jax.Array]
 
 
-def schedule_fn(config: Any, total_steps: int, *, num_examples: int | None = None) -> Schedule:
-  """Step (from 0) to multiplier, for the log; of several schedules the first that trains."""
-  patterns = _as_list(config.schedule)
-  first = next(value for _, value in patterns if value is not None)
-  return make_schedule(first, config, total_steps, num_examples)
-
-
 def make_schedule(
   fields: Any, config: Any, total_steps: int, num_examples: int | None = None
 ) -> Schedule:

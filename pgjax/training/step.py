@@ -66,12 +66,12 @@ def jitted(model, tx, config, mesh):
   )
 
 
-def loss_options(model, config, layout=None, *, train=True):
+def loss_options(model, config, layout=None):
   """What is static about the loss; `layout` says where the table lies on a mesh."""
   return cross_entropy.LossOptions(
-    label_smoothing=config.label_smoothing if train else 0.0,
+    label_smoothing=config.label_smoothing,
     softcap=model.llm_config.final_logits_softcap,
-    train_table=train and of_model.rules(model, config)[paligemma.TOKEN_TABLE].kind == "train",
+    train_table=of_model.rules(model, config)[paligemma.TOKEN_TABLE].kind == "train",
     layout=layout,
   )
 

@@ -112,7 +112,6 @@ def adam_bf16(
     return AdamBf16State(jnp.zeros([], jnp.int32), zeros(), zeros())
 
   def update(grads, state, leaves=None):
-    del leaves
     count = optax.safe_increment(state.count)
     key = jax.random.fold_in(jax.random.key(0), count)
     correct_m, correct_v = (1 - b ** count.astype(jnp.float32) for b in (b1, b2))

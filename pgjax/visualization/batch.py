@@ -1,7 +1,7 @@
 """What does the model get of an example? One picture: image, tokens with their masks, attention.
 
 The image is drawn after pp, back in 0..255, with the boxes and masks of the answer. A token's
-ground says what it is for (KINDS), the three bars below it are mask_input, mask_ar and mask_loss.
+ground says what it is for (TOKEN_KINDS); three bars below it are mask_input, mask_ar and mask_loss.
 In the attention matrix a row sees the coloured columns; the tokens of an image, which all see the
 same, are one block. Pieces are written with a dot for a space.
 """
@@ -35,20 +35,20 @@ INK, GREY, LINE, PAPER = (30, 30, 30), (120, 120, 120), (205, 205, 205), (255, 2
 ON, OFF = (60, 60, 60), (226, 226, 226)
 
 
-class Kind(NamedTuple):
+class TokenKind(NamedTuple):
   """What a token is for."""
 
   colour: tuple[int, int, int]
   meaning: str
 
 
-KINDS = {
-  "image": Kind((190, 224, 195), "image: seen by all"),
-  "prompt": Kind((178, 212, 245), "prompt: seen by all, not learned"),
-  "answer": Kind((255, 205, 130), "answer: learned, sees what is before it"),
-  "forced": Kind((250, 240, 140), "seen in order, not learned"),
-  "padding": Kind((232, 232, 232), "padding"),
-  "odd": Kind((245, 110, 110), "unusual: these masks do not go together"),
+TOKEN_KINDS = {
+  "image": TokenKind((190, 224, 195), "image: seen by all"),
+  "prompt": TokenKind((178, 212, 245), "prompt: seen by all, not learned"),
+  "answer": TokenKind((255, 205, 130), "answer: learned, sees what is before it"),
+  "forced": TokenKind((250, 240, 140), "seen in order, not learned"),
+  "padding": TokenKind((232, 232, 232), "padding"),
+  "odd": TokenKind((245, 110, 110), "unusual: these masks do not go together"),
 }
 _OF_MASKS = {(1, 0, 0): "prompt", (1, 1, 1): "answer", (1, 1, 0): "forced", (0, 1, 0): "padding"}
 
@@ -163,7 +163,7 @@ def image_panel(
     shown = _with_objects(frame, found, classes, mask_weights)
     shown = shown.resize((side, side), Image.Resampling.LANCZOS)
     if not real[k]:
-      ImageDraw.Draw(shown).line([(0, 0), (side, side)], fill=KINDS["odd"].colour, width=3)
+      ImageDraw.Draw(shown).line([(0, 0), (side, side)], fill=TOKEN_KINDS["odd"].colour, width=3)
     panel.paste(shown, (k % across * side, k // across * side))
   return panel
 
@@ -203,7 +203,7 @@ def _draw_tokens(pen, tokens, places) -> None:
   every = zip(places, tokens.pieces, tokens.kinds, tokens.masks, strict=True)
   for (left, y, width), piece, kind, masks in every:
     right, bottom = left + width - 1, y + TOKEN_HEIGHT - 1
-    pen.rectangle([left, y, right, bottom], fill=KINDS[kind].colour)
+    pen.rectangle([left, y, right, bottom], fill=TOKEN_KINDS[kind].colour)
     pen.text((left + 5, y + 3), shown(piece), fill=INK, font=_font(14))
     for k, value in enumerate(masks):
       bar = bottom + 3 + k * (BAR + 2)
@@ -216,7 +216,7 @@ def _draw_tokens(pen, tokens, places) -> None:
 
 def _legend(pen, kinds, y) -> None:
   left = MARGIN
-  for name, kind in KINDS.items():
+  for name, kind in TOKEN_KINDS.items():
     if name in kinds:
       pen.rectangle([left, y, left + 16, y + 16], fill=kind.colour)
       pen.text((left + 22, y), kind.meaning, fill=INK, font=_font(13))
@@ -304,7 +304,7 @@ def attention(
   names += [shown(piece) for piece in tokens.pieces[:length]]
   widths = np.array([IMAGE_CELLS] * num_images + [1] * length)
   edges = np.round(np.concatenate([[0], np.cumsum(widths)]) * PANEL / widths.sum()).astype(int)
-  colours = np.array([KINDS[kind].colour for kind in kinds], np.uint8)
+  colours = np.array([TOKEN_KINDS[kind].colour for kind in kinds], np.uint8)
   cells = np.where(seen[:, :, None], colours[:, None], np.uint8(250)).astype(np.uint8)
   cells = np.repeat(np.repeat(cells, np.diff(edges), axis=0), np.diff(edges), axis=1)
   picture.paste(Image.fromarray(cells), (left, top))

@@ -77,9 +77,12 @@ def colours(labels: Iterable[str]) -> dict[str, tuple[int, int, int]]:
 def _as_picture(image) -> Image.Image:
   if isinstance(image, Image.Image):
     return image.convert("RGB")
-  if image.dtype != np.uint8:
-    image = np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8)
-  return Image.fromarray(image)
+  return Image.fromarray(image if image.dtype == np.uint8 else to_uint8(image))
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+  """Pixels from -1 to 1 as whole numbers from 0 to 255."""
+  return np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def _enlarged(picture):

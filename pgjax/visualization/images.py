@@ -22,7 +22,7 @@ _PNG_PIXELS = 16_384  # Up to here a PNG is small, and nothing of it is lost.
 
 def seen(image: np.ndarray) -> np.ndarray:
   """What the model gets, float [H, W, 3] or [N, H, W, 3] in [-1, 1], as uint8; frames in a grid."""
-  pixels = np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8)
+  pixels = draw_boxes.to_uint8(image)
   if pixels.ndim == 3:
     return pixels
   across = math.isqrt(len(pixels) - 1) + 1

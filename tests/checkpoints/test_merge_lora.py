@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from pgjax.checkpoints import initial as initial_lib
-from pgjax.checkpoints import orbax_params, tokenizers
+from pgjax.checkpoints import load as load_params
+from pgjax.checkpoints import orbax_params, restore, tokenizers
 from pgjax.checkpoints import source as source_lib
 from pgjax.data import tokenizer
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
-from pgjax.evaluation import score_checkpoint
 from pgjax.formats import lazy_array, npz
 from pgjax.huggingface import peft
 from pgjax.models import paligemma
@@ -301,6 +301,7 @@ def test_an_adapter_of_peft_is_scored_with_its_sums_in_float32(adapted, base, tm
   model = paligemma.Model(**MODEL)
   for patterns, dtype in (([(".*", "train")], "float32"), (LORA, "bfloat16")):
     config = tiny.config(params=patterns, res=RES)
-    abstract = param_tree.flatten(score_checkpoint.abstract_params(model, config, mesh, source))
+    leaves = restore.leaves_of(source, model, config)
+    abstract = param_tree.flatten(load_params.abstract_params(leaves, config, mesh))
     assert abstract[OUT].dtype == dtype
     assert abstract["llm/final_norm/scale"].dtype == "bfloat16"

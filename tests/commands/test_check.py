@@ -107,7 +107,7 @@ def test_a_fault_in_the_training_data_is_told_with_its_line(folder, kind):
   (folder / "rotated.jpg").write_bytes(encoded(11, "JPEG", exif=exif))
   rows = [good(i, note="a") for i in (0, *range(12, 20))]
   write(folder, "train.jsonl", [*rows, row])
-  is_error = findings.KINDS[kind].level == findings.ERROR
+  is_error = findings.FINDING_KINDS[kind].level == findings.ERROR
   found, by_kind = look(folder, status=int(is_error))
   data, examples = by_kind.pop(kind)
   assert by_kind == {}

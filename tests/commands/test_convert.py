@@ -41,7 +41,7 @@ RES = 42  # 3 x 3 patches.
 
 def random_leaves(llm, dtype=np.float32, seed=0):
   """All parameters of a model with these fields, random, by name."""
-  shapes = of_model.model_shapes(dict(img=IMG, llm=llm), RES)
+  shapes = of_model.param_shapes(paligemma.Model(img=IMG, llm=llm), RES)
   rng = np.random.default_rng(seed)
   return {
     name: lazy_array.of_array(rng.normal(0, 0.3, shape).astype(dtype))
@@ -207,7 +207,8 @@ def test_a_bare_npz_says_what_it_is_by_its_shapes(tmp_path, capsys):
 @pytest.mark.parametrize(("name", "millions"), [("gemma2_9b", 9662), ("gemma2_27b", 27650)])
 def test_the_table_covers_the_large_models(name, millions):
   """9.66 and 27.7 billion parameters, as the paper says; every leaf stands in one row."""
-  shapes = of_model.model_shapes(dict(img=dict(variant="So400m/14"), llm=dict(variant=name)), 224)
+  model = paligemma.Model(img=dict(variant="So400m/14"), llm=dict(variant=name))
+  shapes = of_model.param_shapes(model, 224)
   assert {row.name for row in hf_names.table(shapes)} == set(shapes)
   assert round(sum(np.prod(s) for s in shapes.values()) / 1e6) == millions
   theirs = hf_names.hf_shapes(shapes)
@@ -402,7 +403,7 @@ def test_names_and_shapes_are_those_that_transformers_wrote(root):
     llm |= dict(variant="custom", width=64, depth=2, mlp_dim=128, num_heads=4, head_dim=16)
     lines = (root / f"tests/golden/hf_keys_paligemma{version}.txt").read_text().splitlines()
     expected = {n: tuple(json.loads(s)) for n, s, _ in (line.split("\t") for line in lines)}
-    shapes = of_model.model_shapes(dict(img=img, llm=dict(llm, vocab_size=300)), 28)
+    shapes = of_model.param_shapes(paligemma.Model(img=img, llm=dict(llm, vocab_size=300)), 28)
     assert hf_names.hf_shapes(shapes) == expected
 
 

@@ -1,7 +1,9 @@
 """What pgjax.plan says: equal to the compiled step, and to what was counted in another way."""
 
 import json
+import pathlib
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -9,10 +11,12 @@ import jax
 import pytest
 import tiny
 
+import pgjax
 from configs import common
 from pgjax import cli, plan
 from pgjax.config import load as config_load
 from pgjax.config import validate as config_validate
+from pgjax.data import device_feed
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.params import tree as param_tree
@@ -180,6 +184,12 @@ def test_a_verdict_counts_the_reserve_and_what_jax_takes():
   assert plan_page.verdict(NEED, 80e9) == "fits."
 
 
+def test_batches_that_wait_are_as_many_as_the_feed_prefetches(monkeypatch):
+  assert NEED.waiting == device_feed.PREFETCH_DEPTH * NEED.batch
+  monkeypatch.setattr(device_feed, "PREFETCH_DEPTH", 7)
+  assert NEED.waiting == 7 * NEED.batch
+
+
 def test_time_is_compute_at_the_mfu_and_communication_at_the_links():
   collective = hlo.Collective("all-gather", "data", 1, 0, sent_bytes=45 * 10**9)
   made = compiler_lib.Step("H100", {"data": 2}, NEED, 989e12, 618e12, [collective], 1.0)
@@ -201,7 +211,7 @@ def estimates(**fields):
   made = config_load.load("configs/forkme.py:size=3b", fields)
   made = config_validate.validated(made)
   model = paligemma.Model(**made.model)
-  return savings.Run(made, model, of_model.stored_params(model, made), NEED, 1)
+  return savings.PlannedRun(made, model, of_model.stored_params(model, made), NEED, 1)
 
 
 def test_switches_save_what_they_saved_when_compiled():
@@ -380,6 +390,20 @@ TRUTHS = [
   ({"microbatches": 2}, 1),
   ({"params": ADAPTERS, "dtype": "bfloat16"}, 8),
 ]
+
+
+def test_a_stored_plan_is_of_these_sources_of_the_whole_package(monkeypatch, tmp_path):
+  package = tmp_path / "pgjax"
+  shutil.copytree(pathlib.Path(pgjax.__file__).parent, package)
+  monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path / "cache"))
+  monkeypatch.setattr(pgjax, "__file__", str(package / "__init__.py"))
+  case = dict(config=dict(input=dict(batch_size=8)), gpu=None, num_devices=1, compiled=True)
+  files = {compiler_lib._kept_file(case)}  # noqa: SLF001
+  modules = sorted(package.rglob("*.py"))
+  for module in modules:
+    module.write_text(module.read_text() + "# Another.\n")
+    files.add(compiler_lib._kept_file(case))  # noqa: SLF001
+  assert len(files) == 1 + len(modules) > 100
 
 
 @pytest.mark.slow

@@ -119,4 +119,5 @@ def test_the_public_subset(tmp_path):
     assert len(source) == count
     example = source[count - 1]
     assert images.decode(example["image"]).ndim == 3
-    assert example["question"].endswith(("?", ".")) or example["question"]
+    assert {type(example["question"]), type(example["answer"])} == {str}
+    assert example["question"].strip()

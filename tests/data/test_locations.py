@@ -213,10 +213,13 @@ def test_garbage_never_raises():
   for _ in range(2000):
     text = "".join(rng.choice(parts) for _ in range(rng.randrange(12)))
     parsed = locations.parse(text)
-    assert len(parsed.objects) + parsed.malformed in (text.count(";") + 1, 0)
+    assert len(parsed.objects) + parsed.malformed == (text.count(";") + 1 if text.strip() else 0)
   for _ in range(200):
     ids = [rng.randrange(-2, tiny.vocab_size + 5) for _ in range(rng.randrange(20))]
-    locations.parse_tokens(ids, [-1.0] * len(ids), tiny)
+    parsed = locations.parse_tokens(ids, [-1.0] * len(ids), tiny)
+    end = ids.index(tiny.eos) if tiny.eos in ids else len(ids)
+    same = locations.parse(tiny.decode(ids[:end]))
+    assert (len(parsed.objects), parsed.malformed) == (len(same.objects), same.malformed)
 
 
 # Scores

@@ -48,13 +48,6 @@ def test_cutting_and_pasting_keep_a_mask(box):
   assert masks.round_trip_iou(mask, box, lambda m: 0 * m - 1, lambda codes: codes) == 0
 
 
-def test_the_box_of_a_mask_is_tight():
-  mask = np.zeros((10, 20), bool)
-  assert masks.box_of(mask) == (0, 0, 0, 0)
-  mask[3:5, 4:10] = True
-  assert masks.box_of(mask) == (0.3, 0.2, 0.5, 0.5)
-
-
 def test_iou_of_masks_by_hand():
   a, b = np.zeros((2, 4, 4), bool)
   assert masks.iou(a, b) == 1

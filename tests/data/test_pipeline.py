@@ -366,7 +366,7 @@ def test_the_feed_is_ahead_by_its_depth_and_stops_when_closed(mesh):
       asked.append(i)
       yield dict(text=np.full((8, 2), i, np.int32))
 
-  feed = device_feed.to_device(endless(), mesh, depth=2)
+  feed = device_feed.to_device(endless(), mesh)
   assert int(next(feed)["text"][0, 0]) == 0
   deadline = time.time() + 10
   while len(asked) < 4 and time.time() < deadline:

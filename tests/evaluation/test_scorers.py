@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from pgjax.config import schema
-from pgjax.data import locations
+from pgjax.data import locations, pipeline
 from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
-from pgjax.evaluation import scorers
+from pgjax.evaluation import evaluator, report, report_split, scorers
 from pgjax.formats import seg_vae_npz
 from pgjax.metrics import text
 from pgjax.models import seg_vae
@@ -27,7 +28,7 @@ def scored(kind, answer, example, tokenizer, *, logp=-0.1, **fields):
   defaults = dict(answer="answer", to_lower=False, caption_metrics=("cider",), mask_weights="oi")
   section = SimpleNamespace(type=kind, **(defaults | fields))
   tokens = np.array([*tokenizer.encode(answer), tokenizer.eos, 0, 0], np.int32)
-  made = scorers.Answer(answer, tokens, np.where(tokens > 0, logp, 0).astype(np.float32))
+  made = scorers.Generated(answer, tokens, np.where(tokens > 0, logp, 0).astype(np.float32))
   row = scorers.SCORERS[kind].row(section, tokenizer, example, made)
   return dict(row, prediction=answer)
 
@@ -90,6 +91,7 @@ def test_captions_are_scored_by_image_and_over_the_split(tokenizer):
 
 
 BOXES = [[0.1, 0.1, 0.5, 0.5], [0.2, 0.6, 0.9, 0.9]]
+MISTAKES = ("repeated", "malformed", "unknown_class")
 CELLS = dict(boxes=np.array(BOXES), labels=["RBC", "WBC"], height=480, width=640)
 
 
@@ -121,6 +123,32 @@ def test_boxes_that_are_wrong_missing_or_broken_cost_something(tokenizer):
   both = scorers.SCORERS["detection"].of_split(None, [row, nothing])
   assert both["AP/RBC"] == pytest.approx(1)
   assert both["AP/WBC"] == 0
+
+
+def test_metrics_and_page_count_boxes_that_repeat_break_or_have_an_unknown_class(tokenizer):
+  """Through the evaluator: two images, on one of which an answer makes each mistake."""
+  loc = locations.loc_string(BOXES[0])
+  words = [f"{loc} RBC ; {loc} RBC ; {loc} RBC ; {loc} zebra ; <loc0001> RBC", f"{loc} RBC"]
+  ids = [[*tokenizer.encode(answer), tokenizer.eos] for answer in words]
+  tokens = np.zeros((8, len(ids[0])), np.int32)
+  for row, those in zip(tokens, ids, strict=False):
+    row[: len(those)] = those
+  arrays = dict(text=np.zeros((8, 3), np.int32), _mask=np.arange(8) < 2)
+  rows = [dict(CELLS, id=i, prefix="detect RBC", _sha256="") for i in range(2)]
+
+  def answers(params, batch):
+    return jax.device_put((tokens, np.zeros(tokens.shape)), batch.arrays["_mask"].sharding)
+
+  batches = SimpleNamespace(after=lambda n: [pipeline.EvalBatch(arrays, rows)][n:])
+  section = SimpleNamespace(type="detection", caption_metrics=(), mask_weights="oi")
+  made = evaluator.Evaluator("val", section, None, batches, answers, scorers.of(section))
+  mesh = mesh_lib.make_mesh([("data", -1)], jax.devices())
+  result = evaluator.run(made, None, mesh=mesh, tokenizer=tokenizer)
+  wrong = {f"val/{name}": result.scores[f"val/{name}"] for name in MISTAKES}
+  assert wrong == {"val/repeated": 1, "val/malformed": 0.5, "val/unknown_class": 0.5}
+  page = report.page("title", {}, result.scores, [report_split.Split("val", result.rows)])
+  for name, value in wrong.items():
+    assert f'<th scope="row">{name}</th><td>{report_split.number(value)}</td>' in page
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pgjax.formats import lazy_array, safetensors
 from pgjax.huggingface import names as hf_names
 from pgjax.huggingface import peft
 from pgjax.layers import lora
+from pgjax.models import paligemma
 from pgjax.params import lazy, of_model
 from pgjax.params import names as param_names
 from pgjax.params.rules import Rule
@@ -25,7 +26,7 @@ MODELS = ["gemma1", "gemma2", "heads_of_their_own"]
 
 
 def shapes_of(llm="gemma2"):
-  return of_model.model_shapes(dict(img=IMG, llm=dict(LLM[llm], vocab_size=64)), RES)
+  return of_model.param_shapes(paligemma.Model(img=IMG, llm=dict(LLM[llm], vocab_size=64)), RES)
 
 
 def random(shape, seed=0):

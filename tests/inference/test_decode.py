@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tiny
 
+from pgjax.checkpoints import load as load_params
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.distributed import sharding
 from pgjax.inference import decode, decode_weights
 from pgjax.layers import embedding
+from pgjax.params import of_model
 from pgjax.params import tree as param_tree
 from pgjax.planning import hlo
 
@@ -144,6 +146,35 @@ def test_sharded_weights_are_gathered_before_the_loop(values, batch):
     sent[room] = twice - once
   assert sent[math.inf] <= 4 * ROWS * tiny.LLM["width"] * 4
   assert sent[0] > 2 * sent[math.inf]
+
+
+def test_adapters_are_gathered_before_the_loop_too(values, batch):
+  """One gather a token, of the last states for the logits, as without adapters."""
+  mesh, rows = tiny.mesh(devices=8), 8
+  model = tiny.model().clone(constrain=mesh_lib.batch_constraint(mesh))
+  gathers = {}
+  for spec in ("freeze", "lora(rank=8)"):
+    config = tiny.config(params=[("llm/layers/.*", spec), (".*", "freeze")])
+    leaves = of_model.stored_params(model, config)
+    abstract = load_params.abstract_params(leaves, config, mesh)
+    places = sharding.shardings_of(abstract)
+    run = functools.partial(
+      decode.decoded,
+      model=model,
+      layout=embedding.table_layout(mesh, places["llm"]["embedder"]["input_embedding"]),
+      max_decode_len=NEW,
+      mesh=mesh,
+      readable=sharding.for_model(leaves, mesh),
+    )
+    few = {name: a[:rows] for name, a in batch.items()}
+    places = (places, mesh_lib.batch_sharding(mesh))
+    text = jax.jit(run, in_shardings=places).lower(abstract, few).compile().as_text()
+    once, twice = (
+      sum(c.count for c in hlo.collectives(text, dict(mesh.shape), trips) if c.op == "all-gather")
+      for trips in (1, 2)
+    )
+    gathers[spec] = twice - once
+  assert gathers["lora(rank=8)"] == gathers["freeze"] <= 1
 
 
 def test_it_stops_when_the_last_real_row_has_ended(monkeypatch, values, batch, eos, expected):

@@ -39,7 +39,9 @@ def blobs(count, seed=0, size=64):
   while len(made) < count:
     mask = (ellipse() | ellipse()) & ~ellipse()
     if mask.any():
-      made.append(masks.crop(mask, masks.box_of(mask)))
+      (y0, x0), (y1, x1) = np.argwhere(mask).min(0), np.argwhere(mask).max(0) + 1
+      height, width = mask.shape
+      made.append(masks.crop(mask, (y0 / height, x0 / width, y1 / height, x1 / width)))
   return np.stack(made)[..., None]
 
 

@@ -26,7 +26,7 @@ def run():
 
 
 def answer(run):
-  return out_of_memory.Answer(run.config, run.model, run.abstract, run.mesh)
+  return out_of_memory.Advice(run.config, run.model, run.abstract, run.mesh)
 
 
 def test_a_real_allocation_that_fails_is_answered_with_the_compiled_steps_bytes(run):

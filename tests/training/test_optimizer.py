@@ -143,7 +143,7 @@ def test_each_pattern_has_its_own_schedule():
 
 
 def values_at(at, schedule, total_steps=100):
-  fn = schedules.schedule_fn(make_config(schedule=schedule), total_steps)
+  fn = schedules.make_schedule(schedule, make_config(), total_steps)
   return [float(fn(step)) for step in at]
 
 

@@ -261,7 +261,8 @@ def test_likelihoods_are_those_of_the_whole_logits(values):
   model = tiny.model(llm=dict(dropout=0.5, final_logits_softcap=3.0))
   batch = BATCHES[0]
   places = jax.tree.map(lambda _: mesh_lib.replicated(tiny.mesh()), values)
-  nll, count = likelihood.jitted_nll(model, tiny.config(), tiny.mesh(), places)(values, batch)
+  leaves = of_model.stored_params(model, tiny.config())
+  nll, count = likelihood.jitted_nll(model, leaves, tiny.mesh(), places)(values, batch)
 
   @jax.jit
   def naive(values, batch):

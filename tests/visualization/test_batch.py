@@ -10,7 +10,7 @@ from pgjax.data import prefix_lm, tokenizer
 from pgjax.visualization import batch as draw_batch
 
 TOKENIZER = tokenizer.load("tiny")
-KINDS = draw_batch.KINDS
+TOKEN_KINDS = draw_batch.TOKEN_KINDS
 
 
 def row(prefix="what", suffix="yes", text_len=16):
@@ -35,7 +35,7 @@ def test_tokens_have_the_colour_of_what_they_are_for():
   top = picture.height - draw_batch.MARGIN - draw_batch.ROW  # One row of tokens.
   bar, height = draw_batch.BAR, draw_batch.TOKEN_HEIGHT
   for (left, y, _), kind in zip(draw_batch.token_places(tokens, top), tokens.kinds, strict=True):
-    assert picture.getpixel((left + 1, y + 1)) == KINDS[kind].colour
+    assert picture.getpixel((left + 1, y + 1)) == TOKEN_KINDS[kind].colour
     bars = [picture.getpixel((left + 2, y + height + 4 + k * (bar + 2))) for k in range(3)]
     wanted = dict(prompt=(1, 0, 0), answer=(1, 1, 1), padding=(0, 1, 0))[kind]
     assert bars == [draw_batch.ON if value else draw_batch.OFF for value in wanted]
@@ -63,13 +63,13 @@ def test_the_matrix_shows_who_sees_whom():
 
   first_answer, nothing = tokens.kinds.index("answer"), (250, 250, 250)
   newline = first_answer - 1
-  assert seen(-1, newline) == KINDS["image"].colour
+  assert seen(-1, newline) == TOKEN_KINDS["image"].colour
   assert seen(-1, first_answer) == nothing
-  assert seen(0, newline) == KINDS["prompt"].colour
+  assert seen(0, newline) == TOKEN_KINDS["prompt"].colour
   assert seen(newline, first_answer) == nothing
-  assert seen(first_answer, -1) == seen(first_answer, 0) == KINDS["answer"].colour
+  assert seen(first_answer, -1) == seen(first_answer, 0) == TOKEN_KINDS["answer"].colour
   assert seen(first_answer, first_answer + 1) == nothing
-  assert seen(first_answer + 1, first_answer) == KINDS["answer"].colour
+  assert seen(first_answer + 1, first_answer) == TOKEN_KINDS["answer"].colour
 
 
 def test_images_that_are_padding_are_seen_by_nobody():
@@ -91,10 +91,19 @@ def test_the_image_is_what_the_model_gets_with_the_boxes_of_the_answer(monkeypat
   differs = np.abs(np.asarray(with_box, int) - np.asarray(panel, int)).sum(-1) > 0
   assert differs[200:360, 136:146].any()
   assert not differs[160:400, 160:400].any()
-  whole = lambda found, height, width, weights: [np.ones((height, width), bool)]  # noqa: E731
+  asked = []
+
+  def whole(found, height, width, weights):
+    asked.append(([o.codes for o in found], weights))
+    return [np.ones((height, width), bool)]
+
   monkeypatch.setattr(draw_batch.draw_images, "masks_of", whole)
   masked = draw_batch.image_panel(of, "detect cat", box[:36] + "<seg001>" * 16, "weights")
-  assert masked.getpixel((420, 280)) != (255, 255, 255)
+  assert asked == [([(1,) * 16], "weights")]
+  # One colour lies over both halves of the picture, away from the lines of the box.
+  black, white = np.asarray(colours(masked, (200, 280), (360, 280)), int)
+  assert np.ptp(black) > 0
+  assert 0 < np.min(white - black) <= np.max(white - black) <= np.min(white - black) + 1 < 255
 
 
 def test_a_class_has_the_colour_of_its_place_in_the_prompt():
@@ -110,7 +119,7 @@ def test_frames_that_are_padding_are_crossed_out():
   of = row()
   of |= dict(image=np.stack([of["image"]] * 2), image_mask=np.array([True, False]))
   panel = draw_batch.image_panel(of, "detect cat", "")
-  assert colours(panel, (70, 70), (280 + 70, 70)) == [(0, 0, 0), KINDS["odd"].colour]
+  assert colours(panel, (70, 70), (280 + 70, 70)) == [(0, 0, 0), TOKEN_KINDS["odd"].colour]
 
 
 @pytest.mark.parametrize(("piece", "written"), [("▁a", "·a"), ("\n", "\\n"), ("\u0378", "\\u0378")])

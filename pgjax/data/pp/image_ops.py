@@ -125,7 +125,6 @@ def flip_ud(probability: _Probability = 0.5, **route: Unpack[Route]):
   """Mirrors top and bottom with this probability."""
 
   def draw(rng, shape):
-    del shape
     flipped = rng.random() < probability
     return lambda image: image[::-1] if flipped else image
 
@@ -136,7 +135,6 @@ def random_shift(max_pixels: Annotated[int, Between(0, 4096)], **route: Unpack[R
   """Moves the image by up to so many pixels each way; the edge pixels fill what comes free."""
 
   def draw(rng, shape):
-    del shape
     down, across = (rng.randint(-max_pixels, max_pixels) for _ in range(2))
     return lambda image: _shifted(_shifted(image, down, axis=0), across, axis=1)
 

@@ -1,0 +1,87 @@
+"""A checkpoint on a mesh: the bits that are stored, wherever they are placed, or a sentence."""
+
+import numpy as np
+import pytest
+import small_checkpoint
+import tiny
+
+from pgjax.checkpoints import load as load_params
+from pgjax.checkpoints import orbax_params, restore
+from pgjax.checkpoints import source as source_lib
+from pgjax.config import load as config_load
+from pgjax.errors import UserError
+from pgjax.models import paligemma
+from pgjax.params import of_model, storage
+from pgjax.params import rules as param_rules
+from pgjax.params import tree as param_tree
+
+QLORA = [
+  (".*/attn/.*", 'lora(rank=2, base="nf4", double=True, block=8)'),
+  ("img/.*", 'freeze("int8", block=8)'),
+  ("llm/embedder/.*", "train"),
+  (".*", 'freeze("bfloat16")'),
+]
+
+
+def restored(source, devices=1, quantize=None):
+  """Its parameters on so many devices, by name."""
+  config = config_load.from_dict(dict(source.run.config, sharding_strategy=tiny.FSDP))
+  model = paligemma.Model(**config.model)
+  made = restore.leaves_of(source, model, config, quantize)
+  abstract = load_params.abstract_params(made, config, tiny.mesh(devices=devices))
+  return param_tree.flatten(restore.load(source, abstract, made))
+
+
+def test_what_a_run_stored_is_on_every_mesh_as_it_was_stored(tmp_path, root):
+  """Codes, doubly quantized scales and factors too: nothing is decoded and coded again."""
+  source = source_lib.open_source(
+    small_checkpoint.write(tmp_path / "7", root, params=QLORA, dtype="bfloat16")
+  )
+  stored = orbax_params.leaves(source.run)
+  for devices in (1, 8):
+    arrays = restored(source, devices)
+    assert arrays.keys() == stored.keys() >= {"lora/llm/layers/attn/q_einsum/w/a"}
+    for name, leaf in stored.items():
+      assert arrays[name].dtype == leaf.dtype, name
+      assert np.asarray(arrays[name]).tobytes() == leaf.whole().tobytes(), name
+    whole = arrays["llm/embedder/input_embedding"]
+    assert whole.sharding.shard_shape(whole.shape)[0] == whole.shape[0] // devices
+
+
+def test_what_is_asked_in_other_forms_is_converted_and_the_rest_stays(tmp_path, root):
+  source = source_lib.open_source(small_checkpoint.write(tmp_path / "7", root))
+  arrays = restored(source, quantize="int8")
+  stored = orbax_params.leaves(source.run)
+  assert {"img/head/kernel/int8", "img/head/kernel/scale"} <= arrays.keys()
+  assert arrays["img/head/bias"].dtype == "bfloat16"
+  assert all(leaf.dtype == np.float32 for leaf in stored.values())
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_an_array_that_is_not_the_one_that_was_saved_is_one_sentence(tmp_path, root, quantize):
+  """Whether it is copied or converted."""
+  source = source_lib.open_source(small_checkpoint.write(tmp_path / "7", root))
+  source.run.sums["params/llm/layers/mlp/linear"] ^= 1
+  message = "7 is damaged: .*the content of params/llm/layers/mlp/linear has changed since"
+  with pytest.raises(UserError, match=message):
+    restored(source, quantize=quantize)
+
+
+def test_a_rule_is_an_object_from_the_checkpoint_to_the_mesh(tmp_path, root):
+  folder = small_checkpoint.write(tmp_path / "7", root, params=QLORA, dtype="bfloat16")
+  source = source_lib.open_source(folder)
+  rules, saved = (
+    restore.rules(source),
+    param_rules.rules(source.run.config["params"], source.leaves),
+  )
+  for name, rule in saved.items():
+    frozen = rule if rule.kind == "lora" else rule._replace(kind="freeze")
+    assert rules[name]._replace(dtype=None) == frozen._replace(dtype=None), name
+  shapes = of_model.param_shapes(paligemma.Model(**source.model), source.res)
+  kept = param_tree.flatten(storage.of_rules(shapes, rules).abstract())
+  stored = orbax_params.leaves(source.run)
+  assert {n: (a.shape, a.dtype) for n, a in kept.items()} == {
+    n: (leaf.shape, leaf.dtype) for n, leaf in stored.items()
+  }
+  with pytest.raises(UserError, match="--quantize=int2 must be one of nf4, int8"):
+    restore.rules(source, "int2")
