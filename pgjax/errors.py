@@ -1,7 +1,9 @@
 """The one exception for what a user can mend; every other exception is a bug of ours."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class UserError(ValueError):
@@ -24,3 +26,12 @@ def did_you_mean(word: object, options: Iterable[str]) -> str:
 def cut(text: str) -> str:
   """The text as a message shows it: at most 80 characters of it."""
   return text if len(text) <= 80 else text[:77] + "..."
+
+
+@contextlib.contextmanager
+def naming(where: Any) -> Iterator[None]:
+  """Sentences from inside begin with the file that they are about."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from error

@@ -5,10 +5,11 @@ another one, for other data, other evaluators or weights in another format, and
 --config.evals.x.y=... changes a field of either.
 """
 
-import json
 import pathlib
 import time
 from typing import Any
+
+import msgspec
 
 from pgjax import cache_dir, cli, disk
 from pgjax.checkpoints import resolve, watchers
@@ -17,6 +18,7 @@ from pgjax.checkpoints import workdir as workdir_lib
 from pgjax.distributed import processes
 from pgjax.errors import UserError
 from pgjax.evaluation import score_checkpoint
+from pgjax.formats import typed_json
 from pgjax.training import run_log
 
 POLL_SECONDS = 10.0  # How often --watch looks for a new step.
@@ -80,7 +82,7 @@ def _has_ended(workdir: pathlib.Path, steps: list[int]) -> bool:
     return False
   try:
     found = workdir_lib.read(workdir / workdir_lib.FOLDER / str(steps[-1]))
-  except workdir_lib.DamagedError:
+  except (workdir_lib.DamagedError, UserError):
     return False
   return found.step == found.position["total_steps"]
 
@@ -92,13 +94,21 @@ def _announce(workdir: pathlib.Path, out: pathlib.Path, scored: set[int], log: A
     log.say(f"The run cannot be told to keep what is not scored yet: {error}.")
 
 
+class _About(msgspec.Struct):
+  flags: dict[str, Any]
+
+
+class _Metrics(msgspec.Struct):
+  about: _About
+
+
 def is_scored(out: pathlib.Path, args: Any) -> bool:
   """Are there complete results of the same command? metrics.json is written last."""
   try:
-    return json.loads((out / "metrics.json").read_text())["about"][
-      "flags"
-    ] == score_checkpoint.asked(args)
-  except (OSError, ValueError, KeyError, TypeError):
+    return typed_json.read(
+      out / "metrics.json", _Metrics, nan=True
+    ).about.flags == score_checkpoint.asked(args)
+  except UserError:
     return False
 
 

@@ -38,6 +38,8 @@ def write(folder, root, **settings):
     name: lazy_array.of_array(rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype))
     for name, leaf in stored.items()
   }
-  run = dict(step=7, config=saved, identity={}, position=dict(step=7, total_steps=10))
+  run = dict(
+    step=7, config=saved, identity={}, position=dict(step=7, total_steps=10, evaluated=True)
+  )
   orbax_params.write_params(folder, kept, run, tokenizer.TINY.read_bytes())
   return str(folder)

@@ -21,6 +21,7 @@ LINE = [
   "huggingface",
   "training",
   "data",
+  "datasets",
   "distributed",
   "config",
   "params",
@@ -30,7 +31,7 @@ LINE = [
   "ground",
 ]
 COMMANDS = {"train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"}
-GROUND = {"metrics", "datasets", "errors", "call_syntax", "disk", "cache_dir"}
+GROUND = {"metrics", "errors", "call_syntax", "disk", "cache_dir"}
 
 # What it is -> the modules (a package, or a file of it) that may name it.
 IMPORT_DOORS = {

@@ -56,8 +56,10 @@ def stored(
     else:
       read = lambda start, stop: whole(name)[start:stop]  # noqa: E731
     leaf = LazyArray(tuple(store.shape), dtype, read)
+    if (dtype.name, store.shape) != (run.shapes[name][0], tuple(run.shapes[name][1])):
+      raise workdir.DamagedError(f"it is {dtype}{list(store.shape)}, unlike in run.json ($.shapes)")
     if checked and checksums.checksum(leaf.chunks()) != run.sums[name]:
-      raise workdir.DamagedError(f"the content of {name} has changed since it was written")
+      raise workdir.DamagedError("it, or its sum in run.json, has changed since it was written")
     return read
 
   def leaf(name):

@@ -5,6 +5,7 @@ Commands that only need the weights use orbax_params.py; workdir.py reads what i
 in a step folder, and detects damage.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -82,7 +83,7 @@ class Saver:
       path = self._folder / str(available.pop())
       try:
         found = workdir_lib.read(path)
-        self._check_same_run(found, abstract_state)
+        self._check_same_run(found, abstract_state, available)
         state, position = self._restore(found, abstract_state), found.position
       except workdir_lib.DamagedError as error:
         self._set_aside(path, error, available)
@@ -182,25 +183,40 @@ class Saver:
     check_sums(found, self._checksums(arrays))
     return jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[n] for n in wanted])
 
-  def _check_same_run(self, found: workdir_lib.Checkpoint, abstract_state: Any) -> None:
-    """The workdir must hold this run, perhaps with other settings, but not another one."""
+  def _check_same_run(
+    self, found: workdir_lib.Checkpoint, abstract_state: Any, older: list[int]
+  ) -> None:
+    """The workdir must hold this run, perhaps with other settings, but not another one.
+
+    Where the step before is of this run, what `found` has of another one is damage.
+    """
+    if not (other := self._other_run(found, abstract_state)):
+      return
+    before = None
+    with contextlib.suppress(workdir_lib.DamagedError):
+      before = older and workdir_lib.read(self._folder / str(older[-1]))
+    if before and not self._other_run(before, abstract_state):
+      raise workdir_lib.DamagedError(f"{found.path / 'run.json'}: this is {other}")
     advice = "Give this run a workdir of its own, or set this back to go on with the run in there."
+    raise UserError(f"The workdir {self._workdir} holds {other}. {advice}")
+
+  def _other_run(self, found: workdir_lib.Checkpoint, abstract_state: Any) -> str | None:
     here = {name: shape(leaf) for name, leaf in named(abstract_state).items()}
     names = here.keys() | found.shapes.keys()
-    different = sorted(name for name in names if here.get(name) != found.shapes.get(name))
-    if different:
-      raise UserError(
-        f"The workdir {self._workdir} holds another model, or other trainable parts: "
-        f"{compared(different[0], found.shapes, here)}, and {len(different)} arrays differ in "
-        f"all. {advice}"
+    if different := sorted(name for name in names if here.get(name) != found.shapes.get(name)):
+      difference = compared(different[0], found.shapes, here)
+      return (
+        f"another model, or other trainable parts: {difference}, and {len(different)} arrays differ"
+        " in all"
       )
     for name in sorted(found.identity.keys() | self._identity.keys()):
       before, now = found.identity.get(name), self._identity.get(name)
       if before != now:
-        raise UserError(
-          f"The workdir {self._workdir} holds a run on other data: {name} was {_short(before)} "
-          f"there and is {_short(now)} in this config. {advice}"
+        return (
+          f"a run on other data: {name} was {_short(before)} there and is {_short(now)} in this"
+          " config"
         )
+    return None
 
   def _check_room(self, what: str, arrays: Mapping[str, Any]) -> None:
     """Most full disks are seen here, before Orbax's threads each tell of it in their own way."""
@@ -330,12 +346,12 @@ def _of_optimizer(named: Mapping[str, Any]) -> dict[str, Any]:
   return {name: leaf for name, leaf in named.items() if not name.startswith(("params/", "ema/"))}
 
 
-def shape(leaf: Any) -> list:
+def shape(leaf: Any) -> workdir_lib.Shape:
   """As run.json has it."""
-  return [np.dtype(leaf.dtype).name, list(leaf.shape)]
+  return np.dtype(leaf.dtype).name, list(leaf.shape)
 
 
-def compared(name: str, there: Mapping[str, list], here: Mapping[str, list]) -> str:
+def compared(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
   """How a leaf differs, for messages."""
   words = ["absent" if s is None else f"{s[0]}{s[1]}" for s in (there.get(name), here.get(name))]
   return f"{name} is {words[0]} in its checkpoint and {words[1]} in this config"

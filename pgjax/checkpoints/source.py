@@ -5,28 +5,39 @@ big_vision `.npz`, a folder in Hugging Face format, a folder of PEFT with an ada
 folder a name stands for says checkpoints/resolve.py. Opening reads headers and small files alone.
 """
 
-import json
 import logging
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from pgjax.checkpoints import orbax_params, resolve, workdir
-from pgjax.errors import UserError
-from pgjax.formats import lazy_array, npz, safetensors
+from pgjax.config import load as config_load
+from pgjax.data.sources import files
+from pgjax.errors import UserError, naming
+from pgjax.formats import npz, safetensors, typed_json
 from pgjax.formats.lazy_array import LazyArray
+from pgjax.huggingface import config_fields, peft
 from pgjax.huggingface import config_json as hf_config
 from pgjax.huggingface import names as hf_names
-from pgjax.huggingface import peft
 from pgjax.models import gemma, paligemma, siglip
-from pgjax.models import paligemma as paligemma_lib
 from pgjax.params import lazy, of_model, storage
+from pgjax.params import tree as param_tree
 from pgjax.params.lazy import Adapter
 
 log = logging.getLogger("pgjax")
 
 BESIDE = (".pgjax.json", ".tokenizer.model")  # x.npz.pgjax.json: what an .npz cannot say.
+
+
+class _Beside(msgspec.Struct):
+  """x.npz.pgjax.json."""
+
+  model: dict[str, dict[str, Any]]
+  res: typed_json.Size
+  image_token: typed_json.Count | None = None
 
 
 class Source(NamedTuple):
@@ -64,27 +75,51 @@ def open_source(
     source = _open_hf(name, path)
   else:
     source = _open_run(name, path, step, ema)
-  shapes = of_model.param_shapes(paligemma.Model(**source.model), source.res)
-  have = {leaf_name: leaf.shape for leaf_name, leaf in source.leaves.items()}
-  hf_names.check_same(shapes, have, f"'{name}'")
+  facts = path.with_name(path.name + BESIDE[0])
+  if source.kind != "bv":
+    facts = source.path / ("run.json" if source.run else "config.json")
+  with naming(facts if facts.is_file() else path):
+    shapes = _shapes_of(source.model, source.res)
+    have = {leaf_name: leaf.shape for leaf_name, leaf in source.leaves.items()}
+    hf_names.check_same(shapes, have, f"'{name}'")
   return source
+
+
+def _shapes_of(model: Mapping[str, Any], res: int) -> dict[str, tuple[int, ...]]:
+  """{our name: shape} of the model that a file describes."""
+  try:
+    return of_model.param_shapes(paligemma.Model(**model), res)
+  except UserError:
+    raise
+  except Exception as error:  # Of many types: sizes that do not go together.
+    said = str(error).splitlines()[0]
+    raise UserError(f"No model has these fields (model, res={res}): {said}") from error
 
 
 def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Source:
   found = workdir.find(str(path), step)
+  file, config = found.path / "run.json", found.config
+  config_load.check_saved(config, str(file))
+  image_token = found.identity.get("image_token")
+  typed_json.check(image_token, typed_json.Count | None, f"{file}, $.identity.image_token")
   tokenizer = pathlib.Path(found.tokenizer).read_bytes() if found.tokenizer else None
-  model = {part: dict(found.config["model"][part]) for part in ("img", "llm")}
+  model = {part: dict(config["model"][part]) for part in ("img", "llm")}
   averages = ema and any(n.startswith("ema/") for n in found.shapes)
   kept = orbax_params.leaves(found, averages=averages)
-  model["llm"]["vocab_size"] = kept[paligemma_lib.TOKEN_TABLE].shape[0]
-  res, leaves, adapters, notes = found.config["res"], kept, {}, ()
-  if "params" in found.config:  # A run's; converted weights are neither quantized nor adapted.
-    shapes = of_model.param_shapes(paligemma.Model(**model), res)
-    how = storage.of(shapes, found.config["params"], found.config["dtype"])
-    leaves, adapters = lazy.decode_all(kept, how)
-    if coded := leaves.keys() - kept.keys():
-      notes = (f"{len(coded)} arrays are kept there quantized, and read as what their codes mean.",)
-  image_token = found.identity.get("image_token")
+  if not (table := kept.get(paligemma.TOKEN_TABLE)) or not table.shape:
+    raise UserError(f"{file}: $.shapes has no token table, params/{paligemma.TOKEN_TABLE}.")
+  model["llm"]["vocab_size"] = table.shape[0]
+  res, leaves, adapters, notes = config["res"], kept, {}, ()
+  with naming(file):
+    shapes = _shapes_of(model, res)
+    if "params" in config:  # A run's; converted weights are neither quantized nor adapted.
+      how = storage.of(shapes, config["params"], config["dtype"])
+      stored = {n: leaf.shape for n, leaf in param_tree.flatten(how.abstract()).items()}
+      have = {n: leaf.shape for n, leaf in kept.items()}
+      hf_names.check_same(stored, have, "$.shapes")
+      leaves, adapters = lazy.decode_all(kept, how)
+  if coded := leaves.keys() - kept.keys():
+    notes = (f"{len(coded)} arrays are kept there quantized, and read as what their codes mean.",)
   notes += (_AVERAGES,) if averages else ()
   source = Source(name, found.path, "orbax", leaves, model, res, tokenizer, image_token, found)
   return source._replace(notes=notes, adapters=adapters, averages=averages)
@@ -102,18 +137,19 @@ def _open_hf(name: str, path: pathlib.Path) -> Source:
       f"{name} has .safetensors files and no config.json, which says what model they are: download"
       " the whole folder."
     )
-  with lazy_array.explained(path / "config.json", "config.json"):
-    config = json.loads((path / "config.json").read_text())
-  model, res = hf_config.model_fields(config), hf_config.res(config)
-  model["llm"]["vocab_size"] = hf_config.vocab_size(
-    config
-  )  # With <image>, and padding where it has some.
+  config = config_fields.read(path / "config.json")
   found = safetensors.read_safetensors(path)
+  with naming(path / "config.json"):
+    model, res = hf_config.model_fields(config), hf_config.res(config)
+    model["llm"]["vocab_size"] = hf_config.vocab_size(
+      config
+    )  # With <image> and padding, where it has.
+    leaves = hf_names.from_hf(found, _shapes_of(model, res))
   return Source(
     name,
     path,
     "hf",
-    hf_names.from_hf(found, of_model.param_shapes(paligemma.Model(**model), res)),
+    leaves,
     model,
     res,
     bytes_of(path / "tokenizer.model"),
@@ -125,6 +161,7 @@ def _open_hf(name: str, path: pathlib.Path) -> Source:
 
 def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
   """The base, and beside it what the folder holds."""
+  said = "" if base else f" ({peft.CONFIG}: base_model_name_or_path)"
   base = base or peft.base_of(path)
   if base is None:
     raise UserError(
@@ -134,7 +171,7 @@ def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
   try:
     below = open_source(base)
   except UserError as error:
-    raise UserError(f"'{name}' is an adapter on '{base}'. {error}") from error
+    raise UserError(f"'{name}' is an adapter on '{base}'{said}. {error}") from error
   if below.adapters:
     raise UserError(f"'{name}' is an adapter on '{base}', which has adapters: merge those first.")
   folder = peft.read(path, name, {n: leaf.shape for n, leaf in below.leaves.items()})
@@ -152,11 +189,11 @@ def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
 def _open_npz(name: str, path: pathlib.Path) -> Source:
   leaves = npz.read_npz(path)
   beside = path.with_name(path.name + BESIDE[0])
-  said, notes = {}, ()
+  image_token, notes = None, ()
   if beside.is_file():
-    with lazy_array.explained(beside, "JSON"):
-      said = json.loads(beside.read_text())
-      model, res = {part: said["model"][part] for part in ("img", "llm")}, said["res"]
+    said = typed_json.read(beside, _Beside)
+    model, res, image_token = said.model, said.res, said.image_token
+    config_load.check_saved(dict(model=model, res=res), str(beside))
   else:
     model, res = model_of({n: leaf.shape for n, leaf in leaves.items()}, name)
     softcap = gemma.get(**model["llm"]).final_logits_softcap
@@ -173,7 +210,7 @@ def _open_npz(name: str, path: pathlib.Path) -> Source:
     model,
     res,
     tokenizer_beside(path),
-    said.get("image_token"),
+    image_token,
     None,
     notes,
   )
@@ -190,7 +227,7 @@ def model_of(shapes: Mapping[str, Sequence[int]], name: str) -> tuple[dict[str, 
     llm_depth, mlp_dim, llm_width = shapes["llm/layers/mlp/linear"]
     _, num_heads, llm_head_dim, _ = shapes["llm/layers/attn/attn_vec_einsum/w"]
     kv_heads = shapes.get("llm/layers/attn/kv_einsum/w", (0, 0, num_heads))[2]
-    vocab_size = shapes[paligemma_lib.TOKEN_TABLE][0]
+    vocab_size = shapes[paligemma.TOKEN_TABLE][0]
   except (KeyError, ValueError, IndexError) as error:
     raise UserError(
       f"'{name}' does not hold a PaliGemma: {error} is missing or has another number of axes."
@@ -219,4 +256,4 @@ def tokenizer_beside(path: pathlib.Path) -> bytes | None:
 
 def bytes_of(path: pathlib.Path) -> bytes | None:
   """The content of a file, None if there is none."""
-  return path.read_bytes() if path.is_file() else None
+  return files.file_bytes(path) if path.is_file() else None

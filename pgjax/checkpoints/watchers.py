@@ -6,13 +6,23 @@ but none that a watcher has not scored, so that no step is missed however slow t
 how long it was away. Deleting the file ends that.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
 from collections.abc import Iterable
 
+import msgspec
+
+from pgjax.errors import UserError
+from pgjax.formats import typed_json
+
 FOLDER = "watchers"
 MANY = 5  # Checkpoints that wait; more are worth a word.
+
+
+class _Watcher(msgspec.Struct):
+  scored: set[typed_json.Count]
 
 
 def announce(workdir: pathlib.Path, out: pathlib.Path, scored: Iterable[int]) -> None:
@@ -29,11 +39,9 @@ def waiting(workdir: pathlib.Path, steps: Iterable[int]) -> dict[int, pathlib.Pa
   """Those of the steps that a watcher has not scored, with its file."""
   found: dict[int, pathlib.Path] = {}
   for file in sorted((workdir / FOLDER).glob("*.json")):
-    try:
-      scored = set(json.loads(file.read_text())["scored"])
-    except (OSError, ValueError, KeyError, TypeError):
-      continue  # Not one of ours, or gone by now.
-    found |= {step: file for step in steps if step not in scored}
+    with contextlib.suppress(UserError):  # Not one of ours, or gone by now.
+      scored = typed_json.read(file, _Watcher).scored
+      found |= {step: file for step in steps if step not in scored}
   return found
 
 

@@ -12,17 +12,52 @@ so that a step folder describes itself. saver.py writes and reads the arrays.
 """
 
 import hashlib
-import json
 import pathlib
 import shutil
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
+
+import msgspec
 
 from pgjax import disk
 from pgjax.errors import UserError
+from pgjax.formats import typed_json
+from pgjax.formats.typed_json import Count, Text
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"  # Step folders that could not be read are moved here, not deleted.
 FORMAT = 1
+Dtype = Literal[
+  "bool", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
+  "float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2",
+]  # fmt: skip
+Shape = tuple[Dtype, list[Annotated[int, msgspec.Meta(ge=0, le=2**40)]]]
+
+
+class Position(TypedDict):
+  """Where a run is in its data."""
+
+  step: Count
+  total_steps: Count
+  evaluated: bool
+  seed: NotRequired[Count]
+  examples: NotRequired[Count]
+
+
+class _Run(msgspec.Struct):
+  """run.json."""
+
+  step: Count
+  config: dict[str, Any]  # Checked by config.check_saved, where it is used.
+  tokenizer_sha256: str | None
+  identity: dict[str, Any]
+  position: Position
+  shapes: dict[str, Shape]
+  sums: dict[str, Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
+  best_value: float | None = None
+
+
+class _Format(msgspec.Struct):
+  format: Count
 
 
 class Checkpoint(NamedTuple):
@@ -33,8 +68,8 @@ class Checkpoint(NamedTuple):
   config: dict[str, Any]
   tokenizer: str | None  # Path of the copied file; None only where weights came without one.
   identity: dict[str, Any]  # What must not change between two starts: the data and its order.
-  position: dict[str, Any]  # In the data.
-  shapes: dict[str, list]  # {"params/llm/...": ["float32", [4, 8]]}
+  position: Position
+  shapes: dict[str, Shape]  # {"params/llm/...": ("float32", [4, 8])}
   sums: dict[str, int]
 
 
@@ -73,22 +108,37 @@ def find(ckpt: str, step: int | None = None) -> Checkpoint:
 def read(path: pathlib.Path) -> Checkpoint:
   """Reads what is beside the arrays, after comparing all files with what was written."""
   try:
-    for name, size in json.loads((path / "files.json").read_text()).items():
+    sizes = typed_json.read(path / "files.json", dict[Text, Count], DamagedError)
+    for name, size in sizes.items():
       actual = (path / name).stat().st_size
       if actual != size:
-        raise DamagedError(f"{name} has {actual:,} bytes instead of {size:,}")
-    run = json.loads((path / "run.json").read_text())
-    tokenizer = path / "tokenizer.model" if run["tokenizer_sha256"] else None
-    if tokenizer and hashlib.sha256(tokenizer.read_bytes()).hexdigest() != run["tokenizer_sha256"]:
-      raise DamagedError("tokenizer.model is not the file that was saved")
-    if run["format"] != FORMAT:
-      raise UserError(f"{path} has format {run['format']}; this version of pgjax reads {FORMAT}.")
-    fields = [run[name] for name in ("identity", "position", "shapes", "sums")]
-    return Checkpoint(path, run["step"], run["config"], tokenizer and str(tokenizer), *fields)
+        raise DamagedError(f"{name} has {actual:,} bytes instead of {size:,} (files.json)")
+    run = _run_of(path)
+    tokenizer = path / "tokenizer.model" if run.tokenizer_sha256 else None
+    if tokenizer and hashlib.sha256(tokenizer.read_bytes()).hexdigest() != run.tokenizer_sha256:
+      raise DamagedError(
+        "tokenizer.model is not the file that was saved (run.json: tokenizer_sha256)"
+      )
   except FileNotFoundError as error:
     raise DamagedError(f"{_relative(error.filename, path)} is missing") from error
-  except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+  except OSError as error:
     raise DamagedError(f"{type(error).__name__}: {error}") from error
+  tokenizer = tokenizer and str(tokenizer)
+  facts = (run.identity, run.position, run.shapes, run.sums)
+  return Checkpoint(path, run.step, run.config, tokenizer, *facts)
+
+
+def _run_of(path: pathlib.Path) -> _Run:
+  file = path / "run.json"
+  version = typed_json.read(file, _Format, DamagedError).format
+  if version != FORMAT:
+    raise UserError(f"{file} has format {version}; this version of pgjax reads {FORMAT}.")
+  run = typed_json.read(file, _Run, DamagedError)
+  if run.step != run.position["step"]:
+    raise DamagedError(f"{file}: $.step is {run.step} and $.position.step is another")
+  if odd := sorted(run.shapes.keys() ^ run.sums.keys()):
+    raise DamagedError(f"{file}: {odd[0]} is not in both of $.shapes and $.sums")
+  return run
 
 
 def add_files(folder: pathlib.Path, run: dict[str, Any], tokenizer: bytes | None) -> None:
@@ -107,8 +157,8 @@ def add_files(folder: pathlib.Path, run: dict[str, Any], tokenizer: bytes | None
 def best_value(path: pathlib.Path) -> float | None:
   """The metric that a step was saved with, if it was evaluated."""
   try:
-    return json.loads((path / "run.json").read_text())["best_value"]
-  except (OSError, ValueError, KeyError):
+    return _run_of(path).best_value
+  except (DamagedError, UserError):
     return None
 
 

@@ -63,6 +63,29 @@ def from_dict(fields: Mapping[str, Any]) -> ConfigDict:
   return config
 
 
+def check_saved(fields: Mapping[str, Any], where: str) -> None:
+  """What a checkpoint says of its config has the types that it was saved with.
+
+  Fields that this version does not know are left alone, and most may be missing: `from_dict`.
+  """
+
+  def check(section, known, name, needed=()):
+    if not isinstance(section, Mapping):
+      raise UserError(f"{where}: {name}={schema.shown(section)} must be a dict.")
+    schema.require(section, needed, f"{where}: {name}")
+    section = {n: value for n, value in section.items() if n in known}
+    schema.check(section, known, f"{where}: {name}")
+
+  needed = ("model", "res", *(("dtype",) if "params" in fields else ()))
+  check(fields, schema.RUN, "config", needed)
+  check(fields["model"], schema.MODEL, "config.model", ("img", "llm"))
+  check(fields["model"]["img"], schema.IMG, "config.model.img")
+  check(fields["model"]["llm"], schema.LLM, "config.model.llm")
+  check(fields.get("input", {}), schema.INPUT, "config.input")
+  for name, entry in fields.get("evals", {}).items():
+    check(entry, schema.EVAL, f"config.evals[{name!r}]", ("data", "pp"))
+
+
 def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
   """A copy with fields replaced; a text is read as what the field held before, or as a literal.
 

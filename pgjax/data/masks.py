@@ -83,7 +83,7 @@ def from_polygon(polygon, height: int, width: int) -> np.ndarray:
   """x0, y0, x1, y1 ... in pixels (edges from 0 to the size) -> bool [height, width]."""
   try:
     points = np.asarray(polygon, np.float64).reshape(-1, 2)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     points = np.zeros((0, 2))
   if len(points) < 3 or not np.isfinite(points).all():
     raise UserError(

@@ -61,7 +61,12 @@ class Tokenizer:
     self.source = source
     self.sha256 = hashlib.sha256(source).hexdigest()
     self._proto = _with_tokensets(source, path)
-    self._model = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
+    try:
+      self._model = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
+    except RuntimeError as error:
+      raise UserError(
+        f"Tokenizer '{path}' is a damaged SentencePiece model ({error}); {WHERE_FROM}."
+      ) from None
     self.vocab_size = self._model.vocab_size()
     ids = [getattr(self._model, f"{name}_id")() for name in ("pad", "eos", "bos", "unk")]
     if ids != [PAD, EOS, BOS, UNK]:
@@ -152,16 +157,16 @@ def _with_tokensets(source: bytes, path: str) -> bytes:
   """
   model = sentencepiece_model_pb2.ModelProto()
   try:
-    parsed = len(source) > 0 and model.ParseFromString(source) > 0 and len(model.pieces) > 0
+    model.ParseFromString(source)  # A piece that is not UTF-8 is read as bytes.
+    present = {piece.piece: piece for piece in model.pieces if piece.piece.startswith("<")}
   except Exception:  # protobuf's DecodeError has no stable place to import it from.
-    parsed = False
-  if not parsed:
+    present = None
+  if present is None or not model.pieces:
     raise UserError(
       f"Tokenizer '{path}' is not a SentencePiece model ({len(source)} bytes; a tokenizer.json or "
       f"a git-lfs pointer is not one); {WHERE_FROM}."
     )
   user_defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
-  present = {piece.piece: piece for piece in model.pieces if piece.piece.startswith("<")}
   for name in LOC_TOKENS + SEG_TOKENS:
     piece = present.get(name) or model.pieces.add()
     piece.piece, piece.score, piece.type = name, 0.0, user_defined

@@ -10,16 +10,23 @@ with a list of {"imgname", "query", "label"} in each JSON file. Run by pgjax.pre
 """
 
 import io
-import json
 import pathlib
 
+import msgspec
 import numpy as np
 import tensorflow_datasets as tfds
 
 from pgjax.errors import UserError
+from pgjax.formats import typed_json
 
 PARTS = ("human", "augmented")
 SPLITS = ("train", "val", "test")
+
+
+class _Row(msgspec.Struct):
+  imgname: typed_json.Text
+  query: str
+  label: str | int | float
 
 
 class ChartQA(tfds.core.GeneratorBasedBuilder):
@@ -76,17 +83,11 @@ def _questions(raw: pathlib.Path, split: str, part: str) -> pathlib.Path:
 
 def _rows(raw, split, part):
   path = _questions(raw, split, part)
-  try:
-    rows = json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON: {error}.") from None
-  for i, row in enumerate(rows):
+  for i, row in enumerate(typed_json.read(path, list[_Row])):
+    image = raw / split / "png" / row.imgname
     try:
-      image = raw / split / "png" / row["imgname"]
-      question, answer = row["query"], str(row["label"])
-    except (TypeError, KeyError):
-      raise UserError(f"{path}, entry {i}: it needs imgname, query and label.") from None
-    try:
-      yield image.read_bytes(), question, answer
+      yield image.read_bytes(), row.query, str(row.label)
     except OSError as error:
-      raise UserError(f"{path}, entry {i}: {image} cannot be read: {error.strerror}.") from None
+      raise UserError(
+        f"{path}, entry {i}: imgname: {image} cannot be read: {error.strerror}."
+      ) from None

@@ -5,14 +5,28 @@ again with the same checkpoint, config and number of processes, an evaluation go
 batch that all of them have.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from pgjax.distributed import processes
+from pgjax.errors import UserError
+from pgjax.formats import typed_json
 
 FOLDER = "unfinished"
+
+
+class _Row(TypedDict):
+  """What evals.run needs of each, whatever the score."""
+
+  prompt: str
+  scores: dict[str, tuple[float, float]]
+  _sha256: str
+  prediction: NotRequired[str]
+  logp: NotRequired[float]
+  nll: NotRequired[float]
 
 
 class Journal:
@@ -53,10 +67,13 @@ class Journal:
     """What an earlier start left; its last line may be cut off."""
     if not self._path.exists():
       return []
+    first, *lines = self._path.read_bytes().splitlines() or [b""]
     found = []
-    for line in self._path.read_text().splitlines():
-      try:
-        found.append(json.loads(line))
-      except json.JSONDecodeError:
-        break
-    return found[1:] if found and found[0] == fingerprint else []
+    with contextlib.suppress(UserError):
+      if typed_json.decode(first, dict[str, Any], self._path, nan=True) != fingerprint:
+        return []
+      for line in lines:
+        rows = typed_json.decode(line, list[dict[str, Any]], self._path, nan=True)
+        typed_json.check(rows, list[_Row], self._path)
+        found.append(rows)
+    return found

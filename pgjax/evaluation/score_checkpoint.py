@@ -20,7 +20,7 @@ from pgjax.checkpoints import workdir as workdir_lib
 from pgjax.config import load as config_load
 from pgjax.config import validate as config_validate
 from pgjax.distributed import mesh, processes, sharding
-from pgjax.errors import UserError
+from pgjax.errors import UserError, naming
 from pgjax.evaluation import evaluator as evaluator_lib
 from pgjax.evaluation import journal, report, report_split
 from pgjax.models import paligemma
@@ -174,9 +174,14 @@ def saved_config(source: source_lib.Source, overrides: Any) -> Any:
   saved = source.run.config if source.run else {}
   if "evals" not in saved:
     raise UserError(
-      f"--ckpt={source.name} holds weights without a config that says what to score: give --config."
+      f"--ckpt={source.name} holds weights without a config that says what to score: give --config"
+      " (a run.json has it in config.evals)."
     )
-  return config_validate.validated(config_load.overridden(config_load.from_dict(saved), overrides))
+  with naming(source.run.path / "run.json"):
+    config = config_validate.validated(config_load.from_dict(saved))
+  return (
+    config_validate.validated(config_load.overridden(config, overrides)) if overrides else config
+  )
 
 
 def write(scoring: Scoring, out, source, about, scores, results) -> None:

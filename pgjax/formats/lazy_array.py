@@ -7,9 +7,6 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,9 +17,6 @@ from pgjax.errors import UserError
 
 CHUNK_BYTES = 64 << 20  # What is read, cast and written at a time, at least one row.
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-# What damaged or malicious files make zipfile, struct, json and numpy raise.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, ValueError, struct.error)
-_DAMAGED += (TypeError, AttributeError, OverflowError, MemoryError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)  # Not a NamedTuple: to JAX it is a leaf.
@@ -88,9 +82,10 @@ def explained(path: pathlib.Path, kind: str) -> Iterator[None]:
     raise
   except OSError as error:
     raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
-  except _DAMAGED as error:
+  except Exception as error:  # Whatever zipfile, struct and numpy make of other people's bytes.
+    said = str(error).rstrip(".")[:200]
     raise UserError(
-      f"{path} is damaged or no {kind} file ({str(error).rstrip('.')}): download or write it again."
+      f"{path} is damaged or no {kind} file ({said}): download or write it again."
     ) from error
 
 

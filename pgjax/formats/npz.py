@@ -25,6 +25,8 @@ def read_npz(
   """
   with lazy_array.explained(path, ".npz"), zipfile.ZipFile(path) as file:
     members = [info for info in file.infolist() if info.filename.startswith(starts)]
+    if sum(info.compress_size for info in members) > path.stat().st_size:
+      raise ValueError("its arrays have more bytes than the file")
     found = {i.filename.removesuffix(".npy"): _npy_leaf(path, file, i) for i in members}
   for prefix in ("params/", "opt/target/"):
     if inside := {n.removeprefix(prefix): a for n, a in found.items() if n.startswith(prefix)}:
@@ -55,9 +57,13 @@ def _npy_leaf(path, file, info) -> lazy_array.LazyArray:
     dtype = np.dtype(ml_dtypes.bfloat16)  # numpy has no name for it and writes two void bytes.
   if dtype.hasobject:
     raise ValueError(f"'{info.filename}' holds Python objects, which are never read")
-  if not shape or info.file_size != header_bytes + math.prod(shape) * dtype.itemsize:
+  announced = header_bytes + math.prod(shape) * dtype.itemsize
+  if not shape or min(shape) < 0 or info.file_size != announced:
     raise ValueError(f"'{info.filename}' does not hold the {shape} numbers it announces")
-  if info.compress_type != zipfile.ZIP_STORED or (fortran and len(shape) > 1):
+  packed = info.compress_type != zipfile.ZIP_STORED
+  if info.file_size > (1100 * info.compress_size if packed else info.compress_size):
+    raise ValueError(f"'{info.filename}' announces {info.file_size:,} bytes, more than it can hold")
+  if packed or (fortran and len(shape) > 1):
     order = "F" if fortran else "C"
     return lazy_array.LazyArray(
       shape,

@@ -6,17 +6,31 @@ import math
 import pathlib
 import struct
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from pgjax.errors import UserError
-from pgjax.formats import lazy_array
+from pgjax.formats import lazy_array, typed_json
 
 SHARD_BYTES = 5_000_000_000  # Of a safetensors file, as in Hugging Face's own.
 MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library.
 INDEX = "model.safetensors.index.json"
 _SAFE_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class _Entry(msgspec.Struct):
+  """One tensor in the header of a safetensors file."""
+
+  dtype: str
+  shape: list[_Bytes]
+  data_offsets: tuple[_Bytes, _Bytes]
+
+
+class _Index(msgspec.Struct):
+  weight_map: Annotated[dict[str, typed_json.Text], msgspec.Meta(min_length=1)]
 
 
 def read_safetensors(folder: pathlib.Path) -> dict[str, lazy_array.LazyArray]:
@@ -31,17 +45,16 @@ def read_safetensors(folder: pathlib.Path) -> dict[str, lazy_array.LazyArray]:
         " download the folder again."
       )
     return read_safetensors_file(single[0])
-  with lazy_array.explained(index, "index"):
-    shard_of = json.loads(index.read_text())["weight_map"]
-    names = sorted(set(shard_of.values()))
+  shard_of = typed_json.read(index, _Index).weight_map
   found: dict[str, lazy_array.LazyArray] = {}
-  for name in names:
-    path = folder / name
-    if pathlib.PurePath(name).name != name:
-      raise UserError(f"{index} names {name!r}, which is not a file of this folder.")
-    if not path.is_file():
-      raise UserError(f"{index} names {name}, which is not there: download the folder again.")
-    found |= read_safetensors_file(path)
+  with lazy_array.explained(index, "index"):
+    for name in sorted(set(shard_of.values())):
+      path = folder / name
+      if pathlib.PurePath(name).name != name:
+        raise UserError(f"{index} names {name!r}, which is not a file of this folder.")
+      if not path.is_file():
+        raise UserError(f"{index} names {name}, which is not there: download the folder again.")
+      found |= read_safetensors_file(path)
   if missing := sorted(set(shard_of) - set(found)):
     raise UserError(
       f"{index} names tensors that are in none of its files: {', '.join(missing[:4])} and"
@@ -58,22 +71,27 @@ def read_safetensors_file(path: pathlib.Path) -> dict[str, lazy_array.LazyArray]
       (header_bytes,) = struct.unpack("<Q", file.read(8))
       if header_bytes > min(MAX_HEADER_BYTES, size - 8):
         raise ValueError(f"a header of {header_bytes:,} bytes in a file of {size:,}")
-      header = json.loads(file.read(header_bytes))
+      header = typed_json.decode(file.read(header_bytes), dict[str, Any], f"{path}, its header")
     header.pop("__metadata__", None)
-    return {name: _tensor(path, 8 + header_bytes, size, name, e) for name, e in header.items()}
+    entries = typed_json.check(header, dict[str, _Entry], f"{path}, its header")
+    used = sorted((e.data_offsets, name) for name, e in entries.items() if any(e.data_offsets))
+    for ((_, end), name), ((begin, _), other) in itertools.pairwise(used):
+      if begin < end:
+        raise ValueError(f"'{name}' and '{other}' overlap")
+    return {name: _tensor(path, 8 + header_bytes, size, name, e) for name, e in entries.items()}
 
 
 def _tensor(path, data_start, file_bytes, name, entry) -> lazy_array.LazyArray:
-  if entry["dtype"] not in _SAFE_DTYPES:
+  if entry.dtype not in _SAFE_DTYPES:
     raise UserError(
-      f"{path}: '{name}' holds {entry['dtype']}; weights are one of {', '.join(_SAFE_DTYPES)}."
+      f"{path}: '{name}' holds {entry.dtype}; weights are one of {', '.join(_SAFE_DTYPES)}."
       " Quantized checkpoints are not read: take the original."
     )
-  shape, dtype = tuple(entry["shape"]), np.dtype(_SAFE_DTYPES[entry["dtype"]])
-  begin, end = entry["data_offsets"]
-  if not 0 <= begin <= end <= file_bytes - data_start:
+  shape, dtype = tuple(entry.shape), np.dtype(_SAFE_DTYPES[entry.dtype])
+  begin, end = entry.data_offsets
+  if not begin <= end <= file_bytes - data_start:
     raise ValueError(f"'{name}' ends beyond the end of the file")
-  if end - begin != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+  if end - begin != math.prod(shape) * dtype.itemsize:
     raise ValueError(f"'{name}' does not hold the {shape} numbers it announces")
   return lazy_array.from_disk(path, data_start + begin, shape, dtype)
 

@@ -85,7 +85,9 @@ def model_fields(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   _check_vision(vision)
   _check_text(text)
   if top["projection_dim"] != text["hidden_size"]:
-    _refuse("projection_dim", top["projection_dim"], f"the text's width, {text['hidden_size']}")
+    _refuse(
+      "projection_dim", top["projection_dim"], f"text_config.hidden_size, {text['hidden_size']}"
+    )
   return dict(img=_img_fields(vision), llm=_llm_fields(text, _text_rows(top, text)))
 
 
@@ -197,19 +199,19 @@ def _sections(config):
   """(top, vision, text) with every default filled in; text keeps what is unknown here, too."""
   if config.get("model_type") != "paligemma":
     raise UserError(
-      f"config.json: model_type={config.get('model_type')!r} is not 'paligemma'; only PaliGemma 1"
+      f"model_type={config.get('model_type')!r} is not 'paligemma'; only PaliGemma 1"
       " and 2 are read."
     )
   for name in ("vision_config", "text_config"):
     if not isinstance(config.get(name), Mapping):
-      raise UserError(f"config.json has no {name}, so the model's sizes are not known.")
+      raise UserError(f"there is no {name}, so the model's sizes are not known.")
   vision, text = config["vision_config"], config["text_config"]
-  kind = text.get("model_type", "gemma")
+  kind = text.get("model_type") or "gemma"
   if kind not in _TEXT:
     _refuse("text_config.model_type", kind, "'gemma' (PaliGemma 1) or 'gemma2' (PaliGemma 2)")
   top = dict(config)
-  if "image_token_id" in config:  # Its name in code; transformers writes image_token_index.
-    top.setdefault("image_token_index", config["image_token_id"])
+  if top.get("image_token_index") is None:  # As transformers writes it; in code it has the other.
+    top["image_token_index"] = config.get("image_token_id")
   text = _filled(text, _TEXT[kind]) | dict(model_type=kind)
   return _filled(top, _TOP), _filled(vision, _VISION), text
 
@@ -283,7 +285,7 @@ def _img_fields(vision):
 
 def _llm_fields(text, rows):
   fields = {ours: text[theirs] for ours, theirs in _LLM_SIZES.items()}
-  fields |= dict(vocab_size=rows, norm_eps=text["rms_norm_eps"])
+  fields |= dict(vocab_size=rows, norm_eps=float(text["rms_norm_eps"]))
   if text["model_type"] == "gemma2":
     fields |= dict(
       post_norms=True,
@@ -373,6 +375,4 @@ def _square(name: str, size) -> int:
 
 
 def _refuse(name: str, value, only):
-  raise UserError(
-    f"config.json: {name}={value!r} is not what pgjax's PaliGemma can be; it must be {only}."
-  )
+  raise UserError(f"{name}={value!r} is not what pgjax's PaliGemma can be; it must be {only}.")

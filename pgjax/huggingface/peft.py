@@ -6,18 +6,18 @@ directions, as PEFT 0.21 writes and reads under transformers 4.57 and 5.
 """
 
 import collections
-import json
 import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
 from pgjax import disk
 from pgjax.errors import UserError
-from pgjax.formats import lazy_array, safetensors
+from pgjax.formats import safetensors, typed_json
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import names as hf_names
 from pgjax.huggingface.names import NameRow
@@ -47,6 +47,19 @@ _ALLOWED = dict(
   kasa_config=_OFF,
   monteclora_config=_OFF,
 )
+
+
+_Alpha = Annotated[int, Meta(gt=0, le=10**6)] | Annotated[float, Meta(gt=0, le=1e6)]
+
+
+class _Config(TypedDict, total=False):
+  """What is read of adapter_config.json besides _ALLOWED."""
+
+  base_model_name_or_path: str | None
+  lora_alpha: _Alpha
+  alpha_pattern: dict[str, _Alpha] | None
+  use_rslora: bool | None
+  lora_dropout: Annotated[float, Meta(ge=0, lt=1)]
 
 
 class Folder(NamedTuple):
@@ -236,8 +249,10 @@ def _adapter(row, ours, adapted, name, found, config) -> tuple[Adapter, bool]:
 
 
 def _config_of(path: pathlib.Path) -> dict[str, Any]:
-  with lazy_array.explained(path / CONFIG, "JSON"):
-    config = dict(json.loads((path / CONFIG).read_text()))
+  config = typed_json.read(path / CONFIG, dict[str, Any])
+  typed_json.check(config, _Config, path / CONFIG)
+  for pattern in config.get("alpha_pattern") or ():
+    param_names.compile_pattern(rf"(.*\.)?({pattern})$", f"{path / CONFIG}, alpha_pattern")
   for field, allowed in _ALLOWED.items():
     if field in config and config[field] not in allowed:
       raise UserError(

@@ -24,7 +24,7 @@ from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.data.loader import Layout, Loader
 from pgjax.data.pp import parse
 from pgjax.distributed import mesh, sharding
-from pgjax.errors import UserError
+from pgjax.errors import UserError, naming
 from pgjax.inference import grammar
 from pgjax.inference.decoder_cache import Decoders, Settings
 from pgjax.models import paligemma
@@ -86,9 +86,11 @@ def _as_evaluated(source, config, tokenizer) -> tuple[str, Settings, int, tuple[
   for name, entry in config.evals.items():
     if entry["type"] != "perplexity":
       entry = {"decode": None, "batch_size": BATCH_SIZE, **entry}  # Older ones have no decode.
+      with naming(f"{source.path / 'run.json'}: config.evals[{name!r}]"):
+        parsed = parse.parse(entry["pp"], tokenizer=tokenizer)
       pixels = [
         op.written
-        for op in parse.parse(entry["pp"], tokenizer=tokenizer).ops
+        for op in parsed.ops
         if op.name in parse.IMAGE_OPS and op.name not in _NEEDS_BOXES
       ]
       settings = Settings(entry["decode"] or config.decode, entry["max_decode_len"])

@@ -18,7 +18,6 @@ with eos. The tables that decoding reads are in inference/grammar_mask.py.
 """
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -28,12 +27,12 @@ import numpy as np
 from pgjax import call_syntax
 from pgjax.call_syntax import Between
 from pgjax.data import locations
-from pgjax.errors import UserError
+from pgjax.errors import UserError, naming
+from pgjax.formats import typed_json
 from pgjax.inference import json_grammar
 from pgjax.inference.grammar_mask import FORBIDDEN, Tables
 
 _NUM_LOC = 4
-_MAX_SCHEMA_BYTES = 100_000
 
 
 class Arc(NamedTuple):
@@ -243,19 +242,16 @@ def _answer_arcs(tokenizer, answers):
 def _json(
   schema: _Text | None = None, fields: Annotated[list[_Text], Between(1, 64)] | None = None
 ):
+  file = "json"
   if schema is not None and fields is not None:
     raise UserError("give the schema or the fields.")
   if fields is not None:
     schema = {"properties": {field: {"type": "string"} for field in fields}}
   elif schema is not None:
-    try:
-      path = pathlib.Path(schema).expanduser()
-      if not path.is_file() or path.stat().st_size > _MAX_SCHEMA_BYTES:
-        raise OSError(f"{path} is not a file of up to {_MAX_SCHEMA_BYTES} bytes")
-      schema = json.loads(path.read_text())
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: too deep, or no such home.
-      raise UserError(f"the schema cannot be read: {error}.") from None
-  automaton = json_grammar.automaton(schema)
+    file = schema
+    schema = typed_json.read(pathlib.Path(schema), dict[str, Any])
+  with naming(file):
+    automaton = json_grammar.automaton(schema)
   return lambda example: None, lambda tokenizer, labels: _byte_arcs(tokenizer, *automaton)
 
 

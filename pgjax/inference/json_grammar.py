@@ -10,11 +10,13 @@ a text may stand one space, or a line's end and up to eight spaces.
 import itertools
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+import msgspec
 import numpy as np
 
 from pgjax.errors import UserError
+from pgjax.formats import typed_json
 
 DEAD = -1
 DEPTH = 3  # Of values whose shape no schema gives.
@@ -36,6 +38,22 @@ _CHARACTERS = [
 ]
 
 
+_Few = Annotated[int, msgspec.Meta(ge=0, le=1000)]  # Each adds as many copies of the item.
+
+
+class Schema(TypedDict, total=False):
+  """The words that are read, and what may stand in each."""
+
+  type: str | list[str] | None
+  properties: dict[str, "Schema"]
+  required: list[str]
+  items: "Schema"
+  minItems: _Few
+  maxItems: _Few
+  enum: Annotated[list[Any], msgspec.Meta(min_length=1)]
+  anyOf: Annotated[list["Schema"], msgspec.Meta(min_length=1)]
+
+
 def automaton(schema: Mapping[str, Any] | None) -> tuple[np.ndarray, np.ndarray]:
   """(next place int32 [P, 256], DEAD where a byte is not allowed; bool [P], may the text end here).
 
@@ -46,7 +64,11 @@ def automaton(schema: Mapping[str, Any] | None) -> tuple[np.ndarray, np.ndarray]
   if schema is None:
     part = builder.either([builder.object(DEPTH), builder.array(DEPTH)])
   else:
-    part = builder.of_schema(schema, "the schema")
+    typed_json.check(schema, Schema, "the schema")
+    try:
+      part = builder.of_schema(schema, "the schema")
+    except RecursionError:
+      raise UserError("the schema is nested too deep.") from None
   return builder.deterministic(part)
 
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, get_type_hints
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ from pgjax.config import load as config_load
 from pgjax.config import validate as config_validate
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
+from pgjax.formats import typed_json
 from pgjax.models import paligemma
 from pgjax.params import of_model
 from pgjax.planning import flops as flops_lib
@@ -59,12 +60,22 @@ class Step(NamedTuple):
     return json.dumps(self._asdict() | parts)
 
   @classmethod
-  def from_json(cls, fields: Mapping[str, Any]) -> "Step":
-    """The inverse of `to_json`, from parsed JSON."""
-    return cls(**dict(fields) | dict(
+  def from_json(cls, line: str, where: Any) -> "Step":
+    """The inverse of `to_json`."""
+    fields = typed_json.decode(line, _STEP, where)
+    return cls(**fields | dict(
       need=memory.Need(**fields["need"]),
       collectives=[hlo.Collective(**c) for c in fields["collectives"]],
     ))  # fmt: skip
+
+
+def _typed(kind: Any, **fields: Any) -> Any:
+  """A named tuple as the JSON object that `to_json` makes of it."""
+  hints = {name: typed_json.Count if t is int else t for name, t in get_type_hints(kind).items()}
+  return TypedDict(kind.__name__, hints | fields)
+
+
+_STEP = _typed(Step, need=_typed(memory.Need), collectives=list[_typed(hlo.Collective)])
 
 
 def can_compile_for_gpus() -> bool:
@@ -190,7 +201,8 @@ class Compiler:
     case = dict(config=config.to_dict(), gpu=self._gpu, num_devices=num_devices, compiled=compiled)
     kept = _kept_file(case) if compiled else None
     if kept and kept.is_file():
-      return Step.from_json(json.loads(kept.read_text()))
+      with contextlib.suppress(UserError, OSError, UnicodeError):  # Damaged: compiled once more.
+        return Step.from_json(kept.read_text(), kept)
     print(json.dumps(case), file=self._process.stdin, flush=True)
     line = self._process.stdout.readline()
     if not line:
@@ -202,7 +214,7 @@ class Compiler:
       raise UserError(answer["error"])
     if kept:
       kept.write_text(line)
-    return Step.from_json(answer)
+    return Step.from_json(line, "the compiler's process")
 
 
 def _kept_file(case: Mapping[str, Any]) -> pathlib.Path | None:

@@ -19,11 +19,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import msgspec
 import tensorboardX
 import tqdm
 
 from pgjax import disk
 from pgjax.errors import UserError
+from pgjax.formats import typed_json
 
 STILL_SECONDS = 30.0  # How often a long wait says that it goes on.
 BAR_FORMAT = "{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
@@ -253,17 +255,22 @@ def append_scores(workdir: pathlib.Path, step: int, scores: Mapping[str, int | f
   board.close()
 
 
+class _Row(msgspec.Struct):
+  step: typed_json.Count
+  training_loss: Any = msgspec.UNSET
+
+
 def forget_after(path: pathlib.Path, step: int, *, evaluated: bool) -> None:
   """Keeps the rows up to `step`; the last line of a killed run may be cut off in the middle."""
   if not path.exists():
     return
   kept = []
-  for line in path.read_text().splitlines():
-    with contextlib.suppress(json.JSONDecodeError):
-      row = json.loads(line)
-      trained = "training_loss" in row
-      if row["step"] < step or (row["step"] == step and (trained or evaluated)):
-        kept.append(line + "\n")
+  for line in path.read_bytes().splitlines():
+    with contextlib.suppress(UserError):
+      row = typed_json.decode(line, _Row, path, nan=True)
+      trained = row.training_loss is not msgspec.UNSET
+      if row.step < step or (row.step == step and (trained or evaluated)):
+        kept.append(line + b"\n")
   replacement = path.with_suffix(".tmp")
-  replacement.write_text("".join(kept))
+  replacement.write_bytes(b"".join(kept))
   replacement.replace(path)

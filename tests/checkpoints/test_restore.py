@@ -62,7 +62,7 @@ def test_an_array_that_is_not_the_one_that_was_saved_is_one_sentence(tmp_path, r
   """Whether it is copied or converted."""
   source = source_lib.open_source(small_checkpoint.write(tmp_path / "7", root))
   source.run.sums["params/llm/layers/mlp/linear"] ^= 1
-  message = "7 is damaged: .*the content of params/llm/layers/mlp/linear has changed since"
+  message = "7 is damaged: .*params/llm/layers/mlp/linear.* changed since"
   with pytest.raises(UserError, match=message):
     restored(source, quantize=quantize)
 

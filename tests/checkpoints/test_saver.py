@@ -87,11 +87,15 @@ def saver(tmp_path):
     made.close()
 
 
+def position(step):
+  return dict(step=step, total_steps=100, evaluated=True)
+
+
 def save(saver, steps, scores=None):
   """A run in a fresh workdir that saves at `steps`."""
   saver.latest(abstract(make_state(0)))
   for step in steps:
-    saver.save(step, make_state(step), dict(step=step, seed=0), (scores or {}).get(step, {}))
+    saver.save(step, make_state(step), position(step), (scores or {}).get(step, {}))
   saver.close()
 
 
@@ -103,10 +107,10 @@ def bits(tree):
 def test_newest_state_comes_back_bit_for_bit_on_any_number_of_devices(saver, devices):
   save(saver(), [3, 7])
   target = abstract(make_state(7, devices=devices))
-  state, position = saver().latest(target)
+  state, where = saver().latest(target)
   assert bits(state) == bits(make_state(7))
   assert jax.tree.structure(state) == jax.tree.structure(target)
-  assert position == dict(step=7, seed=0)
+  assert where == position(7)
   assert all(
     a.sharding == b.sharding for a, b in zip(*map(jax.tree.leaves, (state, target)), strict=True)
   )
@@ -118,7 +122,7 @@ def test_a_state_donated_right_after_saving_is_saved_as_it_was(saver, tmp_path):
   first, expected = saver(), bits(make_state(5))
   first.latest(abstract(make_state(0)))
   state = make_state(5)
-  first.save(5, state, {}, {})
+  first.save(5, state, position(5), {})
   jax.block_until_ready(update(state))
   first.close()
   assert bits(saver().latest(abstract(make_state(0)))[0]) == expected
@@ -147,7 +151,7 @@ def test_keeps_the_last_the_best_and_the_multiples(saver, tmp_path):
   again.latest(abstract(make_state(0)))
   assert not again.due(9, {"eval/acc": 0.8})
   assert again.due(9, {"eval/acc": 0.95})
-  again.save(9, make_state(9), {}, {"eval/acc": 0.8})
+  again.save(9, make_state(9), position(9), {"eval/acc": 0.8})
   again.close()
   assert workdir_lib.steps(tmp_path) == [2, 9]
 
@@ -198,7 +202,7 @@ def test_a_damaged_newest_step_is_said_and_the_one_before_is_used(saver, tmp_pat
   assert "step 7 is damaged" in said[0]
   assert "goes back to step 3" in said[0]
   assert (tmp_path / "damaged/7").is_dir()
-  again.save(7, make_state(7), {}, {})  # The same step can be written again.
+  again.save(7, make_state(7), position(7), {})  # The same step can be written again.
   again.close()
   assert bits(saver().latest(abstract(make_state(0)))[0]) == bits(make_state(7))
 
@@ -248,7 +252,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(saver, tmp_path,
   first.latest(abstract(make_state(0)))
   monkeypatch.setattr(saver_lib.shutil, "disk_usage", lambda _: SimpleNamespace(free=4))
   with pytest.raises(UserError, match=r"step 3 takes up to .* MB, and the disk .* has 4e-06 MB"):
-    first.save(3, make_state(3), {}, {})
+    first.save(3, make_state(3), position(3), {})
   with pytest.raises(UserError, match=r"A checkpoint takes up to .* there is none before"):
     saver().latest(abstract(make_state(0)))
   assert not list((tmp_path / "checkpoints").iterdir())
@@ -263,7 +267,7 @@ def test_a_full_disk_is_a_sentence_and_keeps_what_there_was(saver, tmp_path, mon
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(workdir_lib, "add_files", full)
-  first.save(7, make_state(7), {}, {})  # The error comes from the background,
+  first.save(7, make_state(7), position(7), {})  # The error comes from the background,
   with pytest.raises(
     UserError, match=r"step 7 .* \(No space left on device\); .* step 3 is complete"
   ):

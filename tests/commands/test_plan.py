@@ -200,7 +200,7 @@ def test_time_is_compute_at_the_mfu_and_communication_at_the_links():
   assert time.high == pytest.approx(0.5 / 0.3 + 0.1)
   on_t4 = step_time.estimate(made, gpus.GPUS["T4"], "bfloat16", 0.4)
   assert on_t4.compute == pytest.approx(989 / 2 / 8.1 / 0.4)  # In float32.
-  assert compiler_lib.Step.from_json(json.loads(made.to_json())) == made
+  assert compiler_lib.Step.from_json(made.to_json(), "here") == made
 
 
 def estimates(**fields):

@@ -16,19 +16,51 @@ their answer is empty. `dropped` counts what is left out: boxes without area, ot
 """
 
 import collections
-import json
 import logging
-import math
 import os
-import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
 
 from pgjax.data import images, locations
 from pgjax.data.sources import files
-from pgjax.errors import UserError
+from pgjax.errors import UserError, naming
+from pgjax.formats import typed_json
+from pgjax.formats.typed_json import Number
 
 log = logging.getLogger("pgjax")
+
+
+_Side = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+
+
+class _Image(msgspec.Struct):
+  id: int | str
+  file_name: typed_json.Text
+  width: _Side
+  height: _Side
+
+
+class _Annotation(msgspec.Struct):
+  image_id: int | str
+  category_id: int | str
+  bbox: tuple[Number, Number, Number, Number]  # x, y, width, height.
+  area: Number | None = None
+  iscrowd: int | bool | None = None
+  segmentation: Any = None  # Checked by data/masks.py, for those who ask for masks.
+
+
+class _Category(msgspec.Struct):
+  id: int | str
+  name: str
+  supercategory: str | None = None
+
+
+class _File(msgspec.Struct):
+  images: list[_Image]
+  annotations: list[_Annotation]
+  categories: list[_Category]
 
 
 class Coco:
@@ -39,11 +71,11 @@ class Coco:
     del split  # A file is its own split.
     self.fname = os.path.expanduser(fname)
     self.root = os.path.abspath(os.path.expanduser(images or os.path.dirname(self.fname)))
-    content = self._read()
+    content = typed_json.read(self.fname, _File)
     names = self._class_names(content)
     self.classes = self._asked_for(classes, names, content)
     of_image = self._objects(content, names)
-    self._rows = [self._row(entry, of_image) for entry in content["images"]][start:stop]
+    self._rows = [self._row(entry, of_image) for entry in content.images][start:stop]
     if not self._rows:
       raise UserError(f"{self.fname} has no images{self._window(start, stop)}.")
     self._paths = [files.inside(self.root, r["file_name"], self.where(i), "images")
@@ -82,36 +114,10 @@ class Coco:
   def _window(self, start, stop):
     return "" if start is None and stop is None else f" from {start or 0} to {stop}"
 
-  def _read(self) -> Mapping[str, Any]:
-    try:
-      content = json.loads(pathlib.Path(self.fname).read_bytes())
-    except OSError as error:
-      raise UserError(f"{self.fname} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:
-      raise UserError(f"{self.fname} is not JSON ({error}).") from None
-    parts = ("images", "annotations", "categories")
-    lists = isinstance(content, dict) and all(
-      isinstance(content.get(part), list) and all(isinstance(e, dict) for e in content[part])
-      for part in parts
-    )
-    if not lists:
-      raise UserError(
-        f"{self.fname} is not a COCO file: it must be an object with lists of objects,"
-        f" {', '.join(parts)}; for one example a line use name='jsonl'."
-      )
-    return content
-
-  def _class_names(self, content) -> dict[Any, str]:
+  def _class_names(self, content) -> dict[int | str, str]:
     """Class of each category id."""
-    names = {}
-    for category in content["categories"]:
-      try:
-        names[category["id"]] = locations.checked_label(category["name"])
-      except KeyError as error:
-        raise UserError(f"{self.fname}: a category has no {error}: {category}.") from None
-      except UserError as error:
-        raise UserError(f"{self.fname}: {error}.") from None
-    return names
+    with naming(self.fname):
+      return {c.id: locations.checked_label(c.name) for c in content.categories}
 
   def _asked_for(self, classes, names, content) -> tuple[str, ...]:
     """All classes but groups: no annotation has them, and other categories lie below them."""
@@ -120,63 +126,49 @@ class Coco:
       if unknown := [c for c in asked if c not in names.values()]:
         raise UserError(f"{self.fname} has no class {unknown}; it has {list(names.values())}.")
       return asked
-    used = {names.get(a.get("category_id")) for a in content["annotations"]}
-    above = {c.get("supercategory") for c in content["categories"]}
+    used = {names.get(a.category_id) for a in content.annotations}
+    above = {c.supercategory for c in content.categories}
     return tuple(dict.fromkeys(n for n in names.values() if n in used or n not in above))
 
-  def _objects(self, content, names) -> dict[Any, list[Mapping[str, Any]]]:
+  def _objects(self, content, names) -> dict[int | str, list[tuple["_Annotation", str]]]:
     """The annotations of each image, with their class."""
-    of_image = {entry.get("id"): [] for entry in content["images"]}
-    for a in content["annotations"]:
-      where = f"{self.fname}, annotation {a.get('id')}"
-      if a.get("category_id") not in names:
-        raise UserError(f"{where}: there is no category {a.get('category_id')!r}.")
-      if a.get("image_id") not in of_image:
-        raise UserError(f"{where}: there is no image {a.get('image_id')!r}.")
-      if not _is_box(a.get("bbox")):
-        raise UserError(f"{where}: bbox is {a.get('bbox')!r}, not [x, y, width, height].")
-      of_image[a["image_id"]].append(dict(a, label=names[a["category_id"]]))
+    of_image = {entry.id: [] for entry in content.images}
+    for i, a in enumerate(content.annotations):
+      for what, known in (("category", names), ("image", of_image)):
+        if (value := getattr(a, f"{what}_id")) not in known:
+          raise UserError(f"{self.fname}, $.annotations[{i}]: there is no {what} {value!r}.")
+      of_image[a.image_id].append((a, names[a.category_id]))
     return of_image
 
   def _row(self, entry, of_image) -> dict[str, Any]:
-    name, size = entry.get("file_name"), (entry.get("width"), entry.get("height"))
-    where = f"{self.fname}, image {entry.get('id')!r}"
-    if not isinstance(name, str) or not name:
-      raise UserError(f"{where}: file_name is {name!r}, not the name of a file.")
-    whole = all(isinstance(n, int) and n > 0 for n in size)
-    if not whole or size[0] * size[1] > images.MAX_PIXELS:
+    width, height = entry.width, entry.height
+    if width * height > images.MAX_PIXELS:
       raise UserError(
-        f"{where}: width and height are {size[0]} x {size[1]}; boxes need them, as whole numbers"
-        f" with up to {images.MAX_PIXELS:,} pixels."
+        f"{self.fname}, image {entry.id!r}: width and height are {width} x {height}; an image has"
+        f" up to {images.MAX_PIXELS:,} pixels."
       )
-    facts = dict(id=str(entry.get("id")), image_id=entry.get("id"), file_name=name)
-    width, height = size
-    return facts | dict(width=width, height=height) | self._columns(of_image[entry["id"]], size)
+    facts = dict(id=str(entry.id), image_id=entry.id, file_name=entry.file_name)
+    return (
+      facts | dict(width=width, height=height) | self._columns(of_image[entry.id], (width, height))
+    )
 
-  def _columns(self, annotations: Sequence[Mapping[str, Any]], size) -> dict[str, Any]:
+  def _columns(self, annotations: Sequence[tuple["_Annotation", str]], size) -> dict[str, Any]:
     """The objects as columns, and how many were dropped for what."""
     names = ("boxes", "labels", "areas", "segmentations", "crowd_boxes", "crowd_labels")
     columns: dict[str, Any] = {name: [] for name in names}
     dropped = collections.Counter()
-    for a in annotations:
-      box = locations.to_normalised(a["bbox"], "coco", width=size[0], height=size[1])
-      if a["label"] not in self.classes:
+    for a, label in annotations:
+      box = locations.to_normalised(a.bbox, "coco", width=size[0], height=size[1])
+      if label not in self.classes:
         dropped["of other classes"] += 1
       elif not locations.has_area(box):
         dropped["without area"] += 1
-      elif a.get("iscrowd"):
+      elif a.iscrowd:
         columns["crowd_boxes"].append(list(box))
-        columns["crowd_labels"].append(a["label"])
+        columns["crowd_labels"].append(label)
       else:
         columns["boxes"].append(list(box))
-        columns["labels"].append(a["label"])
-        columns["areas"].append(a.get("area", a["bbox"][2] * a["bbox"][3]))
-        columns["segmentations"].append(a.get("segmentation") or None)
+        columns["labels"].append(label)
+        columns["areas"].append(a.bbox[2] * a.bbox[3] if a.area is None else a.area)
+        columns["segmentations"].append(a.segmentation or None)
     return columns | dict(dropped=dropped)
-
-
-def _is_box(box) -> bool:
-  numbers = isinstance(box, list) and all(
-    isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in box
-  )
-  return numbers and len(box) == 4

@@ -1,12 +1,13 @@
 """A JSONL file, one example a line, and a folder of images."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from pgjax.data.sources import files
 from pgjax.errors import UserError
+from pgjax.formats import typed_json
 
 
 class Jsonl:
@@ -67,15 +68,7 @@ class Jsonl:
 
   def _parse(self, line, number):
     where = f"{self.fname}, line {number}"
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise UserError(
-        f"{where}: not JSON ({error.msg}, column {error.colno}): {line.strip()[:60]!r}; each line "
-        'is one object such as {"image": "a.png", "prefix": "...", "suffix": "..."}.'
-      ) from None
-    if not isinstance(row, dict):
-      raise UserError(f"{where}: a JSON object is needed, this is {line.strip()[:60]!r}.")
+    row = typed_json.decode(line, dict[str, Any], where, _bad_line)
     images = row.get("image")
     images = images if isinstance(images, list) and images else [images]
     if not all(isinstance(image, str) and image for image in images):
@@ -88,3 +81,8 @@ class Jsonl:
     names = self._rows[i]["image"]
     names = names if isinstance(names, list) else [names]
     return [files.inside(self.root, name, f"{self.fname}, line {self._lines[i]}") for name in names]
+
+
+def _bad_line(said: str) -> UserError:
+  example = '{"image": "a.png", "prefix": "...", "suffix": "..."}'
+  return UserError(f"{said} Each line is one JSON object such as {example}.")

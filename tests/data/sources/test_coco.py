@@ -143,22 +143,31 @@ def with_change(part, index, **fields):
 @pytest.mark.parametrize(
   ("change", "said"),
   [
-    (lambda c: c.pop("images"), "is not a COCO file: it must be an object with lists of objects"),
-    (lambda c: c.update(annotations=[3]), "is not a COCO file"),
+    (lambda c: c.pop("images"), r"train.json: \$ is .*missing required field `images`"),
+    (lambda c: c.update(annotations=[3]), r"\$.annotations\[0\] is 3; expected `object`"),
     (lambda c: c.update(images=[]), "image_id|there is no image"),
-    (with_change("annotations", 0, category_id=9), "annotation 1: there is no category 9"),
-    (with_change("annotations", 0, image_id=9), "annotation 1: there is no image 9"),
-    (with_change("annotations", 0, bbox=[1, 2, 3]), r"annotation 1: bbox is \[1, 2, 3\], not"),
-    (with_change("annotations", 0, bbox=[1, 2, 3, "4"]), "annotation 1: bbox is"),
-    (with_change("annotations", 0, bbox=None), "annotation 1: bbox is None"),
-    (with_change("images", 0, width=None), "image 10: width and height are None x 100"),
-    (with_change("images", 0, width=10**9), "with up to 89,478,485 pixels"),
-    (with_change("images", 0, file_name=3), "file_name is 3"),
+    (with_change("annotations", 0, category_id=9), r"\$.annotations\[0\]: there is no category 9"),
+    (with_change("annotations", 0, image_id=9), r"\$.annotations\[0\]: there is no image 9"),
+    (
+      with_change("annotations", 0, bbox=[1, 2, 3]),
+      r"\$.annotations\[0\].bbox is \[1, 2, 3\]; expected `array` of length 4",
+    ),
+    (
+      with_change("annotations", 0, bbox=[1, 2, 3, "4"]),
+      r'\$.annotations\[0\].bbox\[3\] is "4"; expected',
+    ),
+    (with_change("annotations", 0, bbox=None), r"\$.annotations\[0\].bbox is null"),
+    (with_change("images", 0, width=None), r"\$.images\[0\].width is null; expected `int`"),
+    (with_change("images", 0, width=10**9), "up to 89,478,485 pixels"),
+    (with_change("images", 0, file_name=3), r"\$.images\[0\].file_name is 3"),
     (with_change("images", 0, file_name="../x.png"), r"lies outside of .* or set images= to"),
     (with_change("images", 0, file_name="/etc/hostname"), "lies outside of"),
     (with_change("images", 0, file_name="images/9.png"), "image 'images/9.png' is not in"),
     (with_change("categories", 1, name="a;b"), "label 'a;b' cannot stand in an answer"),
-    (lambda c: c["categories"][1].pop("name"), "a category has no 'name'"),
+    (
+      lambda c: c["categories"][1].pop("name"),
+      r"\$.categories\[1\] is .*missing required field `name`",
+    ),
   ],
 )
 def test_what_is_wrong_with_the_file_is_told(folder, change, said):
@@ -172,7 +181,7 @@ def test_files_that_are_no_json_and_classes_that_are_not_there_are_told(folder):
   with pytest.raises(UserError, match=r"has no class \['mouse'\]; it has \['animals', 'cat'"):
     opened(folder, classes=["cat", "mouse"])
   (folder / "bad.json").write_text("{")
-  with pytest.raises(UserError, match=r"bad.json is not JSON"):
+  with pytest.raises(UserError, match=r"bad.json: not JSON"):
     registry.open(dict(name="coco", fname=str(folder / "bad.json")))
   with pytest.raises(UserError, match=r"none.json cannot be read: No such file"):
     registry.open(dict(name="coco", fname=str(folder / "none.json")))
