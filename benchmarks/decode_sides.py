@@ -17,11 +17,9 @@ def pgjax(spec):
   import jax
 
   from configs import common
-  from pgjax.checkpoints import initial, source
-  from pgjax.checkpoints import load as load_params
+  from pgjax.checkpoints import initial, load as load_params, source
   from pgjax.config import decode_method
-  from pgjax.distributed import mesh as mesh_lib
-  from pgjax.distributed import sharding
+  from pgjax.distributed import mesh as mesh_lib, sharding
   from pgjax.inference import decode
   from pgjax.models import paligemma
   from pgjax.params import of_model

@@ -17,11 +17,9 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from pgjax.checkpoints import restore
-from pgjax.checkpoints import source as source_lib
+from pgjax.checkpoints import restore, source as source_lib
 from pgjax.distributed import mesh as mesh_lib
-from pgjax.evaluation import evaluator as evaluator_lib
-from pgjax.evaluation import score_checkpoint
+from pgjax.evaluation import evaluator as evaluator_lib, score_checkpoint
 
 
 def opened(args: argparse.Namespace, batch_size: int | None):

@@ -28,11 +28,7 @@ ATTENTION = dict(
   wd=None,
 )
 NO_VIT = dict(
-  params=[
-    ("img/head/.*", "train"),
-    ("img/.*", 'freeze("bfloat16")'),
-    ("llm/.*", "train"),
-  ]
+  params=[("img/head/.*", "train"), ("img/.*", 'freeze("bfloat16")'), ("llm/.*", "train")]
 )
 ADAM8 = dict(optax_name="pgjax.adam8bit")
 F32, BF16 = dict(dtype="float32"), dict(dtype="bfloat16")
@@ -108,12 +104,9 @@ def compiled_step(batch_size, num_devices, fields, device):
   """The step of a case, compiled for `num_devices` of that GPU."""
   from pgjax.distributed import mesh as mesh_lib
   from pgjax.models import paligemma
-  from pgjax.params import of_model
-  from pgjax.params import rules as param_rules
+  from pgjax.params import of_model, rules as param_rules
   from pgjax.planning import compiler
-  from pgjax.training import optimizer
-  from pgjax.training import state as train_state
-  from pgjax.training import step as step_lib
+  from pgjax.training import optimizer, state as train_state, step as step_lib
 
   config = run_config(batch_size, fields)
   mesh = mesh_lib.make_mesh([("data", -1)], compiler.devices(device, num_devices))

@@ -57,12 +57,8 @@ def pgjax(spec):
   from pgjax.checkpoints import initial, source
   from pgjax.distributed import mesh as mesh_lib
   from pgjax.models import paligemma
-  from pgjax.params import of_model
-  from pgjax.params import rules as param_rules
-  from pgjax.params import tree as param_tree
-  from pgjax.training import optimizer as optimizer_lib
-  from pgjax.training import state as train_state
-  from pgjax.training import step as step_lib
+  from pgjax.params import of_model, rules as param_rules, tree as param_tree
+  from pgjax.training import optimizer as optimizer_lib, state as train_state, step as step_lib
 
   config = common.base()
   remat = dict(defaults=config.remat, none="none", layers="nothing_saveable")[spec["recompute"]]

@@ -17,13 +17,9 @@ import jax
 
 from pgjax import cli, disk
 from pgjax.checkpoints import tokenizers
-from pgjax.data import loader as loader_lib
-from pgjax.data import pipeline
-from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.data import loader as loader_lib, pipeline, tokenizer as tokenizer_lib
 from pgjax.data.loader import Layout, Loader
-from pgjax.data_check import boxes as box_check
-from pgjax.data_check import findings, scan
-from pgjax.data_check import page as check_page
+from pgjax.data_check import boxes as box_check, findings, page as check_page, scan
 from pgjax.errors import UserError
 from pgjax.formats import seg_vae_npz
 from pgjax.models import paligemma, seg_vae
@@ -204,11 +200,7 @@ def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterat
     except Exception:  # As inspection does: one example that no op can take ends nothing.
       continue
     picture = draw_batch.example(
-      row.arrays,
-      tokenizer,
-      title=f"Example {g} of the run",
-      patches=patches,
-      mask_weights=weights,
+      row.arrays, tokenizer, title=f"Example {g} of the run", patches=patches, mask_weights=weights
     )
     file = io.BytesIO()
     picture.save(file, "PNG")

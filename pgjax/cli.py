@@ -119,8 +119,8 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _load_config(args: SimpleNamespace) -> None:
-  from pgjax.config import load as config_load
   from pgjax.config import (
+    load as config_load,
     validate as config_validate,  # After --help and the flags: it takes a moment.
   )
 

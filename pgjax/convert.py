@@ -16,19 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from pgjax import cli, disk
-from pgjax import disk as disk_lib
-from pgjax.checkpoints import merge_lora, orbax_params, resolve, verify
-from pgjax.checkpoints import source as source_lib
+from pgjax import cli, disk, disk as disk_lib
+from pgjax.checkpoints import merge_lora, orbax_params, resolve, source as source_lib, verify
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
 from pgjax.formats import npz, safetensors
 from pgjax.formats.lazy_array import LazyArray
-from pgjax.huggingface import config_json as hf_config
-from pgjax.huggingface import hub, peft, processor
-from pgjax.huggingface import names as hf_names
-from pgjax.models import paligemma
-from pgjax.models import paligemma as paligemma_lib
+from pgjax.huggingface import config_json as hf_config, hub, names as hf_names, peft, processor
+from pgjax.models import paligemma, paligemma as paligemma_lib
 from pgjax.params import of_model
 from pgjax.training import run_log
 

@@ -12,9 +12,7 @@ from typing import Any
 import msgspec
 
 from pgjax import cache_dir, cli, disk
-from pgjax.checkpoints import resolve, watchers
-from pgjax.checkpoints import source as source_lib
-from pgjax.checkpoints import workdir as workdir_lib
+from pgjax.checkpoints import resolve, source as source_lib, watchers, workdir as workdir_lib
 from pgjax.distributed import processes
 from pgjax.errors import UserError
 from pgjax.evaluation import score_checkpoint

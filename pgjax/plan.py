@@ -17,11 +17,14 @@ from jax.sharding import AbstractMesh
 from pgjax import cli, disk
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
-from pgjax.planning import autotune, gpus
-from pgjax.planning import compiler as compiler_lib
-from pgjax.planning import figure as plan_figure
-from pgjax.planning import page as plan_page
-from pgjax.planning import table as plan_table
+from pgjax.planning import (
+  autotune,
+  compiler as compiler_lib,
+  figure as plan_figure,
+  gpus,
+  page as plan_page,
+  table as plan_table,
+)
 
 DEFAULT = "H100"
 METHODS = "full,no_vit,attention,lora,qlora"

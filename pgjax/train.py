@@ -17,23 +17,24 @@ from typing import Any, NamedTuple
 import jax
 
 from pgjax import cache_dir, cli, disk
-from pgjax.checkpoints import checksums, initial, tokenizers
-from pgjax.checkpoints import saver as saver_lib
+from pgjax.checkpoints import checksums, initial, saver as saver_lib, tokenizers
 from pgjax.config import durations
 from pgjax.data import device_feed, pipeline
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import processes as processes_lib
-from pgjax.distributed import sharding
+from pgjax.distributed import mesh as mesh_lib, processes as processes_lib, sharding
 from pgjax.errors import UserError
 from pgjax.evaluation import evaluator as evaluator_lib
 from pgjax.models import paligemma
-from pgjax.params import of_model
-from pgjax.params import table as param_table
+from pgjax.params import of_model, table as param_table
 from pgjax.planning import flops, gpus, out_of_memory
-from pgjax.training import ema, optimizer, run_log, stochastic_rounding
-from pgjax.training import state as train_state
-from pgjax.training import step as step_lib
-from pgjax.training import summary as summary_lib
+from pgjax.training import (
+  ema,
+  optimizer,
+  run_log,
+  state as train_state,
+  step as step_lib,
+  stochastic_rounding,
+  summary as summary_lib,
+)
 from pgjax.visualization import batch as draw_batch
 
 AGREE_STEPS = 10  # Several processes ask each other this often whether one of them should stop.

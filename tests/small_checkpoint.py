@@ -3,13 +3,11 @@
 import numpy as np
 
 from pgjax.checkpoints import orbax_params
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
+from pgjax.config import load as config_load, validate as config_validate
 from pgjax.data import tokenizer
 from pgjax.formats import lazy_array
 from pgjax.models import paligemma
-from pgjax.params import of_model, storage
-from pgjax.params import tree as param_tree
+from pgjax.params import of_model, storage, tree as param_tree
 
 TOWER = dict(width=16, depth=1, mlp_dim=32, num_heads=2)
 FIELDS = {

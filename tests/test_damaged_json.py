@@ -20,30 +20,25 @@ import pytest
 import small_checkpoint
 
 from pgjax import cli, convert, disk, evaluate
-from pgjax.checkpoints import checksums as checksums_lib
-from pgjax.checkpoints import saver as saver_lib
-from pgjax.checkpoints import source as source_lib
-from pgjax.checkpoints import watchers
-from pgjax.checkpoints import workdir as workdir_lib
-from pgjax.data import loader as loader_lib
-from pgjax.data import masks, tokenizer
+from pgjax.checkpoints import (
+  checksums as checksums_lib,
+  saver as saver_lib,
+  source as source_lib,
+  watchers,
+  workdir as workdir_lib,
+)
+from pgjax.data import loader as loader_lib, masks, tokenizer
 from pgjax.data.sources import registry
 from pgjax.datasets import chartqa
 from pgjax.errors import UserError
 from pgjax.evaluation import journal, score_checkpoint
-from pgjax.formats import lazy_array, safetensors
-from pgjax.formats import npz as npz_lib
-from pgjax.huggingface import config_json as hf_config
-from pgjax.huggingface import names as hf_names
-from pgjax.huggingface import peft
+from pgjax.formats import lazy_array, npz as npz_lib, safetensors
+from pgjax.huggingface import config_json as hf_config, names as hf_names, peft
 from pgjax.inference import engine, grammar, json_grammar
 from pgjax.layers import lora
 from pgjax.models import paligemma
-from pgjax.params import lazy, of_model
-from pgjax.params import names as param_names
-from pgjax.params import rules as param_rules
-from pgjax.planning import compiler as compiler_lib
-from pgjax.planning import hlo, memory
+from pgjax.params import lazy, names as param_names, of_model, rules as param_rules
+from pgjax.planning import compiler as compiler_lib, hlo, memory
 from pgjax.training import run_log
 
 GONE = object()

@@ -15,18 +15,14 @@ import typing
 import numpy as np
 import pytest
 import test_call_syntax
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 
 from pgjax import call_syntax
-from pgjax.config import durations
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
+from pgjax.config import durations, load as config_load, validate as config_validate
 from pgjax.data.pp import parse as parse_lib
 from pgjax.data.sources import easy_vqa
 from pgjax.errors import UserError
-from pgjax.params import names as param_names
-from pgjax.params import tree as param_tree
+from pgjax.params import names as param_names, tree as param_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::SyntaxWarning")]
 SECONDS = float(os.environ.get("PGJAX_FUZZ_SECONDS", "4"))

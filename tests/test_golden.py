@@ -123,8 +123,7 @@ def test_logits_and_image_embedding(golden):
 
 def test_loss_per_example_and_gradients(golden):
   from pgjax.evaluation import likelihood
-  from pgjax.params import of_model
-  from pgjax.params import tree as param_tree
+  from pgjax.params import of_model, tree as param_tree
   from pgjax.training import step as step_lib
 
   smoothing = golden.meta["label_smoothing"]
@@ -165,11 +164,8 @@ def single_device(tree):
 
 def test_losses_and_parameters_of_twenty_updates(golden):
   from pgjax.distributed import sharding
-  from pgjax.params import of_model
-  from pgjax.params import tree as param_tree
-  from pgjax.training import optimizer as optimizer_lib
-  from pgjax.training import state as train_state
-  from pgjax.training import step as step_lib
+  from pgjax.params import of_model, tree as param_tree
+  from pgjax.training import optimizer as optimizer_lib, state as train_state, step as step_lib
 
   config = golden.config()
   rules = of_model.rules(golden.model, config)

@@ -7,15 +7,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import sharding
+from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.models import paligemma
-from pgjax.params import of_model
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
-from pgjax.training import optimizer
-from pgjax.training import state as train_state
-from pgjax.training import step as step_lib
+from pgjax.params import of_model, rules as param_rules, tree as param_tree
+from pgjax.training import optimizer, state as train_state, step as step_lib
 
 IMG = dict(width=24, depth=2, mlp_dim=40, num_heads=3, patch_size=8)
 LLM = dict(

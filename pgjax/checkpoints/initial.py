@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pgjax.checkpoints import load as load_params
-from pgjax.checkpoints import resolve
-from pgjax.checkpoints import source as source_lib
+from pgjax.checkpoints import load as load_params, resolve, source as source_lib
 from pgjax.errors import UserError
 from pgjax.formats import npz
 from pgjax.formats.lazy_array import LazyArray

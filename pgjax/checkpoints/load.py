@@ -19,9 +19,7 @@ from pgjax.formats.lazy_array import CHUNK_BYTES, LazyArray, of_array
 from pgjax.huggingface import names as hf_names
 from pgjax.layers import lora
 from pgjax.models import paligemma
-from pgjax.params import lazy
-from pgjax.params import names as param_names
-from pgjax.params import tree as param_tree
+from pgjax.params import lazy, names as param_names, tree as param_tree
 from pgjax.params.lazy import Adapter
 from pgjax.params.storage import StoredParams, scheme_of
 

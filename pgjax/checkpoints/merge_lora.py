@@ -7,16 +7,13 @@ time. How one adapter is added says params/lazy.py, how PEFT writes it huggingfa
 
 import pathlib
 
-from pgjax.checkpoints import resolve
-from pgjax.checkpoints import source as source_lib
+from pgjax.checkpoints import resolve, source as source_lib
 from pgjax.checkpoints.source import Source
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import LazyArray
-from pgjax.huggingface import names as hf_names
-from pgjax.huggingface import peft
+from pgjax.huggingface import names as hf_names, peft
 from pgjax.models import paligemma
-from pgjax.params import lazy, storage
-from pgjax.params import rules as param_rules
+from pgjax.params import lazy, rules as param_rules, storage
 
 
 def folded(source: Source, base: str | None = None) -> Source:

@@ -7,16 +7,24 @@ compared on the devices; the others are converted on the way (checkpoints/load.p
 
 from typing import Any
 
-from pgjax.checkpoints import checksums, orbax_params, saver, workdir
-from pgjax.checkpoints import load as load_params
-from pgjax.checkpoints import source as source_lib
+from pgjax.checkpoints import (
+  checksums,
+  load as load_params,
+  orbax_params,
+  saver,
+  source as source_lib,
+  workdir,
+)
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import LazyArray
-from pgjax.params import names as param_names
-from pgjax.params import of_model, storage
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
+from pgjax.params import (
+  names as param_names,
+  of_model,
+  rules as param_rules,
+  storage,
+  tree as param_tree,
+)
 from pgjax.params.rules import Rule
 
 

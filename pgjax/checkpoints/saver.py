@@ -20,8 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from pgjax import disk
-from pgjax.checkpoints import watchers
-from pgjax.checkpoints import workdir as workdir_lib
+from pgjax.checkpoints import watchers, workdir as workdir_lib
 from pgjax.distributed import processes
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import CHUNK_BYTES

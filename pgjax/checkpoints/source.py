@@ -19,12 +19,9 @@ from pgjax.data.sources import files
 from pgjax.errors import UserError, naming
 from pgjax.formats import npz, safetensors, typed_json
 from pgjax.formats.lazy_array import LazyArray
-from pgjax.huggingface import config_fields, peft
-from pgjax.huggingface import config_json as hf_config
-from pgjax.huggingface import names as hf_names
+from pgjax.huggingface import config_fields, config_json as hf_config, names as hf_names, peft
 from pgjax.models import gemma, paligemma, siglip
-from pgjax.params import lazy, of_model, storage
-from pgjax.params import tree as param_tree
+from pgjax.params import lazy, of_model, storage, tree as param_tree
 from pgjax.params.lazy import Adapter
 
 log = logging.getLogger("pgjax")
@@ -203,16 +200,7 @@ def _open_npz(name: str, path: pathlib.Path) -> Source:
         " trained. Weights of a transfer in big_vision were trained without: --softcap=0.",
       )
   return Source(
-    name,
-    path,
-    "bv",
-    leaves,
-    model,
-    res,
-    tokenizer_beside(path),
-    image_token,
-    None,
-    notes,
+    name, path, "bv", leaves, model, res, tokenizer_beside(path), image_token, None, notes
   )
 
 

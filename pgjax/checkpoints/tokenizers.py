@@ -3,8 +3,7 @@
 import pathlib
 from typing import Any
 
-from pgjax.checkpoints import resolve, workdir
-from pgjax.checkpoints import source as source_lib
+from pgjax.checkpoints import resolve, source as source_lib, workdir
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
 from pgjax.huggingface import peft

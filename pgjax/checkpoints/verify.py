@@ -18,8 +18,7 @@ from pgjax.checkpoints.source import Source
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import names as hf_names
 from pgjax.layers import embedding
-from pgjax.models import gemma, paligemma, siglip
-from pgjax.models import paligemma as paligemma_lib
+from pgjax.models import gemma, paligemma, paligemma as paligemma_lib, siglip
 from pgjax.params import tree as param_tree
 
 PATCHES = 16  # A side; the whole picture of 896 pixels has 64.

@@ -7,8 +7,7 @@ from ml_collections import ConfigDict
 
 from pgjax.config import decode_method, durations, schema
 from pgjax.errors import UserError
-from pgjax.params import names as param_names
-from pgjax.params import rules as param_rules
+from pgjax.params import names as param_names, rules as param_rules
 
 
 def validated(config: ConfigDict) -> ConfigDict:

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pgjax.data import images, pipeline
-from pgjax.data import loader as loader_lib
+from pgjax.data import images, loader as loader_lib, pipeline
 from pgjax.data_check import boxes as box_check
 from pgjax.data_check.findings import Book
 from pgjax.metrics import structured

@@ -74,10 +74,7 @@ def _replicate(*, where: Given) -> Callable:
 
 
 def _fsdp(
-  axis: _Axis,
-  min_size_to_shard_mb: Annotated[float, Between(0, 1e6)] = 4,
-  *,
-  axis_sizes: Given,
+  axis: _Axis, min_size_to_shard_mb: Annotated[float, Between(0, 1e6)] = 4, *, axis_sizes: Given
 ) -> Callable:
   """Splits the largest free dimension that divides; among equal ones the later (big_vision)."""
   axes, axis_size = _axes(axis, axis_sizes)

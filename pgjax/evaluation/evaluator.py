@@ -19,11 +19,9 @@ import numpy as np
 from pgjax import disk
 from pgjax.config import durations
 from pgjax.data import device_feed, loader, pipeline
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import processes
+from pgjax.distributed import mesh as mesh_lib, processes
 from pgjax.errors import UserError
-from pgjax.evaluation import columns, likelihood, scorers
-from pgjax.evaluation import journal as journal_lib
+from pgjax.evaluation import columns, journal as journal_lib, likelihood, scorers
 from pgjax.inference import decode
 from pgjax.inference.decoder_cache import Decoders, Settings
 from pgjax.metrics import text

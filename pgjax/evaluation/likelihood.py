@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import sharding
+from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.layers import cross_entropy, embedding
 from pgjax.models import paligemma
 from pgjax.params import tree as param_tree

@@ -13,16 +13,17 @@ import jax
 
 import pgjax
 from pgjax import disk
-from pgjax.checkpoints import checksums, restore
-from pgjax.checkpoints import load as load_params
-from pgjax.checkpoints import source as source_lib
-from pgjax.checkpoints import workdir as workdir_lib
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
+from pgjax.checkpoints import (
+  checksums,
+  load as load_params,
+  restore,
+  source as source_lib,
+  workdir as workdir_lib,
+)
+from pgjax.config import load as config_load, validate as config_validate
 from pgjax.distributed import mesh, processes, sharding
 from pgjax.errors import UserError, naming
-from pgjax.evaluation import evaluator as evaluator_lib
-from pgjax.evaluation import journal, report, report_split
+from pgjax.evaluation import evaluator as evaluator_lib, journal, report, report_split
 from pgjax.models import paligemma
 from pgjax.params import tree as param_tree
 from pgjax.training import run_log
@@ -88,11 +89,7 @@ class Scoring:
       began = time.monotonic()
       with self.log.waiting(f"Evaluating {name}, {evaluator.batches.num_examples:,} examples"):
         results[name] = evaluator_lib.run(
-          evaluator,
-          params,
-          mesh=self.mesh,
-          tokenizer=self.tokenizer,
-          journal=journals[-1],
+          evaluator, params, mesh=self.mesh, tokenizer=self.tokenizer, journal=journals[-1]
         )
       about["evals"][name] |= dict(
         data_sha256=results[name].data_sha256,
@@ -190,11 +187,7 @@ def write(scoring: Scoring, out, source, about, scores, results) -> None:
   seen = dict(checkpoint=about["checkpoint"]["path"], step=step, averages=source.averages)
   splits = [
     report_split.Split(
-      e.name,
-      results[e.name].rows,
-      results[e.name].parts,
-      e.batches.image,
-      e.section.mask_weights,
+      e.name, results[e.name].rows, results[e.name].parts, e.batches.image, e.section.mask_weights
     )
     for e in scoring.evaluators
   ]

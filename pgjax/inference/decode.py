@@ -33,14 +33,7 @@ class Decoded(NamedTuple):
 
 
 def jitted(
-  model,
-  mesh,
-  param_places,
-  *,
-  max_decode_len,
-  method=GREEDY,
-  eos=1,
-  readable=param_tree.unflatten,
+  model, mesh, param_places, *, max_decode_len, method=GREEDY, eos=1, readable=param_tree.unflatten
 ):
   """`f(params, batch, key=None, masks=None) -> Decoded` of max_decode_len tokens a row.
 

@@ -13,12 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import processes
+from pgjax.distributed import mesh as mesh_lib, processes
 from pgjax.layers import lora
 from pgjax.models import paligemma
-from pgjax.params import names as param_names
-from pgjax.params import tree as param_tree
+from pgjax.params import names as param_names, tree as param_tree
 
 SHARE = 0.25  # Of a device's memory, at most.
 _PREFIXES = ("llm/", f"{param_names.LORA}llm/")

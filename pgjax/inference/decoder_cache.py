@@ -11,10 +11,8 @@ import jax
 import numpy as np
 
 from pgjax.config import decode_method
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import processes, sharding
-from pgjax.inference import decode as decode_lib
-from pgjax.inference import grammar as grammar_lib
+from pgjax.distributed import mesh as mesh_lib, processes, sharding
+from pgjax.inference import decode as decode_lib, grammar as grammar_lib
 
 
 class Settings(NamedTuple):

@@ -13,14 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pgjax.checkpoints import load as load_params
-from pgjax.checkpoints import restore
-from pgjax.checkpoints import source as source_lib
-from pgjax.config import decode_method
-from pgjax.config import load as config_load
-from pgjax.data import images, locations, pipeline
-from pgjax.data import loader as loader_lib
-from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.checkpoints import load as load_params, restore, source as source_lib
+from pgjax.config import decode_method, load as config_load
+from pgjax.data import images, loader as loader_lib, locations, pipeline, tokenizer as tokenizer_lib
 from pgjax.data.loader import Layout, Loader
 from pgjax.data.pp import parse
 from pgjax.distributed import mesh, sharding

@@ -17,9 +17,7 @@ import jax.numpy as jnp
 
 
 @functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=["base", "a", "b"],
-  meta_fields=["scale", "dropout"],
+  jax.tree_util.register_dataclass, data_fields=["base", "a", "b"], meta_fields=["scale", "dropout"]
 )
 @dataclasses.dataclass(frozen=True)
 class Adapted:
@@ -33,9 +31,7 @@ class Adapted:
 
 
 @functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=["w", "a", "b", "key"],
-  meta_fields=["dropout"],
+  jax.tree_util.register_dataclass, data_fields=["w", "a", "b", "key"], meta_fields=["dropout"]
 )
 @dataclasses.dataclass(frozen=True)
 class Linear:

@@ -40,9 +40,7 @@ class Scheme(NamedTuple):
 
 
 @functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=["parts"],
-  meta_fields=["scheme", "shape", "place"],
+  jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["scheme", "shape", "place"]
 )
 @dataclasses.dataclass(frozen=True)
 class Quantized:

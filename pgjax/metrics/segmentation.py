@@ -63,10 +63,7 @@ def mask_overlap(
 
 
 def referring(
-  mask_64x64: np.ndarray | None,
-  box: np.ndarray | None,
-  truth_HW: np.ndarray,
-  truth_box: np.ndarray,
+  mask_64x64: np.ndarray | None, box: np.ndarray | None, truth_HW: np.ndarray, truth_box: np.ndarray
 ) -> dict[str, text.Score]:
   """All figures of an example: `miou`, `ciou`, `boxacc/0.5`, `boxacc/0.75`, `invalid_share`.
 

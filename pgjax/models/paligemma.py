@@ -124,10 +124,7 @@ class Model(nn.Module):
       positions_BL = jnp.cumsum(valid_BL, axis=1) - 1
     x_BLD = jnp.concatenate([zimg.astype(self.dtype), x_BTD.astype(self.dtype)], axis=1)
     x_BLD, _ = self.llm_tower(
-      x_BLD,
-      positions_BL,
-      prefix_lm_mask(mask_ar_BL, valid_BL),
-      gemma.Mode(train=train),
+      x_BLD, positions_BL, prefix_lm_mask(mask_ar_BL, valid_BL), gemma.Mode(train=train)
     )
     return self.llm_tower.norm(x_BLD[:, P:])
 

@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pgjax.models import paligemma
-from pgjax.params import rules as param_rules
-from pgjax.params import storage
-from pgjax.params import tree as param_tree
+from pgjax.params import rules as param_rules, storage, tree as param_tree
 
 
 def example_shapes(config, text_len=None):

@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pgjax.layers import lora, quantization
-from pgjax.params import names as param_names
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
+from pgjax.params import names as param_names, rules as param_rules, tree as param_tree
 from pgjax.params.names import LORA
 from pgjax.params.rules import QUANTIZED, Rule
 

@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pgjax.params import names as param_names
-from pgjax.params import tree as param_tree
+from pgjax.params import names as param_names, tree as param_tree
 from pgjax.params.rules import Rule
 from pgjax.params.storage import StoredParams
 

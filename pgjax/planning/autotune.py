@@ -8,8 +8,7 @@ them fits, what changes the run: the storage of moments, frozen parts, adapters.
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
+from pgjax.config import load as config_load, validate as config_validate
 from pgjax.layers import remat
 from pgjax.models import paligemma
 from pgjax.params import of_model

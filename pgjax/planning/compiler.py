@@ -25,18 +25,14 @@ import numpy as np
 
 import pgjax
 from pgjax import cache_dir
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
+from pgjax.config import load as config_load, validate as config_validate
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.formats import typed_json
 from pgjax.models import paligemma
 from pgjax.params import of_model
-from pgjax.planning import flops as flops_lib
-from pgjax.planning import gpus, hlo, memory
-from pgjax.training import optimizer, stochastic_rounding
-from pgjax.training import state as train_state
-from pgjax.training import step as step_lib
+from pgjax.planning import flops as flops_lib, gpus, hlo, memory
+from pgjax.training import optimizer, state as train_state, step as step_lib, stochastic_rounding
 
 WHEELS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")  # What an installed compiler brings.
 # Schedules need the length of a run; what is compiled does not depend on it.

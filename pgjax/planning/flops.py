@@ -13,9 +13,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pgjax.models import paligemma
-from pgjax.params import names as param_names
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
+from pgjax.params import names as param_names, rules as param_rules, tree as param_tree
 from pgjax.params.storage import StoredParams
 
 # The stages of the forward pass, in order, by the names of their parameters.

@@ -14,8 +14,7 @@ import jax
 from pgjax.data import device_feed
 from pgjax.layers import cross_entropy, mixed_precision
 from pgjax.models import paligemma
-from pgjax.params import names as param_names
-from pgjax.params import tree as param_tree
+from pgjax.params import names as param_names, tree as param_tree
 
 # What no compiler sees: the CUDA context with the libraries' own buffers, and fragmentation.
 RESERVE_BYTES, RESERVE_SHARE = 600_000_000, 0.03

@@ -11,8 +11,7 @@ import jax
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.params import of_model
-from pgjax.planning import compiler, memory, savings
-from pgjax.planning import page as plan_page
+from pgjax.planning import compiler, memory, page as plan_page, savings
 
 _WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 

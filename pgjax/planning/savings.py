@@ -11,13 +11,11 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
+from pgjax.config import load as config_load, validate as config_validate
 from pgjax.errors import UserError
 from pgjax.layers import remat
 from pgjax.models.paligemma import Model
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
+from pgjax.params import rules as param_rules, tree as param_tree
 from pgjax.params.storage import StoredParams
 from pgjax.planning import memory
 from pgjax.planning.memory import Need

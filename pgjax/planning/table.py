@@ -11,8 +11,7 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
+from pgjax.config import load as config_load, validate as config_validate
 from pgjax.planning import memory
 from pgjax.planning.compiler import Compiler
 from pgjax.planning.page import GB

@@ -16,8 +16,7 @@ import optax
 
 from pgjax.errors import UserError, did_you_mean
 from pgjax.params import names as param_names
-from pgjax.training import adam8bit, stochastic_rounding
-from pgjax.training import schedules as schedules_lib
+from pgjax.training import adam8bit, schedules as schedules_lib, stochastic_rounding
 
 # optax's complete optimizers, linear in their learning rate, which ours then replaces. Those that
 # are not (fromage, rprop) or need the loss (lbfgs, polyak_sgd) have no place in the chain.

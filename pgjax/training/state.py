@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import sharding
-from pgjax.params import of_model
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
+from pgjax.distributed import mesh as mesh_lib, sharding
+from pgjax.params import of_model, rules as param_rules, tree as param_tree
 from pgjax.training import ema as ema_lib
 
 

@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import sharding
+from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.layers import cross_entropy, embedding, mixed_precision, remat
 from pgjax.models import paligemma
-from pgjax.params import of_model
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
-from pgjax.training import ema, host_offload
-from pgjax.training import state as train_state
-from pgjax.training import stochastic_rounding as stochastic_rounding_lib
+from pgjax.params import of_model, rules as param_rules, tree as param_tree
+from pgjax.training import (
+  ema,
+  host_offload,
+  state as train_state,
+  stochastic_rounding as stochastic_rounding_lib,
+)
 
 
 def jitted(model, tx, config, mesh):

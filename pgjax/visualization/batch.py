@@ -19,8 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pgjax.data import locations
 from pgjax.models import paligemma
-from pgjax.visualization import boxes as draw_boxes
-from pgjax.visualization import images as draw_images
+from pgjax.visualization import boxes as draw_boxes, images as draw_images
 
 # Pixels: a panel's side, around it, names of tokens beside it.
 PANEL, MARGIN, LABELS = 560, 24, 130

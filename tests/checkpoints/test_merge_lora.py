@@ -8,20 +8,27 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pgjax.checkpoints import initial as initial_lib
-from pgjax.checkpoints import load as load_params
-from pgjax.checkpoints import orbax_params, restore, tokenizers
-from pgjax.checkpoints import source as source_lib
+from pgjax.checkpoints import (
+  initial as initial_lib,
+  load as load_params,
+  orbax_params,
+  restore,
+  source as source_lib,
+  tokenizers,
+)
 from pgjax.data import tokenizer
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.formats import lazy_array, npz
 from pgjax.huggingface import peft
 from pgjax.models import paligemma
-from pgjax.params import lazy, storage
-from pgjax.params import names as param_names
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
+from pgjax.params import (
+  lazy,
+  names as param_names,
+  rules as param_rules,
+  storage,
+  tree as param_tree,
+)
 from tests import tiny
 from tests.commands.test_convert import (
   GEMMA2,

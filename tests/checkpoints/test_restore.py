@@ -5,15 +5,11 @@ import pytest
 import small_checkpoint
 import tiny
 
-from pgjax.checkpoints import load as load_params
-from pgjax.checkpoints import orbax_params, restore
-from pgjax.checkpoints import source as source_lib
+from pgjax.checkpoints import load as load_params, orbax_params, restore, source as source_lib
 from pgjax.config import load as config_load
 from pgjax.errors import UserError
 from pgjax.models import paligemma
-from pgjax.params import of_model, storage
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
+from pgjax.params import of_model, rules as param_rules, storage, tree as param_tree
 
 QLORA = [
   (".*/attn/.*", 'lora(rank=2, base="nf4", double=True, block=8)'),

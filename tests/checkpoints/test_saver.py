@@ -13,9 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pgjax import disk
-from pgjax.checkpoints import orbax_params
-from pgjax.checkpoints import saver as saver_lib
-from pgjax.checkpoints import workdir as workdir_lib
+from pgjax.checkpoints import orbax_params, saver as saver_lib, workdir as workdir_lib
 from pgjax.errors import UserError
 from pgjax.params import tree as param_tree
 

@@ -10,9 +10,7 @@ from PIL import Image
 
 from pgjax import check, cli
 from pgjax.data import images, locations
-from pgjax.data_check import boxes as box_check
-from pgjax.data_check import findings, scan
-from pgjax.data_check import page as check_page
+from pgjax.data_check import boxes as box_check, findings, page as check_page, scan
 from pgjax.formats import seg_vae_npz
 from pgjax.models import seg_vae
 

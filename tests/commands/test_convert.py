@@ -13,16 +13,13 @@ import numpy as np
 import pytest
 
 from pgjax import cli, convert, disk
-from pgjax.checkpoints import initial, verify
-from pgjax.checkpoints import source as source_lib
+from pgjax.checkpoints import initial, source as source_lib, verify
 from pgjax.data import tokenizer
 from pgjax.errors import UserError
 from pgjax.formats import lazy_array, safetensors
 from pgjax.huggingface import names as hf_names
-from pgjax.models import paligemma
-from pgjax.models import paligemma as paligemma_lib
-from pgjax.params import of_model, storage
-from pgjax.params import tree as param_tree
+from pgjax.models import paligemma, paligemma as paligemma_lib
+from pgjax.params import of_model, storage, tree as param_tree
 
 IMG = dict(variant="custom", width=24, depth=2, mlp_dim=40, num_heads=3, patch_size=14)
 SIZES = dict(variant="custom", width=32, depth=3, mlp_dim=48, head_dim=16)
@@ -298,10 +295,7 @@ HF_DAMAGE = {
     lambda f: safetensors_header(f, lambda h: h[NORM].update(dtype="I32")),
     "holds I32; weights are one of",
   ),
-  "a missing tensor": (
-    lambda f: safetensors_header(f, lambda h: h.pop(NORM)),
-    f"missing: {NORM}",
-  ),
+  "a missing tensor": (lambda f: safetensors_header(f, lambda h: h.pop(NORM)), f"missing: {NORM}"),
   "an unused tensor": (
     lambda f: safetensors_header(f, lambda h: h.update({"lora.w": h[NORM] | EMPTY})),
     "unexpected: lora.w",

@@ -14,16 +14,22 @@ import tiny
 import pgjax
 from configs import common
 from pgjax import cli, plan
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
+from pgjax.config import load as config_load, validate as config_validate
 from pgjax.data import device_feed
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.params import tree as param_tree
-from pgjax.planning import autotune, gpus, hlo, memory, savings, step_time
-from pgjax.planning import compiler as compiler_lib
-from pgjax.planning import page as plan_page
-from pgjax.planning import table as plan_table
+from pgjax.planning import (
+  autotune,
+  compiler as compiler_lib,
+  gpus,
+  hlo,
+  memory,
+  page as plan_page,
+  savings,
+  step_time,
+  table as plan_table,
+)
 
 GIB = 2**30
 ADAPTERS = [("llm/layers/(attn|mlp)/.*", 'lora(rank=2, base="nf4")'), (".*", 'freeze("bfloat16")')]

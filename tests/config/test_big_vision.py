@@ -1,8 +1,7 @@
 import logging
 import sys
 
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
+from pgjax.config import load as config_load, validate as config_validate
 from pgjax.data import prefix_lm, tokenizer
 from pgjax.data.pp import parse
 

@@ -6,19 +6,14 @@ import ml_collections
 import pytest
 
 from configs import common
-from pgjax.config import durations, schema
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
+from pgjax.config import durations, load as config_load, schema, validate as config_validate
 from pgjax.data import tokenizer
 from pgjax.data.pp import parse
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.models import gemma, paligemma, siglip
-from pgjax.params import of_model
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
-from pgjax.training import optimizer
-from pgjax.training import state as train_state
+from pgjax.params import of_model, rules as param_rules, tree as param_tree
+from pgjax.training import optimizer, state as train_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED = ("common.py", "published.py")

@@ -5,9 +5,7 @@ import sys
 
 import pytest
 
-from pgjax.config import durations
-from pgjax.config import load as config_load
-from pgjax.config import validate as config_validate
+from pgjax.config import durations, load as config_load, validate as config_validate
 from pgjax.errors import UserError
 
 TINY = "configs/chartqa.py:variant=tiny,batch_size=8,parts=augmented"

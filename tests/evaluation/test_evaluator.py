@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from pgjax.data import pipeline
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import processes
+from pgjax.distributed import mesh as mesh_lib, processes
 from pgjax.errors import UserError
-from pgjax.evaluation import evaluator as evaluator_lib
-from pgjax.evaluation import journal, scorers
+from pgjax.evaluation import evaluator as evaluator_lib, journal, scorers
 from pgjax.training import run_log
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from pgjax.config import schema
-from pgjax.data import locations, pipeline
-from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.data import locations, pipeline, tokenizer as tokenizer_lib
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.evaluation import evaluator, report, report_split, scorers

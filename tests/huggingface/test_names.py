@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pgjax.checkpoints import initial as initial_lib
-from pgjax.checkpoints import resolve
+from pgjax.checkpoints import initial as initial_lib, resolve
 from pgjax.errors import UserError
-from pgjax.params import storage
-from pgjax.params import tree as param_tree
+from pgjax.params import storage, tree as param_tree
 
 
 def tree(dtype=np.float32, patches=4, rows=24, width=8):

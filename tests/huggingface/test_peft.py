@@ -9,12 +9,10 @@ import pytest
 
 from pgjax.errors import UserError
 from pgjax.formats import lazy_array, safetensors
-from pgjax.huggingface import names as hf_names
-from pgjax.huggingface import peft
+from pgjax.huggingface import names as hf_names, peft
 from pgjax.layers import lora
 from pgjax.models import paligemma
-from pgjax.params import lazy, of_model
-from pgjax.params import names as param_names
+from pgjax.params import lazy, names as param_names, of_model
 from pgjax.params.rules import Rule
 from tests.commands.test_convert import IMG, LLM, RES
 

@@ -9,12 +9,10 @@ import pytest
 import tiny
 
 from pgjax.checkpoints import load as load_params
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import sharding
+from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.inference import decode, decode_weights
 from pgjax.layers import embedding
-from pgjax.params import of_model
-from pgjax.params import tree as param_tree
+from pgjax.params import of_model, tree as param_tree
 from pgjax.planning import hlo
 
 pytestmark = pytest.mark.xdist_group("decode")  # They share what is compiled.

@@ -44,12 +44,7 @@ def generate(values, batch, method, *, key=None, devices=1, eos=EOS, length=NEW,
   mesh = tiny.mesh(devices=devices)
   places = sharding.shardings(tiny.FSDP, {"params": values}, mesh)["params"]
   run = decode.jitted(
-    tiny.model(),
-    mesh,
-    places,
-    max_decode_len=length,
-    method=decode_method.parse(method),
-    eos=eos,
+    tiny.model(), mesh, places, max_decode_len=length, method=decode_method.parse(method), eos=eos
   )
   key = None if key is None else jax.random.key(key)
   return [np.asarray(a) for a in run(jax.device_put(values, places), batch, key, masks)]

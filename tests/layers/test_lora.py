@@ -10,10 +10,13 @@ import pytest
 from pgjax.distributed import sharding
 from pgjax.layers import lora, quantization
 from pgjax.models import paligemma
-from pgjax.params import names as param_names
-from pgjax.params import of_model, storage
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
+from pgjax.params import (
+  names as param_names,
+  of_model,
+  rules as param_rules,
+  storage,
+  tree as param_tree,
+)
 from pgjax.training import step as step_lib
 from tests import tiny
 

@@ -9,8 +9,7 @@ import scipy.stats
 from pgjax.formats import lazy_array
 from pgjax.layers import quantization
 from pgjax.layers.quantization import Scheme
-from pgjax.params import lazy, storage
-from pgjax.params import tree as param_tree
+from pgjax.params import lazy, storage, tree as param_tree
 
 SCHEMES = [
   Scheme(kind, block, double)

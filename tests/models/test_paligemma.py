@@ -11,8 +11,7 @@ import tiny
 from pgjax.errors import UserError
 from pgjax.layers import remat
 from pgjax.models import gemma, paligemma, siglip
-from pgjax.params import of_model
-from pgjax.params import tree as param_tree
+from pgjax.params import of_model, tree as param_tree
 
 # A letter is a size: L layers, D width, F hidden size, N heads, K key heads, H head size, V
 # vocabulary; l d f n h are the image tower's, P patches, p patch size; digits stand for themselves.

@@ -2,13 +2,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import sharding
+from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.errors import UserError
-from pgjax.params import rules as param_rules
-from pgjax.params import storage
-from pgjax.params import table as param_table
-from pgjax.params import tree as param_tree
+from pgjax.params import rules as param_rules, storage, table as param_table, tree as param_tree
 
 TREE = {
   "llm": {"layers": {"attn": {"w": 1, "out": 2}, "mlp": {"w": 3}}, "final_norm": {"scale": 4}},

@@ -19,9 +19,7 @@ from pgjax.checkpoints import source as source_lib
 from pgjax.formats import lazy_array
 from pgjax.huggingface import peft as peft_lib
 from pgjax.models import paligemma
-from pgjax.params import lazy, of_model
-from pgjax.params import names as param_names
-from pgjax.params import tree as param_tree
+from pgjax.params import lazy, names as param_names, of_model, tree as param_tree
 from tests.parity import test_hf_model
 
 pytestmark = pytest.mark.parity

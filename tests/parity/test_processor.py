@@ -21,8 +21,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from pgjax.data import prefix_lm, tokenizer
 from pgjax.data.pp import parse
-from pgjax.huggingface import config_json as hf_config
-from pgjax.huggingface import processor as processor_lib
+from pgjax.huggingface import config_json as hf_config, processor as processor_lib
 
 pytestmark = pytest.mark.parity
 

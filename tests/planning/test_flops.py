@@ -7,8 +7,7 @@ import pytest
 import tiny
 
 from pgjax.models import paligemma
-from pgjax.params import names as param_names
-from pgjax.params import of_model
+from pgjax.params import names as param_names, of_model
 from pgjax.planning import flops
 
 # A multiply-add of each part of PaliGemma 2 3B at 224 px with 128 tokens, in 1e9: products with

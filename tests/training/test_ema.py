@@ -7,8 +7,7 @@ import pytest
 import tiny
 
 from pgjax import disk, evaluate, train
-from pgjax.checkpoints import checksums, saver, source
-from pgjax.checkpoints import workdir as workdir_lib
+from pgjax.checkpoints import checksums, saver, source, workdir as workdir_lib
 from pgjax.params import tree as param_tree
 from pgjax.training import ema
 from tests.commands import test_train as test_run

@@ -22,13 +22,7 @@ def kinds(tree):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("devices", "fields"),
-  [
-    (1, dict(ema_decay=0.9)),
-    (8, {}),
-    (1, ADAM8),
-    (1, ADAFACTOR),
-    (1, dict(grad_clip_norm=None)),
-  ],
+  [(1, dict(ema_decay=0.9)), (8, {}), (1, ADAM8), (1, ADAFACTOR), (1, dict(grad_clip_norm=None))],
 )
 def test_the_run_is_the_same(devices, fields):
   model = tiny.model(llm=dict(width=64))

@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 import tiny
 
-from pgjax.distributed import mesh as mesh_lib
-from pgjax.distributed import sharding
+from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.evaluation import likelihood
 from pgjax.layers import remat
-from pgjax.params import of_model
-from pgjax.params import rules as param_rules
-from pgjax.params import tree as param_tree
+from pgjax.params import of_model, rules as param_rules, tree as param_tree
 from pgjax.training import step as step_lib
 
 pytestmark = pytest.mark.xdist_group("step")  # They share what is compiled.

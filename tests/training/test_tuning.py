@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from pgjax import cli, convert, evaluate, train
-from pgjax.checkpoints import source as source_lib
-from pgjax.checkpoints import workdir as workdir_lib
+from pgjax.checkpoints import source as source_lib, workdir as workdir_lib
 
 # Two workers would make the runs twice.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tuning")]
