@@ -3,7 +3,10 @@
 import os
 import pathlib
 
-import jax
+from etils import epy
+
+with epy.lazy_imports():
+  import jax
 
 
 def folder(name: str = "") -> pathlib.Path | None:

@@ -5,6 +5,8 @@ check.json, check.html (the report with the pictures in it) and example_N.png: w
 of the run's first examples. The exit status is 1 if something is an error, 0 with warnings.
 """
 
+from __future__ import annotations
+
 import functools
 import io
 import itertools
@@ -13,17 +15,20 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import jax
+from etils import epy
 
 from pgjax import cli, disk
-from pgjax.checkpoints import tokenizers
-from pgjax.data import loader as loader_lib, pipeline, tokenizer as tokenizer_lib
-from pgjax.data.loader import Layout, Loader
-from pgjax.data_check import boxes as box_check, findings, page as check_page, scan
 from pgjax.errors import UserError
-from pgjax.formats import seg_vae_npz
-from pgjax.models import paligemma, seg_vae
-from pgjax.visualization import batch as draw_batch
+
+with epy.lazy_imports():  # Not for --help or a mistake in the config.
+  import jax
+
+  from pgjax.checkpoints import tokenizers
+  from pgjax.data import loader as loader_lib, pipeline, tokenizer as tokenizer_lib
+  from pgjax.data_check import boxes as box_check, findings, page as check_page, scan
+  from pgjax.formats import seg_vae_npz
+  from pgjax.models import paligemma, seg_vae
+  from pgjax.visualization import batch as draw_batch
 
 MAX_TEXTS = 200_000  # Of each data set; beyond, every second or third one is taken.
 
@@ -85,11 +90,11 @@ def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[scan.CheckedSplit,
     answer, length = ("suffix", None) if likely else (section.answer, section.max_decode_len)
     sections.append((f"evals.{name}", section, answer, length, likely))
   for name, section, answer, length, for_training in sections:
-    layout = Layout(config.res, config.text_len, config.num_frames, for_training)
+    layout = loader_lib.Layout(config.res, config.text_len, config.num_frames, for_training)
     try:
       parts = pipeline.parts(section.data, check_images=False)
       for part in parts:
-        loader = Loader(part, section.pp, tokenizer, layout, config.seed)
+        loader = loader_lib.Loader(part, section.pp, tokenizer, layout, config.seed)
         own = name if len(parts) == 1 else f"{name}/{part.name}"
         split = scan.CheckedSplit(own, loader, answer, length, allow)
         opened.append((split, described(section.data, part, parts)))
@@ -181,7 +186,7 @@ def mask_weights(config: Any) -> str:
 # Drawing
 
 
-def draw(config: Any, loaders: list[Loader], tokenizer: Any, num: int) -> Iterator:
+def draw(config: Any, loaders: list[loader_lib.Loader], tokenizer: Any, num: int) -> Iterator:
   """(name, PNG bytes, (prompt, answer)) of the run's first examples that can be made."""
   if not loaders:
     return

@@ -5,6 +5,8 @@ of any size passes through a machine that holds its largest leaf. Nothing stands
 name before it is complete and, with --verify, has been read back and compared.
 """
 
+from __future__ import annotations
+
 import contextlib
 import math
 import os
@@ -14,18 +16,22 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
+from etils import epy
 
-from pgjax import cli, disk, disk as disk_lib
-from pgjax.checkpoints import merge_lora, orbax_params, resolve, source as source_lib, verify
-from pgjax.data import tokenizer as tokenizer_lib
+from pgjax import cli, disk
+from pgjax.checkpoints import resolve
 from pgjax.errors import UserError
-from pgjax.formats import npz, safetensors
-from pgjax.formats.lazy_array import LazyArray
-from pgjax.huggingface import config_json as hf_config, hub, names as hf_names, peft, processor
-from pgjax.models import paligemma, paligemma as paligemma_lib
-from pgjax.params import of_model
-from pgjax.training import run_log
+
+with epy.lazy_imports():  # Not for --help or a mistake in the config.
+  import numpy as np
+
+  from pgjax.checkpoints import merge_lora, orbax_params, source as source_lib, verify
+  from pgjax.data import tokenizer as tokenizer_lib
+  from pgjax.formats import lazy_array, npz, safetensors
+  from pgjax.huggingface import config_json as hf_config, hub, names as hf_names, peft, processor
+  from pgjax.models import paligemma
+  from pgjax.params import of_model
+  from pgjax.training import run_log
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -110,12 +116,14 @@ def _without_adapters(source: source_lib.Source, args: Any) -> source_lib.Source
   )
 
 
-def _as_asked(source: source_lib.Source, to: str, dtype: str | None) -> dict[str, LazyArray]:
+def _as_asked(
+  source: source_lib.Source, to: str, dtype: str | None
+) -> dict[str, lazy_array.LazyArray]:
   """The leaves as they will be written; they are cast while they are read."""
   leaves = dict(source.leaves)
-  if to == "bv" and leaves[paligemma_lib.TOKEN_TABLE].shape[0] == hf_names.HF_VOCAB_SIZE:
-    table = leaves[paligemma_lib.TOKEN_TABLE]
-    leaves[paligemma_lib.TOKEN_TABLE] = hf_names.with_rows(table, hf_names.VOCAB_SIZE)
+  if to == "bv" and leaves[paligemma.TOKEN_TABLE].shape[0] == hf_names.HF_VOCAB_SIZE:
+    table = leaves[paligemma.TOKEN_TABLE]
+    leaves[paligemma.TOKEN_TABLE] = hf_names.with_rows(table, hf_names.VOCAB_SIZE)
   if dtype:
     leaves = {name: leaf.astype(np.dtype(dtype), name) for name, leaf in leaves.items()}
   return leaves
@@ -141,7 +149,9 @@ def _adapters_in_words(source: source_lib.Source) -> str:
   return f", with adapters of rank {ranks} on {len(source.adapters)} arrays, {count:,} parameters"
 
 
-def _changes(source: source_lib.Source, leaves: Mapping[str, LazyArray], to: str) -> Iterator[str]:
+def _changes(
+  source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray], to: str
+) -> Iterator[str]:
   """Everything that will not be the same afterwards."""
   for dtype in DTYPES:
     cast = [n for n, leaf in leaves.items() if leaf.dtype == dtype != source.leaves[n].dtype]
@@ -152,8 +162,8 @@ def _changes(source: source_lib.Source, leaves: Mapping[str, LazyArray], to: str
   if to == "peft":
     return
   have, rows = (
-    source.leaves[paligemma_lib.TOKEN_TABLE].shape[0],
-    leaves[paligemma_lib.TOKEN_TABLE].shape[0],
+    source.leaves[paligemma.TOKEN_TABLE].shape[0],
+    leaves[paligemma.TOKEN_TABLE].shape[0],
   )
   if rows < have:
     yield (
@@ -172,7 +182,9 @@ def _changes(source: source_lib.Source, leaves: Mapping[str, LazyArray], to: str
     )
 
 
-def _compared(path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, LazyArray]):
+def _compared(
+  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]
+):
   """(a table, whether what was written is what was asked for)."""
   if not peft.is_folder(path):
     return verify.compare(leaves, source, source_lib.open_source(str(path)))
@@ -183,7 +195,7 @@ def _compared(path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str
   return "\n".join(lines), same
 
 
-def _check_room(target: pathlib.Path, leaves: Mapping[str, LazyArray]) -> None:
+def _check_room(target: pathlib.Path, leaves: Mapping[str, lazy_array.LazyArray]) -> None:
   needed, free = sum(leaf.nbytes for leaf in leaves.values()), disk.free_bytes(target)
   if needed > free:
     raise UserError(
@@ -202,7 +214,7 @@ def _unfinished(target: pathlib.Path) -> Iterator[pathlib.Path]:
   except UserError:
     raise
   except Exception as error:
-    reason = disk_lib.disk_trouble(error)
+    reason = disk.disk_trouble(error)
     if reason is None:
       raise
     raise UserError(f"{target} could not be written ({reason}); nothing is left of it.") from error
@@ -217,7 +229,7 @@ def _beside(path: pathlib.Path, ending: str) -> pathlib.Path:
 
 
 def _write_orbax(
-  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, LazyArray]
+  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]
 ) -> None:
   """A step folder without an optimizer; the config is the run's, or says only what the model is."""
   facts = _facts(source, leaves)
@@ -232,22 +244,22 @@ def _write_orbax(
 
 
 def _write_bv(
-  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, LazyArray]
+  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]
 ) -> None:
   """One .npz, names as in the released files; next to it what an .npz cannot say."""
   npz.write_npz(path, {f"params/{name}": leaf for name, leaf in leaves.items()})
   facts, tokenizer = (_beside(path, ending) for ending in source_lib.BESIDE)
-  facts.write_text(disk_lib.dumps(_facts(source, leaves)))
+  facts.write_text(disk.dumps(_facts(source, leaves)))
   if source.tokenizer is not None:
     tokenizer.write_bytes(source.tokenizer)
 
 
 def _write_hf(
-  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, LazyArray]
+  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]
 ) -> None:
   """Everything that transformers and vLLM look for, in files that both read."""
   path.mkdir()
-  rows = leaves[paligemma_lib.TOKEN_TABLE].shape[0]
+  rows = leaves[paligemma.TOKEN_TABLE].shape[0]
   rows = hf_names.HF_VOCAB_SIZE if rows == hf_names.VOCAB_SIZE else rows
   safetensors.write_safetensors(path, hf_names.to_hf(leaves, rows))
   dtype = np.result_type(*{leaf.dtype for leaf in leaves.values()}).name
@@ -255,8 +267,8 @@ def _write_hf(
   config = hf_config.config_json(
     source.model, res=source.res, vocab_size=rows, image_token_id=image_token, dtype=dtype
   )
-  (path / "config.json").write_text(disk_lib.dumps(config))
-  (path / "generation_config.json").write_text(disk_lib.dumps(hf_config.generation_config_json()))
+  (path / "config.json").write_text(disk.dumps(config))
+  (path / "generation_config.json").write_text(disk.dumps(hf_config.generation_config_json()))
   if source.tokenizer is not None:
     files = processor.processor_files(
       source.tokenizer,
@@ -270,7 +282,7 @@ def _write_hf(
 
 
 def _write_peft(
-  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, LazyArray]
+  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]
 ) -> None:
   """What peft.PeftModel.from_pretrained loads on the base in Hugging Face format."""
   shapes = of_model.param_shapes(paligemma.Model(**source.model), source.res)
@@ -289,15 +301,15 @@ def _image_token(source: source_lib.Source) -> int:
     return source.image_token
   if source.tokenizer is not None:
     return tokenizer_lib.Tokenizer(source.tokenizer, source.name).vocab_size
-  rows = source.leaves[paligemma_lib.TOKEN_TABLE].shape[0]
+  rows = source.leaves[paligemma.TOKEN_TABLE].shape[0]
   return hf_names.VOCAB_SIZE if rows == hf_names.HF_VOCAB_SIZE else rows
 
 
-def _facts(source: source_lib.Source, leaves: Mapping[str, LazyArray]) -> dict[str, Any]:
+def _facts(source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]) -> dict[str, Any]:
   """What arrays do not say of their model."""
-  llm = dict(source.model["llm"], vocab_size=leaves[paligemma_lib.TOKEN_TABLE].shape[0])
+  llm = dict(source.model["llm"], vocab_size=leaves[paligemma.TOKEN_TABLE].shape[0])
   facts = dict(model=dict(img=dict(source.model["img"]), llm=llm), res=source.res)
-  return disk_lib.plain(facts | dict(image_token=_image_token(source)))
+  return disk.plain(facts | dict(image_token=_image_token(source)))
 
 
 WRITERS = dict(hf=_write_hf, bv=_write_bv, orbax=_write_orbax, peft=_write_peft)

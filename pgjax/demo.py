@@ -4,6 +4,8 @@ Boxes and masks of the answer are drawn, and each token is shown with its probab
 Gradio's (requirements-demo.txt); nothing of it leaves the machine, and nobody else can reach it.
 """
 
+from __future__ import annotations
+
 import html
 import logging
 import math
@@ -12,13 +14,17 @@ import pathlib
 import threading
 from typing import Any
 
+from etils import epy
+
 from pgjax import cache_dir, cli
 from pgjax.checkpoints import resolve
-from pgjax.data import images
-from pgjax.data.sources import memory
 from pgjax.errors import UserError
-from pgjax.inference import decoder_cache, engine
-from pgjax.visualization import images as draw_images
+
+with epy.lazy_imports():  # Not for --help or a mistake in the config.
+  from pgjax.data import images
+  from pgjax.data.sources import memory
+  from pgjax.inference import decoder_cache, engine
+  from pgjax.visualization import images as draw_images
 
 log = logging.getLogger("pgjax")
 
@@ -39,6 +45,7 @@ _STYLE = """
 
 def main(args: Any) -> None:
   """Serves until it is interrupted."""
+  cache_dir.use_compilation_cache()
   gradio = imported()
   if not 1 <= args.port <= 65_535:
     raise UserError(f"--port={args.port} must be a number from 1 to 65535.")
@@ -177,5 +184,4 @@ CONFIG = "none"
 EXAMPLES = ["python -m pgjax.demo --ckpt=/tmp/easyvqa", "python -m pgjax.demo --ckpt=w --port=8000"]
 
 if __name__ == "__main__":
-  cache_dir.use_compilation_cache()
   cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

@@ -5,19 +5,26 @@ another one, for other data, other evaluators or weights in another format, and
 --config.evals.x.y=... changes a field of either.
 """
 
+from __future__ import annotations
+
 import pathlib
 import time
 from typing import Any
 
-import msgspec
+from etils import epy
 
 from pgjax import cache_dir, cli, disk
-from pgjax.checkpoints import resolve, source as source_lib, watchers, workdir as workdir_lib
-from pgjax.distributed import processes
+from pgjax.checkpoints import resolve
 from pgjax.errors import UserError
-from pgjax.evaluation import score_checkpoint
-from pgjax.formats import typed_json
-from pgjax.training import run_log
+
+with epy.lazy_imports():  # Not for --help or a mistake in the config.
+  import msgspec
+
+  from pgjax.checkpoints import source as source_lib, watchers, workdir as workdir_lib
+  from pgjax.distributed import processes
+  from pgjax.evaluation import score_checkpoint
+  from pgjax.formats import typed_json
+  from pgjax.training import run_log
 
 POLL_SECONDS = 10.0  # How often --watch looks for a new step.
 FIRST_POLL_SECONDS = 0.5  # And for the workdir: the run keeps no step for somebody it has not seen.
@@ -25,6 +32,7 @@ FIRST_POLL_SECONDS = 0.5  # And for the workdir: the run keeps no step for someb
 
 def main(args: Any) -> None:
   """One checkpoint, or with --watch every step that appears, until the run has ended."""
+  cache_dir.use_compilation_cache()
   out = disk.open_folder(args.out, "--out")
   if args.watch:
     watch(args, out)
@@ -126,5 +134,4 @@ EXAMPLES = [
 ]
 
 if __name__ == "__main__":
-  cache_dir.use_compilation_cache()
   cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

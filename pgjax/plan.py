@@ -5,26 +5,32 @@ be here (pip install --no-deps -r requirements-plan.txt), or else for this CPU w
 devices; the page says which. No data, tokenizer or weights are read. Bytes are of one device.
 """
 
+from __future__ import annotations
+
 import functools
 import json
 import os
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
-from jax.sharding import AbstractMesh
+from etils import epy
 
 from pgjax import cli, disk
-from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
-from pgjax.planning import (
-  autotune,
-  compiler as compiler_lib,
-  figure as plan_figure,
-  gpus,
-  page as plan_page,
-  table as plan_table,
-)
+
+with epy.lazy_imports():  # Not for --help or a mistake in the config.
+  import jax
+  from jax.sharding import AbstractMesh
+
+  from pgjax.distributed import mesh as mesh_lib
+  from pgjax.planning import (
+    autotune,
+    compiler as compiler_lib,
+    figure as plan_figure,
+    gpus,
+    page as plan_page,
+    table as plan_table,
+  )
 
 DEFAULT = "H100"
 METHODS = "full,no_vit,attention,lora,qlora"

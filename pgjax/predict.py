@@ -5,6 +5,8 @@ before the newline, as in training ("detect cat ; dog"). With --jsonl many quest
 batches and in order: one JSON object a line with "image" and "prefix".
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import pathlib
@@ -12,13 +14,17 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epy
+
 from pgjax import cache_dir, cli, disk
 from pgjax.checkpoints import resolve
-from pgjax.data import images
-from pgjax.data.sources import memory, registry
 from pgjax.errors import UserError
-from pgjax.inference import decoder_cache, engine
-from pgjax.visualization import images as draw_images
+
+with epy.lazy_imports():  # Not for --help or a mistake in the config.
+  from pgjax.data import images
+  from pgjax.data.sources import memory, registry
+  from pgjax.inference import decoder_cache, engine
+  from pgjax.visualization import images as draw_images
 
 log = logging.getLogger("pgjax")
 
@@ -27,6 +33,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 def main(args: Any) -> None:
   """Checks everything that can be before the weights are read."""
+  cache_dir.use_compilation_cache()
   check_flags(args)
   opened = engine.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
   settings = decoder_cache.Settings(
@@ -158,5 +165,4 @@ EXAMPLES = [
 ]
 
 if __name__ == "__main__":
-  cache_dir.use_compilation_cache()
   cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

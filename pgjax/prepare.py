@@ -7,20 +7,26 @@ python -m pgjax.prepare easyvqa [--out=DIR]
 names the data set as "chartqa/augmented", with data_dir= if --out was another folder.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import os
 import sys
 import tempfile
 
-import tensorflow_datasets as tfds
-from absl import logging
+from etils import epy
 
 from pgjax import cli
-from pgjax.datasets import chartqa, easyvqa
 from pgjax.errors import UserError
 
-BUILDERS = dict(chartqa=(chartqa, chartqa.ChartQA), easyvqa=(easyvqa, easyvqa.EasyVQA))
+with epy.lazy_imports():  # Not for --help or a mistake in the config.
+  import tensorflow_datasets as tfds
+  from absl import logging
+
+  from pgjax.datasets import chartqa, easyvqa
+
+BUILDERS = dict(chartqa=(chartqa, "ChartQA"), easyvqa=(easyvqa, "EasyVQA"))
 
 ARGUMENTS = (
   cli.Flag("dataset", str, required=True, positional=True, help=" or ".join(BUILDERS)),
@@ -34,12 +40,13 @@ def prepare(dataset: str, raw: str | None, out: str, parts: list[str] | None = N
   """Writes the data set below `out`; one line for each part that is there afterwards."""
   if dataset not in BUILDERS:
     raise UserError(f"pgjax.prepare knows {', '.join(BUILDERS)}, not '{dataset}'.")
-  module, builder_class = BUILDERS[dataset]
+  module, class_name = BUILDERS[dataset]
   if module.PARTS and not raw:
     raise UserError(f"pgjax.prepare {dataset} needs --raw=DIR, the folder of its download.")
   parts = tuple(parts or module.PARTS)
   module.check(raw, parts)
   tfds.disable_progress_bar()
+  builder_class = getattr(module, class_name)
   return [_prepare_one(builder_class, raw, out, part) for part in parts or [None]]
 
 

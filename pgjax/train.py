@@ -4,6 +4,8 @@ Everything that can be wrong is looked for in the order of what it costs: config
 evaluators, weights, and only then the compilation. SIGTERM and SIGINT save the run and end it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import pathlib
@@ -14,34 +16,39 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
-import jax
+from etils import epy
 
 from pgjax import cache_dir, cli, disk
-from pgjax.checkpoints import checksums, initial, saver as saver_lib, tokenizers
-from pgjax.config import durations
-from pgjax.data import device_feed, pipeline
-from pgjax.distributed import mesh as mesh_lib, processes as processes_lib, sharding
 from pgjax.errors import UserError
-from pgjax.evaluation import evaluator as evaluator_lib
-from pgjax.models import paligemma
-from pgjax.params import of_model, table as param_table
-from pgjax.planning import flops, gpus, out_of_memory
-from pgjax.training import (
-  ema,
-  optimizer,
-  run_log,
-  state as train_state,
-  step as step_lib,
-  stochastic_rounding,
-  summary as summary_lib,
-)
-from pgjax.visualization import batch as draw_batch
+
+with epy.lazy_imports():  # Not for --help or a mistake in the config.
+  import jax
+
+  from pgjax.checkpoints import checksums, initial, saver as saver_lib, tokenizers
+  from pgjax.config import durations
+  from pgjax.data import device_feed, pipeline
+  from pgjax.distributed import mesh as mesh_lib, processes as processes_lib, sharding
+  from pgjax.evaluation import evaluator as evaluator_lib
+  from pgjax.models import paligemma
+  from pgjax.params import of_model, table as param_table
+  from pgjax.planning import flops, gpus, out_of_memory
+  from pgjax.training import (
+    ema,
+    optimizer,
+    run_log,
+    state as train_state,
+    step as step_lib,
+    stochastic_rounding,
+    summary as summary_lib,
+  )
+  from pgjax.visualization import batch as draw_batch
 
 AGREE_STEPS = 10  # Several processes ask each other this often whether one of them should stop.
 
 
 def main(args: Any) -> None:
   """One run, from a checked config to its last checkpoint."""
+  cache_dir.use_compilation_cache()
   config = args.config
   mesh = mesh_lib.start(config.mesh)
   workdir = disk.open_folder(args.workdir, "--workdir", process_index=processes_lib.process_index())
@@ -110,7 +117,7 @@ class Run(NamedTuple):
     with self.log.aside():
       self.saver.save(step, state, self.position(step, evaluated=scores is not None), scores or {})
 
-  def evaluate(self, step: int, state: Any, stop: "Stop") -> dict[str, float] | None:
+  def evaluate(self, step: int, state: Any, stop: Stop) -> dict[str, float] | None:
     """The scores of what is due; None if it was not run to its end."""
     return evaluator_lib.run_due(
       self.evaluators,
@@ -125,7 +132,7 @@ class Run(NamedTuple):
     )
 
 
-def fit(run: Run, state: Any, position: dict[str, Any], stop: "Stop") -> tuple[int, bool]:
+def fit(run: Run, state: Any, position: dict[str, Any], stop: Stop) -> tuple[int, bool]:
   """The loop. Returns the last step, which is saved, and whether nothing is left to do."""
   step, scores, measured = position["step"], {}, None
   if not position["evaluated"]:
@@ -326,5 +333,4 @@ EXAMPLES = [
 ]
 
 if __name__ == "__main__":
-  cache_dir.use_compilation_cache()
   cli.run(main, __doc__, FLAGS, config=CONFIG, examples=EXAMPLES)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from pgjax import cli
@@ -93,3 +96,29 @@ def test_a_users_mistake_ends_a_command_without_a_trace_but_a_bug_keeps_it(capsy
   assert mistake == (1, "", "error: the disk is full.\n")
   with pytest.raises(ZeroDivisionError):
     cli.run(fails(ZeroDivisionError()), DOC, FLAGS, argv=["x", *argv])
+
+
+HEAVY = ("jax", "flax", "orbax", "tensorflow_datasets", "grain", "optax")
+WITHOUT_JAX = """
+import runpy, sys
+module, *sys.argv[1:] = sys.argv[1:]
+try:
+  runpy.run_module(module, run_name="__main__", alter_sys=True)
+except SystemExit as stop:
+  sys.stderr.write(f"exit {stop.code}; " + " ".join(sorted({m.split(".")[0] for m in sys.modules})))
+"""
+BAD_CONFIG = [f"--config={TINY}", "--config.lrr=3"]
+
+
+@pytest.mark.parametrize(
+  ("command", "argv", "status"),
+  [(c, ["--help"], 0) for c in ["train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"]]
+  + [("train", [*BAD_CONFIG, "--workdir=x"], 1), ("plan", BAD_CONFIG, 1)]
+  + [("check", [*BAD_CONFIG, "--out=x"], 1)]
+  + [("evaluate", [*BAD_CONFIG, "--ckpt=x", "--out=x"], 1)],
+)
+def test_help_and_a_mistake_in_a_config_import_nothing_heavy(command, argv, status):
+  code = [sys.executable, "-c", WITHOUT_JAX, f"pgjax.{command}", *argv]
+  done = subprocess.run(code, capture_output=True, text=True, timeout=60)
+  assert f"exit {status}; " in done.stderr, done.stderr
+  assert not {*done.stderr.split()} & {*HEAVY}, done.stderr
