@@ -107,12 +107,13 @@ try:
 except SystemExit as stop:
   sys.stderr.write(f"exit {stop.code}; " + " ".join(sorted({m.split(".")[0] for m in sys.modules})))
 """
+COMMANDS = ("train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo")
 BAD_CONFIG = [f"--config={TINY}", "--config.lrr=3"]
 
 
 @pytest.mark.parametrize(
   ("command", "argv", "status"),
-  [(c, ["--help"], 0) for c in ["train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"]]
+  [(c, ["--help"], 0) for c in COMMANDS]
   + [("train", [*BAD_CONFIG, "--workdir=x"], 1), ("plan", BAD_CONFIG, 1)]
   + [("check", [*BAD_CONFIG, "--out=x"], 1)]
   + [("evaluate", [*BAD_CONFIG, "--ckpt=x", "--out=x"], 1)],

@@ -14,7 +14,7 @@ from pgjax.layers import remat
 WIDTH = 100
 
 
-def summary(config: Any, *, devices: Sequence[Any], mesh_shape: Mapping[str, int], total_steps: int,
+def summary(config: Any, *, devices: Any, mesh_shape: Mapping[str, int], total_steps: int,
             num_examples: int, num_processes: int) -> str:  # fmt: skip
   """Devices, mesh, model, data and length, a line each."""
   batch_size = config.input.batch_size
