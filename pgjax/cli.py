@@ -94,7 +94,6 @@ def parse(argv: Sequence[str], flags: Sequence[Flag], config: str) -> SimpleName
       values[flag.name].value = rest.pop(0)
   if rest:
     raise UserError(f"{rest[0]!r} is not a flag; write --name=value.")
-  absl_flags.FLAGS.mark_as_parsed()  # Libraries below (Grain's processes) look at absl's own.
   missing = [_name(flag) for flag in flags if flag.required and not values[flag.name].value]
   if missing:
     raise UserError(f"{' and '.join(missing)} must be given.")

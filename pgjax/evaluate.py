@@ -37,8 +37,13 @@ def main(args: Any) -> None:
   if args.watch:
     watch(args, out)
   else:
-    source = source_lib.open_source(args.ckpt, args.step, ema=args.ema)
-    score_checkpoint.Scoring(args, source).score(source, out)
+    once(args, out)
+
+
+def once(args: Any, out: pathlib.Path) -> dict[str, float]:
+  """Scores one checkpoint; `args` are the flags of this command."""
+  source = source_lib.open_source(args.ckpt, args.step, ema=args.ema)
+  return score_checkpoint.Scoring(args, source).score(source, out)
 
 
 def watch(args: Any, out: pathlib.Path) -> None:

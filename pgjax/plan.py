@@ -20,7 +20,6 @@ from pgjax.errors import UserError
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
   import jax
-  from jax.sharding import AbstractMesh
 
   from pgjax.distributed import mesh as mesh_lib
   from pgjax.planning import (
@@ -150,7 +149,7 @@ def check(args: Any) -> None:
   if args.table and args.suggest:
     raise UserError("--table and --suggest are two questions; ask one at a time.")
   if not args.table:
-    mesh = AbstractMesh((args.devices,), ("data",))
+    mesh = jax.sharding.AbstractMesh((args.devices,), ("data",))
     mesh_lib.check_batch_size(args.config.input.batch_size, mesh)
   if args.processes < 1:
     raise UserError(f"--processes={args.processes} must be a whole number >= 1.")

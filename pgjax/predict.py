@@ -85,20 +85,11 @@ def check_flags(args: Any) -> None:
 
 
 def asked(args: Any) -> Any:
-  """The questions; an image that is not there is told here."""
+  """The questions."""
   if args.jsonl:
     return registry.open(dict(name="jsonl", fname=args.jsonl))
-  encoded = [image_bytes(name) for name in args.image]
-  row = dict(image=encoded if len(encoded) > 1 else encoded[0], prefix=args.prompt)
+  row = dict(image=args.image if len(args.image) > 1 else args.image[0], prefix=args.prompt)
   return memory.InMemory([row], [f"--image={', '.join(args.image)}"])
-
-
-def image_bytes(name: str) -> bytes:
-  """The file's content."""
-  try:
-    return pathlib.Path(name).expanduser().read_bytes()
-  except OSError as error:
-    raise UserError(f"--image={name} cannot be read: {error.strerror or error}.") from None
 
 
 def lines(source, answers, sizes, opened, settings, *, everything: bool) -> Iterator[str]:
@@ -127,7 +118,7 @@ def write(args: Any, made: Iterator[str]) -> None:
 
 def draw(args: Any, objects: Any) -> None:
   """The first image as it is in its file, with the boxes and masks of the answer."""
-  picture, said = draw_images.marked(images.decode(image_bytes(args.image[0])), objects)
+  picture, said = draw_images.marked(images.decode(images.encoded(args.image[0])), objects)
   if said:
     log.warning(said)
   path = pathlib.Path(args.draw).expanduser()

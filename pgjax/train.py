@@ -12,6 +12,7 @@ import pathlib
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -47,12 +48,23 @@ AGREE_STEPS = 10  # Several processes ask each other this often whether one of t
 
 
 def main(args: Any) -> None:
-  """One run, from a checked config to its last checkpoint."""
+  """One run, as a command."""
+  again = shlex.join(["python", "-m", "pgjax.train", *sys.argv[1:]])
+  execute(args.config, args.workdir, again)
+
+
+def execute(
+  config: Any, folder: str, again: str, *, whole_process: bool = True
+) -> tuple[int, int, bool]:
+  """One run, from a checked config to its last checkpoint.
+
+  again: what resumes it, for the last line. whole_process: the process is for this run only.
+  Returns its last step, the number of steps it should have, and whether nothing is left to do.
+  """
   cache_dir.use_compilation_cache()
-  config = args.config
   mesh = mesh_lib.start(config.mesh)
-  workdir = disk.open_folder(args.workdir, "--workdir", process_index=processes_lib.process_index())
-  log = run_log.Log(workdir, main=processes_lib.is_main())
+  workdir = disk.open_folder(folder, "--workdir", process_index=processes_lib.process_index())
+  log = run_log.Log(workdir, main=processes_lib.is_main(), whole_process=whole_process)
   mesh_lib.check_batch_size(config.input.batch_size, mesh)
   mesh_lib.check_opt_state_memory(config.opt_state_memory, mesh)
   tokenizer = tokenizers.tokenizer_of_run(config)
@@ -88,7 +100,8 @@ def main(args: Any) -> None:
   with closing(log), closing(saver), closing(feed), Stop() as stop, answer:
     step, finished = fit(run, state, position, stop)
     saver.close()
-    log.say(last_words(args.workdir, step, finished, total_steps, stop))
+    log.say(last_words(folder, step, finished, total_steps, stop, again))
+  return step, total_steps, finished
 
 
 class Run(NamedTuple):
@@ -180,8 +193,10 @@ class Stop:
     self._agreed = False
 
   def __enter__(self):
-    """From here on signals are only noted."""
-    self._before = {n: signal.signal(n, self._take) for n in (signal.SIGTERM, signal.SIGINT)}
+    """From here on signals are only noted; Python allows that in the main thread only."""
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
+    self._before = {number: signal.signal(number, self._take) for number in numbers}
     return self
 
   def __exit__(self, *_):
@@ -316,13 +331,14 @@ def work_of(config: Any, model: Any, mesh: Any) -> run_log.Work:
   return run_log.Work(batch_size, batch_size * tokens, work, peak)
 
 
-def last_words(workdir: str, step: int, finished: bool, total_steps: int, stop: Stop) -> str:
+def last_words(
+  workdir: str, step: int, finished: bool, total_steps: int, stop: Stop, again: str
+) -> str:
   """How it ended, and what to type next."""
   if finished:
     return f"Done: {step} steps, saved in {workdir}."
   name = signal.Signals(stop.signal).name if stop.signal else "a signal to another process"
-  command = shlex.join(["python", "-m", "pgjax.train", *sys.argv[1:]])
-  return f"Stopped by {name} after step {step} of {total_steps}, and saved. To go on:\n  {command}"
+  return f"Stopped by {name} after step {step} of {total_steps}, and saved. To go on:\n  {again}"
 
 
 FLAGS = [cli.Flag("workdir", str, required=True, help="folder of the run; made if it is not there")]

@@ -20,9 +20,6 @@ from pgjax.errors import UserError
 from tests import docs_blocks as docs
 
 ROOT = docs.ROOT
-# Paths and module names are written as in the new layout; remove with the move.
-MOVED = (ROOT / "pgjax/layers").is_dir()
-needs_new_layout = pytest.mark.skipif(not MOVED, reason="docs name files as after the move")
 pages = pytest.mark.parametrize("page", docs.PAGES, ids=lambda path: path.stem)
 
 # All that is added to the commands of the docs when they are run here: less of the same.
@@ -124,18 +121,15 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
   text = docs.FENCE.sub("", page.read_text())
   targets = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", text)
   broken = [b for target in targets if (b := docs.broken_link(page, target))]
-  coming = () if MOVED else ("notebooks/finetune.ipynb:", "docs/python.md:", "python.md:")
-  assert not [b for b in broken if not b.startswith(coming)]
+  assert not broken
 
 
-@needs_new_layout
 @pages
 def test_every_path_exists(page):
   named = [path for code in docs.inline(page.read_text()) for path in docs.paths(code)]
   assert not [path for path in named if not docs.exists(path)]
 
 
-@needs_new_layout
 @pages
 def test_every_module_and_python_block_resolves(page):
   text = page.read_text()
@@ -291,7 +285,6 @@ def runnable(page):
 
 
 @pytest.mark.slow
-@needs_new_layout
 @pytest.mark.xdist_group("docs")
 @pytest.mark.parametrize("page", [p for p in docs.PAGES if runnable(p)], ids=lambda p: p.stem)
 def test_what_the_docs_say_runs(page, place, tmp_path, monkeypatch):

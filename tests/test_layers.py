@@ -10,6 +10,7 @@ import pgjax
 PACKAGE = pathlib.Path(pgjax.__path__[0])
 # The line of packages, top to bottom: a package may import itself and what is below it.
 LINE = [
+  "api",
   "commands",
   "cli",
   "evaluation",
@@ -35,7 +36,7 @@ GROUND = {"metrics", "errors", "call_syntax", "disk", "cache_dir"}
 
 # What it is -> the modules (a package, or a file of it) that may name it.
 IMPORT_DOORS = {
-  "absl.flags": COMMANDS | {"cli"},
+  "absl.flags": COMMANDS | {"cli", "data/pipeline"},
   "orbax": {"checkpoints/saver", "checkpoints/orbax_params"},
   "tensorflow_datasets": {"data/sources", "datasets", "prepare"},
   "datasets": {"data/sources"},
@@ -46,7 +47,7 @@ IMPORT_DOORS = {
   "sentencepiece": {"data/tokenizer"},
   "grain": {"data"},
   "matplotlib": {"planning/figure"},
-  "PIL": {"data", "datasets", "visualization", "metrics/segmentation"},
+  "PIL": {"api", "data", "datasets", "visualization", "metrics/segmentation"},
   "pycocotools": {"metrics/detection"},
   "pycocoevalcap": {"metrics/caption"},
 }

@@ -35,16 +35,20 @@ def tokenizer_of(source: source_lib.Source, config: Any) -> tokenizer_lib.Tokeni
   return tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
 
 
-def rules(source: source_lib.Source, quantize: str | None = None) -> dict[str, Rule]:
+def rules(
+  source: source_lib.Source, quantize: str | None = None, dtype: str | None = None
+) -> dict[str, Rule]:
   """Every leaf frozen in its stored form, or its matrices quantized.
 
-  Adapters stay beside their matrix: a merge would round it once more.
+  With dtype="bfloat16", float32 leaves are stored in it. Adapters stay beside their matrix: a merge
+  would round it once more.
   """
   if quantize not in (None, *param_rules.QUANTIZED):
     raise UserError(f"--quantize={quantize} must be one of {', '.join(param_rules.QUANTIZED)}.")
   made = {}
   for name, leaf in source.leaves.items():
-    form = dict(dtype=_dtype(leaf))
+    narrow = dtype == "bfloat16" and leaf.dtype.itemsize > 2
+    form = dict(dtype=dtype if narrow else _dtype(leaf))
     if leaf.scheme:
       form = dict(dtype=leaf.scheme.kind, block=leaf.scheme.block, double=leaf.scheme.double)
     elif quantize:

@@ -42,10 +42,7 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     if big_vision.is_original(config):
       config, ignored = big_vision.translated(config)
       log.warning("%s: without a meaning here: %s.", path, ", ".join(ignored))
-    _fill(config, common.base())
-    _fill(config.input, common.base().input)
-    for entry in config.evals.values():
-      _fill(entry, common.EVAL)
+    _fill_all(config, common)
   return overridden(config, overrides or {})
 
 
@@ -56,10 +53,7 @@ def from_dict(fields: Mapping[str, Any]) -> ConfigDict:
   """
   config = ConfigDict(dict(fields), type_safe=False)
   with _import_paths(_ROOT / "configs/common.py"):
-    common = importlib.import_module("configs.common")
-  _fill(config, common.base())
-  for entry in config.evals.values():
-    _fill(entry, common.EVAL)
+    _fill_all(config, importlib.import_module("configs.common"))
   return config
 
 
@@ -155,8 +149,17 @@ def _clear_other_units(node: ConfigDict, name: str) -> None:
       node[other] = None
 
 
-def _fill(section: ConfigDict, defaults: Mapping[str, Any]) -> None:
+def _fill_all(config: ConfigDict, common: Any) -> None:
+  _fill(config, common.base())
+  _fill(config.input, common.base().input)
+  for entry in config.evals.values() if isinstance(config.evals, ConfigDict) else ():
+    _fill(entry, common.EVAL)
+
+
+def _fill(section: Any, defaults: Mapping[str, Any]) -> None:
   """Adds the fields that are missing; a duration only if no other unit of it is there."""
+  if not isinstance(section, ConfigDict):
+    return  # `validated` says what is wrong with it.
   for name, value in defaults.items():
     if not any(other in section for other in (name, *_other_units(name))):
       section[name] = value

@@ -9,12 +9,15 @@ differs by a level or two), and EXIF rotation is left alone by both.
 import contextlib
 import functools
 import io
+import os
 import re
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 from PIL import Image
 
+from pgjax.data.sources import files
 from pgjax.errors import UserError
 
 MAX_PIXELS = 89_478_485  # A quarter of a GiB as RGB; also where Pillow begins to warn.
@@ -33,6 +36,30 @@ def decode(encoded: bytes) -> np.ndarray:
       grey = (np.asarray(image) >> 8).astype(np.uint8)
       return np.repeat(grey[:, :, None], 3, axis=2)
     return np.array(image.convert("RGB"))
+
+
+def encoded(image: Any) -> bytes | list[bytes]:
+  """What `decode` takes, of a path, bytes, a PIL image, uint8 [H, W, 3], or a list of these."""
+  if isinstance(image, list | tuple) and image:
+    return [encoded(each) for each in image]
+  if isinstance(image, bytes):
+    return image
+  if isinstance(image, str | os.PathLike):
+    return files.file_bytes(os.path.expanduser(image))
+  if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+    image = Image.fromarray(image) if image.size else image
+  if not isinstance(image, Image.Image):
+    shape = f" of {image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else ""
+    raise UserError(
+      "an image must be a path, the bytes of a file, a PIL image, a uint8 array [height, width, 3]"
+      f" or a list of these, not {type(image).__name__}{shape}"
+    )
+  deep, file = image.mode.startswith("I;16"), io.BytesIO()
+  try:
+    (image if deep else image.convert("RGB")).save(file, "PNG" if deep else "PPM")
+  except (OSError, ValueError, SyntaxError) as error:
+    raise UserError(f"the PIL image cannot be read ({error})") from None
+  return file.getvalue()
 
 
 def size(encoded: bytes) -> tuple[int, int]:

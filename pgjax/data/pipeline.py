@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 
 from pgjax.data import loader as loader_lib
 from pgjax.data.loader import Layout, LoadedRow, Loader
@@ -291,6 +292,7 @@ def _batched(rows, batch_size: int, layout: Layout, num_threads: int, num_worker
   if pieces > 1:
     dataset = dataset.batch(pieces, batch_fn=_join)
   if num_workers:
+    flags.FLAGS.mark_as_parsed()  # Grain's processes read flags of absl, which are not ours.
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
   return dataset
 

@@ -14,6 +14,7 @@ Values follow big_vision's combine_and_keep_train and combine_and_keep_eval.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,9 +31,14 @@ class Packed(NamedTuple):
 @functools.lru_cache(maxsize=4096)  # VQA data asks the same things again and again.
 def for_training(tokenizer, prefix: str, suffix: str, text_len: int) -> Packed:
   """text, mask_ar, mask_loss: int32[text_len + 1]."""
-  prompt = [tokenizer.bos, *tokenizer.encode(prefix), tokenizer.newline]
   answer = [*tokenizer.encode(suffix), tokenizer.eos]
-  return _packed(tokenizer.pad, prompt, answer, text_len + 1, mask_loss=(0, 1))
+  return for_likelihood(tokenizer, prefix, answer, text_len)
+
+
+def for_likelihood(tokenizer, prefix: str, answer: Sequence[int], text_len: int) -> Packed:
+  """As for_training, of an answer as tokens, which need not end with <eos>."""
+  prompt = [tokenizer.bos, *tokenizer.encode(prefix), tokenizer.newline]
+  return _packed(tokenizer.pad, prompt, list(answer), text_len + 1, mask_loss=(0, 1))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from pgjax.evaluation import columns, journal as journal_lib, likelihood, scorer
 from pgjax.inference import decode
 from pgjax.inference.decoder_cache import Decoders, Settings
 from pgjax.metrics import text
+from pgjax.params import names as param_names
 from pgjax.training import run_log
 
 
@@ -60,7 +60,8 @@ def of_training(config, total_steps: int, num_examples: int) -> dict[str, int]:
 
 def matching(config, pattern: str) -> dict[str, None]:
   """The evaluators whose whole name matches, for pgjax.evaluate."""
-  names = [name for name in config.evals if re.fullmatch(pattern, name)]
+  wanted = param_names.compile_pattern(pattern, "--evals")
+  names = [name for name in config.evals if wanted.fullmatch(name)]
   if not names:
     there = ", ".join(config.evals) or "none"
     raise UserError(f"No evaluator of this config matches {pattern!r}; there are: {there}.")

@@ -70,7 +70,7 @@ class Scoring:
     """Is this another step of the same run, with the same settings?"""
     return _what_matters(source) == self._of
 
-  def score(self, source: source_lib.Source, out: pathlib.Path) -> None:
+  def score(self, source: source_lib.Source, out: pathlib.Path) -> dict[str, float]:
     """All evaluators that --evals matches, on the parameters of one checkpoint."""
     out.mkdir(exist_ok=True)
     for note in source.notes:
@@ -104,6 +104,7 @@ class Scoring:
     for each in journals:
       each.close(finished=True)
     self.log.say(f"Written to {out}: metrics.json, predictions.jsonl, report.html")
+    return scores
 
   def _append_to_run(self, source: source_lib.Source, scores: Mapping[str, float]) -> None:
     """To the TensorBoard of the run, if this is a checkpoint in its workdir."""

@@ -18,7 +18,7 @@ from pgjax.config import decode_method, load as config_load
 from pgjax.data import images, loader as loader_lib, locations, pipeline, tokenizer as tokenizer_lib
 from pgjax.data.loader import Layout, Loader
 from pgjax.data.pp import parse
-from pgjax.distributed import mesh, sharding
+from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.errors import UserError, naming
 from pgjax.inference import grammar
 from pgjax.inference.decoder_cache import Decoders, Settings
@@ -55,19 +55,22 @@ class OpenCheckpoint(NamedTuple):
 
 
 def open_checkpoint(
-  name: str, step: int | None = None, *, quantize: str | None = None, ema: bool = True
+  name: str, step: int | None = None, *, quantize: Any = None, ema: bool = True, dtype: Any = None
 ) -> OpenCheckpoint:
-  """Finds the checkpoint and what it says about images and decoding."""
+  """Finds the checkpoint and what it says about images and decoding.
+
+  dtype: of the computation, if not the checkpoint's own; no parameter is stored in more bits.
+  """
   source = source_lib.open_source(name, step, ema=ema)
-  rules = restore.rules(source, quantize)
+  rules = restore.rules(source, quantize, dtype)
   saved = source.run.config if source.run else {}
   table = source.leaves[paligemma.TOKEN_TABLE].dtype.name
-  dtype = saved.get("dtype", "float32" if table == "float32" else "bfloat16")
+  own = saved.get("dtype", "float32" if table == "float32" else "bfloat16")
   config = config_load.from_dict(
     dict(
-      model=dict(source.model, dtype=dtype, remat="none"),
+      model=dict(source.model, dtype=dtype or own, remat="none"),
       res=source.res,
-      dtype=dtype,
+      dtype=dtype or own,
       **{n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved},
       text_len=saved.get("text_len", TEXT_LEN),
     )
@@ -144,31 +147,36 @@ def _sizes(image: bytes | list[bytes], num_frames: int) -> list[tuple[int, int]]
 class Engine:
   """A loaded checkpoint. What was compiled for some settings stays for the next question."""
 
-  def __init__(self, opened: OpenCheckpoint):
-    """Reads the weights onto all devices of this machine."""
+  def __init__(self, opened: OpenCheckpoint, mesh: Any = None):
+    """Reads the weights onto all devices of this machine, or those of `mesh`."""
     config, source = opened.config, opened.source
-    self.opened, self.mesh = opened, mesh.start(config.mesh)
-    model = paligemma.Model(**config.model)
-    leaves = storage.of_rules(of_model.param_shapes(model, config.res), opened.rules)
-    abstract = load_params.abstract_params(leaves, config, self.mesh)
+    self.opened, self.mesh = opened, mesh or mesh_lib.start(config.mesh)
+    self.model = paligemma.Model(**config.model)
+    self.leaves = storage.of_rules(of_model.param_shapes(self.model, config.res), opened.rules)
+    abstract = load_params.abstract_params(self.leaves, config, self.mesh)
     places = sharding.shardings_of(abstract)
-    self._decoders = Decoders(model, leaves, self.mesh, places, opened.tokenizer)
+    self._decoders = Decoders(self.model, self.leaves, self.mesh, places, opened.tokenizer)
     log.info("Loading %s on %d x %s.", source.path, self.mesh.size, self.mesh.devices.flat[0])
-    self._params = restore.load(source, abstract, leaves)
+    self.params = restore.load(source, abstract, self.leaves)
 
   def answers(
     self, questions: Loader, settings: Settings, batch_size: int, *, num_threads: int = 8
   ) -> Iterator[Answer]:
-    """In the order of the questions. The batch is made a multiple of the number of devices."""
-    batch_size = -(-min(batch_size, len(questions.part.source)) // self.mesh.size) * self.mesh.size
+    """In the order of the questions."""
     run = self._decoders.of(settings)
-    batches = pipeline.split_of(questions, batch_size, num_threads=num_threads)
-    for batch in batches:
-      arrays = batch.arrays | dict(_index=_of_content(batch.arrays))
-      arrays = mesh.global_batch(arrays, self.mesh)
-      tokens, logp = map(np.asarray, run(self._params, arrays, batch.rows))
+    for batch in self.batches(questions, batch_size, num_threads=num_threads):
+      tokens, logp = map(np.asarray, run(self.params, batch.arrays, batch.rows))
       for example, *made in zip(batch.rows, tokens, logp, strict=False):
         yield self._answer(example["prefix"], *made)
+
+  def batches(
+    self, questions: Loader, batch_size: int, *, num_threads: int = 8
+  ) -> Iterator[pipeline.EvalBatch]:
+    """On the mesh; the batch size is rounded up to a multiple of the number of devices."""
+    size = -(-min(batch_size, len(questions.part.source)) // self.mesh.size) * self.mesh.size
+    for batch in pipeline.split_of(questions, size, num_threads=num_threads) if size else ():
+      arrays = batch.arrays | dict(_index=_of_content(batch.arrays))
+      yield batch._replace(arrays=mesh_lib.global_batch(arrays, self.mesh))
 
   def _answer(self, prompt, tokens, logp) -> Answer:
     ids, eos = tokens.tolist(), self.opened.tokenizer.eos

@@ -44,9 +44,12 @@ class Work(NamedTuple):
 class Log:
   """The output of one run. Without a workdir, or off the main process, it writes no file."""
 
-  def __init__(self, workdir: pathlib.Path | None, *, main: bool):
-    """Opens nothing yet; `start` does, when it is known which step the run goes on from."""
-    self._workdir, self._main = workdir if main else None, main
+  def __init__(self, workdir: pathlib.Path | None, *, main: bool, whole_process: bool = True):
+    """Opens nothing yet; `start` does, when it is known which step the run goes on from.
+
+    whole_process: the run began when the process did.
+    """
+    self._workdir, self._main, self._whole = workdir if main else None, main, whole_process
     self._rows = self._board = self._bar = None
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
     self._restart_clock(0)
@@ -153,7 +156,9 @@ class Log:
     rates = dict(peak_memory_bytes=peak_memory_bytes())
     if self._first:
       self._first = False
-      self.say(f"The first step was done {seconds_since_process_start():.1f} s after the command.")
+      if self._whole:
+        since = seconds_since_process_start()
+        self.say(f"The first step was done {since:.1f} s after the command.")
     elif steps:
       per_step = max(seconds, 1e-9) / steps
       rates |= dict(seconds_per_step=per_step, input_wait=self._waited / max(seconds, 1e-9))

@@ -144,14 +144,14 @@ def test_an_image_that_cannot_be_read_in_the_first_batch(attempt, tmp_path, cont
 @pytest.mark.slow
 def test_an_image_that_cannot_be_read_later_does_not_cost_the_run(attempt, tmp_path, monkeypatch):
   rows(tmp_path)
-  log_step = train.metric_log.Log.step
+  log_step = train.run_log.Log.step
 
   def spoil(log, step, *args, **kwargs):
     log_step(log, step, *args, **kwargs)
     if step == 10:
       (tmp_path / "2.png").write_bytes(b"not an image any more")
 
-  monkeypatch.setattr(train.metric_log.Log, "step", spoil)
+  monkeypatch.setattr(train.run_log.Log, "step", spoil)
   code, out, err = attempt()
   is_one_sentence(code, out, err, compiled=True)
   assert "data.jsonl, line 3 (image 2.png)" in err

@@ -402,7 +402,7 @@ def test_a_stored_plan_is_of_these_sources_of_the_whole_package(monkeypatch, tmp
   package = tmp_path / "pgjax"
   shutil.copytree(pathlib.Path(pgjax.__file__).parent, package)
   monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path / "cache"))
-  monkeypatch.setattr(pgjax, "__file__", str(package / "__init__.py"))
+  monkeypatch.setattr(pgjax, "__path__", [str(package)])
   case = dict(config=dict(input=dict(batch_size=8)), gpu=None, num_devices=1, compiled=True)
   files = {compiler_lib._kept_file(case)}  # noqa: SLF001
   modules = sorted(package.rglob("*.py"))

@@ -130,7 +130,7 @@ def huge_png(width, height):
 @pytest.mark.parametrize(
   ("flags", "sentence"),
   [
-    (["--image=none.png"], "--image=none.png cannot be read: No such file or directory."),
+    (["--image=none.png"], "--image=none.png: none.png cannot be read: No such file or directory"),
     (["--image=note.txt"], "--image=note.txt: the image cannot be decoded (cannot identify"),
     (["--image=huge.png"], "the image declares 200,000,000 pixels, more than the 89,478"),
     (["--image=a.png", "--prompt=" + "long " * 20], "the prompt has 63 tokens, with <bos>"),
@@ -204,7 +204,7 @@ def test_quantized_weights_answer_nearly_alike(checkpoint, asked, tmp_path):
     settings = opened.settings._replace(grammar="one_of('yes')")
     [answer] = answerer.answers(question(opened, encoded), settings, 1)
     logp[how] = sum(answer.logp)
-    kinds[how] = {name.split("/")[-1] for name in param_tree.flatten(answerer._params)}  # noqa: SLF001
+    kinds[how] = {name.split("/")[-1] for name in param_tree.flatten(answerer.params)}
   assert {"int8"} <= kinds["int8"]
   assert {"nf4"} <= kinds["nf4"]
   assert not {"int8", "nf4"} & kinds[None]
@@ -224,7 +224,7 @@ def test_adapters_stay_beside_a_base_that_is_kept_as_it_was(tmp_path, root, aske
   both = [read(tmp_path / name) for name in ("predictions.jsonl", "a.jsonl")]
   np.testing.assert_allclose(*([row["logp"] for row in rows] for rows in both), atol=1e-5)
   opened = engine.open_checkpoint(folder, quantize="nf4")
-  kept = param_tree.flatten(engine.Engine(opened)._params)  # noqa: SLF001
+  kept = param_tree.flatten(engine.Engine(opened).params)
   assert "lora/llm/layers/mlp/linear/a" in kept
   assert "llm/layers/mlp/linear/nf4" in kept
 
@@ -254,5 +254,7 @@ def test_what_was_compiled_serves_the_next_question(checkpoint, tmp_path):
   encoded = png(tmp_path, (1, 2, 3))
   list(answerer.answers(question(opened, encoded), opened.settings, 1))
   with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(decoder_cache.decode, "jitted", lambda *_, **__: pytest.fail("compiled again"))
+    patch.setattr(
+      decoder_cache.decode_lib, "jitted", lambda *_, **__: pytest.fail("compiled again")
+    )
     list(answerer.answers(question(opened, encoded, "another"), opened.settings, 1))

@@ -166,7 +166,7 @@ class Killed(BaseException):
 
 @pytest.mark.xdist_group("whole")
 def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch):
-  log_step = train.metric_log.Log.step
+  log_step = train.run_log.Log.step
   for last_step in (5, 24):  # Before the first checkpoint, and between two of them.
 
     def cut(log, step, *args, last_step=last_step, **kwargs):
@@ -174,7 +174,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypat
       if step == last_step:
         raise Killed
 
-    monkeypatch.setattr(train.metric_log.Log, "step", cut)
+    monkeypatch.setattr(train.run_log.Log, "step", cut)
     with pytest.raises(Killed):
       cli.run(train.main, "", train.FLAGS, argv=["train", *arguments(tmp_path)])
   monkeypatch.undo()

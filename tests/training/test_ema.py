@@ -98,7 +98,9 @@ def test_a_run_with_averages_goes_on_bit_for_bit(run, values, tmp_path):
   whole = after(run, run.state(values), BATCHES)
   first = saver_in(tmp_path)
   first.latest(run.abstract)
-  first.save(2, after(run, run.state(values), BATCHES[:2]), dict(step=2), {})
+  first.save(
+    2, after(run, run.state(values), BATCHES[:2]), dict(step=2, total_steps=4, evaluated=True), {}
+  )
   first.close()
   again = saver_in(tmp_path)
   state, _ = again.latest(run.abstract)

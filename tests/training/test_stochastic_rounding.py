@@ -192,7 +192,7 @@ def test_other_runs_are_not_refused(fields):
 def test_fan_in_is_that_of_the_model():
   """Freshly initialized matrices have the size that the check expects of them."""
   model = tiny.model(llm=dict(width=64))
-  image, text = (jnp.zeros(s.shape, s.dtype) for s in tiny.step.example_shapes(tiny.config()))
+  image, text = (jnp.zeros(s.shape, s.dtype) for s in tiny.of_model.example_shapes(tiny.config()))
   leaves = param_tree.flatten(model.init(jax.random.key(0), image, text, text)["params"])
   seen = 0
   for name, leaf in leaves.items():

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pgjax.data import images
+
 
 class InMemory:
-  """Questions in memory as a source: image (bytes, or a list of bytes) and prefix."""
+  """Questions in memory as a source: image (anything that images.py encodes) and prefix."""
 
   def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]):
     """`names` are what messages call each row."""
@@ -15,7 +17,7 @@ class InMemory:
     return len(self.rows)
 
   def __getitem__(self, i):
-    return dict(self.rows[i])
+    return dict(self.rows[i], image=images.encoded(self.rows[i]["image"]))
 
   def texts(self, i):
     """The question without its image."""

@@ -1,0 +1,89 @@
+"""Training and scoring as functions: what pgjax.train and pgjax.evaluate do, with their results."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from types import SimpleNamespace
+from typing import Any
+
+from pgjax import cache_dir, disk, evaluate, train
+from pgjax.api import arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+  """Where a run is."""
+
+  workdir: pathlib.Path
+  step: int  # The last one, which is saved.
+  total_steps: int
+  finished: bool  # False: it was interrupted.
+  metrics: dict[str, float]  # Of the last step: loss, rates, scores.
+
+  def history(self) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl: one for each step, and one for each evaluation."""
+    path = self.workdir / "metrics.jsonl"  # Only the main process of several writes it.
+    return [json.loads(line) for line in path.open()] if path.exists() else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """The scores of a checkpoint, and the files with the details."""
+
+  metrics: dict[str, float]
+  report: pathlib.Path  # A page with scores and examples, in one file.
+  predictions: pathlib.Path  # A JSON object for each example.
+
+
+@arguments.named_as_in_python()
+def fit(config: Any, workdir: str | os.PathLike, **overrides: Any) -> Fitted:
+  """Trains, or resumes what is in the workdir; returns when the run ends or is interrupted.
+
+  An interrupt (Ctrl-C, a notebook's stop button, SIGTERM) saves first; the same call resumes.
+
+  Args:
+    config: "configs/x.py:args", a dict, or a ConfigDict such as a config file's get_config returns.
+    workdir: folder of the run; made if it does not exist.
+    overrides: fields to replace, `input__batch_size=8` for config.input.batch_size.
+  """
+  checked = arguments.checked_config(config, arguments.dotted(overrides))
+  folder = arguments.path("workdir", workdir)
+  again = f"pgjax.fit with the same config and workdir={folder!r}"
+  ended = train.execute(checked, folder, again=again, whole_process=False)
+  fitted = Fitted(pathlib.Path(folder).expanduser().absolute(), *ended, {})
+  for row in fitted.history():
+    fitted.metrics.update(row if row["step"] == fitted.step else {})
+  return fitted
+
+
+@arguments.named_as_in_python()
+def score(
+  ckpt: str | os.PathLike,
+  out: str | os.PathLike,
+  *,
+  config: Any = None,
+  evals: str = ".*",
+  step: int | None = None,
+  ema: bool = True,
+  quantize: str | None = None,
+  **overrides: Any,
+) -> Scored:
+  """Scores a checkpoint on whole splits and writes metrics.json, predictions.jsonl, report.html.
+
+  Args:
+    ckpt: as in `load`, and so are step, ema and quantize.
+    out: folder for the results; made if it does not exist.
+    config: as in `fit`; without it the one that the checkpoint was trained with.
+    evals: regular expression: which entries of config.evals to run.
+    overrides: as in `fit`.
+  """
+  args = SimpleNamespace(evals=evals, step=step, ema=ema, quantize=quantize)
+  args.ckpt, folder = arguments.checkpoint(ckpt, step, ema, quantize), arguments.path("out", out)
+  args.overrides = arguments.dotted(overrides)
+  args.config = None if config is None else arguments.checked_config(config, args.overrides)
+  args.config_spec = config if isinstance(config, str | None) else args.config.to_dict()
+  cache_dir.use_compilation_cache()
+  out = disk.open_folder(folder, "--out")
+  scores = evaluate.once(args, out)
+  return Scored(scores, out / "report.html", out / "predictions.jsonl")
