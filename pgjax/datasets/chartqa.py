@@ -1,12 +1,11 @@
-"""How is ChartQA's official download turned into a TFDS data set, without TensorFlow?
+"""Converts ChartQA's official download (arXiv:2203.10244) to a TFDS data set, without TensorFlow.
 
-ChartQA (arXiv 2203.10244) asks questions about charts; `human` ones were written by people,
-`augmented` ones made from captions. The download's layout, for each split of train, val and test:
+The download's layout, for the splits train, val and test, with a list of {"imgname", "query",
+"label"} in each JSON file:
 
   DIR/{split}/png/*.png   DIR/{split}/{split}_human.json   DIR/{split}/{split}_augmented.json
 
-with a list of {"imgname", "query", "label"} in each JSON file. Run by pgjax.prepare; read back as
-"chartqa/human" and "chartqa/augmented". Features: image, question, answer, question_id.
+"chartqa/human" has questions written by people, "chartqa/augmented" ones generated from captions.
 """
 
 import io
@@ -29,6 +28,14 @@ class _Row(msgspec.Struct):
   label: str | int | float
 
 
+def vqa_info(builder) -> tfds.core.DatasetInfo:
+  """The features of a data set of questions on images."""
+  image = tfds.features.Image(encoding_format="png")
+  question, answer = tfds.features.Text(), tfds.features.Text()
+  features = dict(image=image, question=question, answer=answer, question_id=np.int64)
+  return tfds.core.DatasetInfo(builder=builder, features=tfds.features.FeaturesDict(features))
+
+
 class ChartQA(tfds.core.GeneratorBasedBuilder):
   """One config a part; `manual_dir` of the download config is the official download."""
 
@@ -38,15 +45,7 @@ class ChartQA(tfds.core.GeneratorBasedBuilder):
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=part) for part in PARTS]  # noqa: RUF012
 
   def _info(self):
-    features = tfds.features.FeaturesDict(
-      dict(
-        image=tfds.features.Image(encoding_format="png"),
-        question=tfds.features.Text(),
-        answer=tfds.features.Text(),
-        question_id=np.int64,
-      )
-    )
-    return tfds.core.DatasetInfo(builder=self, features=features)
+    return vqa_info(self)
 
   def _split_generators(self, dl_manager):
     raw = pathlib.Path(dl_manager.manual_dir)
@@ -54,26 +53,25 @@ class ChartQA(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, raw, split):
     for i, (image, question, answer) in enumerate(_rows(raw, split, self.builder_config.name)):
-      # As a file object the bytes are stored as they are; an array would need TensorFlow.
+      # The bytes of a file object are stored unchanged; an array would need TensorFlow.
       yield i, dict(image=io.BytesIO(image), question=question, answer=answer, question_id=i)
 
 
 def check(raw: str, parts: tuple[str, ...]):
-  """Tells what is missing from a download before anything is written."""
+  """Raises if part of a download is missing, before anything is written."""
   folder = pathlib.Path(raw)
   unknown = sorted(set(parts) - set(PARTS))
   if unknown or not parts:
     raise UserError(f"ChartQA has no part {unknown}; --parts is one or both of {','.join(PARTS)}.")
   if not folder.is_dir():
     raise UserError(f"--raw={raw} is not a folder; it is the one that holds train/, val/, test/.")
-  missing = [str(_questions(folder, s, p)) for p in parts for s in SPLITS]
-  missing = [path for path in missing if not pathlib.Path(path).exists()]
+  files = {part: [_questions(folder, split, part) for split in SPLITS] for part in PARTS}
+  missing = [str(path) for part in parts for path in files[part] if not path.exists()]
   if not missing:
     return
-  complete = [p for p in PARTS if all(_questions(folder, s, p).exists() for s in SPLITS)]
-  advice = f"to prepare what is there: --parts={','.join(complete)}" if complete else (
-    "--raw is the folder that holds train/, val/ and test/ of the official download"
-  )  # fmt: skip
+  advice = "--raw is the folder that holds train/, val/ and test/ of the official download"
+  if complete := [part for part in PARTS if all(path.exists() for path in files[part])]:
+    advice = f"to prepare what is there: --parts={','.join(complete)}"
   raise UserError(f"ChartQA's download lacks {', '.join(missing)}; {advice}.")
 
 

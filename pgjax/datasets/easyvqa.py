@@ -1,16 +1,15 @@
-"""How does easy-VQA look as a TFDS data set?
+"""Converts easy-VQA to a TFDS data set: the smallest example of a builder without TensorFlow.
 
-The quick start reads the package itself (data="easy_vqa"), which is quicker; this is the smallest
-example of a builder without TensorFlow, and of how to mix easy-VQA with other TFDS data sets.
-Features: image, question, answer, question_id.
+The quick start reads the package itself (data="easy_vqa"); a TFDS data set can be mixed.
 """
 
 import io
 import pathlib
 
 import easy_vqa
-import numpy as np
 import tensorflow_datasets as tfds
+
+from pgjax.datasets.chartqa import vqa_info
 
 PARTS = ()
 
@@ -22,15 +21,7 @@ class EasyVQA(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self):
-    features = tfds.features.FeaturesDict(
-      dict(
-        image=tfds.features.Image(encoding_format="png"),
-        question=tfds.features.Text(),
-        answer=tfds.features.Text(),
-        question_id=np.int64,
-      )
-    )
-    return tfds.core.DatasetInfo(builder=self, features=features)
+    return vqa_info(self)
 
   def _split_generators(self, dl_manager):
     train = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()

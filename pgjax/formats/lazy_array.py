@@ -1,7 +1,4 @@
-"""An array in a file that is not read yet: shape, dtype, and a function that reads its rows.
-
-Nothing is mapped into memory, so that a process that copies a model stays as small as it reports.
-"""
+"""An array in a file that is not read yet: shape, dtype, and a function that reads its rows."""
 
 import contextlib
 import dataclasses
@@ -15,7 +12,7 @@ import numpy as np
 
 from pgjax.errors import UserError
 
-CHUNK_BYTES = 64 << 20  # What is read, cast and written at a time, at least one row.
+CHUNK_BYTES = 64 << 20  # Read, cast and written at a time; at least one row.
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -26,7 +23,7 @@ class LazyArray:
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[int, int], np.ndarray]
-  scheme: Any = None  # The quantize.Scheme that its numbers were rounded by, if they were.
+  scheme: Any = None  # The quantization.Scheme of numbers that were quantized.
 
   @property
   def nbytes(self) -> int:
@@ -48,13 +45,11 @@ class LazyArray:
     dtype = np.dtype(dtype)
     if dtype == self.dtype:
       return self
-    return LazyArray(
-      self.shape, dtype, lambda start, stop: cast(self.read(start, stop), dtype, name)
-    )
+    return LazyArray(self.shape, dtype, lambda *rows: cast(self.read(*rows), dtype, name))
 
 
 def cast(array: np.ndarray, dtype: np.dtype, name: str = "a weight") -> np.ndarray:
-  """Rounds to nearest, ties to even. A finite number that becomes infinite is an error."""
+  """Rounds to nearest, ties to even; raises if a finite number becomes infinite."""
   with np.errstate(over="ignore"):
     rounded = array.astype(dtype)
   if not np.isfinite(rounded).all():
@@ -69,28 +64,28 @@ def cast(array: np.ndarray, dtype: np.dtype, name: str = "a weight") -> np.ndarr
 
 
 def of_array(array: np.ndarray) -> LazyArray:
-  """A Leaf of what is in memory already."""
+  """A LazyArray of an array in memory."""
   return LazyArray(array.shape, array.dtype, lambda start, stop: array[start:stop])
 
 
 @contextlib.contextmanager
 def explained(path: pathlib.Path, kind: str) -> Iterator[None]:
-  """Whatever a damaged file makes the readers raise, as one sentence."""
+  """Turns any exception of a damaged file's readers into one sentence."""
   try:
     yield
   except UserError:
     raise
   except OSError as error:
     raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
-  except Exception as error:  # Whatever zipfile, struct and numpy make of other people's bytes.
-    said = str(error).rstrip(".")[:200]
+  except Exception as error:  # zipfile, struct and numpy raise many kinds.
+    reason = str(error).rstrip(".")[:200]
     raise UserError(
-      f"{path} is damaged or no {kind} file ({said}): download or write it again."
+      f"{path} is damaged or no {kind} file ({reason}): download or write it again."
     ) from error
 
 
 def from_disk(path: pathlib.Path, offset: int, shape, dtype) -> LazyArray:
-  """An array that lies in the file as it is, in C order."""
+  """An array that is stored uncompressed, in C order, from `offset` on."""
   row_shape = shape[1:]
   row_bytes = math.prod(row_shape) * dtype.itemsize
 
@@ -99,7 +94,7 @@ def from_disk(path: pathlib.Path, offset: int, shape, dtype) -> LazyArray:
     with path.open("rb") as file:
       file.seek(offset + start * row_bytes)
       if file.readinto(rows.reshape(-1).view(np.uint8)) != rows.nbytes:
-        raise UserError(f"{path} has become shorter while it was read.")
+        raise UserError(f"{path} became shorter while it was read.")
     return rows
 
   return LazyArray(shape, dtype, read)

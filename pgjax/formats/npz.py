@@ -5,7 +5,6 @@ import math
 import pathlib
 import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 
 import ml_dtypes
@@ -18,26 +17,22 @@ from pgjax.formats import lazy_array
 def read_npz(
   path: pathlib.Path, starts: str | tuple[str, ...] = ""
 ) -> dict[str, lazy_array.LazyArray]:
-  """The parameters in an `.npz`, whichever of big_vision's three layouts it has.
-
-  Only names that start with `starts` are looked at. Each array's checksum is compared before the
-  first of its rows is given out.
-  """
+  """Parameters whose names have these starts, in an `.npz` of any of big_vision's three layouts."""
   with lazy_array.explained(path, ".npz"), zipfile.ZipFile(path) as file:
     members = [info for info in file.infolist() if info.filename.startswith(starts)]
     if sum(info.compress_size for info in members) > path.stat().st_size:
       raise ValueError("its arrays have more bytes than the file")
-    found = {i.filename.removesuffix(".npy"): _npy_leaf(path, file, i) for i in members}
+    leaves = {i.filename.removesuffix(".npy"): _npy_leaf(path, file, i) for i in members}
   for prefix in ("params/", "opt/target/"):
-    if inside := {n.removeprefix(prefix): a for n, a in found.items() if n.startswith(prefix)}:
-      found = inside
+    if inside := {n.removeprefix(prefix): a for n, a in leaves.items() if n.startswith(prefix)}:
+      leaves = inside
       break
-  for name, leaf in found.items():
+  for name, leaf in leaves.items():
     if leaf.dtype.name not in lazy_array.FLOATS:
       raise UserError(
         f"{path}: '{name}' holds {leaf.dtype}; weights are one of {', '.join(lazy_array.FLOATS)}."
       )
-  return found
+  return leaves
 
 
 def _npy_leaf(path, file, info) -> lazy_array.LazyArray:
@@ -46,11 +41,7 @@ def _npy_leaf(path, file, info) -> lazy_array.LazyArray:
     version = np.lib.format.read_magic(member)
     if version not in ((1, 0), (2, 0)):
       raise ValueError(f"'{info.filename}' has .npy version {version}")
-    read_header = (
-      np.lib.format.read_array_header_1_0
-      if version == (1, 0)
-      else np.lib.format.read_array_header_2_0
-    )
+    read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
     shape, fortran, dtype = read_header(member)
     header_bytes = member.tell()
   if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
@@ -64,46 +55,33 @@ def _npy_leaf(path, file, info) -> lazy_array.LazyArray:
   if info.file_size > (1100 * info.compress_size if packed else info.compress_size):
     raise ValueError(f"'{info.filename}' announces {info.file_size:,} bytes, more than it can hold")
   if packed or (fortran and len(shape) > 1):
-    order = "F" if fortran else "C"
-    return lazy_array.LazyArray(
-      shape,
-      dtype,
-      lambda start, stop: _unpacked(path, info.filename, header_bytes, dtype, shape, order)[
-        start:stop
-      ],
-    )
+    key = path, info.filename, header_bytes, dtype, shape, "F" if fortran else "C"
+    return lazy_array.LazyArray(shape, dtype, lambda start, stop: _unpacked(*key)[start:stop])
   return _checked(path, info, header_bytes, shape, dtype)
 
 
 def _checked(path, info, header_bytes, shape, dtype) -> lazy_array.LazyArray:
-  """A member that is stored as it is: read from the file, after one look at its checksum."""
+  """An uncompressed member: its rows are read from the file once its checksum is checked."""
   leaf = None
 
   def read(start, stop):
     nonlocal leaf
     with lazy_array.explained(path, ".npz"):
       if leaf is None:
+        with zipfile.ZipFile(path) as file, file.open(info) as member:
+          while member.read(1 << 20):  # Compares the checksum at the end.
+            pass
         with path.open("rb") as file:
           file.seek(info.header_offset + 26)
           name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
-          begin = info.header_offset + 30 + name_bytes + extra_bytes
-          if _crc32(file, begin, info.file_size) != info.CRC:
-            raise ValueError(f"the checksum of '{info.filename}' is wrong")
+        begin = info.header_offset + 30 + name_bytes + extra_bytes
         leaf = lazy_array.from_disk(path, begin + header_bytes, shape, dtype)
       return leaf.read(start, stop)
 
   return lazy_array.LazyArray(shape, dtype, read)
 
 
-def _crc32(file, begin, num_bytes):
-  file.seek(begin)
-  crc = 0
-  while num_bytes and (block := file.read(min(num_bytes, 1 << 20))):
-    crc, num_bytes = zlib.crc32(block, crc), num_bytes - len(block)
-  return crc
-
-
-@functools.lru_cache(maxsize=1)  # One array, while its rows are asked for one after another.
+@functools.lru_cache(maxsize=1)  # One array, while its rows are read one after another.
 def _unpacked(path, member, header_bytes, dtype, shape, order) -> np.ndarray:
   with lazy_array.explained(path, ".npz"), zipfile.ZipFile(path) as file:
     data = file.read(member)  # Compares the checksum.
@@ -111,7 +89,7 @@ def _unpacked(path, member, header_bytes, dtype, shape, order) -> np.ndarray:
 
 
 def write_npz(path: pathlib.Path, leaves: Mapping[str, lazy_array.LazyArray]) -> None:
-  """Writes under the names given; bfloat16 as two void bytes, as big_vision's files have it."""
+  """Writes the arrays under their names; bfloat16 as two void bytes, as in big_vision's files."""
   with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as file:
     for name, leaf in leaves.items():
       descr = "|V2" if leaf.dtype == ml_dtypes.bfloat16 else leaf.dtype.newbyteorder("<").str

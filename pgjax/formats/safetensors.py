@@ -14,7 +14,7 @@ import numpy as np
 from pgjax.errors import UserError
 from pgjax.formats import lazy_array, typed_json
 
-SHARD_BYTES = 5_000_000_000  # Of a safetensors file, as in Hugging Face's own.
+SHARD_BYTES = 5_000_000_000  # Hugging Face's default.
 MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library.
 INDEX = "model.safetensors.index.json"
 _SAFE_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -41,26 +41,26 @@ def read_safetensors(folder: pathlib.Path) -> dict[str, lazy_array.LazyArray]:
     single = [f for f in files if f.name == "model.safetensors"] or files
     if len(single) != 1:
       raise UserError(
-        f"{folder} has {len(files)} .safetensors files and no {INDEX}, which says what is in which:"
+        f"{folder} has {len(files)} .safetensors files and no {INDEX}, which maps tensors to files:"
         " download the folder again."
       )
     return read_safetensors_file(single[0])
   shard_of = typed_json.read(index, _Index).weight_map
-  found: dict[str, lazy_array.LazyArray] = {}
+  tensors: dict[str, lazy_array.LazyArray] = {}
   with lazy_array.explained(index, "index"):
     for name in sorted(set(shard_of.values())):
       path = folder / name
       if pathlib.PurePath(name).name != name:
         raise UserError(f"{index} names {name!r}, which is not a file of this folder.")
       if not path.is_file():
-        raise UserError(f"{index} names {name}, which is not there: download the folder again.")
-      found |= read_safetensors_file(path)
-  if missing := sorted(set(shard_of) - set(found)):
+        raise UserError(f"{index} names {name}, which is missing: download the folder again.")
+      tensors |= read_safetensors_file(path)
+  if missing := sorted(set(shard_of) - set(tensors)):
     raise UserError(
       f"{index} names tensors that are in none of its files: {', '.join(missing[:4])} and"
       f" {max(0, len(missing) - 4)} more: download the folder again."
     )
-  return found
+  return tensors
 
 
 def read_safetensors_file(path: pathlib.Path) -> dict[str, lazy_array.LazyArray]:
@@ -97,7 +97,7 @@ def _tensor(path, data_start, file_bytes, name, entry) -> lazy_array.LazyArray:
 
 
 class Tensor(NamedTuple):
-  """What one file entry will hold, and the blocks that make it, in order."""
+  """A tensor to write; its blocks, in order, are its data."""
 
   name: str
   shape: tuple[int, ...]
@@ -119,28 +119,27 @@ def write_safetensors(
     if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > shard_bytes:
       shards.append([])
     shards[-1].append(tensor)
-  names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
   if len(shards) == 1:
-    names = ["model.safetensors"]
-  for name, shard in zip(names, shards, strict=True):
+    write_safetensors_file(folder / "model.safetensors", shards[0])
+    return
+  shard_of = {}
+  for i, shard in enumerate(shards, 1):
+    name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
     write_safetensors_file(folder / name, shard)
-  if len(shards) > 1:
-    shard_of = {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
-    total = sum(t.nbytes for shard in shards for t in shard)
-    index = dict(metadata=dict(total_size=total), weight_map=dict(sorted(shard_of.items())))
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    shard_of |= {t.name: name for t in shard}
+  total = sum(t.nbytes for shard in shards for t in shard)
+  index = dict(metadata=dict(total_size=total), weight_map=dict(sorted(shard_of.items())))
+  (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write_safetensors_file(path: pathlib.Path, tensors: list[Tensor]) -> None:
-  """One file of that name."""
+  """Writes one file."""
   safe_names = {np.dtype(name): safe for safe, name in _SAFE_DTYPES.items()}
   ends = list(itertools.accumulate(t.nbytes for t in tensors))
-  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers 4.57 asks for it.
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers 4.57 requires it.
   for tensor, end in zip(tensors, ends, strict=True):
-    offsets = [end - tensor.nbytes, end]
-    header[tensor.name] = dict(
-      dtype=safe_names[tensor.dtype], shape=list(tensor.shape), data_offsets=offsets
-    )
+    entry = _Entry(safe_names[tensor.dtype], list(tensor.shape), (end - tensor.nbytes, end))
+    header[tensor.name] = msgspec.structs.asdict(entry)
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # The data starts at a multiple of eight bytes.
   with path.open("wb") as file:
@@ -149,4 +148,4 @@ def write_safetensors_file(path: pathlib.Path, tensors: list[Tensor]) -> None:
       for block in tensor.blocks():
         file.write(lazy_array.raw_bytes(block))
       if file.tell() != 8 + len(text) + end:
-        raise RuntimeError(f"{tensor.name}: its blocks are not the {tensor.shape} announced")
+        raise RuntimeError(f"{tensor.name}: its blocks do not have its shape {tensor.shape}")

@@ -1,8 +1,4 @@
-"""Where do the weights of the VQ-VAE of masks come from?
-
-"oi" is PaliGemma's own, the file vae-oid.npz in $PGJAX_WEIGHTS_DIR; any other name is the path of
-an .npz with the same names, such as `save` writes.
-"""
+"""Reads and writes weights of the VQ-VAE of masks."""
 
 import functools
 import os
@@ -17,19 +13,19 @@ from pgjax.models import seg_vae
 
 FILE = "vae-oid.npz"
 WHERE_FROM = (
-  f"PaliGemma's is gs://big_vision/paligemma/{FILE}: copy it into the folder that PGJAX_WEIGHTS_DIR"
-  " names, or give the path of the file (docs/boxes.md)"
+  f"copy PaliGemma's, gs://big_vision/paligemma/{FILE}, into the folder PGJAX_WEIGHTS_DIR, or give"
+  " the path of the file (docs/boxes.md)"
 )
 
 
 @functools.lru_cache(maxsize=2)
 def load(name: str = "oi") -> dict[str, Any]:
-  """The tree that seg_vae.encode and decode take, in float32."""
+  """Float32 parameters of a path; "oi" is PaliGemma's vae-oid.npz in $PGJAX_WEIGHTS_DIR."""
   folder = os.environ.get("PGJAX_WEIGHTS_DIR", "")
-  path = pathlib.Path(folder, FILE) if name == "oi" else pathlib.Path(name)
-  path = path.expanduser()
-  if (name == "oi" and not folder) or not path.is_file():
-    looked = path if folder or name != "oi" else "PGJAX_WEIGHTS_DIR, which is not set"
+  path = (pathlib.Path(folder, FILE) if name == "oi" else pathlib.Path(name)).expanduser()
+  is_unset = name == "oi" and not folder
+  if is_unset or not path.is_file():
+    looked = "PGJAX_WEIGHTS_DIR, which is not set" if is_unset else path
     raise UserError(f"The weights of masks, '{name}', are not there ({looked}): {WHERE_FROM}.")
   leaves = npz.read_npz(path, ("encoder.", "decoder.", seg_vae.CODEBOOK))
   try:

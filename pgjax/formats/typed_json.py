@@ -1,8 +1,7 @@
-"""Is a JSON from outside what it is declared to be?
+"""Does a JSON from outside have its declared type?
 
-Each reader declares the type of its file: a msgspec.Struct, a TypedDict, or built-in types with
-bounds. Unknown keys are allowed. What does not fit is one sentence with the file and the path in
-it, such as `$.leaves[3].shape`; never an exception further inside.
+Each reader declares a msgspec.Struct, a TypedDict, or built-in types with bounds; unknown keys are
+allowed. Any mismatch is one sentence with the file and the path in it, such as `$.leaves[3].shape`.
 """
 
 import codecs
@@ -27,7 +26,7 @@ Text = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")
 def read(
   path: str | pathlib.Path, kind: Any, error: Callable = UserError, *, nan: bool = False
 ) -> Any:
-  """The content of a file; `error` is the type that is raised for whatever is wrong with it."""
+  """The content of a file as `kind`; `error` is the type that is raised."""
   try:
     if (path := pathlib.Path(path)).exists() and not path.is_file():  # A device may never end.
       raise OSError("it is not a file")
@@ -40,18 +39,14 @@ def read(
 def decode(
   data: bytes | str, kind: Any, where: Any, error: Callable = UserError, *, nan: bool = False
 ) -> Any:
-  """A JSON text as `kind`; `where` begins the sentence.
-
-  nan: also takes NaN and Infinity, which Python's json writes into what pgjax reports.
-  """
+  """A JSON text as `kind`; `where` begins the sentence. nan: also allows Python's NaN, Infinity."""
   try:
     data = data.encode() if isinstance(data, str) else data.removeprefix(codecs.BOM_UTF8)
     if nan:
       return msgspec.convert(json.loads(data), kind)
     return msgspec.json.decode(data, type=kind)
   except msgspec.ValidationError as reason:
-    said = _explained(lambda: json.loads(data), kind, str(reason))
-    raise error(f"{where}: {said}.") from None
+    raise error(f"{where}: {_explained(lambda: json.loads(data), kind, str(reason))}.") from None
   except UnicodeError:
     raise error(f"{where}: this is not UTF-8 text.") from None
   except RecursionError:
@@ -61,16 +56,16 @@ def decode(
 
 
 def check(value: Any, kind: Any, where: Any, error: Callable = UserError) -> Any:
-  """What was parsed before, as `kind`."""
+  """A parsed value as `kind`."""
   try:
     return msgspec.convert(value, kind)
   except msgspec.ValidationError as reason:
-    said = _explained(lambda: copy.deepcopy(value), kind, str(reason))
-    raise error(f"{where}: {said}.") from None
+    message = _explained(lambda: copy.deepcopy(value), kind, str(reason))
+    raise error(f"{where}: {message}.") from None
 
 
 def _explained(parsed: Callable[[], Any], kind: Any, message: str) -> str:
-  """`$.sums['a'] is -1; expected ...`: with the value and the keys, which msgspec leaves out."""
+  """`$.sums['a'] is -1; expected ...`: adds the value and the keys, which msgspec omits."""
   reason, _, path = message.partition(" - at `")
   reason, path = reason[0].lower() + reason[1:], path.removesuffix("`")
   try:

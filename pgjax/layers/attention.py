@@ -1,13 +1,10 @@
 """Grouped-query attention with a soft-cap and a mask, and its backward pass.
 
+The scores [B, K, M, S] are the widest array of a layer. The hand-written backward pass recomputes
+them once; it stores the output and the log of the softmax's denominator (attn_out, attn_lse).
+
 Axes: B batch, T query, S key, K key/value heads, G query heads per key/value head, M = G * T rows
 of one key/value head, H head size.
-
-The scores are the widest array of a layer ([B, K, M, S]); at 896 px they are most of a step's
-memory traffic. So the backward pass is written by hand. It keeps the output and the logarithm of
-the softmax's denominator, which a remat policy may save under the names attn_out and attn_lse;
-it makes the scores once more and needs no reduction over them. A soft-cap bounds the scores, so
-no maximum has to be found before the exponential.
 """
 
 import functools
@@ -17,8 +14,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-MASKED = -2.3819763e38  # What the reference adds up to for a key that may not be seen.
-_MAX_EXPONENT = 80.0  # exp(80), and its sum over any sequence, fit float32.
+MASKED = -2.3819763e38  # The reference's score of a masked key.
+_MAX_EXPONENT = 80.0  # exp(80), and its sum over any sequence, fit float32: no maximum needed.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -32,15 +29,15 @@ def attend(
 ) -> Float[Array, "B T K G H"]:
   """Softmax(cap(q k)) v, where cap(x) is softcap * tanh(x / softcap), or x if softcap is 0.
 
-  Queries come scaled. The softmax is float32; `score_dtype` is what the products q k are rounded
-  to before it. A query that may attend to no key gets zeros if there is a soft-cap, else the mean
-  of all values, as in the reference; nothing reads either. The result has v's dtype.
+  Queries come scaled; the products q k are rounded to `score_dtype`, then the softmax is float32. A
+  query without keys gets zeros under a soft-cap, else the mean of all values, as in the reference;
+  nothing reads either. The result has v's dtype.
   """
   return _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype)[0]
 
 
 def _rows(x_BTKGH):
-  """[B, T, K, G, H] to [B, K, M, H], so that the products below are plain batched ones."""
+  """[B, T, K, G, H] to [B, K, M, H], so that all products are plain batched ones."""
   B, T, K, G, H = x_BTKGH.shape
   return jnp.transpose(x_BTKGH, (0, 2, 3, 1, 4)).reshape(B, K, G * T, H)
 
@@ -55,10 +52,10 @@ def _product(equation, a, b, dtype=jnp.float32):
 
 
 def _capped(q_BKMH, k_BSKH, mask_BTS, softcap, score_dtype):
-  """Masked scores in float32, and tanh's value for its derivative (None without a soft-cap).
+  """Masked scores in float32, and tanh for its derivative (None without a soft-cap).
 
-  JAX moves what does not depend on the layer out of a scan over layers; the barrier, and a sum
-  instead of a choice, keep it from making masks and constants of the scores' size there.
+  JAX hoists layer-independent values out of a scan over layers; the barrier, and a sum instead of
+  a `where`, prevent it from hoisting masks of the scores' size.
   """
   if mask_BTS is not None:
     mask_BTS, q_BKMH = jax.lax.optimization_barrier((mask_BTS, q_BKMH))
@@ -80,12 +77,12 @@ def _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype):
   else:
     largest_BKM = jnp.max(scores_BKMS, axis=-1)
     probs_BKMS = jnp.exp(scores_BKMS - largest_BKM[..., None]).astype(v_BSKH.dtype)
-  # The barrier keeps XLA from writing the scores once more for the sum.
+  # Without the barrier XLA writes the scores a second time for the sum.
   probs_BKMS = jax.lax.optimization_barrier(probs_BKMS)
   total_BKM = jnp.sum(probs_BKMS.astype(jnp.float32), axis=-1)
   total_BKM = jnp.where(total_BKM > 0, total_BKM, 1.0)
   out_BKMH = _product("BKMS,BSKH->BKMH", probs_BKMS, v_BSKH) / total_BKM[..., None]
-  # Else a recomputed forward pass keeps the float32 product until the backward pass.
+  # Without it a recomputed forward pass holds the float32 product until the backward pass.
   out_BTKGH = jax.lax.optimization_barrier(_unrows(out_BKMH, like=q_BTKGH).astype(v_BSKH.dtype))
   lse_BKM = jnp.log(total_BKM) if bounded else jnp.log(total_BKM) + largest_BKM
   return checkpoint_name(out_BTKGH, "attn_out"), checkpoint_name(lse_BKM, "attn_lse")
@@ -96,10 +93,10 @@ def _forward_rule(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype):
   return out, (q_BTKGH, k_BSKH, v_BSKH, mask_BTS, out, lse)
 
 
-def _backward_rule(softcap, score_dtype, kept, dout_BTKGH):
-  q_BTKGH, k_BSKH, v_BSKH, mask_BTS, out_BTKGH, lse_BKM = kept
+def _backward_rule(softcap, score_dtype, residuals, dout_BTKGH):
+  q_BTKGH, k_BSKH, v_BSKH, mask_BTS, out_BTKGH, lse_BKM = residuals
   f32 = jnp.float32
-  # Else XLA shares the scores with a recomputed forward pass, and keeps them until here.
+  # Without the barrier XLA shares the scores with a recomputed forward pass and holds them.
   q_BTKGH, dout_BTKGH = jax.lax.optimization_barrier((q_BTKGH, dout_BTKGH))
   q_BKMH, out_BKMH, dout_BKMH = _rows(q_BTKGH), _rows(out_BTKGH), _rows(dout_BTKGH)
   scores, tanh = _capped(q_BKMH, k_BSKH, mask_BTS, softcap, score_dtype)

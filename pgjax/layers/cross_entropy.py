@@ -1,27 +1,25 @@
 """The loss over the vocabulary without all the logits.
 
-Axes: B batch, T tokens, D width, V vocabulary (257,152), C tokens of one chunk.
+One chunk of tokens at a time, only tokens with a loss: their logits become gradients at once, so
+no [B, T, V] array exists and no logit is computed twice. On a mesh, a table sharded by rows is not
+moved; the tokens are (Megatron-LM's vocabulary-parallel loss, arXiv:1909.08053, section 3).
 
-Logits are made for one chunk of tokens at a time, only for tokens that carry a loss, and turned
-into gradients on the spot: nothing of size [B, T, V] exists, and no logit is computed twice. On a
-mesh a table sharded by rows stays where it is: tokens travel instead of the table (256 kB a token
-against 1.2 GB), which is Megatron-LM's vocabulary-parallel cross-entropy (arXiv:1909.08053,
-section 3).
+Axes: B batch, T tokens, D width, V vocabulary (257,152), C tokens of one chunk.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from pgjax.layers import embedding
 
 
 class LossOptions(NamedTuple):
-  """What is static about a loss."""
+  """The static settings of a loss."""
 
   label_smoothing: float = 0.0
   softcap: float = 0.0  # 0: off.
@@ -42,7 +40,7 @@ def weighted_nll(
 
   With label smoothing s the target distribution is 1-s on the token and s/(V-1) on every other
   (trainers/proj/paligemma/train.py of the reference). Only the first result, and only with respect
-  to h and table, has a gradient.
+  to h and the table, has a gradient.
   """
   nll_BT, _, _ = _run(h_BTD, table_VD, targets_BT, weights_BT, options, False)
   return jnp.sum(nll_BT * weights_BT), nll_BT
@@ -53,10 +51,8 @@ def _weighted_nll_forward(h_BTD, table_VD, targets_BT, weights_BT, options):
   return (jnp.sum(nll_BT * weights_BT), nll_BT), (dh, dtable)
 
 
-def _weighted_nll_backward(options, kept, cotangents):
-  del options
-  g = cotangents[0]
-  dh, dtable = kept
+def _weighted_nll_backward(options, residuals, cotangents):
+  g, (dh, dtable) = cotangents[0], residuals
   return (dh * g).astype(dh.dtype), None if dtable is None else dtable * g, None, None
 
 
@@ -65,22 +61,16 @@ weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward)
 
 def _run(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients):
   run = functools.partial(_run_local, options=options, with_gradients=with_gradients)
-  layout = options.layout
-  if layout:
-    batch, rows = PartitionSpec(layout.batch_axes), embedding.rows_spec(layout)
-    dtable = rows if with_gradients and options.train_table else None
-    run = jax.shard_map(
-      run,
-      mesh=layout.mesh,
-      in_specs=(batch, rows, batch, batch),
-      out_specs=(batch, batch if with_gradients else None, dtable),
-      check_vma=False,
-    )
+  if layout := options.layout:
+    batch, rows = layout.batch, layout.rows
+    dh, dtable = with_gradients, with_gradients and options.train_table
+    out_specs = (batch, batch if dh else None, rows if dtable else None)
+    run = layout.sharded(run, (batch, rows, batch, batch), out_specs)
   return run(h_BTD, table_VD, targets_BT, weights_BT)
 
 
 def _run_local(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients):
-  """This device's rows: tokens with a loss are packed to the front, then taken chunk by chunk."""
+  """This device's rows; tokens with a loss come first and are processed in chunks."""
   layout = options.layout
   axes = layout.vocab_axes if layout else ()
   N, D = targets_BT.size, h_BTD.shape[-1]
@@ -106,7 +96,7 @@ def _run_local(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients)
     dtable, nll_C, dh_CD = step(dtable, h[i], targets[i], weights[i])
     return dtable, nll.at[i].set(nll_C), None if dh is None else dh.at[i].set(dh_CD)
 
-  # Gradients add up in float32. As many chunks as there are tokens with a loss, not all.
+  # Gradients accumulate in float32. Chunks without a token with a loss are skipped.
   dtable = jnp.zeros(table_VD.shape, jnp.float32) if trained else None
   carry = dtable, jnp.zeros(targets.shape), jnp.zeros_like(h) if with_gradients else None
   dtable, nll, dh = jax.lax.fori_loop(0, (used + C - 1) // C, body, carry)
@@ -120,27 +110,17 @@ def _run_local(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients)
 
 
 def chunk_size(tokens: int, train_table: bool = True) -> int:
-  """How many of so many tokens the loss takes at a time: logits of 1 GB at most.
-
-  Each chunk reads the table, and reads and writes its gradient if it trains.
-  """
+  """Tokens of one chunk, out of N: at most 1 GB of logits, in few passes over the table."""
   return min(1024, max(128, -(-tokens // (4 if train_table else 8))))
 
 
-def _group_size(layout):
-  size = 1
-  for axis in layout.vocab_axes if layout else ():
-    size *= layout.mesh.shape[axis]
-  return size
-
-
 def _chunk(dtable, h_CD, targets_C, weights_C, *, table, axes, options, with_gradients):
-  """One chunk's (table gradient so far, nll [C], gradient of h [C, D])."""
+  """(table gradient with this chunk's, nll [C], gradient of h [C, D])."""
   C = h_CD.shape[0]
   total = functools.partial(jax.lax.psum, axis_name=axes) if axes else lambda a: a
   if axes:
     h_CD, targets_C, weights_C = jax.lax.all_gather((h_CD, targets_C, weights_C), axes, tiled=True)
-  V = table.shape[0] * _group_size(options.layout)
+  V = table.shape[0] * math.prod(options.layout.mesh.shape[axis] for axis in axes)
   rest = options.label_smoothing / (V - 1)
   extra = 1.0 - options.label_smoothing - rest  # So that the token gets extra + rest = 1 - s.
   local, mine = embedding.local_ids(targets_C, table.shape[0], axes)

@@ -4,7 +4,8 @@ Axes: B batch, T tokens, D width, V vocabulary (257,152).
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +14,30 @@ from jaxtyping import Array, Float, Int
 
 
 class TableLayout(NamedTuple):
-  """Where batch and table lie on a mesh: the axes that shard the batch, and the table's rows."""
+  """The mesh axes that shard the batch, and those that shard the table's rows."""
 
   mesh: Mesh
   batch_axes: tuple[str, ...]
   vocab_axes: tuple[str, ...]  # A subset of batch_axes; empty: every device has all rows.
 
+  @property
+  def batch(self) -> PartitionSpec:
+    """How a batch is sharded."""
+    return PartitionSpec(self.batch_axes)
+
+  @property
+  def rows(self) -> PartitionSpec:
+    """How the table is sharded."""
+    return PartitionSpec(self.vocab_axes or None)
+
+  def sharded(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """`function` applied to each device's shards."""
+    specs = dict(in_specs=in_specs, out_specs=out_specs)
+    return jax.shard_map(function, mesh=self.mesh, check_vma=False, **specs)
+
 
 def table_layout(mesh: Mesh, table_sharding: Sharding) -> TableLayout | None:
-  """How to work with a table of that sharding; None on one device.
-
-  A table that is sharded by anything but whole rows is gathered where it is used.
-  """
+  """The layout of a table; None on one device. Unless whole rows are sharded, it is gathered."""
   if mesh.size == 1 or not isinstance(table_sharding, NamedSharding):
     return None
   rows, *rest = (*table_sharding.spec, None, None)
@@ -40,20 +53,8 @@ def embed(
   """Rows of the table times sqrt(D), formed in float32."""
   lookup = functools.partial(_lookup, axes=layout.vocab_axes if layout else ())
   if layout:
-    batch = PartitionSpec(layout.batch_axes)
-    lookup = jax.shard_map(
-      lookup,
-      mesh=layout.mesh,
-      in_specs=(rows_spec(layout), batch),
-      out_specs=batch,
-      check_vma=False,
-    )
+    lookup = layout.sharded(lookup, (layout.rows, layout.batch), layout.batch)
   return lookup(table_VD, tokens_BT)
-
-
-def rows_spec(layout: TableLayout) -> PartitionSpec:
-  """How the table's rows are sharded."""
-  return PartitionSpec(layout.vocab_axes or None)
 
 
 def _lookup(table_VD, tokens_BT, axes):
@@ -67,7 +68,7 @@ def _lookup(table_VD, tokens_BT, axes):
 
 
 def local_ids(tokens, rows, axes):
-  """Row numbers within this device's part of the table, and which tokens are in it."""
+  """Row numbers within this device's shard of the table, and which tokens are in it."""
   local = tokens - (jax.lax.axis_index(axes) * rows if axes else 0)
   mine = (local >= 0) & (local < rows)
   return jnp.clip(local, 0, rows - 1), mine
@@ -79,23 +80,16 @@ def add_embed_gradient(
   dx_BTD: Float[Array, "B T D"],
   layout: TableLayout | None = None,
 ) -> Float[Array, "V D"]:
-  """The gradient of `embed`, added into the buffer that the loss made for the same table."""
+  """The gradient of `embed`, added to the loss's gradient of the same table."""
   add = functools.partial(_scatter_add, layout=layout)
   if layout:
-    batch = PartitionSpec(layout.batch_axes)
-    add = jax.shard_map(
-      add,
-      mesh=layout.mesh,
-      in_specs=(rows_spec(layout), batch, batch),
-      out_specs=rows_spec(layout),
-      check_vma=False,
-    )
+    add = layout.sharded(add, (layout.rows, layout.batch, layout.batch), layout.rows)
   return add(dtable_VD, tokens_BT, dx_BTD)
 
 
 def _scatter_add(dtable_VD, tokens_BT, dx_BTD, layout):
   scale = dtable_VD.shape[-1] ** 0.5
-  if layout:  # Every device sees all tokens, and adds those whose rows it has.
+  if layout:  # Every device gathers all tokens and adds those of its rows.
     tokens_BT, dx_BTD = jax.lax.all_gather((tokens_BT, dx_BTD), layout.batch_axes, tiled=True)
   local, mine = local_ids(tokens_BT, dtable_VD.shape[0], layout.vocab_axes if layout else ())
   dx = jnp.where(mine[..., None], dx_BTD.astype(jnp.float32), 0.0) * scale

@@ -1,8 +1,7 @@
 """Gemma's MLP, (gelu(x gate) * (x up)) linear, with its backward pass; gelu in its tanh form.
 
-Axes: B batch, T tokens, C tokens of one chunk, D width, F hidden size. [B, T, F] arrays are the
-widest of a layer at 224 px; this file is about how many of them exist, and for how long. Both
-matrices may have adapters (see lora.py).
+[B, T, F] arrays are the widest of a layer at 224 px; this file limits how many exist at once.
+Axes: B batch, T tokens, C tokens of one chunk, D width, F hidden size.
 """
 
 import dataclasses
@@ -22,15 +21,15 @@ def geglu(
 ) -> Float[Array, "B T D"]:
   """(gelu(x gate) * (x up)) linear; gate and up are the two parts of `gating_2DF`.
 
-  The backward pass is written by hand so that what is between the products is made in one pass
-  over [B, T, F] arrays of the compute dtype; left alone, XLA keeps one of them in float32.
+  The hand-written backward pass computes everything between the products in one pass over
+  [B, T, F] arrays of the compute dtype; autodiff stores one of them in float32.
   """
   return _forward(x_BTD, gating_2DF, linear_FD)[0]
 
 
 def _forward(x_BTD, gating_2DF, linear_FD):
   gate_BTF = checkpoint_name(_product(x_BTD, gating_2DF[0]), "mlp_gate")
-  # Else XLA makes one product of the two where x is small, and a copy of both weights for it.
+  # Without the barrier XLA fuses the two products where x is small, and copies both weights.
   again_BTD, gate_BTF = jax.lax.optimization_barrier((x_BTD, gate_BTF))
   up_BTF = checkpoint_name(_product(again_BTD, gating_2DF[1]), "mlp_up")
   f32 = jnp.float32
@@ -43,7 +42,7 @@ _product = functools.partial(product, "BTX,XY->BTY")  # x w + dropout(x) a b.
 
 
 def _transposed(dy, linear, dtype=None):
-  """What `_product` does to the gradient of its result."""
+  """The gradient of x, from that of `_product`'s result."""
   einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
   dx = einsum("BTY,XY->BTX", dy, linear.w)
   if linear.a is None:
@@ -53,7 +52,7 @@ def _transposed(dy, linear, dtype=None):
 
 
 def _gradients(x, dy, linear):
-  """With respect to the matrix and its factors; what is not asked for, XLA does not compute."""
+  """Those of the matrix and its factors; XLA skips those that nothing reads."""
   gradient = functools.partial(jnp.einsum, "BTX,BTY->XY")
   dw = gradient(x, dy)
   if linear.a is None:
@@ -64,8 +63,8 @@ def _gradients(x, dy, linear):
   return Linear(dw, gradient(x, dlow_BTR), gradient(low_BTR, dy), dropout=linear.dropout)
 
 
-def _backward(kept, dout_BTD):
-  x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF = kept
+def _backward(residuals, dout_BTD):
+  x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF = residuals
   dtype, f32 = x_BTD.dtype, jnp.float32
   dhidden_BTF = _transposed(dout_BTD, linear_FD)
   # Without the barrier XLA shares gelu with the recomputed forward pass, by a float32 array.
@@ -90,7 +89,7 @@ geglu.defvjp(_forward, _backward)
 def chunked(
   x_BTD: Float[Array, "B T D"], gating_2DF: Linear, linear_FD: Linear, chunks: int
 ) -> Float[Array, "B T D"]:
-  """`geglu` for T / chunks tokens at a time, forwards and backwards; keeps x alone."""
+  """`geglu` on T / chunks tokens at a time, forwards and backwards; stores only x."""
   matrices, C = (_two(gating_2DF), linear_FD), x_BTD.shape[1] // chunks
 
   def body(i, out_BTD):
@@ -101,12 +100,12 @@ def chunked(
 
 
 def _two(gating_2DF):
-  """Both parts, sliced before a loop over chunks, which would copy them each time."""
+  """Both parts, sliced outside the loop over chunks, which would copy them each time."""
   return jax.lax.optimization_barrier((gating_2DF[0], gating_2DF[1]))
 
 
 def _of_chunk(matrices, i):
-  """The same, dropping other numbers in each chunk."""
+  """The same matrices with a dropout key for chunk i."""
   (gate, up), linear = matrices
   return (gate.with_key_of(i), up.with_key_of(i)), linear.with_key_of(i)
 
@@ -123,8 +122,8 @@ def _chunked_forward(x_BTD, gating_2DF, linear_FD, chunks):
   return chunked(x_BTD, gating_2DF, linear_FD, chunks), (x_BTD, gating_2DF, linear_FD)
 
 
-def _chunked_backward(chunks, kept, dout_BTD):
-  x_BTD, gating_2DF, linear_FD = kept
+def _chunked_backward(chunks, residuals, dout_BTD):
+  x_BTD, gating_2DF, linear_FD = residuals
   matrices, C = (_two(gating_2DF), linear_FD), x_BTD.shape[1] // chunks
 
   def body(i, carry):

@@ -1,51 +1,42 @@
-"""What do adapters of low rank add to a product with a frozen matrix? (LoRA, arXiv:2106.09685)
+"""What do low-rank adapters add to a product with a frozen matrix? (LoRA, arXiv:2106.09685)
 
-y = x w + scale (dropout(x) a) b: a maps the summed axes of w to R numbers, b these to the new axes.
-Both are float32 and train; b is zero at the start, so that the model is at first the one it was.
-Parts of a fused leaf (key and value; gate and up) have factors of their own, as where they are not
-fused, so that adapters keep their meaning at Hugging Face. Axes: R rank, others as in
-params/names.py.
+y = x w + scale (dropout(x) a) b: a maps the summed axes of w to R numbers, b maps these to the new
+axes. Both train in float32, b from zero. As at Hugging Face, each part of a fused leaf (key and
+value; gate and up) has its own factors. Axes: R rank, others as in params/names.py.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+_STATIC = dict(static=True)
 
-@functools.partial(
-  jax.tree_util.register_dataclass, data_fields=["base", "a", "b"], meta_fields=["scale", "dropout"]
-)
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-  """What stands in the parameters for an adapted leaf: an array or a Quantized, and factors."""
+  """An adapted leaf of the parameters: its base (an array or a Quantized) and its factors."""
 
   base: Any
   a: Any
   b: Any
-  scale: float
-  dropout: float
+  scale: float = dataclasses.field(metadata=_STATIC)
+  dropout: float = dataclasses.field(metadata=_STATIC)
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass, data_fields=["w", "a", "b", "key"], meta_fields=["dropout"]
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Linear:
-  """A matrix as a product needs it, in the compute dtype; `b` has the scale in it.
-
-  Without an adapter a, b and key are None; without dropout, or in evaluation, key is. It is the
-  bits of a key, because keys themselves cannot pass every transformation.
-  """
+  """A matrix in the compute dtype, ready for a product, with its adapter if it has one."""
 
   w: Any
   a: Any = None
-  b: Any = None
-  key: Any = None
-  dropout: float = 0.0
+  b: Any = None  # Multiplied by the scale.
+  key: Any = None  # The bits of a key, which pass every transformation; None: nothing is dropped.
+  dropout: float = dataclasses.field(default=0.0, metadata=_STATIC)
 
   def __getitem__(self, i: int) -> "Linear":
     """Part i of a fused leaf."""
@@ -53,20 +44,19 @@ class Linear:
     return Linear(self.w[i], a, b, self.key, self.dropout).with_key_of(i)
 
   def with_key_of(self, i: Any) -> "Linear":
-    """The same, dropping other numbers for each i."""
+    """The same with a dropout key of its own for each i."""
     if self.key is None:
       return self
     key = jax.random.fold_in(jax.random.wrap_key_data(self.key), i)
     return dataclasses.replace(self, key=jax.random.key_data(key))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Transposed:
   """A matrix for products with a few rows: [new axes, summed axes], or parts of that kind.
 
-  XLA's CPU is up to twice as fast at a large matrix times a few columns as at a few rows times the
-  same matrix, and copies a matrix whose axes lie otherwise each time. A GPU copies fused parts.
+  XLA's CPU multiplies it by a few columns up to twice as fast as a few rows by its transpose.
   """
 
   w: jax.Array | tuple[jax.Array, ...]
@@ -82,7 +72,7 @@ def dot(equation: str, x: jax.Array, w: jax.Array | Transposed) -> jax.Array:
   x_axes, summed, new, result = _axes(equation)
   rest = "".join(axis for axis in x_axes if axis in result)
   y = jnp.einsum(f"{new}{summed},{x_axes}->{new}{rest}", w.w, x)
-  y = jax.lax.optimization_barrier(y)  # Else XLA turns the product instead of the result.
+  y = jax.lax.optimization_barrier(y)  # Else XLA transposes the product, not the result.
   return jnp.einsum(f"{new}{rest}->{result}", y)
 
 
@@ -95,7 +85,7 @@ def _axes(equation):
 
 
 def product(equation: str, x: jax.Array, linear: Linear) -> jax.Array:
-  """einsum(equation, x, w) and what the adapter adds, such as "BTD,NDH->BTNH"."""
+  """einsum(equation, x, w), such as "BTD,NDH->BTNH", plus the adapter's term."""
   y = dot(equation, x, linear.w)
   if linear.a is None:
     return y
@@ -107,11 +97,8 @@ def product(equation: str, x: jax.Array, linear: Linear) -> jax.Array:
 
 
 def dropped(x: jax.Array, linear: Linear) -> jax.Array:
-  """What of x the adapter sees. Linear in x, and its own transpose.
-
-  Behind a barrier: XLA would make one product of x with w and x with a, whose rounding is another
-  than that of x with w alone, and copy both weights for it.
-  """
+  """The adapter's input: x after dropout. Linear in x, and its own transpose."""
+  # Without the barrier XLA fuses x w and x a, which changes x w's rounding and copies both weights.
   x = jax.lax.optimization_barrier(x)
   if linear.key is None:
     return x
@@ -121,7 +108,7 @@ def dropped(x: jax.Array, linear: Linear) -> jax.Array:
 
 
 def factor_shapes(matrix: Any, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
-  """Shapes of both factors of a leaf with these axes (a params.Matrix) and this shape."""
+  """Shapes of both factors of a leaf with these axes (a params.names.Matrix) and this shape."""
   size = dict(zip(matrix.axes, shape, strict=True)) | {"R": rank}
   axes = dict(a=f"{matrix.shared}{matrix.summed}R", b=f"{matrix.shared}R{matrix.new}")
   return {factor: tuple(size[axis] for axis in axes[factor]) for factor in "ab"}
@@ -130,7 +117,7 @@ def factor_shapes(matrix: Any, shape: tuple[int, ...], rank: int) -> dict[str, t
 def fresh_factors(
   matrix: Any, shape: tuple[int, ...], rank: int, key: jax.Array
 ) -> dict[str, jax.Array]:
-  """a uniform up to 1/sqrt of the summed size, as PEFT has it; b zero."""
+  """Initial factors as in PEFT: a uniform up to 1/sqrt of the summed size, b zero."""
   shapes = factor_shapes(matrix, shape, rank)
   limit = math.prod(shapes["a"][len(matrix.shared) : -1]) ** -0.5
   a = jax.random.uniform(key, shapes["a"], jnp.float32, -limit, limit)
@@ -138,6 +125,6 @@ def fresh_factors(
 
 
 def added(matrix: Any, a: Any, b: Any, scale: float, xp: Any = jnp) -> Any:
-  """scale a b in the axes of the leaf, for any number of its layers; `xp` is numpy or jax.numpy."""
+  """scale a b in the axes of the leaf, for any number of layers; `xp` is numpy or jax.numpy."""
   equation = f"{matrix.shared}{matrix.summed}R,{matrix.shared}R{matrix.new}->{matrix.axes}"
   return scale * xp.einsum(equation, a, b)

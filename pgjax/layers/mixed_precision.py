@@ -1,8 +1,7 @@
-"""Float32 weights, bfloat16 products, and gradients that take no more room than they have digits.
+"""Float32 weights, bfloat16 products, and gradients stored in bfloat16.
 
-A weight that is cast for its product gets a gradient of the product's dtype. JAX widens it to the
-weight's dtype where it was cast, layer by layer, so that the stack of all layers' gradients takes
-twice the bytes its numbers need. A `Master` keeps it narrow: the same numbers, half the memory.
+JAX widens the gradient of a cast weight to the weight's dtype. A `Master` leaves it narrow: the
+same numbers in half the memory.
 """
 
 import re
@@ -12,15 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# The leaves that modules read through `weight`.
-_NAMES = re.compile(r"llm/layers/(attn|mlp)/.*")
+_NAMES = re.compile(r"llm/layers/(attn|mlp)/.*")  # Leaves that modules read through `weight`.
 
 
 class Master(NamedTuple):
-  """A weight, and a zero of the compute dtype that is added to it where it is used.
-
-  The gradient with respect to the zero is the weight's. XLA drops the zeros: they cost nothing.
-  """
+  """A weight plus a zero of the compute dtype, whose gradient is the weight's; XLA drops it."""
 
   value: Any
   zero: Any
@@ -34,7 +29,7 @@ def weight(stored: Any, dtype: str) -> jax.Array:
 
 
 def differentiable(leaves: dict[str, Any], dtype: str) -> dict[str, Any]:
-  """What to take gradients with respect to: the leaves, or zeros that stand for wider ones."""
+  """The inputs to differentiate by: each leaf, or a narrow zero in place of a wider one."""
   return {
     name: jnp.zeros(leaf.shape, dtype) if _is_wider(name, leaf, dtype) else leaf
     for name, leaf in leaves.items()
@@ -44,11 +39,9 @@ def differentiable(leaves: dict[str, Any], dtype: str) -> dict[str, Any]:
 def restored(
   leaves: dict[str, Any], moving: dict[str, Any], dtype: str, cast_first: Collection[str] = ()
 ) -> dict[str, Any]:
-  """What the modules read, from the leaves and what `differentiable` made of them.
+  """The modules' parameters, from the leaves and the result of `differentiable`.
 
-  `cast_first`: names of stacked leaves to cast as a whole, before the scan over layers. The numbers
-  are the same. It pays where a leaf is sharded so that XLA copies it into another order to gather
-  it: the copy is then of the narrow numbers.
+  `cast_first`: stacked leaves to cast before the scan over layers, so that XLA copies narrow ones.
   """
   return {
     name: Master(leaf.astype(dtype) if name in cast_first else leaf, moving[name])

@@ -1,16 +1,15 @@
-"""How does a frozen matrix lie in memory in four or eight bits a number?
+"""How is a frozen matrix stored in four or eight bits a number?
 
-The numbers of a layer, in the order of memory, are cut into blocks; a block has one float32 scale,
-its largest absolute value, and a code for each number. nf4: one of sixteen values, the quantiles of
-a normal distribution (QLoRA, arXiv:2305.14314, appendix E), two codes in a byte, the first in the
-high half. int8: round(127 x / scale). With `double` the scales themselves are eight bits: centred
-on their mean, in groups of 256 with one float32 scale (section 3 there, with evenly spaced codes).
+A layer's numbers, in memory order, are cut into blocks; a block has one float32 scale, its largest
+absolute value, and a code for each number. nf4: one of sixteen quantiles of a normal distribution
+(QLoRA, arXiv:2305.14314, appendix E), two codes a byte, the first in the high half. int8:
+round(127 x / scale). `double` quantizes the scales to eight bits: centred on their mean, in groups
+of 256 with one float32 scale (section 3 there, with evenly spaced codes).
 
 Axes: L layers, n numbers of a layer, padded with zeros to whole blocks.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -39,26 +38,25 @@ class Scheme(NamedTuple):
   double: bool = False
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["scheme", "shape", "place"]
-)
+_STATIC = dict(static=True)
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:
   """A matrix of one layer (under a scan; before it, of all layers) and how to read it."""
 
   parts: dict[str, Any]
-  scheme: Scheme
-  shape: tuple[int, ...]  # Of one layer.
-  place: Any = None  # The sharding in which codes are gathered, before they are numbers.
+  scheme: Scheme = dataclasses.field(metadata=_STATIC)
+  shape: tuple[int, ...] = dataclasses.field(metadata=_STATIC)  # Of one layer.
+  # The sharding in which codes are gathered, before they are decoded.
+  place: Any = dataclasses.field(default=None, metadata=_STATIC)
 
 
 def part_shapes(
   layers: int, shape: tuple[int, ...], scheme: Scheme
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """{part: its shape}, for the name of a leaf to be put in front of.
-
-  nf4 takes block/2 + 4 bytes a block, int8 block + 4; `double` makes the 4 a little more than 1.
-  """
+  """{part: shape}. nf4 takes block/2 + 4 bytes a block, int8 block + 4; `double` makes the 4 ~1."""
   blocks = -(-math.prod(shape) // scheme.block)
   codes = blocks * scheme.block
   packed = (codes // 2, jnp.uint8) if scheme.kind == "nf4" else (codes, jnp.int8)
@@ -73,7 +71,7 @@ def part_shapes(
 def encode(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> dict[str, Any]:
   """The parts of numbers [L, n]; `xp` is numpy or jax.numpy, and both give the same bits."""
   parts = {scheme.kind: codes(x_Ln, scheme, xp)}
-  return parts | kept_scales(scales(x_Ln, scheme, xp), scheme, xp)
+  return parts | stored_scales(scales(x_Ln, scheme, xp), scheme, xp)
 
 
 def scales(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> Any:
@@ -82,7 +80,7 @@ def scales(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> Any:
 
 
 def codes(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> Any:
-  """The codes, as they are kept."""
+  """The codes as they are stored; two of nf4 share a byte."""
   normed_Ln = _normed(_blocks(x_Ln.astype(np.float32), scheme.block, xp), xp)
   if scheme.kind == "int8":
     return xp.round(normed_Ln * 127).astype(np.int8)
@@ -91,8 +89,8 @@ def codes(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> Any:
   return pairs_Ln2[..., 0] << 4 | pairs_Ln2[..., 1]
 
 
-def kept_scales(scale_Lb: Any, scheme: Scheme, xp: Any = jnp) -> dict[str, Any]:
-  """The parts that the scales are kept in."""
+def stored_scales(scale_Lb: Any, scheme: Scheme, xp: Any = jnp) -> dict[str, Any]:
+  """The scales as they are stored: one part, or three where they are quantized too."""
   if not scheme.double:
     return {"scale": scale_Lb}
   mean_L1 = xp.mean(scale_Lb, axis=1, keepdims=True)
@@ -107,14 +105,14 @@ def _blocks(x_Ln, size, xp):
 
 
 def _normed(blocks_Lbs, xp):
-  """All numbers [L, n], each by the largest of its block; a block of zeros stays."""
+  """All numbers [L, n], each divided by the largest of its block; zeros stay zeros."""
   largest_Lb1 = xp.max(xp.abs(blocks_Lbs), axis=-1, keepdims=True)
   normed = blocks_Lbs / xp.where(largest_Lb1 > 0, largest_Lb1, np.float32(1))
   return normed.reshape(len(blocks_Lbs), -1)
 
 
 def decode(parts_n: dict[str, Any], scheme: Scheme, shape: tuple[int, ...], xp: Any = jnp) -> Any:
-  """The float32 numbers of one layer, from its parts without the axis of layers."""
+  """The float32 numbers of one layer, from its parts without the layer axis."""
   scale_b = parts_n["scale"]
   if scheme.double:
     outer_b = xp.repeat(parts_n["scale_scale"], GROUP)[: len(scale_b)]
@@ -129,10 +127,7 @@ def decode(parts_n: dict[str, Any], scheme: Scheme, shape: tuple[int, ...], xp: 
 
 
 def weight(stored: Quantized, dtype: str) -> jax.Array:
-  """The matrix of one layer in the compute dtype; only there, and only while it is used.
-
-  On a mesh the codes are gathered, not the numbers that they stand for.
-  """
+  """One layer's matrix in the compute dtype, decoded where it is used; a mesh gathers the codes."""
   parts = stored.parts
   if stored.place is not None:
     parts = jax.lax.with_sharding_constraint(parts, stored.place)

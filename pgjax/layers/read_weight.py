@@ -1,4 +1,4 @@
-"""What does a module read as its matrix, however the leaf is kept?"""
+"""How does a module read its matrix, however the leaf is stored?"""
 
 from typing import Any
 
@@ -11,20 +11,16 @@ from pgjax.layers.quantization import Quantized
 
 
 def read(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: str) -> Linear:
-  """The parameter `name` of a module under nn.compact, in the compute dtype.
-
-  A `dropout` key among the rngs means training: only then do adapters drop anything.
-  """
-  there = module.has_variable("params", name)
-  stored = module.get_variable("params", name) if there else None
+  """The parameter `name` of a compact module in the compute dtype; a `dropout` rng: training."""
+  stored = module.get_variable("params", name)
   if isinstance(stored, Transposed):
     return Linear(stored)
   if not isinstance(stored, Adapted | Quantized):
     return Linear(mixed_precision.weight(module.param(name, init, shape), dtype))
-  if isinstance(stored, Quantized):
-    return Linear(quantization.weight(stored, dtype))
-  base = stored.base
+  base = stored.base if isinstance(stored, Adapted) else stored
   w = quantization.weight(base, dtype) if isinstance(base, Quantized) else base.astype(dtype)
+  if base is stored:
+    return Linear(w)
   a, b = stored.a.astype(dtype), (stored.b * stored.scale).astype(dtype)
   training = stored.dropout > 0 and module.has_rng("dropout")
   key = jax.random.key_data(module.make_rng("dropout")) if training else None

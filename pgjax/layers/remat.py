@@ -1,7 +1,6 @@
-"""Which activations of a layer are kept for its backward pass, by name.
+"""Which activations of a layer are stored for its backward pass? The others are recomputed.
 
-Both towers run their layers under `nn.scan`; what a layer does not keep is computed again. Measured
-memory and modelled time of each policy on the 3B: benchmarks/results.
+Measured memory and modelled time of each policy on the 3B: benchmarks/results.
 """
 
 from typing import Any, NamedTuple
@@ -13,26 +12,26 @@ from pgjax.errors import UserError
 
 
 class Policy(NamedTuple):
-  """What is kept, and in how many pieces of the sequence the MLP runs."""
+  """What is stored, and in how many chunks of the sequence the MLP runs."""
 
-  keep: Any  # A rule of jax.checkpoint_policies, or None: everything is kept.
+  rule: Any  # Of jax.checkpoint_policies, or None: everything is stored.
   mlp_chunks: int = 1
 
 
 _rules = jax.checkpoint_policies
-# Names given with `jax.ad_checkpoint.checkpoint_name` in attention.py, geglu.py and gemma.py.
+# The names are those of `checkpoint_name` in attention.py, geglu.py and gemma.py.
 _MLP_OUT = _rules.save_only_these_names("mlp_out")
 _ATTENTION = _rules.save_only_these_names("attn_out", "attn_lse")
 
 POLICIES = {
-  # The reference's: a layer keeps its input alone.
+  # The reference's: a layer stores only its input.
   "nothing_saveable": Policy(_rules.nothing_saveable),
   # The same, and the MLP's wide arrays exist for a quarter of the tokens at a time.
   "least_memory": Policy(_rules.nothing_saveable, mlp_chunks=4),
-  # What the MLP returned is kept, so that its last product is not computed twice.
+  # The MLP's output, so that its last product is not computed twice.
   "mlp_out_saveable": Policy(_MLP_OUT),
   "mlp_out_saveable_chunked": Policy(_MLP_OUT, mlp_chunks=4),
-  # What attention returned is kept, so that no score is computed twice more: for long sequences.
+  # Attention's output, so that scores are recomputed once, not twice: for long sequences.
   "attention_saveable": Policy(_ATTENTION),
   # Every product with a weight, and attention: no product is computed twice.
   "products_saveable": Policy(
@@ -46,20 +45,16 @@ BALANCED = "balanced"  # The policy that suits where the step runs; see `chosen`
 
 
 def chosen(name: str | None, dtype: str, num_devices: int) -> str:
-  """The name of the policy itself, for "balanced" (or None) and where the step runs.
-
-  On one device chunks save more memory than the MLP's outputs take, if these are bfloat16. Over
-  several, each chunk would have to gather the weights again.
-  """
+  """The policy's name; "balanced" and None are resolved by where the step runs."""
   if name not in (None, BALANCED):
     return name
   if num_devices > 1:
-    return "nothing_saveable"
+    return "nothing_saveable"  # With chunks, each would gather the weights again.
   return "least_memory" if dtype == "float32" else "mlp_out_saveable_chunked"
 
 
 def policy(name: str | None) -> Policy:
-  """The policy of that name; for "balanced" and None the reference's, which suits everywhere."""
+  """The policy of that name; for "balanced" and None the reference's."""
   if name in (None, BALANCED):
     name = "nothing_saveable"
   if name not in POLICIES:
@@ -67,15 +62,10 @@ def policy(name: str | None) -> Policy:
   return POLICIES[name]
 
 
-def mlp_chunks(name: str | None) -> int:
-  """In how many pieces the MLP runs."""
-  return policy(name).mlp_chunks
-
-
 def checkpointed(block, name: str | None, static_argnums=()):
   """`block` (a linen class) under the policy of that name."""
-  keep = policy(name).keep
-  if keep is None:
+  rule = policy(name).rule
+  if rule is None:
     return block
-  # prevent_cse is not needed under a scan.
-  return nn.remat(block, prevent_cse=False, policy=keep, static_argnums=static_argnums)
+  # A scan does not need prevent_cse.
+  return nn.remat(block, prevent_cse=False, policy=rule, static_argnums=static_argnums)

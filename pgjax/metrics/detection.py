@@ -1,9 +1,7 @@
-"""Are the boxes right? COCO's average precision, and what was wrong with the boxes as text.
+"""Are the boxes right? COCO's average precision, and counts of repeated and unknown boxes.
 
-Boxes are y0 x0 y1 x1, each from 0 to 1 of the height or width, as PaliGemma writes them
-(data/locations.py). Average precision is pycocotools' own, on boxes in pixels, so that it can stand
-next to published numbers; that package is loaded only here (requirements-metrics.txt). Truths have
-no crowds, and their area is that of the box.
+Boxes are y0 x0 y1 x1 as fractions of height and width. pycocotools computes average precision, on
+boxes in pixels. Truths have no crowds, and their area is that of the box.
 """
 
 import collections
@@ -24,7 +22,7 @@ COCO_NAMES = (
 
 
 class Boxes(NamedTuple):
-  """The boxes of one image; `scores` of truths are not read."""
+  """The boxes of one image; the `scores` of truths are ignored."""
 
   y0x0y1x1: np.ndarray  # float [N, 4], normalised.
   labels: list[str]
@@ -36,9 +34,8 @@ def average_precision(
 ) -> dict[str, float]:
   """COCO_NAMES and "AP/<class>" for every class of the truths; `sizes` are (height, width).
 
-  A number that is of nothing is left out (APs without a small box; all of them without any truth).
-  A prediction of a class that no truth of the split has changes no number, as at COCO, where a
-  class without truths is not averaged: `num_unknown` counts them.
+  An undefined number is omitted (APs without a small box; all of them without any truth). As at
+  COCO, predictions of a class without truths change no number; `num_unknown` counts them.
   """
   if not len(predictions) == len(truths) == len(sizes):
     raise UserError(
@@ -52,23 +49,21 @@ def average_precision(
   if not classes:
     return {}
   evaluation = _evaluated(predictions, truths, sizes, classes)
-  found = dict(zip(COCO_NAMES, map(float, evaluation.stats), strict=True))
+  scores = dict(zip(COCO_NAMES, map(float, evaluation.stats), strict=True))
   # [IoU threshold, recall, class, area, detections]: all areas, 100 detections.
-  precision_TRKAM = evaluation.eval["precision"]
-  for i, name in enumerate(classes):
-    of_class_TR = precision_TRKAM[:, :, i, 0, -1]
-    found[f"AP/{name}"] = float(of_class_TR.mean())
-  return {name: value for name, value in found.items() if value >= 0}  # -1: of nothing.
+  precision_TRK = evaluation.eval["precision"][..., 0, -1]
+  scores |= {f"AP/{name}": float(precision_TRK[..., i].mean()) for i, name in enumerate(classes)}
+  return {name: value for name, value in scores.items() if value >= 0}  # -1: undefined.
 
 
 def num_unknown(predictions: Sequence[Boxes], truths: Sequence[Boxes]) -> int:
-  """Boxes of the split whose label no truth of it has."""
+  """Predicted boxes of a split whose label no truth has."""
   known = {label for boxes in truths for label in boxes.labels}
   return sum(label not in known for boxes in predictions for label in boxes.labels)
 
 
 def num_repeated(boxes: Boxes) -> int:
-  """Boxes with the same four numbers and the same label as an earlier one of the image."""
+  """Boxes with the numbers and the label of an earlier box of the image."""
   keys = zip(map(tuple, np.asarray(boxes.y0x0y1x1).tolist()), boxes.labels, strict=True)
   return sum(count - 1 for count in collections.Counter(keys).values())
 
@@ -77,31 +72,31 @@ def _check(boxes: Boxes, of_what: str) -> None:
   shape, num_labels, num_scores = np.shape(boxes.y0x0y1x1), len(boxes.labels), len(boxes.scores)
   if not num_labels == num_scores == len(boxes.y0x0y1x1) or (num_labels and shape[1:] != (4,)):
     raise UserError(
-      f"In {of_what} there are boxes of shape {shape}, {num_labels} labels and {num_scores} scores;"
-      " for N boxes they must be [N, 4], N and N."
+      f"Boxes of {of_what} have shape {shape}, {num_labels} labels and {num_scores} scores; for N"
+      " boxes they must be [N, 4], N and N."
     )
   if not (np.all(np.isfinite(boxes.y0x0y1x1)) and np.all(np.isfinite(boxes.scores))):
-    raise UserError(f"In {of_what} there are numbers that are not finite: {boxes}.")
+    raise UserError(f"Boxes of {of_what} have numbers that are not finite: {boxes}.")
 
 
 def _evaluated(predictions, truths, sizes, classes) -> Any:
-  """A COCOeval after its work. pycocotools prints while it works; that goes nowhere."""
+  """A finished COCOeval; pycocotools' printed lines are discarded."""
   try:
     from pycocotools import coco, cocoeval
   except ImportError as error:
     raise UserError(
       "Average precision needs the package pycocotools, which is not installed. Run `pip install"
-      " -r requirements-metrics.txt`, or leave the detection evaluator out with --evals."
+      " -r requirements-metrics.txt`, or skip the detection evaluator with --evals."
     ) from error
   number = {name: i + 1 for i, name in enumerate(classes)}
   with contextlib.redirect_stdout(io.StringIO()):
     sides = []
-    for images, scored in ((truths, False), (predictions, True)):
+    for images in (truths, predictions):
       side = coco.COCO()
       side.dataset = {
         "images": [{"id": i + 1, "height": h, "width": w} for i, (h, w) in enumerate(sizes)],
         "categories": [{"id": i, "name": name} for name, i in number.items()],
-        "annotations": _annotations(images, sizes, number, scored=scored),
+        "annotations": _annotations(images, sizes, number),
       }
       side.createIndex()
       sides.append(side)
@@ -112,14 +107,8 @@ def _evaluated(predictions, truths, sizes, classes) -> Any:
   return evaluation
 
 
-def _annotations(
-  images: Sequence[Boxes],
-  sizes: Sequence[tuple[int, int]],
-  number: Mapping[str, int],
-  *,
-  scored: bool,
-) -> list[dict]:
-  """COCO's: x, y, width, height in pixels. Ids begin at 1, since 0 means unmatched there."""
+def _annotations(images, sizes, number: Mapping[str, int]) -> list[dict]:
+  """COCO's: x, y, width, height in pixels. Ids begin at 1, since 0 means unmatched."""
   rows: list[dict] = []
   for i, (boxes, (height, width)) in enumerate(zip(images, sizes, strict=True)):
     pixels = np.asarray(boxes.y0x0y1x1, np.float64).reshape(-1, 4) * (height, width, height, width)
@@ -127,5 +116,5 @@ def _annotations(
       if label in number:
         row = {"id": len(rows) + 1, "image_id": i + 1, "category_id": number[label], "iscrowd": 0}
         row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
-        rows.append(row | ({"score": float(score)} if scored else {}))
+        rows.append(row | {"score": float(score)})
   return rows

@@ -1,40 +1,38 @@
 r"""Which words does the COCO caption evaluation see in a caption?
 
-pycocoevalcap sends captions through the Java class PTBTokenizer of Stanford CoreNLP 3.4.1 (options
--preserveLines -lowerCase) and drops fifteen punctuation tokens. This file gives the same words
-without Java; tests/golden/captions_ptb.json holds what Java says. What the tokens are is known from
-the documented grammar of that class (PTBLexer.flex), how characters and abbreviations fall from its
-answers to each of them; the patterns here are written anew, and compared with Java's output.
-
-Oddities that count: brackets become words ("-lrb-"), "50¢" ends in the word "cents", "$" and "#"
-stay, an emoji beyond U+FFFF vanishes, Chinese without spaces is one word, "\n" in a caption is a
-space. What is known to differ is in docs/scores.md.
-
-As in any such scanner, at each place the kind whose match is longest wins, counting what must
-follow it (`before`), and of two the first in LEXER_RULES.
+Those of Stanford CoreNLP 3.4.1's PTBTokenizer (-preserveLines -lowerCase), which pycocoevalcap
+runs, less its dropped punctuation. The patterns are our own, written from the documented grammar
+(PTBLexer.flex) and compared with Java's output (tests/golden/captions_ptb.json); docs/scores.md
+lists known differences. At each position the rule with the longest match wins, including what must
+follow (`before`); of equal ones the first in LEXER_RULES.
 """
 
-import bisect
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-# pycocoevalcap's list has brackets too, in upper case, which no lower-cased token equals.
+# pycocoevalcap's list also has brackets in upper case, which no lower-cased token equals.
 DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-# Characters beyond ASCII, as ranges of code points: what joins a word without being a letter, and
-# what is a token by itself. Every other one that is neither letter nor digit separates words.
-_JOINING = """2C2-2C5 2D2-2DF 2E5-2EB 2ED 2EF-36F 375 378-379 384-385 3F6 483-487 55A-55F 591-5BD
-  5BF 5C1-5C2 5C4-5C5 5C7 615-61A 64B-65E 670 6D6-6E4 6E7-6ED 6FD-6FE 70F 711 730-74C 7A6-7B0
-  7EB-7F3 900-903 93C 93E-94E 951-955 962-963 981-983 9BC 9BE-9C4 9C7-9C8 9CB-9CD 9D7 9E2-9E3
-  A01-A03 A3C A3E-A4F A81-A83 ABC ABE-ACF B82 BBE-BC2 BC6-BC8 BCA-BCD C01-C03 C3E-C56 D3E-D44
-  D46-D48 E31 E34-E3A E47-E4E EB1 EB4-EBC EC8-ECD"""
-_ALONE = """A1 A6-A9 AC AE-B1 B4-B8 BF D7 F7 37E 387 589 5BE 5C0 5C3 5C6 5F3-5F4 600-603 606-60A
-  60C 614 61B 61E-61F 66A 66D 6D4 700-70D 7F6-7F8 964-965 E4F 1FBD 2016-2017 2020-2023 2030-2038
-  203B 203E-2042 2100-2101 2103-2106 2108-2109 2114 2116-2118 211E-2123 2125 2127 2129 212E
-  213A-213B 2140-2144 214A-214D 214F 2190-2BFF 3002 3012 30FB FF01-FF0F FF1A-FF20 FF3B-FF40
-  FF5B-FF65"""
-# Beyond ASCII, and named one by one in the patterns below.
+
+def _points(ranges: str) -> frozenset[int]:
+  ends = (each.partition("-")[::2] for each in ranges.split())
+  return frozenset(p for a, b in ends for p in range(int(a, 16), int(b or a, 16) + 1))
+
+
+# Code points beyond ASCII that join words without being letters, and those that are tokens by
+# themselves. All others that are neither letters nor digits separate words.
+_JOINING = _points("""2C2-2C5 2D2-2DF 2E5-2EB 2ED 2EF-36F 375 378-379 384-385 3F6 483-487 55A-55F
+  591-5BD 5BF 5C1-5C2 5C4-5C5 5C7 615-61A 64B-65E 670 6D6-6E4 6E7-6ED 6FD-6FE 70F 711 730-74C
+  7A6-7B0 7EB-7F3 900-903 93C 93E-94E 951-955 962-963 981-983 9BC 9BE-9C4 9C7-9C8 9CB-9CD 9D7
+  9E2-9E3 A01-A03 A3C A3E-A4F A81-A83 ABC ABE-ACF B82 BBE-BC2 BC6-BC8 BCA-BCD C01-C03 C3E-C56
+  D3E-D44 D46-D48 E31 E34-E3A E47-E4E EB1 EB4-EBC EC8-ECD""")
+_ALONE = _points("""A1 A6-A9 AC AE-B1 B4-B8 BF D7 F7 37E 387 589 5BE 5C0 5C3 5C6 5F3-5F4 600-603
+  606-60A 60C 614 61B 61E-61F 66A 66D 6D4 700-70D 7F6-7F8 964-965 E4F 1FBD 2016-2017 2020-2023
+  2030-2038 203B 203E-2042 2100-2101 2103-2106 2108-2109 2114 2116-2118 211E-2123 2125 2127 2129
+  212E 213A-213B 2140-2144 214A-214D 214F 2190-2BFF 3002 3012 30FB FF01-FF0F FF1A-FF20 FF3B-FF40
+  FF5B-FF65""")
+# Characters beyond ASCII that the patterns below name.
 _NAMED = frozenset(
   "\xa0\xad\u2010\u2011\u058a\u0085\u2026\u0091\u0092\u0093\u0094\u0096\u0097\u2013\u2014\u2015"
   "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb\xa2\xa3\xa4\xa5\x80\u20a0"
@@ -44,16 +42,6 @@ _LETTER_SHADOW, _DIGIT_SHADOW, _JOINING_SHADOW = "\xe0", "\u0660", "\u0301"
 _ALONE_SHADOW, _SPACE_SHADOW, _GONE_SHADOW = "\xd7", "\u2003", "\x01"
 
 
-def _bounds(ranges: str) -> list[int]:
-  """Sorted [first, after last, first, ...]: a code point is inside where bisect is odd."""
-  bounds = []
-  for each in ranges.split():
-    first, _, last = each.partition("-")
-    bounds += [int(first, 16), int(last or first, 16) + 1]
-  return bounds
-
-
-_JOINING_BOUNDS, _ALONE_BOUNDS = _bounds(_JOINING), _bounds(_ALONE)
 _FRACTIONS = {"\xbc": "1/4", "\xbd": "1/2", "\xbe": "3/4", "\u2153": "1/3", "\u2154": "2/3"}
 _CURRENCY = {"\xa2": "cents", "\xa3": "#"} | dict.fromkeys("\x80\xa4\u20a0\u20ac", "$")
 _QUOTES = (
@@ -67,7 +55,7 @@ _BRACKETS = _ROUND | {"[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 
 def _shadow(char: str) -> str:
-  """One character of the same kind: the patterns need to know but one letter beyond ASCII."""
+  """A representative of the character's kind, so that the patterns name one of each kind."""
   if char < "\x80" or char in _NAMED:
     return char
   point = ord(char)
@@ -79,35 +67,34 @@ def _shadow(char: str) -> str:
     return _LETTER_SHADOW
   if char.isdecimal():
     return _DIGIT_SHADOW
-  if bisect.bisect(_JOINING_BOUNDS, point) % 2:
+  if point in _JOINING:
     return _JOINING_SHADOW
-  if bisect.bisect(_ALONE_BOUNDS, point) % 2:
+  if point in _ALONE:
     return _ALONE_SHADOW
   return _SPACE_SHADOW if char.isspace() and char not in "\u1680\u202f\u205f" else _GONE_SHADOW
 
 
 class LexerRule(NamedTuple):
-  """One kind of token: how it looks, and the words that it gives."""
+  """One kind of token: its pattern, and its words."""
 
   pattern: re.Pattern[str]  # Group "token", then what must follow it.
   written: Callable[[str], list[str]]
-  kept: int | None = None  # Only so many characters are taken; the rest is scanned again.
+  length: int | None = None  # Only this number of characters is read; the rest is scanned again.
 
 
 def _same(token: str) -> list[str]:
   return [token]
 
 
-def _nothing(token: str) -> list[str]:
-  return []
+def _always(*words: str) -> Callable[[str], list[str]]:
+  return lambda token: list(words)
 
 
-def _always(word: str) -> Callable[[str], list[str]]:
-  return lambda token: [word]
+_nothing = _always()
 
 
 def _through(table: dict[str, str]) -> Callable[[str], list[str]]:
-  """Each piece replaced by its entry, all others as they are."""
+  """Replaces each key of the table in a token."""
   pieces = re.compile("|".join(map(re.escape, table)), re.IGNORECASE)
   return lambda token: [pieces.sub(lambda piece: table[piece[0].lower()], token)]
 
@@ -120,12 +107,12 @@ _quotes = _through(_QUOTES | {"&apos;": "'"})
 _hard_spaces = _through({" ": "\xa0", "(": "-lrb-", ")": "-rrb-"})
 
 
-def _kind(pattern: str, written=_same, *, before: str = "", kept: int | None = None) -> LexerRule:
-  return LexerRule(re.compile(f"(?P<token>{pattern}){before and f'(?:{before})'}"), written, kept)
+def _kind(pattern: str, written=_same, *, before: str = "", length=None) -> LexerRule:
+  return LexerRule(re.compile(f"(?P<token>{pattern}){before and f'(?:{before})'}"), written, length)
 
 
 def _one_of(choices: str, flags: str = "i") -> str:
-  """A pattern for one of these words; the longest first, since `re` takes the first that fits."""
+  """A pattern for one of these words; the longest first, since `re` takes the first match."""
   longest_first = sorted(choices.split(), key=len, reverse=True)
   return f"(?{flags}:{'|'.join(map(re.escape, longest_first))})"
 
@@ -148,7 +135,7 @@ _FILE_ENDINGS = _one_of(
 )
 _FILE = rf"(?:{_OF_WORD}|{_DIGIT})+(?:\.(?:{_OF_WORD}|{_DIGIT})+)*\.{_FILE_ENDINGS}"
 
-# Apostrophes. Some words keep theirs, others lose an ending at it ("dog's", "don't").
+# Apostrophes. Some words include theirs, others are split there ("dog's", "don't").
 _APOSTROPHE = "(?:['\u0092\u2019]|(?i:&apos;))"
 _INSIDE = "(?:[`'\u0091\u0092\u2018\u2019\u201b]|(?i:&apos;))"
 _ENDING = f"{_APOSTROPHE}(?i:[dms]|ll|re|ve)"
@@ -159,10 +146,10 @@ _WITH_APOSTROPHE = (
   f"|{_APOSTROPHE}(?i:cause|em|till?|[2-9]0s)"
   f"|[A-HJ-XZn]{_INSIDE}{_LETTER}{{2,}}"  # O'Neil; not I'll, nor y'all.
   f"|{_LETTER}+[aeiouyAEIOUY]{_INSIDE}[A-Zaeiou]{_LETTER}*"  # Shi'ite
-  f"|{_APOSTROPHE}[nN]{_APOSTROPHE}?|[dDjJlL]{_APOSTROPHE}"  # Last, as what they begin is longer.
+  f"|{_APOSTROPHE}[nN]{_APOSTROPHE}?|[dDjJlL]{_APOSTROPHE}"  # Last: prefixes of those above.
 )
 
-# Abbreviations keep their full stop; in upper case alone where the small word is a common one.
+# Abbreviations include their full stop; in upper case only where the lower-case word is common.
 _INITIALS = r"[A-Za-z](?:\.[A-Za-z])+"
 _SHORT = _one_of(
   "al Ala Apr Ariz Assn Aug Bancorp Bhd Bldg Blvd Bros Calif Co Colo Conn Corp Cos Ct Dak Dec Ed.D"
@@ -180,7 +167,7 @@ _TITLE = _one_of(
   " TREAS Wm"
 )
 _BEFORE_NUMBERS = _one_of("art arts ca fig figs no nos op pp prop")
-# Such a word after "B." begins a sentence, and the full stop is not the letter's.
+# Such a word after "B." begins a sentence, so the full stop is not part of the letter.
 _STARTS = _one_of(
   "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many"
   " More Mr. Ms. Now Once One Other Our She Since So Some Such That The Their Then There These They"
@@ -225,10 +212,12 @@ _EYE = "[-^x=~<>']"
 _ASIAN_FACE = rf"{_EYE}_{_EYE}|\({_EYE}[_.]?{_EYE}\)"
 _SMILEY = r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]"
 
+_IN_TWO = ("cannot", "gonna", "gotta", "lemme", "gimme", "wanna")
+
 LEXER_RULES = [
   _kind(r"(?i:c\+\+|[cf]\#)"),
-  _kind(_one_of("cannot gonna gotta lemme gimme wanna"), kept=3),
-  _kind("'(?i:tis|twas)", kept=2),
+  _kind(_one_of(" ".join(_IN_TWO)), length=3),
+  _kind("'(?i:tis|twas)", length=2),
   _kind(_WORD, _softened, before=_ENDING),
   _kind("[A-Za-z\xad]*[A-MO-Za-mo-z]\xad*", _softened, before=_NOT),
   _kind(_WORD, _softened),
@@ -288,34 +277,33 @@ LEXER_RULES = [
   _kind("[\x00\x01]|[ \t\xa0\u2003]+|(?i:&nbsp;)", _nothing),
 ]
 _PLAIN = re.compile(r"([A-Za-z]+)[ \n]")
-_IN_TWO = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
 
 
 def words(caption: str) -> str:
-  """The words that are scored, separated by single spaces, as pycocoevalcap hands them on."""
+  """The words that pycocoevalcap scores, separated by single spaces."""
   caption = re.sub("\r\n|[\r\n\x0b\x0c\u2028\u2029]", " ", caption)
   shadow = (caption if caption.isascii() else "".join(map(_shadow, caption))) + "\n\n"
-  found: list[str] = []
-  place = 0
-  while place < len(caption):
-    plain = _PLAIN.match(shadow, place)
+  tokens: list[str] = []
+  start = 0
+  while start < len(caption):
+    plain = _PLAIN.match(shadow, start)
     if plain and plain[1].lower() not in _IN_TWO:  # Most words; the rules are for the others.
-      found.append(plain[1])
-      place = plain.end()
+      tokens.append(plain[1])
+      start = plain.end()
     else:
-      written, end = _longest(shadow, place)
-      found += written(caption[place:end])
-      place = end
-  return " ".join(token for token in map(str.lower, found) if token not in DROPPED)
+      written, end = _longest(shadow, start)
+      tokens += written(caption[start:end])
+      start = end
+  return " ".join(token for token in map(str.lower, tokens) if token not in DROPPED)
 
 
-def _longest(shadow: str, place: int) -> tuple[Callable[[str], list[str]], int]:
-  """How the winning kind writes its token, and where that ends; what fits no kind is skipped."""
-  written, end, longest = _nothing, place + 1, place
-  for kind in LEXER_RULES:
-    match = kind.pattern.match(shadow, place)
+def _longest(shadow: str, start: int) -> tuple[Callable[[str], list[str]], int]:
+  """The words and the end of the longest token; a character that matches no rule is skipped."""
+  written, end, longest = _nothing, start + 1, start
+  for rule in LEXER_RULES:
+    match = rule.pattern.match(shadow, start)
     if match and match.end() > longest:
-      written, end, longest = kind.written, match.end("token"), match.end()
-      if kind.kept is not None:
-        end = place + kind.kept
+      written, end, longest = rule.written, match.end("token"), match.end()
+      if rule.length is not None:
+        end = start + rule.length
   return written, end

@@ -1,9 +1,7 @@
-"""Does the predicted mask cover the object that the text speaks of? (RefCOCO: mIoU, cIoU.)
+"""Does the predicted mask cover the object that the text describes? (RefCOCO: mIoU, cIoU.)
 
-One example at a time, {name: (sum, count)}, as big_vision's evaluators/proj/paligemma/transfers/
-segmentation.py has it: the box and the mask of an invalid answer are empty, and the published mIoU
-is the mean of IoU over examples. `ciou` is the older figure of the field, all intersections over
-all unions of the split. Parsing the tokens and decoding them to 64x64 numbers is done elsewhere.
+Each function scores one example, {name: (sum, count)}, by the rules of big_vision's
+evaluators/proj/paligemma/transfers/segmentation.py: an invalid answer has an empty box and mask.
 """
 
 from typing import NamedTuple
@@ -17,7 +15,7 @@ BOX_THRESHOLDS = (0.5, 0.75)
 
 
 class Overlap(NamedTuple):
-  """Pixels that both masks have, that either has, and whether the prediction was one at all."""
+  """Pixels in both masks, pixels in either, and whether the prediction is valid."""
 
   intersection: int
   union: int
@@ -25,12 +23,12 @@ class Overlap(NamedTuple):
 
   @property
   def iou(self) -> float:
-    """0 where there is nothing on either side."""
+    """0 if both masks are empty."""
     return self.intersection / self.union if self.union else 0.0
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> float:
-  """Of two boxes y0 x0 y1 x1 in the same unit; 0 if both are empty."""
+  """IoU of two boxes y0 x0 y1 x1 in the same unit; 0 if both are empty."""
   heights = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
   widths = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
   intersection = max(0.0, float(heights)) * max(0.0, float(widths))
@@ -41,11 +39,9 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> float:
 def mask_overlap(
   mask_64x64: np.ndarray | None, box: np.ndarray | None, truth_HW: np.ndarray
 ) -> Overlap:
-  """The mask of the decoder (numbers, above 0 inside) put into its box, against the true mask.
+  """The decoder's mask (above 0 is inside), resized into its box, against the true mask.
 
-  `box` is y0 x0 y1 x1 from 0 to 1; its corners are cut down to whole pixels, and the numbers are
-  resized bilinearly to it before the comparison with 0. No mask, no box, or no pixel in it:
-  invalid, with nothing predicted.
+  `box` is y0 x0 y1 x1 from 0 to 1. Without a mask, a box or a pixel in it: invalid.
   """
   truth_HW = np.asarray(truth_HW) > 0
   area = int(truth_HW.sum())
@@ -64,12 +60,11 @@ def mask_overlap(
 
 def referring(
   mask_64x64: np.ndarray | None, box: np.ndarray | None, truth_HW: np.ndarray, truth_box: np.ndarray
-) -> dict[str, text.Score]:
+) -> text.ScoreDict:
   """All figures of an example: `miou`, `ciou`, `boxacc/0.5`, `boxacc/0.75`, `invalid_share`.
 
-  Boxes are normalised, within 0 to 1. `box` is None for an answer that is no box and mask; a true
-  box that is empty is never met. `invalid_share` is of such answers and of boxes without a pixel;
-  the original logs their number, which is the share times `num`.
+  `miou`: the published mean IoU. `ciou`: the split's intersections over its unions, the older
+  figure. Boxes are from 0 to 1; `box` is None for an answer without box and mask.
   """
   overlap = mask_overlap(mask_64x64, box, truth_HW)
   iou = 0.0 if box is None else box_iou(np.asarray(box), np.asarray(truth_box))

@@ -1,9 +1,7 @@
-"""Is the predicted JSON right: as a whole, field by field, and how far is it from right?
+"""Is the predicted JSON right: as a whole, field by field, and in edit distance?
 
-One example at a time, {name: (sum, count)}. Precision, recall and F1 are such pairs too: what is
-counted are fields, so big records weigh more than small ones. A text that is no JSON is a record
-without fields; repeated keys and NaN, which Python would let pass, and what is nested deeper than
-MAX_DEPTH are no JSON here.
+Precision, recall and F1 count fields, so large records weigh more. Invalid JSON has no fields;
+repeated keys, NaN and nesting deeper than MAX_DEPTH are invalid.
 """
 
 import collections
@@ -14,38 +12,40 @@ from pgjax.errors import UserError
 from pgjax.metrics import text
 
 _LEAF = (str, int, float, type(None))  # Of JSON; bool is an int.
-MAX_DEPTH = 64  # Objects and lists inside each other; an untrained model may write only "[".
+MAX_DEPTH = 64  # Of nested objects and lists; an untrained model may write only "[".
+NOTHING = object()  # The value of invalid JSON; it equals no other value, not even null.
 
-NOTHING = object()  # What a text that is no JSON reads as: equal to no value, null included.
 
-
-def scores(prediction: str, target: str) -> dict[str, text.Score]:
+def scores(prediction: str, target: str) -> text.ScoreDict:
   """All figures of one record.
 
   `valid`: the prediction is JSON. `exact`: it is the same value (key order and spaces do not
   matter; 1 and 1.0 are the same, 1, true and "1" are not). `field_precision`, `field_recall`,
-  `field_f1`: over `fields`. `similarity`: 1 - edits / length of the longer, between the two as
-  `canonical` writes them; 0 if the prediction is no JSON. The target must be JSON.
+  `field_f1`: over `fields`. `similarity`: 1 - edits / length of the longer, between `canonical`
+  texts; 0 if the prediction is not JSON. The target must be JSON.
   """
-  wanted = parsed(target)
-  if wanted is NOTHING:
-    raise UserError(f"The true answer of a JSON example is no JSON: {target!r}. Mend the data.")
-  found = parsed(prediction)
-  valid = found is not NOTHING
-  mine, theirs = fields(found), fields(wanted)
-  right = (mine & theirs).total()
+  expected, value = parsed(target), parsed(prediction)
+  if expected is NOTHING:
+    raise UserError(f"The true answer of a JSON example is no JSON: {target!r}. Fix the data.")
+  true_fields, predicted_fields = fields(expected), fields(value)
+  num_true, num_predicted = true_fields.total(), predicted_fields.total()
+  right = (true_fields & predicted_fields).total()
+  valid, exact, similarity = value is not NOTHING, False, 0.0
+  if valid:
+    a, b = canonical(value), canonical(expected)
+    exact, similarity = a == b, 1.0 - text.levenshtein(a, b) / max(len(a), len(b))
   return {
     "valid": (float(valid), 1),
-    "exact": (float(valid and canonical(found) == canonical(wanted)), 1),
-    "field_precision": (float(right), mine.total()),
-    "field_recall": (float(right), theirs.total()),
-    "field_f1": (2.0 * right, mine.total() + theirs.total()),
-    "similarity": (_similarity(canonical(found), canonical(wanted)) if valid else 0.0, 1),
+    "exact": (float(exact), 1),
+    "field_precision": (float(right), num_predicted),
+    "field_recall": (float(right), num_true),
+    "field_f1": (2.0 * right, num_predicted + num_true),
+    "similarity": (similarity, 1),
   }
 
 
 def parsed(answer: str) -> Any:
-  """The JSON value that the whole text is (spaces around it aside), else NOTHING."""
+  """The JSON value of the whole text, or NOTHING."""
   try:
     value = json.loads(answer, object_pairs_hook=_without_repeats, parse_constant=_refused)
   except (ValueError, RecursionError):
@@ -63,7 +63,7 @@ def _is_too_deep(value: Any) -> bool:
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   if len({key for key, _ in pairs}) < len(pairs):
-    raise ValueError("a key stands twice in one object")
+    raise ValueError("an object has a key twice")
   return dict(pairs)
 
 
@@ -74,21 +74,20 @@ def _refused(constant: str) -> Any:
 def fields(value: Any) -> collections.Counter[tuple[str, str]]:
   """(path, value) of every leaf; a path is JSON such as ["items", 0, "price"].
 
-  Things in lists are told apart by their place, so one that is missing at the front makes all
-  behind it wrong. An empty object or list is a leaf too. Strings are compared with their outer
-  spaces stripped, and otherwise as they are.
+  List items are identified by position, so a missing first item makes all others wrong. An empty
+  object or list is a leaf. Only outer spaces of strings are ignored.
   """
-  found: collections.Counter[tuple[str, str]] = collections.Counter()
-  waiting: list[tuple[list, Any]] = [] if value is NOTHING else [([], value)]
-  while waiting:
-    path, here = waiting.pop()
+  leaves: collections.Counter[tuple[str, str]] = collections.Counter()
+  pending: list[tuple[list, Any]] = [] if value is NOTHING else [([], value)]
+  while pending:
+    path, here = pending.pop()
     if isinstance(here, dict | list) and here:
       inside = here.items() if isinstance(here, dict) else enumerate(here)
-      waiting += [([*path, key], each) for key, each in inside]
+      pending += [([*path, key], each) for key, each in inside]
     else:
       leaf = here.strip() if isinstance(here, str) else here
-      found[json.dumps(path), canonical(leaf)] += 1
-  return found
+      leaves[json.dumps(path), canonical(leaf)] += 1
+  return leaves
 
 
 def canonical(value: Any) -> str:
@@ -102,7 +101,3 @@ def _whole(value: Any) -> Any:
   if isinstance(value, list):
     return [_whole(each) for each in value]
   return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _similarity(a: str, b: str) -> float:
-  return 1.0 - text.levenshtein(a, b) / max(len(a), len(b))

@@ -1,19 +1,14 @@
-"""How far is one string from another, and how surprised was the model by a text?
+"""How far is one string from another, and how well does the model predict a text?
 
-Pure functions of strings and numbers, no arrays of JAX, no files. Every score is a pair
-(sum, count), so that examples, padding (count 0) and hosts can be added before the one division in
-`mean`. What the pieces mean for a task (references, lower-casing, ChartQA's numbers) is in vqa.py.
+Every score is a pair (sum, count), so that examples, padding (count 0) and hosts add up before the
+only division, in `mean`. vqa.py applies these functions to tasks.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 
 Score = tuple[float, int]
-
-
-def exact_match(prediction: str, target: str) -> float:
-  """1 for the same string, code point for code point; nothing is stripped or lower-cased."""
-  return float(prediction == target)
+ScoreDict = dict[str, Score]
 
 
 def levenshtein(a: str, b: str) -> int:
@@ -30,27 +25,22 @@ def levenshtein(a: str, b: str) -> int:
 
 
 def anls(prediction: str, target: str) -> float:
-  """Normalized Levenshtein similarity of ST-VQA (arXiv:1905.13648); 0 from half the text wrong."""
+  """Normalized Levenshtein similarity of ST-VQA (arXiv:1905.13648); 0 if half the text is wrong."""
   if not target:
     return float(not prediction)
   distance = levenshtein(prediction, target) / max(len(prediction), len(target))
   return 1.0 - distance if distance < 0.5 else 0.0
 
 
-def perplexity(nll_sum: float, weight_sum: float) -> dict[str, Score]:
-  """One example's share of big_vision's perplexity metrics, both of them means over examples.
-
-  `sum`: minus the log probability of the example's weighted tokens; `avg`: the same per token. The
-  odd floor keeps an example without weights at 0 (big_vision evaluators/.../perplexity.py).
-  """
+def perplexity(nll_sum: float, weight_sum: float) -> ScoreDict:
+  """One example of big_vision's perplexity: `sum` of its tokens' nll; `avg` a token, 0 of none."""
   return {"sum": (nll_sum, 1), "avg": (nll_sum / max(weight_sum, 2e-38), 1)}
 
 
 def mean(scores: Iterable[Mapping[str, Score]]) -> dict[str, float]:
-  """Adds the (sum, count) pairs of each name and divides once.
+  """The sum of each name's sums over the sum of its counts; names whose count is 0 are omitted.
 
-  `math.fsum` is exact, so the result depends neither on the order of the examples nor on how they
-  were spread over processes. Names whose count is 0 are left out: there is nothing to report.
+  `math.fsum` is exact, so neither the order of the examples nor their process matters.
   """
   sums: dict[str, list[float]] = {}
   counts: dict[str, int] = {}

@@ -1,9 +1,8 @@
-"""When does the official VQA evaluation take two answers for the same?
+"""When does the official VQA evaluation (`vqa.vqav2`) consider two answers equal?
 
-The cleaning of visualqa.org/evaluation.html, with the oddities of its program that the published
-numbers contain: one comma between digits changes how every sign is treated, a sign next to a space
-is deleted and any other becomes a space, and full stops go unless a digit follows. It is used by
-`vqa.vqav2`; the other data sets compare their answers as they are.
+It cleans answers as on visualqa.org/evaluation.html, with the oddities of its program: a sign next
+to a space is deleted and any other becomes a space, a comma between digits deletes every sign, and
+a full stop is deleted unless a digit follows.
 """
 
 import re
@@ -12,7 +11,7 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset(("a", "an", "the"))
 _NUMBERS = "zero one two three four five six seven eight nine ten"
 
-# What an answer may have been meant as when one of its apostrophes is missing ("couldnt've").
+# The words to restore if one of their apostrophes is missing ("couldnt've").
 _APOSTROPHES = """
   ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
   haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
@@ -27,7 +26,7 @@ _APOSTROPHES = """
 
 
 def _replacements() -> dict[str, str]:
-  table = {"somebody'd": "somebodyd", "none": "0"}  # The first as the official table has it.
+  table = {"somebody'd": "somebodyd", "none": "0"}  # The first is an oddity of the official table.
   table |= {word: str(number) for number, word in enumerate(_NUMBERS.split())}
   for form in _APOSTROPHES.split():
     table |= {form[:i] + form[i + 1 :]: form for i, char in enumerate(form) if char == "'"}
@@ -38,14 +37,13 @@ REPLACEMENTS = _replacements()
 
 
 def spaces(answer: str) -> str:
-  """The cleaning that every answer gets: newline and tab become spaces, and the ends are bare."""
+  """Every answer's cleaning: newlines and tabs become spaces, and outer spaces are stripped."""
   return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
 def cleaned(answer: str) -> str:
-  """Signs and articles gone, number words as digits, apostrophes put back, lower case."""
-  has_digit_comma = re.search(r"\d,\d", answer) is not None
-  out = answer
+  """Lower case, without signs and articles, number words as digits, apostrophes restored."""
+  has_digit_comma, out = re.search(r"\d,\d", answer) is not None, answer
   for sign in PUNCTUATION:
     deleted = has_digit_comma or f"{sign} " in answer or f" {sign}" in answer
     out = out.replace(sign, "" if deleted else " ")

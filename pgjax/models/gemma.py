@@ -1,11 +1,11 @@
 """The text tower: Gemma 1 and Gemma 2, which differ in fields, not in code.
 
-Parameters have big_vision's names and shapes (models/ppp/gemma.py of the reference), layers
-stacked on axis 0. Axes: B batch, T query, S key, N heads, K key/value heads, G = N/K queries per
-key/value head, H head size, D width, F hidden size of the MLP, V vocabulary, L layers.
+Parameters have big_vision's names and shapes (models/ppp/gemma.py of the reference), layers stacked
+on axis 0. Activations, products and the residual stream have the compute dtype; norms, rotations
+and the softmax are float32 inside.
 
-Where the numbers come from: activations, products and the residual stream have the compute dtype;
-norms, rotations and the softmax are float32 inside. The rest is spelled next to each line.
+Axes: B batch, T query, S key, N heads, K key/value heads, G = N/K queries per key/value head,
+H head size, D width, F hidden size of the MLP, V vocabulary, L layers.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Sizes of one text tower. `get` makes it from a variant's name, any field overriding."""
+  """Sizes of one text tower; `get` builds it from a variant's name."""
 
   width: int
   depth: int
@@ -48,49 +48,31 @@ class Config:
 
   @property
   def query_scalar(self) -> float:
-    """What the scores are divided by the root of, Hugging Face's query_pre_attn_scalar.
-
-    "rsqrt_head_dim": head_dim. "rsqrt_emb_per_head" (27b): width // num_heads. Or a number.
-    """
+    """Scores are divided by its root; Hugging Face's query_pre_attn_scalar."""
     named = {"rsqrt_head_dim": self.head_dim, "rsqrt_emb_per_head": self.width // self.num_heads}
     return float(named.get(self.query_pre_attn_norm, self.query_pre_attn_norm))
 
-  @property
-  def query_scale(self) -> float:
-    return self.query_scalar**-0.5
 
-
-_GEMMA2 = dict(attn_logits_softcap=50.0, final_logits_softcap=30.0, post_norms=True)
-VARIANTS = {
-  "gemma_2b": dict(width=2048, depth=18, mlp_dim=16_384, num_heads=8, num_kv_heads=1, head_dim=256),
-  "gemma_7b": dict(
-    width=3072, depth=28, mlp_dim=24_576, num_heads=16, num_kv_heads=16, head_dim=256
-  ),
-  "gemma2_2b": dict(
-    width=2304, depth=26, mlp_dim=9216, num_heads=8, num_kv_heads=4, head_dim=256, **_GEMMA2
-  ),
-  "gemma2_9b": dict(
-    width=3584, depth=42, mlp_dim=14_336, num_heads=16, num_kv_heads=8, head_dim=256, **_GEMMA2
-  ),
-  "gemma2_27b": dict(
-    width=4608,
-    depth=46,
-    mlp_dim=36_864,
-    num_heads=32,
-    num_kv_heads=16,
-    head_dim=128,
-    query_pre_attn_norm="rsqrt_emb_per_head",
-    **_GEMMA2,
-  ),
-}
 _SIZES = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
-def get(variant="gemma_2b", **fields) -> Config:
-  """The named variant with `fields` changed; a name of one's own where all sizes are given.
+def _variant(*sizes, **fields):
+  return dict(zip(_SIZES, sizes, strict=True), **fields)
 
-  A field that is None keeps the variant's value.
-  """
+
+_GEMMA2 = dict(attn_logits_softcap=50.0, final_logits_softcap=30.0, post_norms=True)
+_WIDE_HEADS = dict(query_pre_attn_norm="rsqrt_emb_per_head")
+VARIANTS = {  # In the order of _SIZES.
+  "gemma_2b": _variant(2048, 18, 16_384, 8, 1, 256),
+  "gemma_7b": _variant(3072, 28, 24_576, 16, 16, 256),
+  "gemma2_2b": _variant(2304, 26, 9216, 8, 4, 256, **_GEMMA2),
+  "gemma2_9b": _variant(3584, 42, 14_336, 16, 8, 256, **_GEMMA2),
+  "gemma2_27b": _variant(4608, 46, 36_864, 32, 16, 128, **_WIDE_HEADS, **_GEMMA2),
+}
+
+
+def get(variant="gemma_2b", **fields) -> Config:
+  """The named variant with those of `fields` that are not None; any name, given all sizes."""
   known = {f.name for f in dataclasses.fields(Config)}
   if unknown := sorted(set(fields) - known):
     raise UserError(f"model.llm has no field {unknown}; allowed: variant, {', '.join(known)}.")
@@ -116,7 +98,7 @@ def get(variant="gemma_2b", **fields) -> Config:
 
 
 def find_variant(sizes: Mapping[str, Any], *, post_norms: bool) -> str | None:
-  """The name of the published variant with these sizes and norms, if there is one."""
+  """The name of the published variant with these sizes and norms, or None."""
   for variant, known in VARIANTS.items():
     if known.get("post_norms", False) == post_norms and sizes.items() <= known.items():
       return variant
@@ -124,28 +106,25 @@ def find_variant(sizes: Mapping[str, Any], *, post_norms: bool) -> str | None:
 
 
 class Cache(NamedTuple):
-  """Keys and values of one layer, written in place while decoding; S counts its slots.
-
-  They lie as the products of attention read them.
-  """
+  """Keys and values of one layer, in attention's layout and written in place; S slots."""
 
   k_BKHS: Float[Array, "B K H S"]
   v_BKSH: Float[Array, "B K S H"]
 
   @classmethod
   def of(cls, k_BSKH, v_BSKH, dtype):
-    """The cache that holds these, rounded to its dtype."""
+    """A cache of these, rounded to `dtype`."""
     k_BKHS, v_BKSH = jnp.transpose(k_BSKH, (0, 2, 3, 1)), jnp.swapaxes(v_BSKH, 1, 2)
     return cls(k_BKHS.astype(dtype), v_BKSH.astype(dtype))
 
   def written(self, new: "Cache", slot) -> "Cache":
-    """With the slots of `new` in the place of those from `slot` on."""
+    """With the slots of `new` written from `slot` on."""
     k_BKHS = jax.lax.dynamic_update_slice_in_dim(self.k_BKHS, new.k_BKHS, slot, axis=3)
     v_BKSH = jax.lax.dynamic_update_slice_in_dim(self.v_BKSH, new.v_BKSH, slot, axis=2)
     return Cache(k_BKHS, v_BKSH)
 
   def grown(self, slots: int) -> "Cache":
-    """With so many empty slots behind the others."""
+    """With this number of empty slots appended."""
     grow = (0, slots)
     k_BKHS = jnp.pad(self.k_BKHS, ((0, 0), (0, 0), (0, 0), grow))
     return Cache(k_BKHS, jnp.pad(self.v_BKSH, ((0, 0), (0, 0), grow, (0, 0))))
@@ -155,14 +134,14 @@ class Mode(NamedTuple):
   """What a call is for; static under jit."""
 
   train: bool = False  # Dropout is on.
-  keep: bool = False  # Prefill: return the keys and values, rounded to `cache_dtype`.
+  fill_cache: bool = False  # Prefill: return the keys and values, rounded to `cache_dtype`.
 
 
 _EVALUATE = Mode()
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * (1 + scale), in float32; `scale` is zero at the start."""
+  """x / rms(x) * (1 + scale), in float32; `scale` is initially zero."""
 
   eps: float
 
@@ -175,7 +154,7 @@ class RMSNorm(nn.Module):
 
 
 class Einsum(nn.Module):
-  """A weight `w` and the product it takes part in."""
+  """A weight `w`, for the product that its caller computes."""
 
   shape: tuple[int, ...]
   in_axis: tuple[int, ...]
@@ -218,20 +197,20 @@ class Attention(nn.Module):
       self.kv_einsum = Einsum((2, K, D, H), (2,), (1, 3), self.dtype)
     self.attn_vec_einsum = Einsum((N, H, D), (0, 1), (2,), self.dtype)
 
-  def __call__(self, x_BTD, positions_BT, mask_BTS, cache=None, slot=None, keep=False):
-    """(output, cache): the cache given, written to; with `keep` a new one, else None."""
+  def __call__(self, x_BTD, positions_BT, mask_BTS, cache=None, slot=None, fill_cache=False):
+    """(output, cache): the given cache updated; with `fill_cache` a new one, else None."""
     c = self.config
     B, T, _ = x_BTD.shape
     q_NDH, k_KDH, v_KDH = self._weights()
     q_BTNH = lora.product("BTD,NDH->BTNH", x_BTD, q_NDH)
     k_BTKH = lora.product("BTD,KDH->BTKH", x_BTD, k_KDH)
     v_BTKH = lora.product("BTD,KDH->BTKH", x_BTD, v_KDH)
-    q_BTNH = (rotate(q_BTNH, positions_BT) * c.query_scale).astype(self.dtype)
+    q_BTNH = (rotate(q_BTNH, positions_BT) * c.query_scalar**-0.5).astype(self.dtype)
     k_BTKH = rotate(k_BTKH, positions_BT).astype(self.dtype)
     q_BTNH, k_BTKH, v_BTKH = (
       checkpoint_name(a, n) for a, n in ((q_BTNH, "q"), (k_BTKH, "k"), (v_BTKH, "v"))
     )
-    if keep or cache is not None:
+    if fill_cache or cache is not None:
       new = Cache.of(k_BTKH, v_BTKH, c.cache_dtype or self.dtype)
       cache = new if cache is None else cache.written(new, slot)
       k_BTKH = jnp.transpose(cache.k_BKHS, (0, 3, 1, 2)).astype(self.dtype)
@@ -262,7 +241,7 @@ class FeedForward(nn.Module):
     gating_init = init(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0)
     gating_2DF = read_weight.read(self, "gating_einsum", gating_init, (2, D, F), self.dtype)
     linear_FD = read_weight.read(self, "linear", init(1.0, "fan_in", "normal"), (F, D), self.dtype)
-    chunks = math.gcd(remat.mlp_chunks(self.config.remat_policy), x_BTD.shape[1])
+    chunks = math.gcd(remat.policy(self.config.remat_policy).mlp_chunks, x_BTD.shape[1])
     if chunks == 1:
       return geglu.geglu(x_BTD, gating_2DF, linear_FD)
     out_BTD = geglu.chunked(x_BTD, gating_2DF, linear_FD, chunks)
@@ -270,7 +249,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer: (the residual stream after it, its cache or None)."""
+  """One layer; returns (its residual stream, its cache or None)."""
 
   config: Config
   dtype: str
@@ -285,11 +264,11 @@ class Block(nn.Module):
     x_BTD = self.constrain(x_BTD)
     h = norm("pre_attention_norm")(x_BTD)
     h, cache = Attention(c, self.dtype, name="attn")(
-      h, positions_BT, mask_BTS, cache, slot, mode.keep
+      h, positions_BT, mask_BTS, cache, slot, mode.fill_cache
     )
     if c.post_norms:
       h = norm("post_attention_norm")(h)
-    x_BTD = x_BTD + dropout(h)  # Dropout stands after this norm, but before the next post norm.
+    x_BTD = x_BTD + dropout(h)  # Dropout is after this norm, but before the next post norm.
     h = FeedForward(c, self.dtype, name="mlp")(norm("pre_ffw_norm")(x_BTD))
     h = dropout(h)
     if c.post_norms:
@@ -298,7 +277,7 @@ class Block(nn.Module):
 
 
 class Embedder(nn.Module):
-  """The token table, used on both ends. Read through pgjax/layers/cross_entropy.py."""
+  """The token table, for embeddings (layers/embedding.py) and the loss (cross_entropy.py)."""
 
   config: Config
 
@@ -309,7 +288,7 @@ class Embedder(nn.Module):
 
 
 class Gemma(nn.Module):
-  """Layers and final norm; tokens are embedded and scored in vocabulary.py."""
+  """Token table, layers and final norm; layers/embedding.py embeds and scores tokens."""
 
   config: Config
   dtype: str
@@ -342,7 +321,7 @@ class Gemma(nn.Module):
     mask_BTT: Bool[Array, "B T T"],
     mode: Mode = _EVALUATE,
   ):
-    """Runs the layers: (x before the final norm, a Cache stacked by layers if mode.keep)."""
+    """Runs the layers: (x before the final norm, a stacked Cache if mode.fill_cache)."""
     return self.layers(x_BTD, positions_BT, mask_BTT, mode)
 
   def extend(
@@ -352,12 +331,9 @@ class Gemma(nn.Module):
     mask_BTS: Bool[Array, "B T S"],
     caches: tuple[Cache, ...],
     slot: Int[Array, ""],
-    layers: Sequence[Any] | None = None,
+    layers: Sequence[Any] | None = None,  # Of `layer_params`, to unstack the parameters only once.
   ):
-    """Runs the layers one after another, writing T tokens at `slot`: (x, caches).
-
-    layers: the parameters of each (see `layer_params`), if they are at hand already.
-    """
+    """Runs the layers one by one, writing T tokens at `slot`: (x, caches)."""
     written = []
     for params, cache in zip(layers or self.layer_params(), caches, strict=True):
       block = Block(self.config, self.dtype, self.constrain, parent=None)
@@ -368,6 +344,6 @@ class Gemma(nn.Module):
     return x_BTD, tuple(written)
 
   def layer_params(self):
-    """The parameters of each layer, which are kept stacked."""
+    """The parameters of each layer, unstacked."""
     stacked = self.layers.variables["params"]
     return [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(self.config.depth)]

@@ -25,9 +25,8 @@ def prefix_lm_mask(
 ) -> Bool[Array, "B L L"]:
   """Which key each query may attend to.
 
-  Tokens with mask_ar 0 join the block before them, tokens with 1 begin a new one; a query sees
-  its own and all earlier blocks, so an image and its prefix see each other and a suffix is causal.
-  Invalid tokens neither see nor are seen.
+  mask_ar 0 joins the preceding block, 1 begins a new one; a query attends to its own and all
+  earlier blocks. Invalid tokens neither attend nor are attended to.
   """
   block_BL = jnp.cumsum(mask_ar_BL, axis=1)
   allowed = block_BL[:, None, :] <= block_BL[:, :, None]
@@ -37,31 +36,26 @@ def prefix_lm_mask(
 
 
 class Model(nn.Module):
-  """`Model(**config.model)`; see `__call__` for the whole forward pass.
+  """`Model(**config.model)`; `__call__` is the whole forward pass.
 
-  img, llm: fields of siglip.get and gemma.get. dtype: compute dtype; parameters may have another.
-  constrain: places activations on a mesh (training/step.py passes it), the identity by default.
+  constrain: places activations on a mesh (training/step.py passes it).
   """
 
-  img: Any  # A dict or ConfigDict.
-  llm: Any
-  dtype: str = "float32"
-  remat: str | None = None  # The policy of both towers, where they name none.
+  img: Any  # Fields of siglip.get, a dict or ConfigDict.
+  llm: Any  # Fields of gemma.get.
+  dtype: str = "float32"  # The compute dtype; parameters may have another.
+  remat: str | None = None  # The policy of a tower that names none.
   cache_dtype: str | None = None
   constrain: Any = lambda x: x
 
   @property
   def llm_config(self) -> gemma.Config:
-    fields = dict(self.llm)
-    fields.setdefault("remat_policy", self.remat)
-    fields.setdefault("cache_dtype", self.cache_dtype)
-    return gemma.get(**fields)
+    defaults = dict(remat_policy=self.remat, cache_dtype=self.cache_dtype)
+    return gemma.get(**{**defaults, **self.llm})
 
   @property
   def img_config(self) -> siglip.Config:
-    fields = dict(self.img)
-    fields.setdefault("remat_policy", self.remat)
-    return siglip.get(**fields)
+    return siglip.get(**{"remat_policy": self.remat, **self.img})
 
   def setup(self):
     if self.dtype not in _DTYPES:
@@ -87,13 +81,13 @@ class Model(nn.Module):
     return self.logits(h_BTD), {"img/zimg": zimg}
 
   def table(self) -> Float[Array, "V D"]:
-    """The token table; its float32 or stored dtype, as given."""
+    """The token table in its stored dtype."""
     return self.llm_tower.table()
 
   def embed_image(
     self, image: Float[Array, "B H W 3"] | Float[Array, "B N H W 3"]
   ) -> Float[Array, "B P D"]:
-    """Soft tokens of one image, or of N frames one after another; neither normed nor scaled."""
+    """Soft tokens of one image, or of N in sequence; neither normed nor scaled."""
     if image.ndim == 4:
       return self.img_tower(image)
     B, N = image.shape[:2]
@@ -111,8 +105,8 @@ class Model(nn.Module):
   ) -> Float[Array, "B T D"]:
     """Normed states of the text tokens, from image tokens and embedded text.
 
-    All text tokens count as valid, as in the reference's training: padding stands last. Images
-    that `image_mask` leaves out are neither seen nor counted in the positions.
+    All text tokens are valid, as in the reference's training, where padding is last. Images that
+    `image_mask` excludes are not attended to and have no positions.
     """
     B, P = zimg.shape[:2]
     T = x_BTD.shape[1]
@@ -129,7 +123,7 @@ class Model(nn.Module):
     return self.llm_tower.norm(x_BLD[:, P:])
 
   def logits(self, h_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-    """Float32 logits of normed states, with the final soft-cap where it is set."""
+    """Float32 logits of normed states, soft-capped if the tower is."""
     return embedding.logits(h_BTD, self.table(), self.llm_config.final_logits_softcap)
 
   def prefill(
@@ -143,21 +137,21 @@ class Model(nn.Module):
   ):
     """Reads the prompts: (state of the last token [B, D], caches of L + slots, lengths [B]).
 
-    Valid tokens are rolled to the right end, so that every row's next token has the same slot.
+    Valid tokens move to the right end, so that every row's next token has the same slot.
     """
     B, P = zimg.shape[:2]
     valid_BL = _valid(image_mask, P, mask_input.astype(bool))
     mask_ar_BL = jnp.concatenate([jnp.zeros((B, P), mask_ar.dtype), mask_ar], axis=1)
     mask_BLL = prefix_lm_mask(mask_ar_BL, valid_BL)
     x_BLD = jnp.concatenate([zimg.astype(self.dtype), x_BTD.astype(self.dtype)], axis=1)
-    # Where image_mask leaves images out, the invalid tokens are not all at the end.
+    # Sorted, not rolled: the tokens of masked images are not at the end.
     order_BL = jnp.argsort(valid_BL, axis=1, stable=True)
     valid_BL = jnp.take_along_axis(valid_BL, order_BL, axis=1)
     x_BLD = jnp.take_along_axis(x_BLD, order_BL[..., None], axis=1)
     mask_BLL = jnp.take_along_axis(mask_BLL, order_BL[:, :, None], axis=1)
     mask_BLL = jnp.take_along_axis(mask_BLL, order_BL[:, None, :], axis=2)
     positions_BL = jnp.cumsum(valid_BL, axis=1) - 1  # Padding gets -1.
-    x_BLD, cache = self.llm_tower(x_BLD, positions_BL, mask_BLL, gemma.Mode(keep=True))
+    x_BLD, cache = self.llm_tower(x_BLD, positions_BL, mask_BLL, gemma.Mode(fill_cache=True))
     caches = tuple(
       gemma.Cache(*(a[layer] for a in cache)).grown(slots) for layer in range(self.llm_config.depth)
     )
@@ -170,12 +164,9 @@ class Model(nn.Module):
     positions_BN: Int[Array, "B N"],
     mask_BNS: Bool[Array, "B N S"],
     slot: Int[Array, ""],
-    layers: Sequence[Any] | None = None,
+    layers: Sequence[Any] | None = None,  # Of `layer_params`, to unstack the parameters only once.
   ):
-    """N more tokens a row, written from `slot` on: (their states [B, N, D], caches).
-
-    layers: what `layer_params` has given, so that it need not be taken apart at every token.
-    """
+    """N more tokens a row, written from `slot` on: (their states [B, N, D], caches)."""
     x_BND = x_BND.astype(self.dtype)
     x_BND, caches = self.llm_tower.extend(x_BND, positions_BN, mask_BNS, caches, slot, layers)
     return self.llm_tower.norm(x_BND), caches
@@ -186,13 +177,10 @@ class Model(nn.Module):
 
 
 def _valid(image_mask, num_patches, text_valid_BT):
-  """Which of the image and text tokens are real."""
+  """Which image and text tokens are not padding."""
   B = text_valid_BT.shape[0]
   if image_mask is None:
     image_valid = jnp.ones((B, num_patches), bool)
   else:
     image_valid = jnp.repeat(image_mask.astype(bool), num_patches // image_mask.shape[1], axis=1)
   return jnp.concatenate([image_valid, text_valid_BT], axis=1)
-
-
-TOKEN_TABLE = "llm/embedder/input_embedding"

@@ -1,9 +1,8 @@
-"""How do sixteen <seg> tokens stand for a mask?
+"""How do sixteen <seg> tokens encode a mask?
 
-A VQ-VAE (arXiv:1711.00937) of 64 x 64 masks: the encoder makes a 4 x 4 grid of vectors, each is
-replaced by the nearest of 128 in a codebook, and the decoder makes a mask of these. PaliGemma's own
-is big_vision's file vae-oid.npz, in PyTorch's layout and names ("encoder.8.net.0.weight");
-`from_arrays` and `to_arrays` stand between it and the tree used here. All sizes are the weights'.
+With a VQ-VAE (arXiv:1711.00937) of 64 x 64 masks: the encoder maps a mask to a 4 x 4 grid of
+vectors, each is replaced by the nearest of 128 codes, and the decoder maps these to a mask. All
+sizes are those of the weights; PaliGemma's are big_vision's vae-oid.npz.
 
 Axes: B masks, H W pixels, R rows and C columns of the grid, E width of a code, K codes.
 """
@@ -30,7 +29,7 @@ Sizes = Mapping[str, tuple[int, int]]  # Of each layer: side of the kernel, chan
 
 
 class _Layers(nn.Module):
-  """What encoder and decoder share; a layer's name is PyTorch's."""
+  """The layers of encoder and decoder; their names are PyTorch's."""
 
   sizes: Sizes
 
@@ -45,7 +44,7 @@ class _Layers(nn.Module):
 
 
 class Encoder(_Layers):
-  """Masks in [0, 1] -> vectors; four halvings, two residual blocks."""
+  """Masks in [0, 1] -> vectors: four halvings, two residual blocks."""
 
   @nn.compact
   def __call__(self, masks_BHW1: Float[Array, "B H W 1"]) -> Float[Array, "B R C E"]:
@@ -58,7 +57,7 @@ class Encoder(_Layers):
 
 
 class Decoder(_Layers):
-  """Vectors -> masks; above 0 is inside. Nothing keeps the numbers within [-1, 1]."""
+  """Vectors -> masks; above 0 is inside, and no bound limits the numbers."""
 
   @nn.compact
   def __call__(self, codes_BRCE: Float[Array, "B R C E"]) -> Float[Array, "B H W 1"]:
@@ -67,7 +66,7 @@ class Decoder(_Layers):
       x = self._residual(name, x)
     for name in _UP:
       side, channels = self.sizes[name]
-      pad = (side // 2, side // 2)  # Of what is inserted with zeros; PyTorch's padding side/2 - 1.
+      pad = (side // 2, side // 2)  # In the dilated input; PyTorch's padding side/2 - 1.
       double = nn.ConvTranspose(
         channels, (side, side), (2, 2), padding=(pad, pad), transpose_kernel=True, name=name
       )
@@ -90,14 +89,14 @@ def decode(params: Params, codes_BN: Int[Array | np.ndarray, "B 16"]) -> Float[A
 
 
 def latents(params: Params, masks_BHW1: Float[Array, "B H W 1"]) -> Float[Array, "B R C E"]:
-  """What the encoder makes, before the codebook."""
+  """The encoder's vectors, before the codebook."""
   return Encoder(_sizes(params["encoder"], _DOWN)).apply({"params": params["encoder"]}, masks_BHW1)
 
 
 def nearest(
   codebook_KE: Float[Array | np.ndarray, "K E"], latents_BRCE: Float[Array, "B R C E"]
 ) -> Int[Array, "B R C"]:
-  """The nearest code of each vector, the first where two are as near."""
+  """The nearest code of each vector, the first of equally near ones."""
   product_BRCK = jnp.einsum("BRCE,KE->BRCK", latents_BRCE, codebook_KE, precision="highest")
   squares_BRC1 = jnp.sum(latents_BRCE**2, -1, keepdims=True)
   distance_BRCK = squares_BRC1 + jnp.sum(jnp.square(codebook_KE), -1) - 2 * product_BRCK
@@ -105,12 +104,12 @@ def nearest(
 
 
 def reconstructed(params: Params, codes_BRCE: Float[Array, "B R C E"]) -> Float[Array, "B H W 1"]:
-  """What the decoder makes of vectors."""
+  """The decoder's masks of vectors."""
   return Decoder(_sizes(params["decoder"], ())).apply({"params": params["decoder"]}, codes_BRCE)
 
 
 def _sizes(layers, down) -> Sizes:
-  """Of the layers of one half; a transposed kernel has its channels out before those in."""
+  """The sizes of one half's layers; a transposed kernel has output channels before input ones."""
   transposed = () if down else _UP
   return {
     name: (layer["kernel"].shape[0], layer["kernel"].shape[2 if name in transposed else 3])
@@ -121,7 +120,7 @@ def _sizes(layers, down) -> Sizes:
 def init(
   key: jax.Array, *, width: int = 128, embed_dim: int = 512, num_codes: int = 128
 ) -> dict[str, Any]:
-  """Random weights in big_vision's shapes, at this width; the encoder's are not known, so ours."""
+  """Random weights in big_vision's shapes; the encoder's are unpublished, so these are our own."""
   channels = [max(8, width // n) for n in (4, 2, 1, 1)]
   encoder = {name: (4, c) for name, c in zip(_DOWN, channels, strict=True)}
   encoder |= _residual_sizes(_DOWN_RES, width) | {_DOWN_OUT: (3, embed_dim)}
@@ -143,14 +142,8 @@ def _residual_sizes(names, width):
   return {f"{name}.net.{i}": (side, width) for name in names for i, side in sides.items()}
 
 
-# Between the file and the tree
-
-
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """The tree, from arrays with PyTorch's names and layouts; other names are left alone.
-
-  Convolutions there are [out, in, H, W], transposed ones [in, out, H, W].
-  """
+  """The tree, from PyTorch's arrays ([out, in, H, W]; transposed ones [in, out, H, W])."""
   names = _layer_names()
   wanted = [CODEBOOK, *(f"{n}.{part}" for n in names for part in ("weight", "bias"))]
   if missing := [name for name in wanted if name not in arrays]:
@@ -168,7 +161,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def to_arrays(params: Params) -> dict[str, np.ndarray]:
-  """The arrays that `from_arrays` makes this tree of."""
+  """The inverse of `from_arrays`."""
   arrays = {CODEBOOK: np.asarray(params["codebook"])}
   for name in _layer_names():
     half, layer = name.split(".", 1)
@@ -179,7 +172,7 @@ def to_arrays(params: Params) -> dict[str, np.ndarray]:
 
 
 def _layer_names() -> list[str]:
-  """Of all layers, in the order in which numbers pass through them."""
+  """All layers, in the order in which they are applied."""
   inner = lambda names: [f"{name}.net.{i}" for name in names for i in (0, 2, 4)]  # noqa: E731
   encoder = [*_DOWN, *inner(_DOWN_RES), _DOWN_OUT]
   decoder = [_UP_IN, *inner(_UP_RES), *_UP, _UP_OUT]
@@ -187,7 +180,7 @@ def _layer_names() -> list[str]:
 
 
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
-  """Every layer takes what the one before it gives; residual blocks give what they take."""
+  """Every layer's input channels are its predecessor's outputs; residual blocks change none."""
   if len(shapes[CODEBOOK]) != 2:
     raise UserError(f"{CODEBOOK} is {shapes[CODEBOOK]}; a codebook is [codes, width of a code]")
   channels, before = 1, 1

@@ -1,14 +1,8 @@
-"""How is a VQ-VAE of masks trained from nothing?
+"""How is a VQ-VAE of masks trained from scratch, for masks that PaliGemma's own encodes badly?
 
-For masks that PaliGemma's own does badly: thin, or of a kind it has not seen. Codes then mean
-something else than in its checkpoints, and a fine-tune has to learn them.
-
-The loss is the squared error against the mask in [-1, 1], plus 0.25 times the commitment loss; the
-gradient passes the codebook straight through (arXiv:1711.00937, section 3.2), and the codebook
-follows the mean of the vectors that chose each code (its appendix A.1). A code that nobody chooses
-any more starts again as one of the batch's vectors (arXiv:2005.00341, section 3.2: without it few
-codes are ever used).
-
+The loss is the squared error against the mask in [-1, 1] plus the commitment loss, with a
+straight-through gradient (arXiv:1711.00937, section 3.2). Each code follows the mean of its vectors
+(appendix A.1 there); unused codes restart at a vector of the batch (arXiv:2005.00341, section 3.2).
 Axes: as in seg_vae.py; N vectors of a batch.
 """
 
@@ -23,11 +17,11 @@ from pgjax.models import seg_vae
 
 COMMITMENT = 0.25
 DECAY = 0.99  # Of the running means that the codebook follows.
-DEAD_BELOW = 0.1  # Vectors of a batch, on average, that choose a code.
+DEAD_BELOW = 0.1  # Mean number of a batch's vectors that choose a code.
 
 
 class VaeTrainState(NamedTuple):
-  """Weights, the optimizer's state, and how many vectors chose each code, and their sum."""
+  """Weights, optimizer state, and running count and sum of each code's vectors."""
 
   params: dict[str, Any]
   opt_state: optax.OptState
@@ -36,7 +30,7 @@ class VaeTrainState(NamedTuple):
 
 
 def start(params: dict[str, Any], tx: optax.GradientTransformation) -> VaeTrainState:
-  """Of seg_vae.init's weights; what the first batch does not choose becomes its vectors."""
+  """The initial state; codes that the first batch does not use restart at its vectors."""
   codebook_KE = params["codebook"]
   halves = {half: params[half] for half in ("encoder", "decoder")}
   count_K = jnp.full(len(codebook_KE), DEAD_BELOW)
@@ -49,7 +43,7 @@ def update(
   key: jax.Array,
   tx: optax.GradientTransformation,
 ) -> tuple[VaeTrainState, dict[str, jax.Array]]:
-  """One step; the caller compiles it. Also the loss and the share of codes in use."""
+  """One step, compiled by the caller; also returns the loss and the share of codes in use."""
   codebook_KE = state.params["codebook"]
   halves = {half: state.params[half] for half in ("encoder", "decoder")}
 
@@ -74,7 +68,7 @@ def update(
 
 
 def _followed(state, latents_NE, chosen_NK, key):
-  """The running count and sum of each code; codes that nobody chooses begin at a random vector."""
+  """The running count and sum of each code; unused codes restart at a random vector."""
   count_K = DECAY * state.count_K + (1 - DECAY) * chosen_NK.sum(axis=0)
   sum_KE = DECAY * state.sum_KE + (1 - DECAY) * chosen_NK.T @ latents_NE
   picked_KE = latents_NE[jax.random.randint(key, count_K.shape, 0, len(latents_NE))]

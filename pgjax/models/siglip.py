@@ -21,7 +21,7 @@ from pgjax.layers import attention, lora, read_weight, remat
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Sizes of one image tower. `get` makes it from a variant's name, any field overriding."""
+  """Sizes of one image tower; `get` builds it from a variant's name."""
 
   width: int
   depth: int
@@ -47,10 +47,7 @@ _SIZES = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
 
 
 def get(variant="So400m/14", **fields) -> Config:
-  """The named variant ("So400m/14": size and patch) with `fields` changed.
-
-  A name of one's own is allowed where all sizes are given.
-  """
+  """The variant SIZE/PATCH with those of `fields` that are not None; any name, given all sizes."""
   known = {f.name for f in dataclasses.fields(Config)}
   if unknown := sorted(set(fields) - known):
     raise UserError(f"model.img has no field {unknown}; allowed: variant, {', '.join(known)}.")
@@ -58,8 +55,7 @@ def get(variant="So400m/14", **fields) -> Config:
   named = dict(_WIDTHS.get(size, {}))
   if patch.isdigit():
     named["patch_size"] = (int(patch), int(patch))
-  fields = {name: value for name, value in fields.items() if value is not None}
-  fields = {**named, **fields}
+  fields = named | {name: value for name, value in fields.items() if value is not None}
   if missing := [s for s in _SIZES if s not in fields]:
     raise UserError(
       f"model.img.variant={variant!r} is not SIZE/PATCH with a size of {', '.join(_WIDTHS)}, and"
@@ -81,7 +77,7 @@ def get(variant="So400m/14", **fields) -> Config:
 
 
 def find_variant(sizes: Mapping[str, Any]) -> dict[str, Any]:
-  """Fields for `get`: the name of the published variant with these sizes, or the sizes."""
+  """Fields for `get`: the published variant with these sizes, else the sizes."""
   custom = dict(variant="custom", **sizes)
   for size in _WIDTHS:
     named = dict(variant=f"{size}/{sizes['patch_size']}")
@@ -91,7 +87,7 @@ def find_variant(sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Dense(nn.Module):
-  """A product with a kernel over the axes that `equation` sums, and a bias."""
+  """A product with a kernel, summed as in `equation`, plus a bias."""
 
   equation: str  # Such as "BPD,DNH->BPNH"; the kernel's axes begin with the summed ones.
   shape: tuple[int, ...]  # Of the kernel.
@@ -104,10 +100,9 @@ class Dense(nn.Module):
     kernel_axes, result = self.equation.split(",")[1].split("->")
     new = sum(axis in result for axis in kernel_axes)
 
-    def init(key, shape):  # As a matrix: the initializers know two axes.
-      return self.kernel_init(key, (math.prod(shape[:-new]), math.prod(shape[-new:]))).reshape(
-        shape
-      )
+    def init(key, shape):  # Initializers take matrices.
+      matrix = math.prod(shape[:-new]), math.prod(shape[-new:])
+      return self.kernel_init(key, matrix).reshape(shape)
 
     kernel = read_weight.read(self, "kernel", init, self.shape, self.dtype)
     bias = self.param("bias", self.bias_init, self.shape[-new:])
@@ -124,23 +119,20 @@ class Attention(nn.Module):
   def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
     c = self.config
     heads = (c.num_heads, c.width // c.num_heads)
-    D = x_BPD.shape[-1]
-
-    def project(name):
-      return Dense("BPD,DNH->BPNH", (D, *heads), self.dtype, name=name)(x_BPD)
-
+    shape = (x_BPD.shape[-1], *heads)
     q_BPNH, k_BPNH, v_BPNH = (
-      checkpoint_name(project(name), name[0]) for name in ("query", "key", "value")
+      checkpoint_name(Dense("BPD,DNH->BPNH", shape, self.dtype, name=name)(x_BPD), name[0])
+      for name in ("query", "key", "value")
     )
     q_BPNH = q_BPNH / jnp.asarray(heads[1] ** 0.5, self.dtype)
-    # The reference rounds scores and softmax to the compute dtype here; we round the scores.
+    # The reference rounds scores and softmax to the compute dtype here; this rounds the scores.
     out = attention.attend(q_BPNH[:, :, :, None], k_BPNH, v_BPNH, None, 0.0, self.dtype)
     project_out = Dense("BPNH,NHD->BPD", (*heads, c.width), self.dtype, name="out")
     return project_out(out[:, :, :, 0])
 
 
 class MlpBlock(nn.Module):
-  """Two layers with gelu (its tanh form) between."""
+  """Two layers with gelu, in its tanh form, between them."""
 
   config: Config
   dtype: str
@@ -195,7 +187,7 @@ class Transformer(nn.Module):
 
 
 class SigLIP(nn.Module):
-  """Images to soft tokens of the text tower's width; `head` is the connector, zero at the start."""
+  """Images to soft tokens of the text tower's width; `head`, the connector, is initially zero."""
 
   config: Config
   out_width: int

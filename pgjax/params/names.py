@@ -1,7 +1,4 @@
-"""What is each parameter called, and what are its axes?
-
-Names are the paths of the tree joined with slashes ("llm/layers/attn/q_einsum/w").
-"""
+"""What is each parameter called ("llm/layers/attn/q_einsum/w"), and what are its axes?"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +19,12 @@ class Matrix(NamedTuple):
 
   @property
   def new(self) -> str:
-    """The axes of the product that x did not have."""
+    """The axes that are in the product, but not in x."""
     return "".join(a for a in self.axes if a not in self.shared + self.summed)
 
 
-# Every product with a weight; L layers, C the parts of a fused leaf. The patch embedding is a
-# convolution, the token table a lookup: neither is adapted or quantized.
+# Every product with a weight; L layers, C the parts of a fused leaf. The patch embedding (a
+# convolution) and the token table (a lookup) are neither adapted nor quantized.
 _VISION = "img/Transformer/encoderblock/"
 _MATRICES = {
   "llm/layers/attn/q_einsum/w": Matrix("LNDH", "L", "D"),
@@ -43,15 +40,12 @@ _MATRICES = {
 
 
 def matrix(name: str) -> Matrix | None:
-  """The axes of the leaf of that name; None if it is no matrix, such as a norm's scale."""
+  """The axes of the leaf of that name; None if it is not a matrix, such as a norm's scale."""
   return next((m for pattern, m in _MATRICES.items() if re.fullmatch(pattern, name)), None)
 
 
 def compile_pattern(pattern: str, where: str = "config.params") -> re.Pattern[str]:
-  """Compiles a pattern over names; a mistake in it is reported with its field.
-
-  How long a pattern takes to match is up to who writes it: nothing limits that.
-  """
+  """Compiles a pattern over names and reports a mistake with its field; match time is unlimited."""
   if not isinstance(pattern, str):
     raise UserError(f"{where}: a pattern must be a string, not {pattern!r}.")
   if pattern.startswith("/"):
@@ -65,7 +59,7 @@ def compile_pattern(pattern: str, where: str = "config.params") -> re.Pattern[st
 def first_match(
   patterns: Sequence[str], names: Iterable[str], where: str = "config.params"
 ) -> dict[str, int | None]:
-  """For each name the index of the first pattern that matches all of it, or None."""
+  """{name: index of the first pattern that matches all of it, or None}."""
   compiled = [compile_pattern(p, where) for p in patterns]
   return {
     name: next((i for i, p in enumerate(compiled) if p.fullmatch(name)), None) for name in names
@@ -73,19 +67,15 @@ def first_match(
 
 
 def check_used(patterns: Sequence[str], matches: Mapping[str, int | None], where: str) -> None:
-  """Raises if a pattern got no name at all; says whether earlier ones took them or none exists."""
+  """Raises if a pattern is unused: earlier patterns match all of its names, or it has none."""
   for i in sorted(set(range(len(patterns))) - set(matches.values())):
     taken, hint = [name for name in matches if re.fullmatch(patterns[i], name)], ""
     if taken:
       why = f"the patterns before it already match all of its names, such as {taken[0]!r}"
     else:
       why = "no name matches it"
-      hint = did_you_mean(patterns[i], [f"{prefix}/.*" for prefix in _prefixes(matches)])
+      prefixes = {"/".join(n.split("/")[:i]) for n in matches for i in range(1, n.count("/") + 2)}
+      hint = did_you_mean(patterns[i], [f"{prefix}/.*" for prefix in sorted(prefixes)])
     raise UserError(
-      f"{where}: pattern {patterns[i]!r} is never used: {why}. Mend or remove it.{hint}"
+      f"{where}: pattern {patterns[i]!r} is never used: {why}. Fix or remove it.{hint}"
     )
-
-
-def _prefixes(names: Iterable[str]) -> list[str]:
-  parts = {"/".join(n.split("/")[:i]) for n in names for i in range(1, n.count("/") + 2)}
-  return sorted(parts)

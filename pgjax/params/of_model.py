@@ -1,4 +1,4 @@
-"""The parameters of a model under a config: names, shapes, rules. Nothing is allocated."""
+"""Names, shapes and rules of a model's parameters under a config. Nothing is allocated."""
 
 import dataclasses
 import functools
@@ -18,17 +18,14 @@ def example_shapes(config, text_len=None):
 
 
 def param_shapes(model, res: int) -> dict[str, tuple[int, ...]]:
-  """{name: shape} of all parameters, for images of that size; nothing is allocated."""
+  """{name: shape} of all parameters, for images of that size."""
   return dict(_param_shapes(model.img_config, model.llm_config, model.dtype, res))
 
 
-@functools.lru_cache(maxsize=16)  # A whole model is traced for it, and a run asks several times.
+@functools.lru_cache(maxsize=16)  # It traces the whole model, and a run calls it several times.
 def _param_shapes(img, llm, dtype, res):
-  model = paligemma.Model(
-    img=dict(dataclasses.asdict(img), variant="of these sizes"),
-    llm=dict(dataclasses.asdict(llm), variant="of these sizes"),
-    dtype=dtype,
-  )
+  img, llm = (dict(dataclasses.asdict(sizes), variant="of these sizes") for sizes in (img, llm))
+  model = paligemma.Model(img=img, llm=llm, dtype=dtype)
   image = jax.ShapeDtypeStruct((1, res, res, 3), jnp.float32)
   text = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   tree = jax.eval_shape(model.init, jax.random.key(0), image, text, text)["params"]
@@ -36,7 +33,7 @@ def _param_shapes(img, llm, dtype, res):
 
 
 def stored_params(model, config) -> storage.StoredParams:
-  """What happens to each parameter: the config's list applied to the model's names."""
+  """How each parameter is stored: config.params applied to the model's names."""
   return storage.of(param_shapes(model, config.res), config.params, model.dtype)
 
 
@@ -46,6 +43,6 @@ def rules(model, config) -> dict[str, param_rules.Rule]:
 
 
 def trained_shapes(model, config) -> dict[str, jax.ShapeDtypeStruct]:
-  """What the optimizer sees, as it is stored: names, shapes and dtypes."""
+  """The optimizer's parameters as they are stored: names, shapes and dtypes."""
   leaves = stored_params(model, config)
   return param_tree.split(leaves.abstract(), param_rules.trained_names(leaves.rules))[0]

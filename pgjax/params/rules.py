@@ -1,8 +1,6 @@
 """Which parameters train, and how is each stored?
 
-One ordered list of (regex, spec), `config.params`, decides; the first pattern that matches a whole
-name wins. storage.py turns the rules into arrays, distributed/sharding.py places them, and
-training/optimizer.py updates those that train.
+`config.params`, an ordered list of (regex, spec), decides: the first full match wins.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,18 +12,14 @@ from pgjax.errors import UserError
 from pgjax.params import names as param_names
 
 STORAGE_DTYPES = ("float32", "bfloat16", "float16")
-QUANTIZED = ("nf4", "int8")  # For matrices; what else such a pattern covers is kept in bfloat16.
+QUANTIZED = ("nf4", "int8")  # For matrices; other leaves of such a pattern are stored in bfloat16.
 
 
 class Rule(NamedTuple):
-  """What happens to one leaf.
-
-  `dtype` is the storage dtype; None means float32 for a trained leaf, and the compute dtype for a
-  frozen one (leaves.of). A lora leaf is frozen, and two factors of it train.
-  """
+  """How one leaf is stored and trained; a lora leaf is frozen, and its two factors train."""
 
   kind: str  # "train", "freeze" or "lora"
-  dtype: str | None = None
+  dtype: str | None = None  # Stored; None: float32 if it trains, else the compute dtype.
   rank: int = 0
   alpha: float = 0.0
   dropout: float = 0.0
@@ -35,12 +29,12 @@ class Rule(NamedTuple):
 
   @property
   def scale(self) -> float:
-    """What the product of the factors is multiplied by (rslora: arXiv:2312.03732)."""
+    """The multiplier of the factors' product (rslora: arXiv:2312.03732)."""
     return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 def parse_spec(spec: str) -> Rule:
-  """Reads a value of config.params, such as `freeze("nf4")` or `lora(rank=8, base="bfloat16")`."""
+  """Parses a value of config.params, such as `freeze("nf4")` or `lora(rank=8, base="bfloat16")`."""
   return call_syntax.parse_one(spec, KINDS, "config.params")()
 
 
@@ -76,8 +70,8 @@ KINDS = {"train": _train, "freeze": _freeze, "lora": _lora}
 def rules(patterns: Sequence[tuple[str, str]], names: Iterable[str]) -> dict[str, Rule]:
   """The rule of every leaf: first full match wins, nothing uncovered, no pattern unused.
 
-  Where a pattern that adapts or quantizes covers leaves that are no matrices, these are frozen as
-  they are, in bfloat16 if the matrices are quantized; but one matrix it must cover.
+  A pattern that adapts or quantizes must cover at least one matrix; its other leaves are frozen,
+  in bfloat16 if the matrices are quantized.
   """
   specs = [parse_spec(spec) for _, spec in patterns]
   matches = param_names.first_match([p for p, _ in patterns], names)
@@ -100,25 +94,20 @@ def rules(patterns: Sequence[tuple[str, str]], names: Iterable[str]) -> dict[str
 
 
 def _plain(rule: Rule) -> Rule:
-  """The rule for what is neither adapted nor quantized."""
+  """The rule of a leaf that is neither adapted nor quantized."""
   dtype = "bfloat16" if rule.dtype in QUANTIZED else rule.dtype
   return Rule("train" if rule.kind == "train" else "freeze", dtype)
 
 
 def trained_names(rules: Mapping[str, Rule]) -> list[str]:
-  """Flat names of what the optimizer sees: trained leaves, and the factors of adapted ones."""
+  """Flat names of the optimizer's parameters: trained leaves, and factors of adapted ones."""
   names = [name for name, rule in rules.items() if rule.kind == "train"]
   adapted = [name for name, rule in rules.items() if rule.kind == "lora"]
-  return sorted(
-    names + [f"{param_names.LORA}{name}/{factor}" for name in adapted for factor in "ab"]
-  )
+  return sorted(names + [f"{param_names.LORA}{name}/{f}" for name in adapted for f in "ab"])
 
 
 def from_schedule(schedule: Any) -> tuple[list[tuple[str, str]] | None, Any]:
-  """big_vision's freezing, `schedule=[(regex, None), ...]`, as (patterns for `rules`, the rest).
-
-  The patterns are None if the schedule freezes nothing; the rest is the schedule of what trains.
-  """
+  """(patterns, or None without freezing; rest) of big_vision's `schedule=[(regex, None), ...]`."""
   if isinstance(schedule, Mapping) or all(value is not None for _, value in schedule):
     return None, schedule
   patterns = [(p, "freeze" if value is None else "train") for p, value in schedule]

@@ -1,9 +1,8 @@
-"""How is each parameter kept, and what do the modules read?
+"""How is each parameter stored, and in which form do modules read it?
 
-A run keeps a nested dict of plain arrays: a parameter as it is, a quantized one in its parts
-("llm/layers/mlp/linear/nf4" and ".../scale"), the factors of its adapter under "lora"
-("lora/llm/layers/mlp/linear/a"). Modules get it in the form that layers/read_weight.py
-reads. config.params decides how each parameter is stored.
+config.params decides. A run stores a nested dict of plain arrays: a parameter itself, a quantized
+one in parts ("llm/layers/mlp/linear/nf4" and ".../scale"), an adapter's factors under "lora"
+("lora/llm/layers/mlp/linear/a"). layers/read_weight.py reads the modules' form.
 """
 
 import zlib
@@ -19,23 +18,23 @@ from pgjax.params.rules import QUANTIZED, Rule
 
 
 class StoredParams(NamedTuple):
-  """The parameters of a model and what happens to each: flat dicts by name."""
+  """The parameters of a model and the rule of each: flat dicts by name."""
 
-  shapes: dict[str, jax.ShapeDtypeStruct]  # As the model made them, in float32.
+  shapes: dict[str, jax.ShapeDtypeStruct]  # Those of the model, in float32.
   rules: dict[str, Rule]
 
   def abstract(self) -> dict[str, Any]:
-    """Nested dict of the shapes and dtypes that are kept."""
-    kept = {}
+    """The stored shapes and dtypes, nested."""
+    stored = {}
     for name, leaf in self.shapes.items():
-      kept |= {_join(name, part): a for part, a in self.parts(name).items()}
+      stored |= {_join(name, part): a for part, a in self.parts(name).items()}
       if self.rules[name].kind == "lora":
         factors = lora.factor_shapes(param_names.matrix(name), leaf.shape, self.rules[name].rank)
-        kept |= {_factor(name, f): jax.ShapeDtypeStruct(s, "float32") for f, s in factors.items()}
-    return param_tree.unflatten(dict(sorted(kept.items())))
+        stored |= {_factor(name, f): jax.ShapeDtypeStruct(s, "float32") for f, s in factors.items()}
+    return param_tree.unflatten(dict(sorted(stored.items())))
 
   def parts(self, name: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a parameter is kept in, without factors; "" is the name of a whole one."""
+    """The stored parts of a parameter, without factors; a whole one has the part ""."""
     leaf, rule = self.shapes[name], self.rules[name]
     if scheme := scheme_of(rule):
       layers, shape = _layers(name, leaf.shape)
@@ -43,34 +42,31 @@ class StoredParams(NamedTuple):
     return {"": jax.ShapeDtypeStruct(leaf.shape, rule.dtype or leaf.dtype)}
 
   def encode(self, values: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """From the parameters, nested, what is kept of them, with fresh factors. Inside a jit."""
-    flat, kept = param_tree.flatten(values), {}
+    """The stored arrays of nested parameters, nested, with fresh factors. Inside a jit."""
+    flat, stored = param_tree.flatten(values), {}
     for name, leaf in self.shapes.items():
       rule = self.rules[name]
       if scheme := scheme_of(rule):
         layers = _layers(name, leaf.shape)[0]
         encoded = quantization.encode(flat[name].reshape(layers, -1), scheme)
-        kept |= {_join(name, part): a for part, a in encoded.items()}
+        stored |= {_join(name, part): a for part, a in encoded.items()}
       else:
-        kept[name] = flat[name].astype(rule.dtype or leaf.dtype)
-    return param_tree.unflatten(dict(sorted({**kept, **self.fresh_factors(seed)}.items())))
+        stored[name] = flat[name].astype(rule.dtype or leaf.dtype)
+    return param_tree.unflatten(dict(sorted({**stored, **self.fresh_factors(seed)}.items())))
 
   def fresh_factors(self, seed: int) -> dict[str, Any]:
-    """The factors at the start, a flat dict; those of a leaf depend on its name and the seed."""
-    made = {}
+    """The initial factors, a flat dict; those of a leaf depend on its name and the seed."""
+    fresh = {}
     for name, rule in self.rules.items():
       if rule.kind == "lora":
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
         shape = self.shapes[name].shape
         factors = lora.fresh_factors(param_names.matrix(name), shape, rule.rank, key)
-        made |= {_factor(name, factor): a for factor, a in factors.items()}
-    return made
+        fresh |= {_factor(name, factor): a for factor, a in factors.items()}
+    return fresh
 
   def for_model(self, flat: Mapping[str, Any], place: Any = None) -> dict[str, Any]:
-    """What the model is applied to, nested, from a flat dict of what is kept.
-
-    place: the sharding that quantized leaves are gathered in; None on one device.
-    """
+    """The model's nested parameters, from flat stored ones; quantized ones gathered in `place`."""
     read = {}
     for name, leaf in self.shapes.items():
       rule, value = self.rules[name], flat.get(name)
@@ -87,10 +83,7 @@ class StoredParams(NamedTuple):
 
 
 def of(shapes: Mapping[str, tuple[int, ...]], patterns: Any, dtype: str) -> StoredParams:
-  """The leaves of a model, {name: shape}, under config.params.
-
-  What is frozen without a dtype of its own is kept in `dtype`, which is the compute dtype.
-  """
+  """A model's leaves, {name: shape}, under config.params; `dtype` is the compute dtype."""
   rules = param_rules.rules(patterns, shapes)
   for name, rule in rules.items():
     if rule.kind != "train" and rule.dtype is None:
@@ -99,9 +92,9 @@ def of(shapes: Mapping[str, tuple[int, ...]], patterns: Any, dtype: str) -> Stor
 
 
 def of_rules(shapes: Mapping[str, tuple[int, ...]], rules: dict[str, Rule]) -> StoredParams:
-  """The leaves of a model, {name: shape}, of which each has its rule already."""
-  made = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
-  return StoredParams(made, rules)
+  """A model's leaves, {name: shape}, with these rules."""
+  float32 = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
+  return StoredParams(float32, rules)
 
 
 def scheme_of(rule: Rule) -> quantization.Scheme | None:
@@ -112,7 +105,7 @@ def scheme_of(rule: Rule) -> quantization.Scheme | None:
 
 
 def _layers(name, shape):
-  """(number of layers, shape of one); what is not stacked is one layer."""
+  """(number of layers, shape of one); an unstacked leaf is one layer."""
   return (shape[0], shape[1:]) if name.startswith(param_names.STACKED) else (1, tuple(shape))
 
 

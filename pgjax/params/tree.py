@@ -1,4 +1,4 @@
-"""Parameters as a nested dict and as a flat dict by name, and the trained ones among them."""
+"""Parameters as a nested dict, as a flat dict by name, and split into trained and frozen ones."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -27,13 +27,11 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def split(
-  tree: Mapping[str, Any], is_trained: Collection[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(tree: Mapping[str, Any], names: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
   """The leaves with those names (see `trained_names`) and the others, as flat dicts."""
   flat = flatten(tree)
-  trained = {name: leaf for name, leaf in flat.items() if name in is_trained}
-  return trained, {name: leaf for name, leaf in flat.items() if name not in is_trained}
+  trained = {name: leaf for name, leaf in flat.items() if name in names}
+  return trained, {name: leaf for name, leaf in flat.items() if name not in names}
 
 
 def merge(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:

@@ -335,7 +335,7 @@ def test_shards_that_are_missing_or_elsewhere_are_told(saved, tmp_path, monkeypa
   whole = json.loads(index.read_text())
   first = sorted(set(whole["weight_map"].values()))[0]
   (folder / first).rename(tmp_path / "elsewhere.safetensors")
-  with pytest.raises(UserError, match=f"names {first}, which is not there"):
+  with pytest.raises(UserError, match=f"names {first}, which is missing"):
     source_lib.open_source(str(folder))
   (tmp_path / "elsewhere.safetensors").rename(folder / first)
   for bad, told in (

@@ -124,7 +124,7 @@ def test_the_27b_scales_queries_by_width_over_heads():
   assert hf_config.model_fields(config)["llm"]["query_pre_attn_norm"] == "rsqrt_head_dim"
   config = with_text(config, query_pre_attn_scalar=100)
   llm = gemma.get(**hf_config.model_fields(config)["llm"])
-  assert (llm.query_pre_attn_norm, llm.query_scale) == (100, 0.1)
+  assert (llm.query_pre_attn_norm, llm.query_scalar) == (100, 100.0)
 
 
 def test_an_image_token_inside_the_vocabulary_cuts_nothing():
