@@ -1,4 +1,4 @@
-"""A step folder with random weights, that answers with rubbish in a second and holds its config."""
+"""A step folder with a config and random weights, small enough to answer in a second."""
 
 import numpy as np
 
@@ -32,12 +32,12 @@ def write(folder, root, **settings):
   shapes = of_model.param_shapes(paligemma.Model(**model), config.res)
   stored = param_tree.flatten(storage.of(shapes, config.params, config.dtype).abstract())
   rng = np.random.default_rng(0)
-  kept = {
+  arrays = {
     name: lazy_array.of_array(rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype))
     for name, leaf in stored.items()
   }
   run = dict(
     step=7, config=saved, identity={}, position=dict(step=7, total_steps=10, evaluated=True)
   )
-  orbax_params.write_params(folder, kept, run, tokenizer.TINY.read_bytes())
+  orbax_params.write_params(folder, arrays, run, tokenizer.TINY.read_bytes())
   return str(folder)

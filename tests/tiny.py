@@ -1,6 +1,6 @@
 """A PaliGemma small enough to compile in a second, a run's config for it, and random batches.
 
-No parameter is zero, as many are at the start of a run, so that none of them can be forgotten.
+No parameter is zero, as many are at the start of a run, so that every one has an effect.
 """
 
 import jax
@@ -35,7 +35,7 @@ def model(llm=None, **fields):
 
 
 def config(**fields):
-  """Adam on everything at a constant rate; eps is large, so that rounding noise stays noise."""
+  """Adam on everything at a constant rate; a large eps does not amplify rounding noise."""
   base = dict(
     seed=0,
     res=RES,
@@ -90,7 +90,7 @@ def mesh(spec=(("data", -1),), devices=1):
 
 
 class Run:
-  """What a step needs, for one config on one mesh; compiled by the first call of `train_step`."""
+  """The state and step of one config on one mesh; the first call of `train_step` compiles."""
 
   def __init__(self, config, model, mesh):
     self.config, self.model, self.mesh = config, model, mesh

@@ -1,6 +1,6 @@
 """Converts easy-VQA to a TFDS data set: the smallest example of a builder without TensorFlow.
 
-The quick start reads the package itself (data="easy_vqa"); a TFDS data set can be mixed.
+The quick start reads the package itself (data="easy_vqa"); as TFDS data it mixes with others.
 """
 
 import io

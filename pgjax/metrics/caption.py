@@ -29,7 +29,7 @@ class Captions(NamedTuple):
   references: list[list[str]]  # At least one for each prediction.
 
 
-class Scores(NamedTuple):
+class CaptionScores(NamedTuple):
   """Scores of the split by name, and of its images in the order of the predictions."""
 
   of_split: dict[str, float]
@@ -65,7 +65,7 @@ def scores(
   predictions: Sequence[str],
   references: Sequence[Sequence[str]],
   metrics: Iterable[str] = ("cider",),
-) -> Scores:
+) -> CaptionScores:
   """The named METRICS of raw captions, one prediction for each image (see `by_image`).
 
   Names of the split: cider, bleu-1 ... bleu-4, rouge, meteor. Papers print CIDEr times 100.
@@ -74,14 +74,14 @@ def scores(
   if unknown := [name for name in metrics if name not in METRICS]:
     raise UserError(f"There is no caption metric {unknown[0]!r}; there are: {', '.join(METRICS)}.")
   if not predictions:
-    return Scores({}, {})
+    return CaptionScores({}, {})
   captions = _tokenized(predictions, references)
   of_split = bleu(captions) if "bleu" in metrics else {}
   of_images: dict[str, list[float]] = {}
   for name, of_each in (("cider", cider), ("rouge", rouge), ("meteor", meteor)):
     if name in metrics:
       of_split[name], of_images[name] = of_each(captions)
-  return Scores(of_split, of_images)
+  return CaptionScores(of_split, of_images)
 
 
 def _ngrams(words: Sequence[str]) -> list[collections.Counter]:

@@ -19,7 +19,7 @@ NUMBER_WORDS = (
 )
 
 
-def choice(prediction: str, answer: str, choices: Sequence[str]) -> text.ScoreDict:
+def choice(prediction: str, answer: str, choices: Sequence[str]) -> text.Scores:
   """Multiple choice: `acc`, and `valid` for a prediction that names any of the choices.
 
   A prediction, or `answer`, names a choice by its text or by its letter, as in "B", "b", "(B)",
@@ -48,7 +48,7 @@ def chosen(answer: str, choices: Sequence[str]) -> int | None:
   return i if i < len(texts) and named["text"] in (None, texts[i]) else None
 
 
-def science_qa(prediction: str, answer: str) -> text.ScoreDict:
+def science_qa(prediction: str, answer: str) -> text.Scores:
   """ScienceQA: both texts begin "The answer is B."; `acc` compares the letters.
 
   `parsefail`: the prediction has no such sentence. Raises if the answer has none.
@@ -67,7 +67,7 @@ def _science_letter(answer: str) -> str | None:
   return match and match[1]
 
 
-def pope(prediction: str, answer: str) -> text.ScoreDict:
+def pope(prediction: str, answer: str) -> text.Scores:
   """POPE, is an object in the image: big_vision's two figures, then those of POPE's authors.
 
   `acc` compares the lower-cased prediction; `valid_percent`: it is "yes" or "no". The others read a
@@ -91,7 +91,7 @@ def pope(prediction: str, answer: str) -> text.ScoreDict:
   }
 
 
-def tallyqa(prediction: str, answer: str, *, is_simple: bool | None = None) -> text.ScoreDict:
+def tallyqa(prediction: str, answer: str, *, is_simple: bool | None = None) -> text.Scores:
   """Counting (TallyQA, CountBenchQA): `acc`, by kind of question, and `acc/count_<n>` by answer.
 
   Number words up to twenty equal digits, "none" equals 0; other strings must be identical.
@@ -116,7 +116,7 @@ def _digits(answer: str) -> str:
 
 def rsvqa(
   prediction: str, references: str | Sequence[str], question_type: str, *, to_lower: bool = True
-) -> text.ScoreDict:
+) -> text.Scores:
   """The scores of `vqa.vqa`, and `acc_<type>`, the `acc_any` of questions of that type."""
   scores = vqa.vqa(prediction, references, to_lower=to_lower)
   return scores | {f"acc_{question_type}": scores["acc_any"]}

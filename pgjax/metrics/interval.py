@@ -37,6 +37,5 @@ def intervals(
     if values_RN2[:, i, 1].any():
       means = sums[counts > 0] / counts[counts > 0]
       tail = (1 - LEVEL) / 2
-      low, high = np.quantile(means, [tail, 1 - tail])
-      bounds[name] = (float(low), float(high))
+      bounds[name] = tuple(np.quantile(means, [tail, 1 - tail]).tolist())
   return bounds

@@ -41,7 +41,7 @@ def mask_overlap(
 ) -> Overlap:
   """The decoder's mask (above 0 is inside), resized into its box, against the true mask.
 
-  `box` is y0 x0 y1 x1 from 0 to 1. Without a mask, a box or a pixel in it: invalid.
+  `box` is y0 x0 y1 x1 from 0 to 1, rounded down to pixels; no mask, box or pixel in it: invalid.
   """
   truth_HW = np.asarray(truth_HW) > 0
   area = int(truth_HW.sum())
@@ -60,7 +60,7 @@ def mask_overlap(
 
 def referring(
   mask_64x64: np.ndarray | None, box: np.ndarray | None, truth_HW: np.ndarray, truth_box: np.ndarray
-) -> text.ScoreDict:
+) -> text.Scores:
   """All figures of an example: `miou`, `ciou`, `boxacc/0.5`, `boxacc/0.75`, `invalid_share`.
 
   `miou`: the published mean IoU. `ciou`: the split's intersections over its unions, the older

@@ -16,7 +16,7 @@ MAX_DEPTH = 64  # Of nested objects and lists; an untrained model may write only
 NOTHING = object()  # The value of invalid JSON; it equals no other value, not even null.
 
 
-def scores(prediction: str, target: str) -> text.ScoreDict:
+def scores(prediction: str, target: str) -> text.Scores:
   """All figures of one record.
 
   `valid`: the prediction is JSON. `exact`: it is the same value (key order and spaces do not

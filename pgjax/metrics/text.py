@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 Score = tuple[float, int]
-ScoreDict = dict[str, Score]
+Scores = dict[str, Score]
 
 
 def levenshtein(a: str, b: str) -> int:
@@ -32,7 +32,7 @@ def anls(prediction: str, target: str) -> float:
   return 1.0 - distance if distance < 0.5 else 0.0
 
 
-def perplexity(nll_sum: float, weight_sum: float) -> ScoreDict:
+def perplexity(nll_sum: float, weight_sum: float) -> Scores:
   """One example of big_vision's perplexity: `sum` of its tokens' nll; `avg` a token, 0 of none."""
   return {"sum": (nll_sum, 1), "avg": (nll_sum / max(weight_sum, 2e-38), 1)}
 

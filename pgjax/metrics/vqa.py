@@ -15,9 +15,7 @@ RELAXED_TOLERANCE = 0.05  # Of the target, inclusive (ChartQA, arXiv:2203.10244,
 ANSWER_TYPES = {"yes/no": "yesno", "number": "number", "other": "other"}  # Data: score name.
 
 
-def vqa(
-  prediction: str, references: str | Sequence[str], *, to_lower: bool = False
-) -> text.ScoreDict:
+def vqa(prediction: str, references: str | Sequence[str], *, to_lower: bool = False) -> text.Scores:
   """Exact match, soft VQA accuracy and ANLS.
 
   One string: `acc` and `acc_any` are equality. Several: `acc` = min(1, matches / 3), without the
@@ -40,7 +38,7 @@ def vqa(
 
 def vqav2(
   prediction: str, references: Sequence[str], answer_type: str | None = None
-) -> text.ScoreDict:
+) -> text.Scores:
   """The official VQA accuracy (VQAv2, TextVQA): `acc`, and `acc/<type>` of the answer's type.
 
   The mean, over leaving each reference out, of min(1, matches / 3) with the others. Answers are
@@ -78,7 +76,7 @@ def cleaned_together(prediction: str, references: Sequence[str]) -> tuple[str, l
   return bare, targets
 
 
-def chartqa(prediction: str, target: str, *, to_lower: bool = True) -> text.ScoreDict:
+def chartqa(prediction: str, target: str, *, to_lower: bool = True) -> text.Scores:
   """Exact match and ChartQA's relaxed accuracy; big_vision's config lower-cases both sides."""
   if to_lower:
     prediction, target = prediction.lower(), target.lower()

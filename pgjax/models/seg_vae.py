@@ -128,12 +128,10 @@ def init(
   channels = [max(8, width // n) for n in (1, 2, 4, 8)]
   decoder |= {name: (4, c) for name, c in zip(_UP, channels, strict=True)}
   keys = jax.random.split(key, 3)
-  masks = jnp.zeros((1, MASK_SIZE, MASK_SIZE, 1))
-  codes = jnp.zeros((1, GRID, GRID, embed_dim))
   return {
     "codebook": jax.random.normal(keys[0], (num_codes, embed_dim)),
-    "encoder": Encoder(encoder).init(keys[1], masks)["params"],
-    "decoder": Decoder(decoder).init(keys[2], codes)["params"],
+    "encoder": Encoder(encoder).init(keys[1], jnp.zeros((1, MASK_SIZE, MASK_SIZE, 1)))["params"],
+    "decoder": Decoder(decoder).init(keys[2], jnp.zeros((1, GRID, GRID, embed_dim)))["params"],
   }
 
 

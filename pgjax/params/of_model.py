@@ -10,11 +10,11 @@ from pgjax.models import paligemma
 from pgjax.params import rules as param_rules, storage, tree as param_tree
 
 
-def example_shapes(config, text_len=None):
+def example_shapes(config):
   """(image, text) of a batch of one, abstract."""
   images = (config.num_frames,) if config.num_frames else ()
   image = jax.ShapeDtypeStruct((1, *images, config.res, config.res, 3), jnp.float32)
-  return image, jax.ShapeDtypeStruct((1, text_len or config.text_len), jnp.int32)
+  return image, jax.ShapeDtypeStruct((1, config.text_len), jnp.int32)
 
 
 def param_shapes(model, res: int) -> dict[str, tuple[int, ...]]:

@@ -43,9 +43,8 @@ def table(stored: Mapping[str, Any], leaves: StoredParams) -> str:
 def _what(rule: Rule) -> str:
   if rule.kind != "lora":
     return rule.kind
-  dropout = f", dropout {rule.dropout:g}" if rule.dropout else ""
-  scaled = f"rank {rule.rank}, alpha {rule.alpha:g}" + (", rslora" if rule.rslora else "")
-  return f"lora {scaled}{dropout}"
+  text = f"lora rank {rule.rank}, alpha {rule.alpha:g}" + (", rslora" if rule.rslora else "")
+  return text + (f", dropout {rule.dropout:g}" if rule.dropout else "")
 
 
 def _own(name: str, arrays: Mapping[str, Any]) -> list[Any]:

@@ -77,7 +77,7 @@ def test_output_and_gradients_equal_plain_attention(case):
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
-def test_a_query_without_keys_is_finite_and_disturbs_no_other(softcap):
+def test_a_query_without_keys_is_finite_and_does_not_affect_others(softcap):
   q, k, v, dout, mask = inputs(K=2, G=2, softcap=softcap)
   mask[0, 2] = False
   dout[0, 2] = 0  # Nothing reads such a row.
@@ -102,7 +102,7 @@ def test_bfloat16_stays_close_to_float32(softcap):
 
 
 @pytest.mark.parametrize(("score_dtype", "expected"), [("float32", 0.731), ("bfloat16", 0.5)])
-def test_scores_are_rounded_to_score_dtype_alone(score_dtype, expected):
+def test_scores_are_only_rounded_to_score_dtype(score_dtype, expected):
   """Near 4096 bfloat16 has steps of 16 or 32, which a difference of 1 does not survive."""
   q = jnp.asarray([64.0, 1.0], jnp.bfloat16).reshape(1, 1, 1, 1, 2)
   k = jnp.asarray([[64.0, 1.0], [64.0, 0.0]], jnp.bfloat16).reshape(1, 2, 1, 2)

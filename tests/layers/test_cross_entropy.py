@@ -110,7 +110,7 @@ def test_the_loss_scales_its_gradients(inputs):
   np.testing.assert_allclose(dtable, -3 * expected["dtable"], atol=2e-5)
 
 
-def test_a_frozen_table_gets_no_gradient_and_the_states_the_same(inputs):
+def test_a_frozen_table_has_no_gradient_and_changes_no_other(inputs):
   ours = everything(**inputs, options=cross_entropy.LossOptions(chunk=4, train_table=False))
   expected = formulas(**inputs)
   expected["dtable"] *= 0
@@ -150,7 +150,7 @@ def test_eight_devices_give_the_same_as_one(inputs, mesh_spec, rows, vocab_axes)
   place = NamedSharding(mesh, rows)
   layout = embedding.table_layout(mesh, place)
   assert layout.vocab_axes == vocab_axes
-  # One example a device; two of them have no token with a weight at all.
+  # One example a device; two of them have no token with a weight.
   placed = jax.device_put(inputs, mesh_lib.batch_sharding(mesh))
   placed["table"] = jax.device_put(inputs["table"], place)
   options = cross_entropy.LossOptions(label_smoothing=0.2, softcap=3.0, chunk=2, layout=layout)

@@ -80,7 +80,7 @@ def test_chunks_never_hold_the_whole_hidden_layer():
 
 
 def sizes(jaxpr):
-  """Of every array made in a jaxpr and in those within it."""
+  """Sizes of all arrays of a jaxpr and of its inner ones."""
   for equation in jaxpr.eqns:
     yield from (out.aval.size for out in equation.outvars)
     for value in jax.tree.leaves(tuple(equation.params.values())):

@@ -1,4 +1,4 @@
-"""Adapters: what they add, what trains, and that quantized bases are read where they are used."""
+"""Adapters: what they add, what trains, and quantized bases."""
 
 import functools
 
@@ -32,7 +32,7 @@ def run_of(patterns, devices=1, llm=None, model=None, **fields):
 
 
 def filled(state, scale=0.1):
-  """The state with factors b that are not zero."""
+  """The state with nonzero factors b."""
   rng = np.random.default_rng(1)
   flat = param_tree.flatten(state.params)
   for name, leaf in flat.items():
@@ -41,34 +41,34 @@ def filled(state, scale=0.1):
   return state._replace(params=param_tree.unflatten(flat))
 
 
-def logits(run, kept):
+def logits(run, stored):
   read = sharding.for_model(of_model.stored_params(run.model, run.config), run.mesh)
   text = jnp.asarray(BATCH["text"][:, :-1])
   arguments = jnp.asarray(BATCH["image"]), text, jnp.asarray(BATCH["mask_ar"][:, :-1])
   apply = jax.jit(
-    lambda kept: run.model.apply({"params": read(param_tree.flatten(kept))}, *arguments)
+    lambda stored: run.model.apply({"params": read(param_tree.flatten(stored))}, *arguments)
   )
-  return np.asarray(apply(kept)[0])
+  return np.asarray(apply(stored)[0])
 
 
-def kept_of(run, values):
-  """What the run keeps of these parameters, with its fresh factors."""
-  made = of_model.stored_params(run.model, run.config).encode(
+def stored_of(run, values):
+  """The run's stored arrays of these parameters, with fresh factors."""
+  arrays = of_model.stored_params(run.model, run.config).encode(
     jax.tree.map(jnp.asarray, values), seed=0
   )
-  return jax.device_put(made, sharding.shardings_of(run.abstract.params))
+  return jax.device_put(arrays, sharding.shardings_of(run.abstract.params))
 
 
-def merged(run, kept):
+def merged(run, stored):
   """The parameters that adapters and quantized bases amount to, by numpy."""
-  made, flat = (
+  leaves, flat = (
     of_model.stored_params(run.model, run.config),
-    jax.device_get(param_tree.flatten(kept)),
+    jax.device_get(param_tree.flatten(stored)),
   )
   full = {}
-  for name, leaf in made.shapes.items():
-    rule = made.rules[name]
-    parts = {part: flat[f"{name}/{part}" if part else name] for part in made.parts(name)}
+  for name, leaf in leaves.shapes.items():
+    rule = leaves.rules[name]
+    parts = {part: flat[f"{name}/{part}" if part else name] for part in leaves.parts(name)}
     if scheme := storage.scheme_of(rule):
       layers = [{p: a[i] for p, a in parts.items()} for i in range(len(parts["scale"]))]
       decoded = [quantization.decode(p, scheme, (leaf.size // len(layers),), np) for p in layers]
@@ -93,7 +93,7 @@ def values():
 @pytest.fixture(scope="module")
 def adapted(values):
   run = run_of(ALL)
-  return run, run.state(kept_of(run, values))
+  return run, run.state(stored_of(run, values))
 
 
 def test_every_product_of_the_model_has_an_adapter(adapted):
@@ -111,26 +111,26 @@ def test_at_the_start_logits_are_bit_equal_to_those_of_the_base(llm, dtype):
   model = tiny.model(llm, dtype=dtype)
   values = tiny.parameters(model)
   run = run_of(ALL, model=model)
-  kept = kept_of(run, values)
+  stored = stored_of(run, values)
   plain = param_tree.unflatten(
-    {n: a for n, a in param_tree.flatten(kept).items() if not n.startswith(param_names.LORA)}
+    {n: a for n, a in param_tree.flatten(stored).items() if not n.startswith(param_names.LORA)}
   )
   frozen = run_of([("img/head/bias", "train"), (".*", f'freeze("{dtype}")')], model=model)
-  np.testing.assert_array_equal(logits(run, kept), logits(frozen, plain))
+  np.testing.assert_array_equal(logits(run, stored), logits(frozen, plain))
 
 
 def test_merged_equals_unmerged_and_alpha_doubles_the_term(adapted, values):
   run, state = adapted
-  kept = filled(state).params
-  base = logits(run, merged(run, kept_of(run, values)) | {"lora": kept_of(run, values)["lora"]})
-  ours = logits(run, kept)
+  stored = filled(state).params
+  base = logits(run, merged(run, stored_of(run, values)) | {"lora": stored_of(run, values)["lora"]})
+  ours = logits(run, stored)
   full = run_of([(".*", "train")])
-  theirs = logits(full, merged(run, kept))
+  theirs = logits(full, merged(run, stored))
   assert np.abs(ours - base).max() > 1e-2 * np.abs(base).max()
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
   double = run_of([(p, "lora(rank=3, alpha=12)") for p, _ in ALL])
-  once, twice = (param_tree.flatten(merged(r, kept)) for r in (run, double))
+  once, twice = (param_tree.flatten(merged(r, stored)) for r in (run, double))
   plain = param_tree.flatten(values)
   for name, rule in run.rules.items():
     if rule.kind == "lora":
@@ -138,7 +138,9 @@ def test_merged_equals_unmerged_and_alpha_doubles_the_term(adapted, values):
         twice[name] - plain[name], 2 * (once[name] - plain[name]), rtol=1e-4, atol=1e-6
       )
   theirs = logits(full, param_tree.unflatten(twice))
-  np.testing.assert_allclose(logits(double, kept), theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+  np.testing.assert_allclose(
+    logits(double, stored), theirs, rtol=0, atol=1e-5 * np.abs(theirs).max()
+  )
 
 
 def test_rslora_divides_by_the_root_of_the_rank():
@@ -147,25 +149,25 @@ def test_rslora_divides_by_the_root_of_the_rank():
 
 
 def gradients_of(run):
-  """A compiled function from what is kept, and a key, to (gradients, loss)."""
-  made = of_model.stored_params(run.model, run.config)
+  """A compiled function of stored parameters and a key: (gradients, loss)."""
+  leaves = of_model.stored_params(run.model, run.config)
   options = step_lib.loss_options(run.model, run.config)
-  names = param_rules.trained_names(made.rules)
+  names = param_rules.trained_names(leaves.rules)
 
   @jax.jit
-  def gradients(kept, key, batch):
+  def gradients(stored, key, batch):
     return step_lib.gradients(
-      *param_tree.split(kept, names),
+      *param_tree.split(stored, names),
       batch,
       key,
       model=run.model,
       options=options,
       examples=8,
-      readable=made.for_model,
+      readable=leaves.for_model,
     )
 
-  return lambda kept, key=None: jax.device_get(
-    gradients(kept, jax.random.key(0) if key is None else key, BATCH)
+  return lambda stored, key=None: jax.device_get(
+    gradients(stored, jax.random.key(0) if key is None else key, BATCH)
   )
 
 
@@ -176,11 +178,11 @@ def test_gradients_of_factors_are_those_of_the_merged_matrix(values, remat):
   """da = scale dW b, db = scale a dW, by the chain rule, from the full matrix's gradient."""
   model = tiny.model(remat=remat)
   run, full = run_of(ALL, model=model), run_of([(".*", "train")], model=model)
-  kept = filled(run.state(kept_of(run, values))).params
-  ours, loss = gradients_of(run)(kept)
-  theirs, full_loss = gradients_of(full)(merged(run, kept))
+  stored = filled(run.state(stored_of(run, values))).params
+  ours, loss = gradients_of(run)(stored)
+  theirs, full_loss = gradients_of(full)(merged(run, stored))
   assert loss == pytest.approx(full_loss, rel=1e-5)
-  flat = jax.device_get(param_tree.flatten(kept))
+  flat = jax.device_get(param_tree.flatten(stored))
   for name, rule in run.rules.items():
     if rule.kind != "lora":
       continue
@@ -195,7 +197,7 @@ def test_gradients_of_factors_are_those_of_the_merged_matrix(values, remat):
       np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, err_msg=f"{name}/{f}")
 
 
-def test_a_step_moves_factors_alone(adapted):
+def test_a_step_changes_only_factors(adapted):
   run, state = adapted
   before = jax.device_get(param_tree.flatten(state.params))
   after = run.train_step(run.state(jax.tree.map(np.asarray, state.params)), BATCH)[0]
@@ -214,11 +216,11 @@ def test_qlora_is_lora_on_the_dequantized_weights(values, base, double):
   spec = f'lora(rank=3, alpha=6, base="{base}", block=16, double={double})'
   patterns = [("img/.*", spec), ("llm/.*", spec)]
   run, plain = run_of(patterns), run_of(ALL)
-  kept = filled(run.state(kept_of(run, values))).params
-  dequantized = merged(run_of(patterns), kept_of(run, values))
-  factors = {n: a for n, a in param_tree.flatten(kept).items() if n.startswith(param_names.LORA)}
+  stored = filled(run.state(stored_of(run, values))).params
+  dequantized = merged(run_of(patterns), stored_of(run, values))
+  factors = {n: a for n, a in param_tree.flatten(stored).items() if n.startswith(param_names.LORA)}
   same = param_tree.unflatten(jax.device_get({**param_tree.flatten(dequantized), **factors}))
-  ours, theirs = gradients_of(run)(kept), gradients_of(plain)(same)
+  ours, theirs = gradients_of(run)(stored), gradients_of(plain)(same)
   assert ours[1] == pytest.approx(theirs[1], rel=1e-5)
   for name, want in theirs[0].items():
     atol = 1e-5 * np.abs(want).max() + 1e-9
@@ -231,9 +233,9 @@ def test_on_eight_devices_qlora_trains_as_on_one(values):
   one, eight = run_of(patterns), run_of(patterns, devices=8)
   codes = eight.abstract.params["llm"]["layers"]["mlp"]["linear"]["nf4"]
   assert codes.sharding.shard_shape(codes.shape)[1] == codes.shape[1] // 8
-  kept = jax.device_get(filled(one.state(kept_of(one, values))).params)
+  stored = jax.device_get(filled(one.state(stored_of(one, values))).params)
   batches = [BATCH, tiny.batch(seed=1)]
-  (a, log_a), (b, log_b) = one.steps(kept, batches), eight.steps(kept, batches)
+  (a, log_a), (b, log_b) = one.steps(stored, batches), eight.steps(stored, batches)
   for ours, theirs in zip(log_b, log_a, strict=True):
     assert ours == pytest.approx(theirs, rel=1e-5)
   theirs = param_tree.flatten(a.params)
@@ -243,26 +245,26 @@ def test_on_eight_devices_qlora_trains_as_on_one(values):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "least_memory"])
-def test_dropout_is_in_training_alone_and_its_gradient_is_that_of_its_value(values, remat):
+def test_dropout_is_only_in_training_and_its_gradient_is_that_of_its_value(values, remat):
   """By a central difference along a random direction, with the same random numbers."""
   patterns = [(p, "lora(rank=3, alpha=6, dropout=0.4)") for p, _ in ALL]
   run = run_of(patterns, model=tiny.model(remat=remat))
-  kept = filled(run.state(kept_of(run, values))).params
+  stored = filled(run.state(stored_of(run, values))).params
   key = jax.random.key(3)
   gradients, undropped = gradients_of(run), run_of(ALL, model=run.model)
-  grads, loss = gradients(kept, key)
-  _, again = gradients(kept, key)
-  _, other = gradients(kept, jax.random.key(4))
-  _, without = gradients_of(undropped)(kept, key)
+  grads, loss = gradients(stored, key)
+  _, again = gradients(stored, key)
+  _, other = gradients(stored, jax.random.key(4))
+  _, without = gradients_of(undropped)(stored, key)
   assert loss == again
   assert abs(loss - other) > 1e-4
   assert abs(loss - without) > 1e-4
-  np.testing.assert_array_equal(logits(run, kept), logits(undropped, kept))
+  np.testing.assert_array_equal(logits(run, stored), logits(undropped, stored))
 
   rng, eps = np.random.default_rng(2), 1e-3
   direction = {n: rng.normal(size=g.shape).astype(np.float32) for n, g in grads.items()}
   slope = sum(np.sum(np.float64(grads[n]) * d) for n, d in direction.items())
-  flat = param_tree.flatten(kept)
+  flat = param_tree.flatten(stored)
 
   def at(t):
     moved = {n: a + t * direction[n] if n in direction else a for n, a in flat.items()}
@@ -272,7 +274,7 @@ def test_dropout_is_in_training_alone_and_its_gradient_is_that_of_its_value(valu
 
 
 @pytest.mark.slow
-def test_a_step_that_trains_little_computes_little():
+def test_a_step_with_few_trainable_parameters_has_few_flops():
   """Of a full step's FLOPs: no gradient of a frozen matrix, none at all in a frozen tower."""
   sizes = dict(width=64, depth=2, mlp_dim=256, num_heads=4, scan=False)  # Else a layer counts once.
   llm = dict(sizes, variant="t", num_kv_heads=2, head_dim=16, vocab_size=512)

@@ -102,7 +102,7 @@ def test_the_error_on_normal_numbers_is_that_of_the_format(scheme, error, bits):
 
 
 @pytest.mark.parametrize("scheme", [Scheme("nf4"), Scheme("int8")], ids=str)
-def test_coding_again_changes_nothing(scheme):
+def test_encoding_twice_changes_nothing(scheme):
   x = normal()
   once = decoded(quantization.encode(x, scheme, np), scheme, 1000)
   np.testing.assert_array_equal(decoded(quantization.encode(once, scheme, np), scheme, 1000), once)
@@ -110,12 +110,12 @@ def test_coding_again_changes_nothing(scheme):
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("name", ["llm/layers/mlp/linear", "img/head/kernel"])
-def test_a_leaf_is_coded_layer_by_layer_to_the_same_bits(scheme, name, monkeypatch):
+def test_a_leaf_is_encoded_layer_by_layer_to_the_same_bits(scheme, name, monkeypatch):
   monkeypatch.setattr(lazy, "PIECE", 64)  # So that a layer takes several pieces.
   shape = (3, 20, 24) if name.startswith("llm") else (20, 24)
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   spec = f'freeze("{scheme.kind}", block={scheme.block}, double={scheme.double})'
-  made = storage.of({name: shape}, [(".*", spec)], "float32")
+  leaves = storage.of({name: shape}, [(".*", spec)], "float32")
   asked = []
   whole = lazy_array.of_array(x)
 
@@ -124,12 +124,12 @@ def test_a_leaf_is_coded_layer_by_layer_to_the_same_bits(scheme, name, monkeypat
     return whole.read(start, stop)
 
   leaf = lazy_array.LazyArray(whole.shape, whole.dtype, read)
-  parts = {part: a.whole() for part, a in lazy.encode(name, leaf, made).items()}
+  parts = {part: a.whole() for part, a in lazy.encode(name, leaf, leaves).items()}
   assert max(asked) == (1 if len(shape) == 3 else 20)
-  at_once = param_tree.flatten(made.encode(param_tree.unflatten({name: jnp.asarray(x)}), seed=0))
+  at_once = param_tree.flatten(leaves.encode(param_tree.unflatten({name: jnp.asarray(x)}), seed=0))
   for part, array in parts.items():
     np.testing.assert_allclose(array, at_once[f"{name}/{part}"], rtol=1e-6, err_msg=part)
-  kept = {f"{name}/{part}": lazy_array.of_array(array) for part, array in parts.items()}
-  (back,), _ = (list(d.values()) for d in lazy.decode_all(kept, made))
+  stored = {f"{name}/{part}": lazy_array.of_array(array) for part, array in parts.items()}
+  (back,), _ = (list(d.values()) for d in lazy.decode_all(stored, leaves))
   assert np.abs(back.whole() - x).max() < (0.4 if scheme.kind == "nf4" else 0.03)
   np.testing.assert_array_equal(back.read(1, 3), back.whole()[1:3])

@@ -1,4 +1,4 @@
-"""Detection against pycocotools driven by itself, as recorded; segmentation by hand."""
+"""Detection against recorded results of pycocotools; segmentation by hand."""
 
 import json
 import sys
@@ -33,16 +33,16 @@ def bccd(root):
 
 def sides(recorded):
   sizes = [(height, width) for height, width, *_ in recorded["images"]]
-  truths, found = (
+  truths, predicted = (
     [normalised(image[i], *image[:2]) for image in recorded["images"]] for i in (2, 3)
   )
-  return found, truths, sizes
+  return predicted, truths, sizes
 
 
 def test_average_precision_equals_pycocotools_on_its_own_files(bccd, capsys):
-  found, truths, sizes = sides(bccd)
-  assert sum(len(each.labels) for each in found) >= 200
-  measured = detection.average_precision(found, truths, sizes)
+  predicted, truths, sizes = sides(bccd)
+  assert sum(len(each.labels) for each in predicted) >= 200
+  measured = detection.average_precision(predicted, truths, sizes)
   for name, expected in zip(detection.COCO_NAMES, bccd["stats"], strict=True):
     if expected == -1:
       assert name not in measured
@@ -53,7 +53,7 @@ def test_average_precision_equals_pycocotools_on_its_own_files(bccd, capsys):
   assert capsys.readouterr() == ("", "")
 
 
-def test_the_truth_fed_back_has_average_precision_one(bccd):
+def test_the_truth_itself_has_average_precision_one(bccd):
   _, truths, sizes = sides(bccd)
   measured = detection.average_precision(truths, truths, sizes)
   assert measured["AP"] == pytest.approx(1.0, abs=1e-9)
@@ -64,10 +64,10 @@ def test_average_precision_by_hand():
   # Class a: the surest of two boxes is wrong, the other has IoU 0.8: at thresholds 0.5 to 0.8 it is
   # right at precision 1/2, above it is not. Class b: right everywhere.
   truths = [boxes([(0, 0, 0.5, 0.5, "a"), (0.5, 0.5, 1, 1, "b")])]
-  found = [
+  predicted = [
     boxes([(0.6, 0, 0.9, 0.4, "a"), (0, 0, 0.5, 0.4, "a"), (0.5, 0.5, 1, 1, "b")], [0.9, 0.8, 0.1])
   ]
-  measured = detection.average_precision(found, truths, [(100, 100)])
+  measured = detection.average_precision(predicted, truths, [(100, 100)])
   assert measured["AP/a"] == pytest.approx(0.5 * 7 / 10)
   assert measured["AP/b"] == pytest.approx(1.0)
   assert measured["AP"] == pytest.approx((0.35 + 1) / 2)
@@ -78,16 +78,16 @@ def test_average_precision_by_hand():
   assert measured["APm"] == measured["AP"]
 
 
-def test_height_and_width_are_not_mixed_up():
-  truths, found = [boxes([(0.0, 0.0, 0.1, 0.8, "a")])], [boxes([(0.0, 0.0, 0.1, 0.4, "a")])]
+def test_height_and_width_are_not_swapped():
+  truths, predicted = [boxes([(0.0, 0.0, 0.1, 0.8, "a")])], [boxes([(0.0, 0.0, 0.1, 0.4, "a")])]
   small, large = (
-    detection.average_precision(found, truths, [size]) for size in ((300, 20), (20, 300))
+    detection.average_precision(predicted, truths, [size]) for size in ((300, 20), (20, 300))
   )
   assert small["AP50"] == pytest.approx(1.0)
   assert large["AP50"] == pytest.approx(1.0)
   assert "APs" in small  # 30 by 16 pixels.
   assert "APs" in large  # 2 by 240.
-  assert "APl" in detection.average_precision(found, truths, [(1000, 300)])  # 100 by 240.
+  assert "APl" in detection.average_precision(predicted, truths, [(1000, 300)])  # 100 by 240.
 
 
 def test_images_without_boxes():
@@ -100,9 +100,12 @@ def test_images_without_boxes():
 
 
 def test_a_class_without_truths_changes_no_average():
-  truths, found = [boxes([(0, 0, 1, 1, "a")])], [boxes([(0, 0, 1, 1, "a"), (0, 0, 1, 1, "zebra")])]
-  assert detection.average_precision(found, truths, [(200, 200)])["AP"] == pytest.approx(1.0)
-  assert detection.num_unknown(found, truths) == 1
+  truths, predicted = (
+    [boxes([(0, 0, 1, 1, "a")])],
+    [boxes([(0, 0, 1, 1, "a"), (0, 0, 1, 1, "zebra")])],
+  )
+  assert detection.average_precision(predicted, truths, [(200, 200)])["AP"] == pytest.approx(1.0)
+  assert detection.num_unknown(predicted, truths) == 1
 
 
 def test_repeated_boxes_are_counted():
@@ -111,7 +114,7 @@ def test_repeated_boxes_are_counted():
   assert detection.num_repeated(boxes([])) == 0
 
 
-def test_mistakes_in_boxes_are_told():
+def test_mistakes_in_boxes_raise():
   one = boxes([(0, 0, 1, 1, "a")])
   with pytest.raises(UserError, match=r"truths of image 0.*2 labels"):
     detection.average_precision([one], [one._replace(labels=["a", "b"])], [(9, 9)])
@@ -121,7 +124,7 @@ def test_mistakes_in_boxes_are_told():
     detection.average_precision([one._replace(scores=np.array([np.nan]))], [one], [(9, 9)])
 
 
-def test_without_pycocotools_a_sentence_says_what_to_install(monkeypatch):
+def test_without_pycocotools_the_error_names_the_requirements(monkeypatch):
   monkeypatch.setitem(sys.modules, "pycocotools", None)
   one = boxes([(0, 0, 1, 1, "a")])
   with pytest.raises(UserError, match=r"requirements-metrics\.txt"):
@@ -154,7 +157,7 @@ def test_the_mask_is_stretched_into_its_box():
   assert segmentation.mask_overlap(left, everything, TRUTH) == (200, 600 + 40 * 30 - 200, True)
 
 
-def test_corners_are_cut_down_to_whole_pixels():
+def test_corners_are_rounded_down_to_whole_pixels():
   box = TRUTH_BOX + np.array([0.9 / 40, 0.9 / 60, 0.9 / 40, 0.9 / 60])
   assert segmentation.mask_overlap(np.ones((64, 64)), box, TRUTH).iou == 1.0
 
@@ -178,12 +181,12 @@ def test_numbers_are_resized_before_they_are_compared():
     (np.ones((64, 64)), [0.5, 0.5, 0.4, 0.9]),
   ],
 )
-def test_what_is_no_mask_is_invalid_and_counts_as_nothing(mask, box):
-  found = segmentation.referring(mask, None if box is None else np.array(box), TRUTH, TRUTH_BOX)
-  assert found["miou"] == (0, 1)
-  assert found["ciou"] == (0, 600)
-  assert found["boxacc/0.5"] == (0, 1)
-  assert found["invalid_share"] == (1, 1)
+def test_an_answer_without_a_mask_is_invalid(mask, box):
+  measured = segmentation.referring(mask, None if box is None else np.array(box), TRUTH, TRUTH_BOX)
+  assert measured["miou"] == (0, 1)
+  assert measured["ciou"] == (0, 600)
+  assert measured["boxacc/0.5"] == (0, 1)
+  assert measured["invalid_share"] == (1, 1)
 
 
 def test_miou_is_a_mean_and_ciou_one_division():
@@ -214,5 +217,5 @@ def test_box_iou(box, expected):
 
 def test_box_accuracy_includes_its_threshold():
   half = np.array([0.0, 0.0, 1.0, 0.5])
-  found = segmentation.referring(None, half, TRUTH, np.array([0.0, 0.0, 1.0, 1.0]))
-  assert (found["boxacc/0.5"], found["boxacc/0.75"]) == ((1, 1), (0, 1))
+  measured = segmentation.referring(None, half, TRUTH, np.array([0.0, 0.0, 1.0, 1.0]))
+  assert (measured["boxacc/0.5"], measured["boxacc/0.75"]) == ((1, 1), (0, 1))

@@ -50,40 +50,40 @@ def test_words(line, expected):
   assert ptb.words(line) == expected
 
 
-def test_a_long_line_of_nothing_takes_no_time_worth_speaking_of():
+def test_long_lines_of_punctuation_are_fast():
   assert ptb.words("a." * 2000).count("a") == 2000
   assert ptb.words("(" * 2000).count("-lrb-") == 2000
 
 
 def test_scores_equal_pycocoevalcap(recorded):
   assert len(recorded["predictions"]) >= 200
-  found = caption.scores(
+  scores = caption.scores(
     recorded["predictions"], recorded["references"], ["cider", "bleu", "rouge"]
   )
   names = {"cider", "rouge", "bleu-1", "bleu-2", "bleu-3", "bleu-4"}
-  assert set(found.of_split) == names
+  assert set(scores.of_split) == names
   for name in names:
-    assert found.of_split[name] == pytest.approx(recorded["of_split"][name], abs=1e-6)
+    assert scores.of_split[name] == pytest.approx(recorded["of_split"][name], abs=1e-6)
   for name in ("cider", "rouge"):
-    assert found.of_images[name] == pytest.approx(recorded["of_images"][name], abs=1e-6)
+    assert scores.of_images[name] == pytest.approx(recorded["of_images"][name], abs=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR is a Java program")
 def test_meteor_equals_pycocoevalcap_where_it_is_installed(recorded):
   pytest.importorskip("pycocoevalcap.meteor.meteor")
-  found = caption.scores(recorded["predictions"], recorded["references"], ["meteor"])
-  assert found.of_split["meteor"] == pytest.approx(recorded["of_split"]["meteor"], abs=1e-6)
-  assert found.of_images["meteor"] == pytest.approx(recorded["of_images"]["meteor"], abs=1e-6)
+  scores = caption.scores(recorded["predictions"], recorded["references"], ["meteor"])
+  assert scores.of_split["meteor"] == pytest.approx(recorded["of_split"]["meteor"], abs=1e-6)
+  assert scores.of_images["meteor"] == pytest.approx(recorded["of_images"]["meteor"], abs=1e-6)
 
 
-def test_meteor_without_java_says_so(monkeypatch):
+def test_meteor_without_java_raises(monkeypatch):
   monkeypatch.setenv("PATH", "")
   with pytest.raises(UserError, match="no `java` on the PATH"):
     caption.scores(["a"], [["a"]], ["meteor"])
 
 
-def test_meteor_without_its_package_says_so(monkeypatch):
+def test_meteor_without_its_package_raises(monkeypatch):
   monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
   monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
   with pytest.raises(UserError, match="pip install pycocoevalcap"):
@@ -103,7 +103,7 @@ def test_cider_of_two_images_by_hand():
   assert each == pytest.approx([10 * 2 / 4, 10 * 0.5 / 4])
 
 
-def test_cider_counts_bigrams_as_length_and_punishes_a_difference():
+def test_cider_counts_bigrams_as_length_and_penalises_a_difference():
   captions = of_words(["a b c", "x"], [["a"], ["y"]])  # Two bigrams against none.
   _, each = caption.cider(captions)
   assert each[0] == pytest.approx(10 / 4 * (1 / math.sqrt(3)) * math.exp(-(2**2) / (2 * 36)))
@@ -124,13 +124,13 @@ def test_bleu_by_hand():
   # "the" counts twice at most, as in one reference: 3 of 4 words, 1 of 3 pairs; the references have
   # 3 and 6 words, 3 is nearer to 4, so nothing is taken for brevity.
   captions = of_words(["the the the cat"], [["the the cat", "a cat is on a mat"]])
-  found = caption.bleu(captions)
-  assert found["bleu-1"] == pytest.approx(3 / 4)
-  assert found["bleu-2"] == pytest.approx(math.sqrt(3 / 4 * 2 / 3))
-  assert found["bleu-4"] < 1e-3
+  scores = caption.bleu(captions)
+  assert scores["bleu-1"] == pytest.approx(3 / 4)
+  assert scores["bleu-2"] == pytest.approx(math.sqrt(3 / 4 * 2 / 3))
+  assert scores["bleu-4"] < 1e-3
 
 
-def test_bleu_takes_off_for_brevity_over_the_whole_split():
+def test_bleu_penalises_brevity_over_the_whole_split():
   captions = of_words(["a b", "c d"], [["a b x y"], ["c d"]])
   assert caption.bleu(captions)["bleu-1"] == pytest.approx(math.exp(1 - 6 / 4))
 
@@ -147,7 +147,7 @@ def test_rouge_takes_precision_and_recall_from_different_references():
   assert caption.rouge(of_words(["x"], [["a"]]))[0] == 0
 
 
-def test_rows_of_the_same_image_are_put_together():
+def test_rows_of_the_same_image_are_merged():
   assert caption.by_image(["7", "8", "7"], ["a", "b", "c"], [["x"], ["y"], ["z", "w"]]) == (
     ["7", "8"],
     ["c", "b"],  # The last prediction, all references.
@@ -155,11 +155,11 @@ def test_rows_of_the_same_image_are_put_together():
   )
 
 
-def test_mistakes_are_told():
+def test_mistakes_raise():
   with pytest.raises(UserError, match="'spice'; there are: cider, bleu, rouge, meteor"):
     caption.scores(["a"], [["a"]], ["spice"])
   with pytest.raises(UserError, match="at least one text"):
     caption.scores(["a"], [[]])
   with pytest.raises(UserError, match="at least one text"):
     caption.scores(["a"], ["a string"])
-  assert caption.scores([], []) == caption.Scores({}, {})
+  assert caption.scores([], []) == caption.CaptionScores({}, {})

@@ -51,7 +51,7 @@ def test_vqav2_cleans_only_where_the_references_differ():
     ("Red/Blue", "red blue"),  # A sign becomes a space,
     ("red / blue", "red blue"),  # is deleted next to one,
     ("red/blue / x", "redblue x"),  # everywhere,
-    ("1,000 red/blue", "1000 redblue"),  # and so are all where a comma stands between digits.
+    ("1,000 red/blue", "1000 redblue"),  # and so are all where a comma is between digits.
     ("1, 000", "1 000"),
     ("U.S.A.", "usa"),
     ("1.5", "1.5"),
@@ -155,7 +155,7 @@ def test_science_qa(prediction, acc, failed):
   assert score == {"acc": (acc, 1), "parsefail": (failed, 1)}
 
 
-def test_science_qa_wants_a_readable_answer():
+def test_science_qa_raises_for_an_answer_without_its_sentence():
   with pytest.raises(UserError, match="The answer is X"):
     closed.science_qa("B", "B")
 

@@ -1,4 +1,4 @@
-"""Intervals of scores: what is known of them by formula, and what must not change them."""
+"""Intervals of scores: against formulas, and invariances."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from pgjax.metrics import interval
 
 
-def test_of_a_share_the_interval_is_that_of_the_normal_approximation():
+def test_the_interval_of_a_share_equals_the_normal_approximation():
   right = np.arange(4_000) % 5 > 0  # 80%.
   low, high = interval.intervals([dict(acc=(float(r), 1)) for r in right])["acc"]
   half = 1.96 * np.sqrt(0.8 * 0.2 / len(right))
@@ -28,7 +28,7 @@ def test_draws_are_seeded_and_do_not_depend_on_the_size_of_a_block(monkeypatch):
   assert interval.intervals(rows, seed=1) != whole
 
 
-def test_scores_that_rows_lack_or_do_not_count_have_none():
+def test_scores_that_rows_lack_or_do_not_count_have_no_interval():
   rows = [dict(a=(1, 1), b=(1, 1), c=(0, 0)), dict(a=(0, 1), c=(0, 0))]
   assert interval.intervals(rows).keys() == {"a"}
   assert interval.intervals([]) == {}

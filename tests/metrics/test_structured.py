@@ -32,16 +32,16 @@ def test_fields_are_compared_one_by_one():
   record = json.loads(RECEIPT)
   record["total"] = "9.99"
   del record["items"][1]
-  found = score(json.dumps(record | {"date": "now", "tax": None}))
+  measured = score(json.dumps(record | {"date": "now", "tax": None}))
   # Right: shop, the name and the number of tea. Six fields predicted, five true.
-  assert found["field_precision"] == (3, 6)
-  assert found["field_recall"] == (3, 5)
-  assert found["field_f1"] == (6, 11)
-  assert found["exact"] == (0, 1)
-  assert found["valid"] == (1, 1)
+  assert measured["field_precision"] == (3, 6)
+  assert measured["field_recall"] == (3, 5)
+  assert measured["field_f1"] == (6, 11)
+  assert measured["exact"] == (0, 1)
+  assert measured["valid"] == (1, 1)
 
 
-def test_list_items_are_told_apart_by_place():
+def test_list_items_are_identified_by_position():
   assert score('["a", "b"]', '["b", "a"]')["field_precision"] == (0, 2)
   assert score('["b"]', '["a", "b"]')["field_recall"] == (0, 2)
 
@@ -66,7 +66,7 @@ def test_what_makes_two_fields_the_same(prediction, target, right):
   assert score(prediction, target)["field_precision"] == (right, 1)
 
 
-def test_exact_records_keep_their_spaces():
+def test_exact_compares_spaces():
   assert score('{"a": " x "}', '{"a": "x"}')["exact"] == (0, 1)
 
 
@@ -85,7 +85,7 @@ def test_exact_records_keep_their_spaces():
     "1" * 5000,
   ],
 )
-def test_what_is_no_json_gets_nothing(prediction):
+def test_invalid_json_scores_nothing(prediction):
   assert score(prediction) == {
     "valid": (0, 1),
     "exact": (0, 1),
@@ -124,6 +124,6 @@ def test_over_a_split_fields_are_counted_together():
   }
 
 
-def test_a_target_that_is_no_json_is_a_mistake_of_the_data():
+def test_a_target_that_is_not_json_raises():
   with pytest.raises(UserError, match="'nothing'"):
     score("{}", "nothing")

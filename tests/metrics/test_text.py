@@ -46,7 +46,7 @@ def test_vqa_with_one_answer_is_equality():
 @pytest.mark.parametrize(
   ("matches", "acc", "acc_any"), [(0, 0, 0), (1, 1 / 3, 1), (3, 1, 1), (4, 1, 1)]
 )
-def test_vqa_with_many_answers_wants_three(matches, acc, acc_any):
+def test_vqa_with_many_answers_needs_three_matches(matches, acc, acc_any):
   score = vqa.vqa("red", ["red"] * matches + ["blue"] * (10 - matches))
   assert value(score, "acc") == pytest.approx(acc)
   assert value(score, "acc_any") == acc_any
@@ -94,7 +94,7 @@ def test_relaxed_match(prediction, target, expected):
   assert vqa.relaxed_match(prediction, target) is expected
 
 
-def test_chartqa_lowers_both_sides_and_keeps_exact_match_apart():
+def test_chartqa_lowers_both_sides_and_reports_exact_match_separately():
   assert vqa.chartqa("Yes", "yes") == {"acc": (1.0, 1), "relaxed_acc": (1.0, 1)}
   assert vqa.chartqa("103", "100") == {"acc": (0.0, 1), "relaxed_acc": (1.0, 1)}
   assert value(vqa.chartqa("Yes", "yes", to_lower=False), "relaxed_acc") == 0

@@ -1,4 +1,4 @@
-"""The whole model: its parameters, what its tokens can see, and the mistakes it tells."""
+"""The whole model: its parameters, its attention mask, and the mistakes it reports."""
 
 import math
 
@@ -14,7 +14,7 @@ from pgjax.models import gemma, paligemma, siglip
 from pgjax.params import of_model, tree as param_tree
 
 # A letter is a size: L layers, D width, F hidden size, N heads, K key heads, H head size, V
-# vocabulary; l d f n h are the image tower's, P patches, p patch size; digits stand for themselves.
+# vocabulary; l d f n h are the image tower's, P patches, p patch size; digits are sizes.
 IMG_SHAPES = {
   "Transformer/encoder_norm/bias": "d",
   "Transformer/encoder_norm/scale": "d",
@@ -74,7 +74,7 @@ VARIANTS = {  # Sizes, and the number of parameters at 224, 448 and 896 pixels.
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_names_shapes_and_numbers_of_parameters(variant):
+def test_parameter_names_shapes_and_counts(variant):
   sizes, totals = VARIANTS[variant]
   letters = {f"img/{name}": shape for name, shape in IMG_SHAPES.items()}
   texts = LLM_SHAPES | (POST_NORMS if variant.startswith("gemma2") else {})
@@ -101,9 +101,10 @@ def batch():
   text = rng.integers(4, 320, size=(4, 8))
   text[:, 6:] = 0
   mask_ar = np.tile(np.arange(8) >= 3, (4, 1))
-  made = dict(image=tiny.batch(rows=4)["image"], text=text, mask_ar=mask_ar)
+  arrays = dict(image=tiny.batch(rows=4)["image"], text=text, mask_ar=mask_ar)
   return {
-    name: jnp.asarray(a, jnp.float32 if name == "image" else jnp.int32) for name, a in made.items()
+    name: jnp.asarray(a, jnp.float32 if name == "image" else jnp.int32)
+    for name, a in arrays.items()
   }
 
 
@@ -120,24 +121,24 @@ def changed_positions(a, b):
 
 
 @pytest.mark.parametrize(
-  ("position", "seen_from"), [(0, 0), (2, 0), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)]
+  ("position", "attended_from"), [(0, 0), (2, 0), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)]
 )
-def test_a_token_is_seen_by_its_prefix_and_by_what_follows(position, seen_from, batch, logits_of):
-  """Position 6 and 7 are padding: no real token sees it. Other rows never see anything of it."""
+def test_which_positions_attend_to_a_token(position, attended_from, batch, logits_of):
+  """Position 6 and 7 are padding: no other token attends to it, nor do other rows."""
   text = batch["text"].at[1, position].add(1)
   changed = changed_positions(logits_of(batch), logits_of(batch, text=text))
   expected = np.zeros((4, 8), bool)
-  expected[1, seen_from:] = True
+  expected[1, attended_from:] = True
   np.testing.assert_array_equal(changed, expected)
 
 
-def test_every_pixel_is_seen_by_all_text(batch, logits_of):
+def test_all_text_attends_to_every_pixel(batch, logits_of):
   image = batch["image"].at[2, 0, 0, 0].add(0.5)
   changed = changed_positions(logits_of(batch), logits_of(batch, image=image))
   np.testing.assert_array_equal(changed, np.arange(4)[:, None] == np.full(8, 2))
 
 
-def test_a_masked_image_is_as_if_it_were_not_there(batch, logits_of):
+def test_a_masked_image_has_no_effect(batch, logits_of):
   one = logits_of(batch)
   other = np.random.default_rng(5).uniform(-1, 1, size=batch["image"].shape)
   two = jnp.stack([batch["image"], jnp.asarray(other, jnp.float32)], axis=1)
@@ -149,12 +150,12 @@ def test_a_masked_image_is_as_if_it_were_not_there(batch, logits_of):
   seen = logits_of(batch, image=two, image_mask=both)
   assert np.abs(seen - one).max() > 1e-2
   assert changed_positions(logits_of(batch, image=changed, image_mask=both), seen).all()
-  # Also where the masked image stands before the other.
+  # Also where the masked image comes before the other.
   swapped = logits_of(batch, image=two[:, ::-1], image_mask=first[:, ::-1])
   np.testing.assert_allclose(swapped, one, atol=1e-5 * np.abs(one).max())
 
 
-def test_a_sequence_of_one_image_is_that_image(batch, logits_of):
+def test_a_sequence_of_one_image_equals_that_image(batch, logits_of):
   np.testing.assert_array_equal(logits_of(batch, image=batch["image"][:, None]), logits_of(batch))
 
 
@@ -214,6 +215,6 @@ def test_one_key_head_per_query_head_equals_grouped_heads_with_copies(batch, val
     (lambda: of_model.param_shapes(tiny.model(dtype="float8"), tiny.RES), "dtype='float8'"),
   ],
 )
-def test_impossible_sizes_are_told(make, message):
+def test_impossible_sizes_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()

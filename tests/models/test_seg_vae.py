@@ -35,17 +35,17 @@ def blobs(count, seed=0, size=64):
     v = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
     return (u / a) ** 2 + (v / b) ** 2 < 1
 
-  made = []
-  while len(made) < count:
+  crops = []
+  while len(crops) < count:
     mask = (ellipse() | ellipse()) & ~ellipse()
     if mask.any():
       (y0, x0), (y1, x1) = np.argwhere(mask).min(0), np.argwhere(mask).max(0) + 1
       height, width = mask.shape
-      made.append(masks.crop(mask, (y0 / height, x0 / width, y1 / height, x1 / width)))
-  return np.stack(made)[..., None]
+      crops.append(masks.crop(mask, (y0 / height, x0 / width, y1 / height, x1 / width)))
+  return np.stack(crops)[..., None]
 
 
-def test_codes_go_to_masks_and_masks_to_codes(params):
+def test_masks_encode_to_codes_and_codes_decode_to_masks(params):
   some = blobs(5)
   codes = np.asarray(seg_vae.encode(params, some))
   assert codes.shape == (5, 16)
@@ -60,8 +60,8 @@ def test_codes_go_to_masks_and_masks_to_codes(params):
 def test_a_code_is_the_nearest_and_the_first_of_two(params):
   codebook = np.array([[0.0, 0], [1, 0], [1, 0], [5, 5]], np.float32)
   vectors = np.array([[0.4, 0], [0.6, 0], [9, 9], [0.5, 0]], np.float32).reshape(1, 2, 2, 2)
-  found = seg_vae.nearest(codebook, jnp.asarray(vectors))
-  assert np.asarray(found).ravel().tolist() == [0, 1, 3, 0]
+  codes = seg_vae.nearest(codebook, jnp.asarray(vectors))
+  assert np.asarray(codes).ravel().tolist() == [0, 1, 3, 0]
 
 
 def test_codes_are_read_row_by_row(params):
@@ -84,7 +84,7 @@ def test_the_encoder_of_the_input_pipeline_is_the_models(params):
   np.testing.assert_array_equal(ours, seg_vae.encode(params, some))
 
 
-def test_weights_go_to_a_file_and_come_back_bit_for_bit(params, tmp_path, monkeypatch):
+def test_saved_weights_load_bit_for_bit(params, tmp_path, monkeypatch):
   seg_vae_npz.save(tmp_path / "vae-oid.npz", params)
   for name in (str(tmp_path / "vae-oid.npz"), "oi"):
     monkeypatch.setenv("PGJAX_WEIGHTS_DIR", str(tmp_path))
@@ -95,7 +95,7 @@ def test_weights_go_to_a_file_and_come_back_bit_for_bit(params, tmp_path, monkey
   seg_vae_npz.load.cache_clear()
 
 
-def test_what_else_is_in_the_file_is_left_alone(params, tmp_path):
+def test_other_arrays_of_the_file_are_ignored(params, tmp_path):
   arrays = seg_vae.to_arrays(params) | {"_vq_vae._ema_w": np.ones((3, 4), np.float32)}
   counter = np.ones((2,), np.int64)  # A dtype that weights do not have.
   leaves = {name: lazy_array.of_array(a) for name, a in {**arrays, "steps": counter}.items()}
@@ -104,7 +104,7 @@ def test_what_else_is_in_the_file_is_left_alone(params, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, loaded, dict(params))
 
 
-def test_missing_weights_say_where_they_come_from(tmp_path, monkeypatch):
+def test_missing_weights_raise_with_their_source(tmp_path, monkeypatch):
   monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
   seg_vae_npz.load.cache_clear()
   with pytest.raises(UserError, match=r"PGJAX_WEIGHTS_DIR, which is not set.*gs://big_vision/pali"):
@@ -120,7 +120,7 @@ def test_missing_weights_say_where_they_come_from(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("name", "shape", "said"),
+  ("name", "shape", "message"),
   [
     ("encoder.2.weight", None, "not a VQ-VAE of masks: encoder.2.weight and 0 more are missing"),
     ("encoder.2.weight", (8, 9, 4, 4), r"encoder.2: its weight is \(8, 9, 4, 4\)"),
@@ -132,22 +132,22 @@ def test_missing_weights_say_where_they_come_from(tmp_path, monkeypatch):
     ("decoder.12.weight", (2, 8, 1, 1), r"decoder.12: .* its bias \(1,\)"),
   ],
 )
-def test_shapes_that_do_not_fit_are_told(params, name, shape, said):
+def test_shapes_that_do_not_fit_raise(params, name, shape, message):
   arrays = seg_vae.to_arrays(params)
   del arrays[name]
   if shape:
     arrays[name] = np.ones(shape, np.float32)
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=message):
     seg_vae.from_arrays(arrays)
 
 
-def test_a_codebook_without_tokens_is_refused(params):
+def test_a_codebook_larger_than_the_tokens_raises(params):
   with pytest.raises(UserError, match="A codebook of 129 has not a token for each"):
     mask_tokens.MaskEncoder(dict(params, codebook=np.ones((129, 12), np.float32)))
 
 
 @pytest.mark.slow
-def test_a_code_that_nobody_chooses_starts_again_at_a_vector(params):
+def test_an_unused_code_restarts_at_a_vector(params):
   tx = optax.adam(1e-3)
   far = np.array(params["codebook"])
   far[1:] += 1e4  # All vectors choose code 0.
@@ -167,7 +167,7 @@ def test_a_code_that_nobody_chooses_starts_again_at_a_vector(params):
 
 
 @pytest.mark.slow
-def test_trained_from_nothing_masks_it_has_not_seen_come_back():
+def test_training_from_scratch_reconstructs_unseen_masks():
   tx = optax.adam(3e-3)
   state = seg_vae_training.start(seg_vae.init(jax.random.key(0), width=16, embed_dim=16), tx)
   update = jax.jit(  # Convolutions are worth compiling well.

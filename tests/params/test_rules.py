@@ -46,7 +46,7 @@ def test_a_pattern_must_match_the_whole_name():
     ([(".*", None)], "None must be text"),
   ],
 )
-def test_mistakes_are_told(patterns, message):
+def test_mistakes_raise(patterns, message):
   with pytest.raises(UserError, match=message):
     param_rules.rules(patterns, NAMES)
 
@@ -59,7 +59,7 @@ def test_split_and_merge_are_inverse_and_split_by_rule():
   assert param_tree.merge(trained, frozen) == TREE
 
 
-def test_freezing_by_schedule_means_the_same_as_params():
+def test_freezing_by_schedule_equals_params():
   cosine = {"decay_type": "cosine"}
   patterns, rest = param_rules.from_schedule([("img/.*", None), (".*", cosine)])
   assert patterns == [("img/.*", "freeze"), (".*", "train")]
@@ -67,7 +67,7 @@ def test_freezing_by_schedule_means_the_same_as_params():
   assert param_rules.from_schedule(cosine) == (None, cosine)
 
 
-def test_table_counts_what_trains_in_each_part_and_shows_how_it_is_kept_and_sharded():
+def test_table_shows_trainable_parameters_storage_and_sharding():
   shapes = {
     "img/Transformer/encoder_norm/bias": (10,),
     "img/head/kernel": (10, 20),
@@ -83,14 +83,14 @@ def test_table_counts_what_trains_in_each_part_and_shows_how_it_is_kept_and_shar
     (".*", "freeze"),
   ]
   shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-  made = storage.StoredParams(shapes, param_rules.rules(patterns, shapes))
+  leaves = storage.StoredParams(shapes, param_rules.rules(patterns, shapes))
   mesh = mesh_lib.make_mesh([("data", -1)], jax.devices())
-  stored = made.abstract()
+  stored = leaves.abstract()
   places = sharding.shardings([("llm/.*", 'shard_dim("data", 1)')], stored, mesh)
   stored = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), stored, places
   )
-  lines = [" ".join(line.split()) for line in param_table.table(stored, made).splitlines()]
+  lines = [" ".join(line.split()) for line in param_table.table(stored, leaves).splitlines()]
   lora, qlora = 2 * 2 * (64 + 96), 2 * 2 * 4 * (96 + 64)
   nf4 = 2 * 2 * 96 * (32 + 4)
   assert "img/head/kernel train 10x20 float32 800 B 200 replicated" in lines
