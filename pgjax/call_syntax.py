@@ -1,10 +1,11 @@
-"""How is a text such as `resize(224, antialias=True)` read? By one parser, for all options like it.
+"""How is a text such as `resize(224, antialias=True)` read? By one parser, for all such options.
 
 A language is a dict of Python functions, and their signatures declare what a text may pass: int,
 float, str, bool, None, Literal, tuple[int, int], list[str], a union of these, Annotated[int,
-Between(1, 9)] for the range of a number or a length, and **names: Unpack[a TypedDict] for optional
-keywords that several functions share. An int is a float too, a bool is neither, a list may be
-written as a tuple, and no number is infinite. Only literals are evaluated.
+Between(1, 9)] for the range of a number or a length, Annotated[str, "regex"] for its name in
+messages, and **names: Unpack[a TypedDict] for optional keywords that several functions share. An
+int is also a float, a bool is neither, a list may be written as a tuple, and no number is infinite.
+Only literals are evaluated.
 """
 
 import ast
@@ -20,7 +21,7 @@ from pgjax.errors import UserError, cut, did_you_mean
 
 MAX_LENGTH = 100_000  # Characters of a text.
 MAX_DEPTH = 20  # Brackets inside each other.
-UNBOUNDED = 2**31 - 1  # Messages leave a limit from here on out.
+UNBOUNDED = 2**31 - 1  # Messages omit limits from here on.
 _FAILURES = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)  # Of `ast`.
 _WORDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "True or False"}
 # A string up to its end (or the text's), or one character that opens, closes or separates.
@@ -28,7 +29,7 @@ _TOKEN = re.compile(r"""('''|\"""|'|")(?:\\.|(?!\1)[^\\])*(?:\1|\\?\Z)|[()\[\]{}
 
 
 class Between(NamedTuple):
-  """The range of a number, or of a length; both ends belong to it, unless `but_not` has them."""
+  """The inclusive range of a number or of a length, without the values in `but_not`."""
 
   low: float
   high: float
@@ -43,7 +44,7 @@ class Between(NamedTuple):
 
 
 class Given:
-  """The type of a parameter whose value the program passes; a text cannot name it."""
+  """The type of a parameter that the program passes, never the text."""
 
 
 class Nested:
@@ -51,16 +52,16 @@ class Nested:
 
 
 class Call(NamedTuple):
-  """A call that has been read. Calling it calls the function, with what the program gives."""
+  """A parsed call. Calling it calls the function, with the `Given` arguments added."""
 
   name: str
   written: str
   function: Callable
   bound: inspect.BoundArguments
-  where: str  # The field and the signature: how an error begins.
+  where: str  # The field and the signature; errors begin with it.
 
   def __call__(self, **given) -> Any:
-    """Passes those of `given` that the function takes."""
+    """Passes only those of `given` that the function takes."""
     declared = inspect.signature(self.function).parameters
     given = {n: v for n, v in given.items() if n in declared and declared[n].annotation is Given}
     try:
@@ -85,7 +86,7 @@ def parse_one(text: str, language: Mapping[str, Callable], where: str) -> Call:
 
 
 def literal(text: str) -> Any:
-  """The Python literal that a text is; raises ValueError where it is none."""
+  """The value of a Python literal; raises ValueError for any other text."""
   try:
     _parts(text, "value")
     return ast.literal_eval(text.strip())
@@ -106,20 +107,21 @@ class _Plain(str):
 
 
 def parameters(function: Callable) -> dict[str, inspect.Parameter]:
-  """What a text may pass to the function."""
+  """The parameters that a text may pass to the function."""
   declared = {}
   for p in inspect.signature(function).parameters.values():
     if typing.get_origin(p.annotation) is typing.Unpack:
       for name, kind in typing.get_args(p.annotation)[0].__annotations__.items():
-        fields = dict(default=None, annotation=kind | None)
-        declared[name] = inspect.Parameter(name, p.KEYWORD_ONLY, **fields)
+        declared[name] = p.replace(
+          name=name, kind=p.KEYWORD_ONLY, default=None, annotation=kind | None
+        )
     elif p.annotation is not Given:
       declared[p.name] = p
   return declared
 
 
 def _parts(text: str, where: str) -> list[str]:
-  """The text cut at each "|" outside of strings and brackets; refuses what is too much to parse."""
+  """Splits the text at each "|" outside of strings and brackets; refuses oversized texts."""
   if not isinstance(text, str) or len(text) > MAX_LENGTH:
     raise UserError(f"{where}: {cut(repr(text))} must be text of up to {MAX_LENGTH} characters.")
   parts, start, depth = [], 0, 0
@@ -145,31 +147,31 @@ def _read(node: ast.expr | None, text: str, language: Mapping[str, Callable], wh
   where = f"{where}: {signature(name, language[name])}"
   bound = _bound(call, parameters(language[name]), where)
 
-  def value(argument, name, kind):
+  def value(argument, parameter, kind):
     if kind is Nested:
       return _read(argument, text, language, where)()
     try:
       read = ast.literal_eval(argument)
     except _FAILURES:
-      read = ...  # Which is of no declared type.
+      read = ...  # Matches no declared type.
     if not accepts(kind, read):
       written = cut(ast.get_source_segment(text, argument) or "")
-      raise UserError(f"{where}: {name} must be {describe(kind, ranges=True)}, not {written}.")
+      raise UserError(f"{where}: {parameter} must be {describe(kind, ranges=True)}, not {written}.")
     return read
 
-  for name, given in bound.arguments.items():
-    p = bound.signature.parameters[name]
+  for parameter, given in bound.arguments.items():
+    p = bound.signature.parameters[parameter]
     if p.kind is p.VAR_POSITIONAL:
-      bound.arguments[name] = tuple(value(v, name, p.annotation) for v in given)
+      bound.arguments[parameter] = tuple(value(v, parameter, p.annotation) for v in given)
     elif p.kind is p.VAR_KEYWORD:
-      bound.arguments[name] = {key: value(v, key, p.annotation) for key, v in given.items()}
+      bound.arguments[parameter] = {key: value(v, key, p.annotation) for key, v in given.items()}
     else:
-      bound.arguments[name] = value(given, name, p.annotation)
-  return Call(call.func.id, text, language[call.func.id], bound, where)
+      bound.arguments[parameter] = value(given, parameter, p.annotation)
+  return Call(name, text, language[name], bound, where)
 
 
 def _bound(call: ast.Call, declared: Mapping[str, Any], where: str) -> inspect.BoundArguments:
-  """The unread arguments, each with its parameter; those with * or ** are of no type then."""
+  """Binds the unread arguments to parameters; `*` and `**` arguments match no type later."""
   keywords = Counter(keyword.arg for keyword in call.keywords)  # None is **.
   any_keyword = any(p.kind is p.VAR_KEYWORD for p in declared.values())
   for name, times in keywords.items():
@@ -189,8 +191,9 @@ def accepts(kind: Any, value: Any) -> bool:
   """Whether a literal is of a declared type."""
   origin, args = typing.get_origin(kind), typing.get_args(kind)
   if origin is Annotated:
-    if not accepts(args[0], value):
-      return False
+    right_type = accepts(args[0], value)
+    if not right_type or isinstance(args[1], str):
+      return right_type
     size = len(value) if isinstance(value, str | list | tuple) else value
     return args[1].low <= size <= args[1].high and size not in args[1].but_not
   if origin in (typing.Union, types.UnionType):
@@ -202,10 +205,9 @@ def accepts(kind: Any, value: Any) -> bool:
       return False
     return all(map(accepts, args if origin is tuple else args * len(value), value))
   if Mapping in (kind, origin):
-    fields = [*value.keys()] if hasattr(value, "keys") else None
-    return fields is not None and (
-      not args or all(accepts(args[0], f) and accepts(args[1], value[f]) for f in fields)
-    )
+    if not hasattr(value, "keys"):
+      return False
+    return not args or all(accepts(args[0], f) and accepts(args[1], value[f]) for f in value)
   if kind in (int, float):
     return type(value) in (int, kind) and -(2**63) < value < 2**63
   # Half of a surrogate pair can neither be printed nor encoded.
@@ -213,13 +215,15 @@ def accepts(kind: Any, value: Any) -> bool:
 
 
 def describe(kind: Any, ranges: bool = False) -> str:
-  """A declared type: `int or str`, or with the ranges `a whole number from 1 to 9 or ...`."""
+  """A declared type in words: `int or str`, with ranges `a whole number from 1 to 9 or ...`."""
   origin, args = typing.get_origin(kind), typing.get_args(kind)
   if origin is Annotated:
+    if isinstance(args[1], str):
+      return args[1]
     between = f" {args[1]}"
     if args[0] is str:
       between = f" of length {args[1]}" if args[1].high < MAX_LENGTH else ""
-    if typing.get_origin(args[0]) is list:
+    elif typing.get_origin(args[0]) is list:
       between = f", {args[1].low} to {args[1].high} of them"
     return describe(args[0], ranges) + between * ranges
   if origin in (typing.Union, types.UnionType):
@@ -231,7 +235,8 @@ def describe(kind: Any, ranges: bool = False) -> str:
     inside = ", ".join(describe(arg, ranges) for arg in args)
     if origin is tuple:
       return f"({inside})"
-    return f"a list of {inside}" if ranges else f"[{inside}, ...]"
+    pairs = "pairs " * (len(typing.get_args(args[0])) == 2 and inside.startswith("("))
+    return f"a list of {pairs}{inside}" if ranges else f"[{inside}, ...]"
   if Mapping in (kind, origin):
     return "a dict" + (f" of {describe(args[1], ranges)}" if args else "")
   if kind in (None, types.NoneType, Nested):

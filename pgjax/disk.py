@@ -1,4 +1,4 @@
-"""Folders and disks: can this be written, is there room, what does an error of the disk mean?"""
+"""Can this folder be written, how much space is left, and what does a disk error mean?"""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ from pgjax.errors import UserError
 
 
 def free_bytes(path: pathlib.Path) -> int:
-  """What the disk of `path`, or of the nearest folder above that exists, has free."""
+  """Free bytes on the disk of `path`, or of its nearest parent that exists."""
   while not path.exists():
     path = path.parent
   return shutil.disk_usage(path).free
@@ -21,7 +21,7 @@ def free_bytes(path: pathlib.Path) -> int:
 
 @contextlib.contextmanager
 def disk_errors(path: pathlib.Path) -> Iterator[None]:
-  """A full disk is a sentence, not a traceback."""
+  """Turns a full disk into a UserError."""
   try:
     yield
   except OSError as error:
@@ -32,7 +32,7 @@ def disk_errors(path: pathlib.Path) -> Iterator[None]:
 
 
 def open_folder(folder: str, flag: str, *, process_index: int = 0) -> pathlib.Path:
-  """Makes the folder and proves that it can be written, before anything is compiled."""
+  """Makes the folder and checks that it can be written, before anything is compiled."""
   path = pathlib.Path(folder).expanduser().absolute()
   probe = path / f".write-test-{process_index}"
   try:
@@ -48,7 +48,7 @@ def open_folder(folder: str, flag: str, *, process_index: int = 0) -> pathlib.Pa
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:
-  """A file that a command was asked for, or a sentence that says why not."""
+  """Writes an output file; raises UserError if that fails."""
   try:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
   except OSError as error:
@@ -56,7 +56,7 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def disk_trouble(error: BaseException) -> str | None:
-  """In words, if the disk is what failed: as errno, or inside one of TensorStore's messages."""
+  """The disk's error in words, from an errno or from one of TensorStore's messages; else None."""
   codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
   for code in codes:
     if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
@@ -65,10 +65,10 @@ def disk_trouble(error: BaseException) -> str | None:
 
 
 def plain(value: Any) -> Any:
-  """What JSON gives back for it, so that equal things compare equal."""
+  """The value after a round trip through JSON, so that equal values compare equal."""
   return json.loads(json.dumps(value))
 
 
 def dumps(value: Any) -> str:
-  """JSON as it stands in the files here."""
+  """JSON in the layout of the files written here."""
   return json.dumps(value, indent=1) + "\n"

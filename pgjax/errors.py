@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend; every other exception is a bug of ours."""
+"""The exception for mistakes that a user can correct; any other exception is a bug of pgjax."""
 
 import contextlib
 import difflib
@@ -7,15 +7,15 @@ from typing import Any
 
 
 class UserError(ValueError):
-  """A mistake in a config, a file or a command line, told in one sentence.
+  """A mistake in a config, a file or a command line, in one sentence.
 
-  The sentence says what is wrong, the value, what is allowed and what to do. The commands print it
-  without a stack trace and exit with status 1 (pgjax/cli.py).
+  It states what is wrong, the value, what is allowed and what to do. The commands print it without
+  a stack trace and exit with status 1 (pgjax/cli.py).
   """
 
 
 def did_you_mean(word: object, options: Iterable[str]) -> str:
-  """` Did you mean 'text_len'?`; where no option is near, all of them, if they are few."""
+  """` Did you mean 'text_len'?`; if no option is close, lists all of them, up to 30."""
   options = list(options)
   close = difflib.get_close_matches(str(word)[:100], options, 1, 0.5)
   if close:
@@ -24,13 +24,13 @@ def did_you_mean(word: object, options: Iterable[str]) -> str:
 
 
 def cut(text: str) -> str:
-  """The text as a message shows it: at most 80 characters of it."""
+  """The text, shortened to 80 characters for a message."""
   return text if len(text) <= 80 else text[:77] + "..."
 
 
 @contextlib.contextmanager
 def naming(where: Any) -> Iterator[None]:
-  """Sentences from inside begin with the file that they are about."""
+  """Prefixes every UserError raised inside with `where`, such as a file."""
   try:
     yield
   except UserError as error:

@@ -1,8 +1,7 @@
-"""How is an original PaliGemma transfer config of big_vision read as a config of ours?
+"""How is an original PaliGemma transfer config of big_vision read as a config of pgjax?
 
-Its file runs as it stands: what it imports of big_vision is stood in for where that is not
-installed. `translated` then renames what is called otherwise here and drops what has no meaning
-here; everything else has the same name on both sides.
+Its file runs unchanged: `stand_ins` replaces the modules that it imports where big_vision is not
+installed. `translated` then renames fields and drops those without a meaning here.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 from pgjax.config import schema
 from pgjax.errors import UserError
 
-# Fields without a meaning here, and why.
+# Fields without a meaning here, each with the reason.
 IGNORED = {
   "model_name": "there is one model",
   "pp_modules": "all ops are known",
@@ -32,7 +31,7 @@ IGNORED = {
   "key": "the text is the label",
   "shift_labels": "always on",
 }
-# Arguments of get_config, which stay in the config; they have done their work by then.
+# Arguments of get_config, which the originals also store in the config.
 ARGUMENTS = (
   *("afmt", "batch_size", "beam_size", "crop", "eval_xm3600", "final_split", "freeze_llm"),
   *("freeze_vit", "mode", "prefix", "qfmt", "run_local", "size", "stride"),
@@ -50,13 +49,13 @@ TOKENIZER = 'gemma(tokensets=("loc", "seg"))'
 
 
 def is_original(config: ConfigDict) -> bool:
-  """Whether this is a config of big_vision: it names the model's module."""
+  """Whether this is a config of big_vision: those name the model's module."""
   return "model_name" in config or "pp_modules" in config
 
 
 @contextlib.contextmanager
 def stand_ins(parse_arg: Callable) -> Iterator[None]:
-  """Lets a file import big_vision's configs/common.py and its transfers' common.py."""
+  """Lets a file import configs/common.py and the transfers' common.py of big_vision."""
   if "big_vision" in sys.modules or importlib.util.find_spec("big_vision"):
     yield
     return
@@ -85,28 +84,29 @@ def stand_ins(parse_arg: Callable) -> Iterator[None]:
 
 
 def tok(**arguments) -> str:
-  """The op that turns text into ids; ours uses the run's tokenizer, whatever is named."""
+  """The op that turns text into ids, always with the run's tokenizer."""
   arguments = {"model": TOKENIZER} | arguments
   return f"tok({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
 def combine_and_keep_train(text_len: int, before=(), sep: str = "\n") -> str:
-  """Ops that pack prefix, separator and suffix for training (spec: transfers/common.py)."""
-  ops = [tok(key="prefix", bos="yes"), tok(key="septok", text=sep), tok(key="suffix", eos="yes")]
+  """Ops that pack prefix, separator and suffix for training (big_vision: transfers/common.py)."""
   masks = "mask_ar=[0, 0, 1], mask_loss=[0, 0, 1]"
-  ops.append(f'masked_concat(["prefix", "septok", "suffix"], {masks})')
-  pads = dict(text=0, mask_ar=1, mask_loss=0)
-  ops += [f'tolen({text_len + 1}, pad_value={v}, key="{key}")' for key, v in pads.items()]
-  return "|".join([*before, *ops, f"keep({', '.join(map(repr, ('image', *pads)))})"])
+  ops = (tok(key="prefix", bos="yes"), tok(key="septok", text=sep), tok(key="suffix", eos="yes"),
+         f'masked_concat(["prefix", "septok", "suffix"], {masks})')  # fmt: skip
+  return _packed((*before, *ops), text_len + 1, dict(text=0, mask_ar=1, mask_loss=0))
 
 
 def combine_and_keep_eval(text_len: int, keep=(), before=(), sep: str = "\n") -> str:
-  """Ops that pack prefix and separator for decoding; a suffix in the data never enters."""
-  ops = [tok(key="prefix", bos="yes"), tok(key="septok", text=sep)]
-  ops.append('masked_concat(["prefix", "septok"], mask_ar=[0, 0], mask_input=[1, 1])')
-  pads = dict(text=0, mask_ar=1, mask_input=0)
-  ops += [f'tolen({text_len}, pad_value={v}, key="{key}")' for key, v in pads.items()]
-  return "|".join([*before, *ops, f"keep({', '.join(map(repr, ('image', *pads, *keep)))})"])
+  """Ops that pack prefix and separator for decoding, never the suffix."""
+  joined = 'masked_concat(["prefix", "septok"], mask_ar=[0, 0], mask_input=[1, 1])'
+  ops = (*before, tok(key="prefix", bos="yes"), tok(key="septok", text=sep), joined)
+  return _packed(ops, text_len, dict(text=0, mask_ar=1, mask_input=0), keep)
+
+
+def _packed(ops, length, pads, keep=()) -> str:
+  padded = (f'tolen({length}, pad_value={value}, key="{key}")' for key, value in pads.items())
+  return "|".join([*ops, *padded, f"keep({', '.join(map(repr, ('image', *pads, *keep)))})"])
 
 
 def translated(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
@@ -119,7 +119,7 @@ def translated(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
   for entry in c["evals"].values():
     _evaluator(entry, c["input"]["batch_size"])
     ignored += _drop(entry, "evals.*.", schema.EVAL)
-  if "text_len" not in c:  # Only the op string knows it: its rows have one token more.
+  if "text_len" not in c:  # From the op string, whose training rows have one token more.
     lengths = [int(n) for n in re.findall(r"tolen\((\d+)", c["input"]["pp"])]
     c["text_len"] = max(lengths, default=65) - 1
   return ConfigDict(c, type_safe=False), sorted(set(ignored))
@@ -133,7 +133,7 @@ def _drop(section: dict, where: str, known: Container[str]) -> list[str]:
 
 
 def _mixture(section: dict) -> list[str]:
-  """input.data={name: weight} with input[name].{data,pp}, as one dict of sources and one pp."""
+  """Turns input.data={name: weight}, input[name].{data,pp} into one dict of sources and one pp."""
   if isinstance(section["data"].get("name"), str):
     return []
   parts = {name: section.pop(name) for name in section["data"]}
@@ -156,7 +156,7 @@ def _evaluator(entry: dict, batch_size: int) -> None:
   if how == "beam_decode":
     entry["decode"] = f"beam({arguments.pop('beam_size')})"
   elif how not in ("decode", "logits"):
-    raise UserError(f"pred={how!r} is no way to decode here: only decode and beam_decode are.")
+    raise UserError(f"pred={how!r} is not supported; only decode and beam_decode are.")
   entry.update(arguments)
   if "metrics" in entry:
     entry["caption_metrics"] = [name.removesuffix("-4") for name in entry.pop("metrics")]

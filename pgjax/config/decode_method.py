@@ -8,16 +8,16 @@ from pgjax.errors import UserError
 
 
 class Method(NamedTuple):
-  """One way to decode.
+  """One way to decode: the best of `branches` continuations of a prompt is the answer.
 
-  `branches` continuations of a prompt are made side by side, and the best is the answer: by the
-  sum of its log-probabilities, in a beam search divided by length ** length_penalty.
+  The best has the highest sum of log-probabilities, in a beam search divided by
+  length ** length_penalty.
   """
 
   kind: str = "greedy"  # "greedy", "sample" or "beam".
   temperature: float = 1.0
-  top_k: int = 0  # Only so many tokens may be drawn; 0: all.
-  top_p: float = 1.0  # Only the likeliest that hold this probability may be drawn.
+  top_k: int = 0  # Sample from the k likeliest tokens; 0: from all.
+  top_p: float = 1.0  # Sample from the likeliest tokens with this total probability.
   branches: int = 1
   length_penalty: float = 0.0
 
@@ -26,7 +26,7 @@ GREEDY = Method()
 
 
 def parse(text: str, where: str = "decode") -> Method:
-  """The method that `text` names; raises UserError about `where`."""
+  """The method that `text` names; `where` names the field in errors."""
   return call_syntax.parse_one(text, METHODS, where)()
 
 

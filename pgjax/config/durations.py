@@ -18,7 +18,7 @@ def check_duration(section: Any, prefix: str, where: str) -> None:
 def fields_set(section: Any, prefix: str) -> list[str]:
   """Which of `<prefix>_steps|_epochs|_examples|_percent` are set."""
   names = [f"{prefix}_{unit}" for unit in UNITS]
-  return [name for name in names if name in section and section[name] is not None]
+  return [name for name in names if section.get(name) is not None]
 
 
 def steps(
@@ -35,25 +35,19 @@ def steps(
   Rounded to the nearest step, but at least 1 unless it is 0, as in big_vision's `steps`. If none of
   the four is set, the default.
   """
-  fields = {f"{prefix}_{unit}": section.get(f"{prefix}_{unit}") for unit in UNITS}
-  given = {name: value for name, value in fields.items() if value is not None}
-  if not given:
+  check_duration(section, prefix, f"the duration {prefix}")
+  if not fields_set(section, prefix):
     return default
-  if len(given) > 1:
-    raise UserError(f"Only one of {', '.join(given)} can be set; now all of them are: {given}.")
-  [(name, value)] = given.items()
+  [name] = fields_set(section, prefix)
+  value = section[name]
   if value < 0 or (name.endswith("_percent") and value > 1):
     raise UserError(f"{name}={value} must be at least 0, and a percentage at most 1 (100%).")
   unit = name.removeprefix(f"{prefix}_")
   if unit == "steps":
     return int(value)
-  needed = dict(
-    epochs=dict(num_examples=num_examples, batch_size=batch_size),
-    examples=dict(batch_size=batch_size),
-    percent=dict(total_steps=total_steps),
-  )[unit]
-  missing = [key for key, known in needed.items() if known is None]
-  if missing:
+  sizes = dict(num_examples=num_examples, batch_size=batch_size, total_steps=total_steps)
+  needed = dict(epochs=("num_examples", "batch_size"), examples=("batch_size",))
+  if missing := [size for size in needed.get(unit, ("total_steps",)) if sizes[size] is None]:
     raise UserError(f"{name}={value} needs {' and '.join(missing)}, not known here; use _steps.")
   if unit == "epochs":
     exact = value * num_examples / batch_size
@@ -63,7 +57,7 @@ def steps(
 
 
 def total_steps(config: Any, num_examples: int) -> int:
-  """The length of the run; `num_examples` is one epoch, over all parts of a mixture."""
+  """The length of the run; `num_examples` is one epoch over all parts of a mixture."""
   total = steps(config, "total", batch_size=config.input.batch_size, num_examples=num_examples)
   if total is None:
     raise UserError("Set one of total_epochs, total_steps or total_examples: how long to train.")

@@ -1,4 +1,4 @@
-"""Reads a config file and its overrides into a complete config."""
+"""How do a config file and its overrides become a complete config?"""
 
 import contextlib
 import importlib
@@ -19,16 +19,16 @@ from pgjax.config import big_vision, durations, schema
 from pgjax.errors import UserError, cut, did_you_mean
 
 log = logging.getLogger("pgjax")
-_ROOT = pathlib.Path(pgjax.__path__[0]).resolve().parent  # Holds configs/ in a source checkout.
+_ROOT = pathlib.Path(pgjax.__path__[0]).resolve().parent  # Contains configs/ in a checkout.
 
 
 def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
   """`configs/chartqa.py:res=448,tune=attention`, with overrides such as {"lr": "3e-6"}.
 
-  Fields that the file leaves out get their values in configs/common.py; nothing is checked yet.
+  Missing fields get their values in configs/common.py; nothing is checked yet.
   """
-  file, found, arg = spec.partition(".py:")
-  path = pathlib.Path(file + ".py" if found else spec)
+  file, colon, arg = spec.partition(".py:")
+  path = pathlib.Path(file + ".py" if colon else spec)
   if not os.path.isfile(path):  # Of a Path, is_file raises where a name is too long.
     folder = os.path.dirname(path) or "."
     near = sorted(map(str, path.parent.glob("*.py"))) if os.path.isdir(folder) else []
@@ -36,31 +36,44 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
       f"--config={cut(spec)}: there is no file {cut(str(path))}.{did_you_mean(path, near)}"
     )
   with _import_paths(path):
-    common = importlib.import_module("configs.common")
+    common = _common()
     with big_vision.stand_ins(common.parse_arg):
       config = ConfigDict(_get_config(path, arg), type_safe=False)
     if big_vision.is_original(config):
       config, ignored = big_vision.translated(config)
-      log.warning("%s: without a meaning here: %s.", path, ", ".join(ignored))
+      log.warning("%s: ignored fields: %s.", path, ", ".join(ignored))
     _fill_all(config, common)
   return overridden(config, overrides or {})
 
 
 def from_dict(fields: Mapping[str, Any]) -> ConfigDict:
-  """A config that was saved as plain data, in JSON for example; not checked yet.
+  """A config that was saved as plain data, such as JSON; not checked yet.
 
-  Fields that are younger than it get their defaults, which do what was done before them.
+  Fields added since then get their defaults, which keep the old behaviour.
   """
   config = ConfigDict(dict(fields), type_safe=False)
   with _import_paths(_ROOT / "configs/common.py"):
-    _fill_all(config, importlib.import_module("configs.common"))
+    _fill_all(config, _common())
   return config
 
 
-def check_saved(fields: Mapping[str, Any], where: str) -> None:
-  """What a checkpoint says of its config has the types that it was saved with.
+def _common() -> Any:
+  """configs/common.py, which has every default."""
+  try:
+    return importlib.import_module("configs.common")
+  except ModuleNotFoundError as error:
+    if error.name not in ("configs", "configs.common"):
+      raise
+    raise UserError(
+      "configs/common.py, which has the default of every field, is not part of the installed "
+      "package: run from a checkout of pgjax, or install it from there with pip install -e ."
+    ) from None
 
-  Fields that this version does not know are left alone, and most may be missing: `from_dict`.
+
+def check_saved(fields: Mapping[str, Any], where: str) -> None:
+  """Raises if a field of a checkpoint's config has a wrong type.
+
+  Unknown fields are ignored, and most may be missing: see `from_dict`.
   """
 
   def check(section, known, name, needed=()):
@@ -81,9 +94,9 @@ def check_saved(fields: Mapping[str, Any], where: str) -> None:
 
 
 def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-  """A copy with fields replaced; a text is read as what the field held before, or as a literal.
+  """A copy with fields replaced; a text is parsed by the type of the old value, or as a literal.
 
-  Setting one unit of a duration, `total_steps` say, takes back the other units.
+  Setting one unit of a duration, such as `total_steps`, unsets the others.
   """
   config = ConfigDict(config.to_dict(), type_safe=False)
   for dotted, value in overrides.items():
@@ -105,10 +118,11 @@ def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     read = _read(value, node.get(name, None), dotted)
     try:
       node[name] = read
-    except (TypeError, ValueError) as error:  # A dict with names that cannot be fields.
+    except (TypeError, ValueError) as error:  # A dict with invalid field names.
       raise UserError(f"--config.{dotted}={schema.shown(read)} cannot be used: {error}.") from None
-    if node[name] is not None:
-      _clear_other_units(node, name)
+    for other in _other_units(name) if node[name] is not None else ():
+      if other in node:
+        node[other] = None
   return config
 
 
@@ -118,7 +132,7 @@ def _unknown(dotted: str, name: str, known: list[str]) -> None:
 
 
 def _read(value: Any, before: Any, dotted: str) -> Any:
-  """The text of an override as a value; a field that held text keeps it as it is."""
+  """Parses the text of an override; for a text field it is returned unchanged."""
   if not isinstance(value, str) or (isinstance(before, str) and value != "None"):
     return value
   if isinstance(before, bool) and value.lower() in ("true", "false"):
@@ -134,19 +148,11 @@ def _read(value: Any, before: Any, dotted: str) -> Any:
 
 
 def _other_units(name: str) -> list[str]:
-  """`total_steps` -> the names of the same duration in the other units; none for other fields."""
+  """`total_steps` -> the same duration in the other units; [] if it is no duration."""
   prefix, _, unit = name.rpartition("_")
-  return (
-    [f"{prefix}_{u}" for u in durations.UNITS if u != unit]
-    if prefix and unit in durations.UNITS
-    else []
-  )
-
-
-def _clear_other_units(node: ConfigDict, name: str) -> None:
-  for other in _other_units(name):
-    if other in node:
-      node[other] = None
+  if not prefix or unit not in durations.UNITS:
+    return []
+  return [f"{prefix}_{other}" for other in durations.UNITS if other != unit]
 
 
 def _fill_all(config: ConfigDict, common: Any) -> None:
@@ -157,9 +163,9 @@ def _fill_all(config: ConfigDict, common: Any) -> None:
 
 
 def _fill(section: Any, defaults: Mapping[str, Any]) -> None:
-  """Adds the fields that are missing; a duration only if no other unit of it is there."""
+  """Adds missing fields; a duration only if it is not set in another unit."""
   if not isinstance(section, ConfigDict):
-    return  # `validated` says what is wrong with it.
+    return  # `validated` reports it.
   for name, value in defaults.items():
     if not any(other in section for other in (name, *_other_units(name))):
       section[name] = value
@@ -167,7 +173,7 @@ def _fill(section: Any, defaults: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _import_paths(path: pathlib.Path) -> Iterator[None]:
-  """Lets a config file say `from configs import common`, wherever the program was started."""
+  """Makes `from configs import common` work in any working directory."""
   added = [str(path.resolve().parent.parent), str(pathlib.Path.cwd()), str(_ROOT)]
   sys.path[:0] = added
   try:
@@ -178,13 +184,13 @@ def _import_paths(path: pathlib.Path) -> Iterator[None]:
 
 
 def _get_config(path: pathlib.Path, arg: str) -> Any:
-  """Runs a config file; what goes wrong in it is told with its line."""
+  """Runs a config file; errors in it are reported with their line."""
   try:
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     return module.get_config(arg or None)
-  except ValueError as e:  # What configs/common.py says about an argument.
+  except ValueError as e:  # Raised by configs/common.py for an argument.
     message, *rest = e.args or ("",)
     hint = did_you_mean(*rest) if len(rest) == 2 else ""
     raise UserError(f"{path}: {message}{hint}") from e

@@ -1,7 +1,6 @@
-"""Which fields does a config have, and what may stand in each?
+"""Which fields does a config have, what does each accept, and what does it mean?
 
-One entry a field: what it accepts and what it means; defaults are in configs/common.py. `check`
-looks at names, types and ranges; rules between fields are in validate.py.
+Defaults are in configs/common.py, rules between fields in validate.py.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,28 +9,27 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pgjax import call_syntax
 from pgjax.call_syntax import Between
 from pgjax.errors import UserError, cut, did_you_mean
-from pgjax.params import names as param_names
 
 DTYPES = ("float32", "bfloat16")
-EVAL_TYPES = (  # Those of evaluation/scorers.py, and the one that does not decode.
+EVAL_TYPES = (  # Of evaluation/scorers.py, and perplexity, which does not decode.
   "vqa", "vqav2", "chartqa", "choice", "science_qa", "pope", "tallyqa", "rsvqa", "caption",
   "detection", "segmentation", "json", "predictions", "perplexity",
 )  # fmt: skip
 
 
 class Field(NamedTuple):
-  """What may stand in a field; `wants` ends the sentence `config.x=... must be <wants>`."""
+  """A field's type, as in call_syntax, and its help text, which docs/config.md shows."""
 
-  kind: Any  # As in call_syntax.
-  help: str = ""  # A row of docs/config.md, which is generated from here.
+  kind: Any
+  help: str = ""
 
   @property
   def wants(self) -> str:
-    """The types and ranges in words."""
+    """The types and ranges in words; ends the sentence `config.x=... must be <wants>`."""
     return call_syntax.describe(self.kind, ranges=True)
 
   def accepts(self, value: Any) -> bool:
-    """Whether the value is of one of the types, and in its range."""
+    """Whether the value has one of the types and is in range."""
     return call_syntax.accepts(self.kind, value)
 
 
@@ -46,6 +44,10 @@ _POSITIVE = Annotated[float, Between(0, 1e18, but_not=(0,))]
 _SHARE = Annotated[float, Between(0, 1)]
 _BELOW_1 = Annotated[float, Between(0, 1, but_not=(1,))]
 _DTYPE = Literal[DTYPES]
+_ANY_DTYPE = Literal[*DTYPES, "float16"]
+_REGEX = Annotated[str, "regex"]
+_MESH = list[tuple[Annotated[str, "axis"], Annotated[int, "size"]]]
+_SCHEDULES = Annotated[list[tuple[_REGEX, Mapping | None]], Between(1, 1000)]
 
 
 def _fields(**fields: tuple[Any, str]) -> dict[str, Field]:
@@ -53,26 +55,17 @@ def _fields(**fields: tuple[Any, str]) -> dict[str, Field]:
 
 
 def durations(**helps: str) -> dict[str, tuple[Any, str]]:
-  """The four fields of each duration; config.steps turns the one that is set into steps."""
-  units = dict(
-    steps=_FROM_0 | None,
-    epochs=_NOT_NEGATIVE | None,
-    examples=_NOT_NEGATIVE | None,
-    percent=_SHARE | None,
-  )
+  """The four fields of each duration; config/durations.py converts the one that is set to steps."""
+  units = dict(steps=_FROM_0, epochs=_NOT_NEGATIVE, examples=_NOT_NEGATIVE, percent=_SHARE)
   return {
-    f"{prefix}_{unit}": (kind, help if unit == "steps" else "")
+    f"{prefix}_{unit}": (kind | None, help if unit == "steps" else "")
     for prefix, help in helps.items()
     for unit, kind in units.items()
   }
 
 
-_SCHEDULES = Annotated[list[tuple[str, Mapping | None]], Between(1, 1000)]
-_TOTAL = {
-  name: kind
-  for name, kind in durations(total="length of the run; one of the three must be set").items()
-  if name != "total_percent"
-}
+_TOTAL = durations(total="length of the run; one of the three must be set")
+del _TOTAL["total_percent"]
 RUN = _fields(
   seed=(_FROM_0, "seed of initial weights, data order, random ops, dropout and sampling"),
   res=(_FROM_1, "pixels on each side of an image"),
@@ -90,50 +83,41 @@ RUN = _fields(
   optax=(Mapping, "arguments of the optimizer, such as `dict(b2=0.95)`"),
   lr=(_NOT_NEGATIVE, "learning rate, multiplied by the schedule"),
   lr_mults=(
-    list[tuple[str, _POSITIVE]] | None,
+    list[tuple[_REGEX, _POSITIVE]] | None,
     "factor on `lr` by parameter name, first match; 1 where nothing matches",
   ),
   wd=(_NOT_NEGATIVE, "weight decay, multiplied by the schedule but not by `lr`"),
   wd_mults=(
-    list[tuple[str, _NOT_NEGATIVE]] | None,
+    list[tuple[_REGEX, _NOT_NEGATIVE]] | None,
     'factor on `wd` by parameter name, first match, else 0; None: `[(".*/kernel", 1.0)]`',
   ),
   stochastic_rounding=(bool, "round bfloat16 updates stochastically (docs/optimizers.md)"),
-  opt_state_memory=(
-    Literal["device", "host"],
-    "where the optimizer's state is stored between steps",
-  ),
+  opt_state_memory=(Literal["device", "host"], "where optimizer state is stored between steps"),
   ema_decay=(_BELOW_1 | None, "average the trained weights with this decay and score the average"),
-  grad_clip_norm=(
-    _NOT_NEGATIVE | None,
-    "clip gradients to this global norm; 0 or None: no clipping",
-  ),
+  grad_clip_norm=(_NOT_NEGATIVE | None, "clip gradients to this global norm; 0 or None: do not"),
   label_smoothing=(_BELOW_1, "share of the target spread over all tokens"),
-  schedule=(
-    Mapping | _SCHEDULES,
-    "multiplier of `lr` and `wd` over the run: the fields of `schedule`, below",
+  schedule=(Mapping | _SCHEDULES, "multiplier of `lr` and `wd`: the fields of `schedule`, below"),
+  params=(
+    list[tuple[_REGEX, Annotated[str, "spec"]]],
+    "which parameters train, by name, first match (docs/lora.md)",
   ),
-  params=(list[tuple[str, str]], "which parameters train, by name, first match (docs/lora.md)"),
   model=(Mapping, "`dict(img=..., llm=...)`: the fields of both towers, below"),
   model_init=(
     _TEXT | Mapping | None,
-    "checkpoint to start from (docs/weights.md); None: random weights",
+    "checkpoint to start from (docs/weights.md); None: random init",
   ),
   dtype=(_DTYPE, "of the computation; trained weights are stored in float32"),
   remat=(_TEXT, "which activations are stored for the backward pass (docs/memory.md)"),
   microbatches=(_FROM_1, "accumulate gradients over this many parts of a batch"),
-  mesh=(list[tuple[str, int]], "the device mesh; a size of -1 takes the remaining devices"),
+  mesh=(_MESH, "the device mesh; a size of -1 takes the remaining devices"),
   sharding_strategy=(
-    list[tuple[str, str]],
+    list[tuple[_REGEX, Annotated[str, "tactic"]]],
     "how each parameter is sharded: `replicate`, `fsdp(axis)` or `shard_dim(axis, dim)`",
   ),
   decode=(_TEXT, "how answers are generated (docs/decoding.md)"),
   evals=(Mapping, "`{name: entry}`: the evaluators, each with the fields of an entry, below"),
   keep_last=(_FROM_1, "how many of the newest checkpoints stay"),
-  keep_best=(
-    _ANY_TEXT,
-    'also keep the best by a metric, such as "val/acc"; "-val/avg" where less is better',
-  ),
+  keep_best=(_ANY_TEXT, 'also keep the best by this metric: "val/acc", or "-val/avg" to minimise'),
 )
 INPUT = _fields(
   data=(Mapping, "a source, or a mixture `{name: weight}` (docs/data.md)"),
@@ -159,7 +143,7 @@ IMG = _fields(
   patch_size=(_FROM_1 | tuple[_FROM_1, _FROM_1] | None, "pixels of a patch"),
   pool_type=(Literal["none"] | None, "big_vision's field; PaliGemma does not pool"),
   posemb=(Literal["learn"] | None, "big_vision's field; embeddings are learned"),
-  dtype_mm=(Literal[*DTYPES, "float16"] | None, "compute dtype of this tower; None: the run's"),
+  dtype_mm=(_ANY_DTYPE | None, "compute dtype of this tower; None: the run's"),
 )
 LLM = _fields(
   **_TOWER,
@@ -174,10 +158,7 @@ LLM = _fields(
     "how queries are scaled; a number n: by n ** -0.5",
   ),
   post_norms=(bool | None, "norms after attention and MLP too (Gemma 2)"),
-  cache_dtype=(
-    Literal[*DTYPES, "float16"] | None,
-    "dtype of the decoding cache; None: the compute dtype",
-  ),
+  cache_dtype=(_ANY_DTYPE | None, "dtype of the decoding cache; None: the compute dtype"),
 )
 MODEL = _fields(
   img=(Mapping, "image tower"),
@@ -220,7 +201,7 @@ EVAL = _fields(
 
 
 def check(section: Any, fields: Mapping[str, Field], where: str) -> None:
-  """Every name must be known, every field that is not optional there, every value acceptable."""
+  """Raises for an unknown name and for a value of a wrong type or range."""
   for name, value in section.items():
     if name not in fields:
       raise UserError(f"{where} has no field {name!r}.{did_you_mean(name, fields)}")
@@ -229,30 +210,24 @@ def check(section: Any, fields: Mapping[str, Field], where: str) -> None:
 
 
 def require(section: Any, fields: Iterable[str], where: str) -> None:
-  """Raises if one of the fields is not there at all."""
+  """Raises if one of the fields is missing."""
   if missing := [name for name in fields if name not in section]:
     raise UserError(f"{where} lacks {', '.join(missing)}; configs/common.py has every field.")
 
 
-def check_patterns(pairs: Any, where: str) -> None:
-  """Regular expressions that do not compile are told before a model exists."""
-  for pattern, _ in pairs or ():
-    param_names.compile_pattern(pattern, where)
-
-
 def fields_at(path: tuple[str, ...]) -> Mapping[str, Field] | None:
   """The fields under a dotted path such as ("model", "llm"); None where any name is allowed."""
-  known = {
+  if path[:1] == ("evals",):
+    return EVAL if len(path) == 2 else None
+  sections = {
     (): RUN, ("input",): INPUT, ("model",): MODEL, ("model", "img"): IMG, ("model", "llm"): LLM,
     ("schedule",): SCHEDULE,
   }  # fmt: skip
-  if path[:1] == ("evals",):
-    return EVAL if len(path) == 2 else None
-  return known.get(path)
+  return sections.get(path)
 
 
 def shown(value: Any) -> str:
-  """A value in an error message, cut where it is long."""
+  """A value for an error message, shortened."""
   try:
     return cut(repr(value.to_dict() if hasattr(value, "to_dict") else value))
   except ValueError:  # Python prints no integer of over 4300 digits.

@@ -1,4 +1,4 @@
-"""Checks a whole config before JAX, data or weights are touched."""
+"""Is a config valid? Checked before JAX, data or weights are touched."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ from pgjax.params import names as param_names, rules as param_rules
 
 
 def validated(config: ConfigDict) -> ConfigDict:
-  """A checked, complete and locked copy: names, types, ranges, and the rules between fields."""
+  """A complete, locked copy with checked names, types, ranges and rules between fields."""
   config = ConfigDict(config.to_dict(), type_safe=False)
   _merge_frozen(config)
   schema.require(config, [n for n in schema.RUN if not n.endswith(durations.UNITS)], "config")
@@ -38,19 +38,19 @@ def validated(config: ConfigDict) -> ConfigDict:
 
 
 def _merge_frozen(config: ConfigDict) -> None:
-  """big_vision freezes by schedule=[(regex, None)]; here that is said in `params`."""
+  """Moves big_vision's way to freeze, schedule=[(regex, None)], to `params`."""
   if not isinstance(config.schedule, list | tuple):
     return
   if not schema.RUN["schedule"].accepts(config.schedule):
-    return  # `check` says what is wrong with it.
+    return  # `check` reports it.
   frozen, rest = param_rules.from_schedule(config.schedule)
   if frozen is None:
     return
-  said = [tuple(pair) for pair in config.params]
-  if said not in ([(".*", "train")], frozen):
+  params = [tuple(pair) for pair in config.params]
+  if params not in ([(".*", "train")], frozen):
     raise UserError(
-      f"config.schedule freezes {[p for p, v in config.schedule if v is None]} with None, and "
-      f"config.params={said} says something else; say what trains in one of the two."
+      f"config.schedule freezes {[p for p, v in config.schedule if v is None]} with None, which "
+      f"contradicts config.params={params}; set what trains in one of the two."
     )
   if not rest:
     raise UserError("config.schedule freezes everything: at least one pattern needs a schedule.")
@@ -62,13 +62,14 @@ def _check_training(config: ConfigDict) -> None:
     durations.check_duration(config, prefix, "config")
   if not durations.fields_set(config, "total"):
     raise UserError(
-      "The config does not say how long to train: set one of total_epochs, total_steps or "
+      "The config does not set how long to train: set one of total_epochs, total_steps or "
       "total_examples."
     )
   for _, spec in config.params:
     param_rules.parse_spec(spec)
   for name in ("params", "lr_mults", "wd_mults", "sharding_strategy"):
-    schema.check_patterns(config[name], f"config.{name}")
+    for pattern, _ in config[name] or ():
+      param_names.compile_pattern(pattern, f"config.{name}")
   single = isinstance(config.schedule, ConfigDict)
   for pattern, fields in [("", config.schedule)] if single else config.schedule:
     where = f"config.schedule[{pattern!r}]" if pattern else "config.schedule"
@@ -86,9 +87,9 @@ def _check_sizes(config: ConfigDict) -> None:
     )
   img = config.model.img
   patch = img.patch_size if "patch_size" in img else None
-  if patch is None:  # "So400m/14" names it too; what else the name means is the model's business.
-    found = re.fullmatch(r".*/(\d+)", img.variant if "variant" in img else "")
-    patch = int(found[1]) if found else 1
+  if patch is None:  # From a name such as "So400m/14".
+    match = re.fullmatch(r".*/(\d+)", img.variant if "variant" in img else "")
+    patch = int(match[1]) if match else 1
   for size in [patch] if isinstance(patch, int) else patch:
     if config.res % size:
       near = config.res // size * size
