@@ -1,7 +1,6 @@
-"""Which ops make answers of boxes and masks?
+"""Which ops write answers from boxes and masks? Factories for the dict OPS of parse.py.
 
-Factories for the dict OPS of parse.py: arguments in, a function from example to example out.
-Boxes in an example are y0, x0, y1, x1 as shares of the image unless `format` says otherwise.
+Boxes in an example are y0, x0, y1, x1 as shares of the image unless `format` names another order.
 """
 
 from typing import Annotated, Literal
@@ -29,17 +28,15 @@ def boxes_to_suffix(
   """"<loc..> cat ; <loc..> dog", and `boxes` become normalised.
 
   Boxes in pixels ("coco", "voc") need the columns width and height. `order`: "given", "random"
-  (another one each time), "area" (largest first), "position" (from the top, then from the left).
+  (a new one each time), "area" (largest first), "position" (from the top, then from the left).
   """  # fmt: skip
 
   def apply(example):
-    example[boxes] = _normalised(example, boxes, format)
-    picked = _order(example, example[boxes], order)
-    names = _as_list(example[labels], labels, len(picked))
-    example[outkey] = locations.detection_suffix(
-      [example[boxes][i] for i in picked], [names[i] for i in picked]
-    )
-    return example
+    values = _normalised(example, boxes, format)
+    picked = _order(example, values, order)
+    names = _as_list(example, labels, len(values))
+    suffix = locations.detection_suffix([values[i] for i in picked], [names[i] for i in picked])
+    return example | {boxes: values, outkey: suffix}
 
   return apply
 
@@ -53,17 +50,17 @@ def masks_to_suffix(
   order: _Order = "given",
   outkey: Name = "suffix",
 ):
-  """ "<loc..><seg..> cat ; <loc..><seg..> dog", of normalised boxes and COCO's segmentations.
+  """ "<loc..><seg..> cat ; <loc..><seg..> dog", from normalised boxes and COCO's segmentations.
 
-  Needs the columns width and height. labels=None leaves them out, as in RefCOCO. `model` is "oi"
-  or a file, as in seg_weights.
+  Needs the columns width and height. labels=None omits them, as in RefCOCO. `model` is "oi" or an
+  .npz file (formats/seg_vae_npz.py).
   """
   encoder = mask_tokens.load(model)
 
   def apply(example):
     values = _normalised(example, boxes, "normalised")
-    outlines = _as_list(example[segmentations], segmentations, len(values))
-    names = _as_list(example[labels], labels, len(values)) if labels else None
+    outlines = _as_list(example, segmentations, len(values))
+    names = _as_list(example, labels, len(values)) if labels else None
     codes = []
     for i, (box, outline) in enumerate(zip(values, outlines, strict=True)):
       if outline is None:
@@ -71,18 +68,18 @@ def masks_to_suffix(
       mask_HW = masks.from_coco(outline, example["height"], example["width"])
       codes.append(encoder.of_object(mask_HW, box))
     picked = _order(example, values, order)
-    example[outkey] = locations.segmentation_suffix(
+    suffix = locations.segmentation_suffix(
       [values[i] for i in picked],
       [codes[i] for i in picked],
       [names[i] for i in picked] if names is not None else (),
     )
-    return example
+    return example | {outkey: suffix}
 
   return apply
 
 
 def refcoco_mask2str(model: Name = "oi"):
-  """big_vision's: prefix = the sentence, suffix = four <loc> and sixteen <seg>, no label."""
+  """As in big_vision: prefix is the sentence, suffix four <loc> and sixteen <seg>, no label."""
   encoder = mask_tokens.load(model)
 
   def apply(example):
@@ -93,10 +90,8 @@ def refcoco_mask2str(model: Name = "oi"):
         f"refcoco_mask2str takes one object: a box is {box.shape}, not (4,), or a mask is"
         f" {mask.dtype} {mask.shape}, not uint8 [H, W, C]; choose one before"
       )
-    example["prefix"] = example["objects/refs/sentence"]
-    codes = encoder.of_object(mask[:, :, 0], box)
-    example["suffix"] = locations.loc_string(box) + locations.seg_string(codes)
-    return example
+    suffix = locations.loc_string(box) + locations.seg_string(encoder.of_object(mask[:, :, 0], box))
+    return example | {"prefix": example["objects/refs/sentence"], "suffix": suffix}
 
   return apply
 
@@ -104,7 +99,7 @@ def refcoco_mask2str(model: Name = "oi"):
 def flip_boxes_lr(
   probability: Annotated[float, Between(0, 1)] = 0.5, *, key: Name = "image", boxes: Name = "boxes"
 ):
-  """Mirrors the image and its normalised boxes together; make the suffix after it."""
+  """Mirrors the image and its normalised boxes together; the op for the suffix goes after it."""
 
   def apply(example):
     if text_ops.example_rng(example).random() < probability:
@@ -119,7 +114,7 @@ def flip_boxes_lr(
 
 
 def draw_bbox(image_key: Name = "image", bbox_key: Name = "bbox"):
-  """big_vision's: one red box of one pixel's width, float32 from 0 to 255; value_range follows."""
+  """Draws a red box one pixel wide, float32 from 0 to 255, before value_range (big_vision)."""
 
   def apply(example):
     image = np.array(example[image_key], np.float32)
@@ -128,7 +123,7 @@ def draw_bbox(image_key: Name = "image", bbox_key: Name = "bbox"):
       raise UserError(f"draw_bbox draws one box of four numbers, '{bbox_key}' is {box.shape}")
     height, width = image.shape[:2]
     scale = np.array([height - 1, width - 1] * 2, np.float32)
-    y0, x0, y1, x1 = (int(n) for n in box * scale)  # Cut to whole pixels, as TensorFlow does.
+    y0, x0, y1, x1 = (int(n) for n in box * scale)  # Truncated, as in TensorFlow.
     rows = slice(max(0, y0), min(height - 1, y1) + 1)
     columns = slice(max(0, x0), min(width - 1, x1) + 1)
     for y in (y0, y1):
@@ -137,20 +132,18 @@ def draw_bbox(image_key: Name = "image", bbox_key: Name = "bbox"):
     for x in (x0, x1):
       if 0 <= x < width:
         image[rows, x] = (255, 0, 0)
-    example[image_key] = image
-    return example
+    return example | {image_key: image}
 
   return apply
 
 
 def _normalised(example, name, format):
-  width, height = example.get("width"), example.get("height")
-  return [
-    list(locations.to_normalised(box, format, width=width, height=height)) for box in example[name]
-  ]
+  size = dict(width=example.get("width"), height=example.get("height"))
+  return [list(locations.to_normalised(box, format, **size)) for box in example[name]]
 
 
-def _as_list(values, name, count):
+def _as_list(example, name, count):
+  values = example[name]
   if not isinstance(values, list | tuple) or len(values) != count:
     raise UserError(f"'{name}' must be a list, one for each of {count} boxes, not {values!r}")
   return values

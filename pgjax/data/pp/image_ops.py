@@ -1,8 +1,7 @@
-"""Which ops change pixels, and how do they draw their randomness?
+"""Which ops change pixels? Factories for the dict OPS of parse.py.
 
-Factories for the dict OPS of parse.py: arguments in, a function from example to example out.
-Every op routes from `inkey` to `outkey` (`key` is both; "image" if nothing is said), and takes one
-image or a list of images (frames), which all get the same random change.
+Every op reads `inkey` and writes `outkey` (`key` is both; "image" by default), and takes one image
+or a list of images (frames), which all get the same random change.
 """
 
 from typing import Annotated, Literal, Unpack
@@ -20,43 +19,42 @@ _Size = _Side | tuple[_Side, _Side]
 _Probability = Annotated[float, Between(0, 1)]
 _Percent = Annotated[float, Between(0, 100, but_not=(0,))]
 _Level = Annotated[float, Between(-1e6, 1e6)]
-_Levels = _Level | tuple[_Level, _Level, _Level]  # One for each channel.
+_Levels = _Level | tuple[_Level, _Level, _Level]  # Per channel.
 
 
 def _image_op(change, route, takes=np.ndarray):
-  """Routes `change` from one key to another, over one image or each of a list."""
+  """Applies `change` to one image, or to each of a list."""
   inkey, outkey = routed(route, "image")
 
   def apply(example):
     value = example[inkey]
     changed = [change(image) for image in _listed(value, inkey, takes)]
-    example[outkey] = changed if isinstance(value, (list, tuple)) else changed[0]
-    return example
+    return example | {outkey: changed if isinstance(value, (list, tuple)) else changed[0]}
 
   return apply
 
 
 def _listed(value, name, takes):
-  """One image, or several, as a list; checked to be what the op can work on."""
+  """One or several images as a list, with checked types."""
   listed = value if isinstance(value, (list, tuple)) else [value]
   for image in listed:
     if not isinstance(image, takes):
       raise UserError(
         f"'{name}' is {type(image).__name__}; decode takes encoded bytes, and the other ops on "
-        "images take what it has decoded"
+        "images take decoded pixels"
       )
   return listed
 
 
 def _random_image_op(draw, route):
-  """`draw(rng, shape)` gives a change; the frames of one example all get the same."""
+  """`draw(rng, shape)` returns the change for all frames of an example."""
   inkey, _ = routed(route, "image")
 
   def apply(example):
     if np.size(example.get("boxes", ())):
       raise UserError(
-        "this op moves pixels and leaves the boxes where they were; flip_boxes_lr moves both, and"
-        ' drop("boxes") says that they do not matter'
+        "this op moves pixels and leaves the boxes where they were; flip_boxes_lr moves both, or"
+        ' remove the boxes with drop("boxes")'
       )
     first = _listed(example[inkey], inkey, np.ndarray)[0]
     change = draw(text_ops.example_rng(example), first.shape)
@@ -77,9 +75,9 @@ def resize(
   antialias: bool = False,
   **route: Unpack[Route],
 ):
-  """To a square of `size`, or to (height, width); the aspect ratio is not kept.
+  """Resizes to a square of `size` or to (height, width), without preserving the aspect ratio.
 
-  "bilinear" as big_vision does it; "bicubic" as Hugging Face does it, which is always antialiased.
+  "bilinear" is big_vision's; "bicubic" is Hugging Face's, which is always antialiased.
   """
   height, width = _pair(size)
   if method == "bicubic":
@@ -100,11 +98,11 @@ def value_range(
     raise UserError(f"in_min={in_min} and in_max={in_max} must differ, by 1e-06 at least.")
 
   def change(image):
-    whole = image.dtype == np.uint8  # Bytes stay finite; numbers may grow with every value_range.
+    finite = image.dtype == np.uint8  # Floats may grow with every value_range.
     with np.errstate(over="ignore", invalid="ignore"):
       image = images.value_range(image, vmin, vmax, in_min, in_max)
-    if not whole and not np.isfinite(image).all():
-      raise UserError("value_range makes numbers that are too large for float32")
+    if not finite and not np.isfinite(image).all():
+      raise UserError("the numbers after value_range are too large for float32")
     return np.clip(image, vmin, vmax) if clip_values else image
 
   return _image_op(change, route)
@@ -132,7 +130,7 @@ def flip_ud(probability: _Probability = 0.5, **route: Unpack[Route]):
 
 
 def random_shift(max_pixels: Annotated[int, Between(0, 4096)], **route: Unpack[Route]):
-  """Moves the image by up to so many pixels each way; the edge pixels fill what comes free."""
+  """Moves the image by up to max_pixels each way; edge pixels fill the gap."""
 
   def draw(rng, shape):
     down, across = (rng.randint(-max_pixels, max_pixels) for _ in range(2))
@@ -142,24 +140,22 @@ def random_shift(max_pixels: Annotated[int, Between(0, 4096)], **route: Unpack[R
 
 
 def _shifted(image, offset, axis):
-  """Moved along one axis; slices, because an index for each pixel takes four times as long."""
+  """Moves along one axis by slices: 4x faster than an index per pixel, 2-6x than np.pad."""
   size = image.shape[axis]
   offset = max(-size, min(size, offset))
   if not offset:
     return image
-  rest = (slice(None),) * axis
   moved = np.empty_like(image)
+  to, source = moved.swapaxes(0, axis), image.swapaxes(0, axis)
   if offset > 0:
-    moved[(*rest, slice(offset, None))] = image[(*rest, slice(0, size - offset))]
-    moved[(*rest, slice(0, offset))] = image[(*rest, slice(0, 1))]
+    to[offset:], to[:offset] = source[: size - offset], source[:1]
   else:
-    moved[(*rest, slice(0, size + offset))] = image[(*rest, slice(-offset, None))]
-    moved[(*rest, slice(size + offset, None))] = image[(*rest, slice(size - 1, None))]
+    to[: size + offset], to[size + offset :] = source[-offset:], source[-1:]
   return moved
 
 
 def random_crop(crop_size: _Size, **route: Unpack[Route]):
-  """A window of this size, anywhere in the image."""
+  """Crops a window of this size at a random position."""
   height, width = _pair(crop_size)
 
   def draw(rng, shape):
@@ -180,9 +176,9 @@ def inception_crop(
   antialias: bool = False,
   **route: Unpack[Route],
 ):
-  """A window of area_min to area_max percent and of aspect 3/4 to 4/3, resized to `size`.
+  """Crops area_min to area_max percent with aspect 3/4 to 4/3, and resizes to `size`.
 
-  As big_vision's; the draws themselves are numpy's. After 100 misfits the whole image is taken.
+  As in big_vision, with other random draws. After 100 misfits the whole image is used.
   """
   del method
   if area_min > area_max:

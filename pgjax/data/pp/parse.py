@@ -1,13 +1,13 @@
-"""Which steps turn a raw example into what the batch needs, and how is the `pp` string read?
+"""Which ops turn a raw example into a row of the batch, and how is the `pp` string parsed?
 
 `pp` is big_vision's mini-language: ops joined by "|", each a bare name or a call with Python
 literals, such as 'decode|resize(224, antialias=True)|value_range(-1, 1)|copy("answer", "suffix")'.
-All ops are in the dict OPS at the end of this file, a factory each: arguments in, a function from
-example dict to example dict out. What arguments an op takes, its signature declares (call_syntax).
+The dict OPS below maps each name to a factory: arguments in, a function from example dict to
+example dict out; its signature declares the arguments (call_syntax.py).
 
-Names that start with an underscore belong to the pipeline: `keep` leaves them. Random ops draw from
-the example's own generator, seeded by `_seed` (a tuple of ints), so that an example depends on the
-seed and its position alone.
+Names that start with an underscore belong to the pipeline, and `keep` preserves them. Random ops
+draw from the example's own generator, seeded by `_seed` (a tuple of ints), so that an example
+depends only on the seed and its position.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Example = dict
 
 
 class Op(NamedTuple):
-  """One parsed op: its name, how the user wrote it, and what it does."""
+  """One parsed op: its name, its text in `pp`, and its function."""
 
   name: str
   written: str
@@ -29,7 +29,7 @@ class Op(NamedTuple):
 
 
 class Pipeline(NamedTuple):
-  """A parsed `pp` string. Calling it changes the example that it is given."""
+  """A parsed `pp` string: a function from example to example."""
 
   ops: tuple[Op, ...]
 
@@ -41,24 +41,24 @@ class Pipeline(NamedTuple):
       except KeyError as error:
         if error.args[0] in example:
           raise
-        there = ", ".join(sorted(name for name in example if not name.startswith("_")))
+        names = ", ".join(sorted(name for name in example if not name.startswith("_")))
         raise UserError(
-          f"op {op.written} needs '{error.args[0]}', and the example has only: {there}"
+          f"op {op.written} needs '{error.args[0]}', and the example has only: {names}"
         ) from None
     return example
 
   def text_only(self) -> "Pipeline":
-    """The same without the ops that touch pixels, to look at texts alone."""
+    """The pipeline without the ops on pixels, to process only texts."""
     return Pipeline(tuple(op for op in self.ops if op.name not in IMAGE_OPS))
 
 
 def parse(pp: str, *, tokenizer=None) -> Pipeline:
-  """Reads a `pp` string; a wrong op or argument is reported here, not while running."""
+  """Parses a `pp` string; raises UserError for a wrong op or argument."""
   calls = call_syntax.parse(pp, OPS, "pp")
   return Pipeline(tuple(Op(c.name, c.written, c(tokenizer=tokenizer)) for c in calls))
 
 
-# Skipped where only texts matter. `reshape` and `copy` are not here: they carry texts as well.
+# Skipped where only texts matter; `reshape` and `copy` also move texts.
 IMAGE_OPS = {
   "decode", "resize", "value_range", "flip_lr", "flip_ud", "random_shift", "random_crop",
   "inception_crop", "draw_bbox", "flip_boxes_lr",

@@ -1,8 +1,4 @@
-"""Which ops make texts, ids and the rest of an example?
-
-Factories for the dict OPS of parse.py: arguments in, a function from example to example out.
-Random ones draw from the example's own generator, which is seeded by `_seed` (a tuple of ints).
-"""
+"""Which ops work on texts, token ids and other values? Factories for the dict OPS of parse.py."""
 
 import random
 import re
@@ -14,7 +10,7 @@ import numpy as np
 from pgjax.call_syntax import Between, Given
 from pgjax.errors import UserError
 
-Name = Annotated[str, Between(1, 1000)]  # Of a value of the example.
+Name = Annotated[str, Between(1, 1000)]  # Key of a value in the example.
 Names = Annotated[list[Name], Between(1, 100)]
 _Length = Annotated[int, Between(0, 1_000_000)]
 _Scalar = str | float | bool | None
@@ -23,7 +19,7 @@ _FIELD = re.compile(r"\{([^{}]*)\}")
 
 
 class Route(TypedDict):
-  """Which value an op reads, and under which name it writes; `key` is both."""
+  """The name that an op reads and the name that it writes; `key` is both."""
 
   key: Name
   inkey: Name
@@ -39,30 +35,26 @@ def routed(route: Route, default: str | None = None) -> tuple[str, str]:
 
 
 def example_rng(example) -> random.Random:
-  """The generator of this example; each draw moves it on.
-
-  Python's own, because making one of numpy's for each example costs more than what it is used for.
-  """
+  """The example's own generator, from `_seed`; Python's is faster to make than numpy's."""
   if "_rng" not in example:
     example["_rng"] = seeded(*example["_seed"])
   return example["_rng"]
 
 
 def seeded(*numbers: int) -> random.Random:
-  """A generator that differs wherever one of the numbers (of up to 64 bits) does."""
+  """A generator for these numbers of up to 64 bits each."""
   return random.Random(b"".join(number.to_bytes(8, "little") for number in numbers))
 
 
 def strfmt(template: str, outkey: Name = "text"):
-  """Fills {names} of the template from the example; other than strings print as TensorFlow does."""
+  """Fills {names} of the template from the example; non-strings print as in TensorFlow."""
   names = _FIELD.findall(template)
   if "" in names or set("{}") & set(_FIELD.sub("", template)):
     raise UserError("a template has braces only around names, such as {question}.")
 
   def apply(example):
     values = {name: _as_text(example[name]) for name in names}
-    example[outkey] = _FIELD.sub(lambda match: values[match[1]], template)
-    return example
+    return example | {outkey: _FIELD.sub(lambda match: values[match[1]], template)}
 
   return apply
 
@@ -79,17 +71,17 @@ def _as_text(value) -> str:
 
 
 def lower(**route: Unpack[Route]):
-  """Lower case of the ASCII letters alone, as TensorFlow's; of a text or of each in a list."""
+  """Lower-cases ASCII letters only, as TensorFlow does; in a text or in each of a list."""
   inkey, outkey = routed(route, "text")
   table = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
   def apply(example):
     value = example[inkey]
-    single = isinstance(value, str)
-    if not single and not (np.ndim(value) == 1 and all(isinstance(v, str) for v in value)):
+    if isinstance(value, str):
+      return example | {outkey: value.translate(table)}
+    if np.ndim(value) != 1 or not all(isinstance(v, str) for v in value):
       raise UserError(f"lower takes a text or a list of texts, and '{inkey}' is neither")
-    example[outkey] = value.translate(table) if single else [v.translate(table) for v in value]
-    return example
+    return example | {outkey: [v.translate(table) for v in value]}
 
   return apply
 
@@ -104,11 +96,11 @@ def tok(
   tokenizer: Given = None,
   **route: Unpack[Route],
 ):
-  """Text -> int32 ids, with the run's tokenizer whatever `model` says; cut or padded to `length`.
+  """Text -> int32 ids with the run's tokenizer (`model` is ignored), cut or padded to `length`.
 
-  eos="sticky" keeps the eos of a text that is cut.
+  eos="sticky" preserves the eos of a text that is cut.
   """
-  del model  # big_vision names its Gemma tokenizer here; ours is config.tokenizer.
+  del model  # big_vision names its Gemma tokenizer here; pgjax uses config.tokenizer.
   inkey, outkey = routed(route if text is None else {"inkey": "text"} | route)
   if tokenizer is None:
     raise UserError("tok needs a tokenizer, and none was given to the op string.")
@@ -123,20 +115,16 @@ def tok(
     ids = np.array(ids, np.int32)
     return _fit(ids, length, tokenizer.pad, eos == "sticky") if length else ids
 
-  constant = encode(text) if text is not None else None
-
-  def apply(example):
-    example[outkey] = constant if constant is not None else encode(example[inkey])
-    return example
-
-  return apply
+  if text is None:
+    return lambda example: example | {outkey: encode(example[inkey])}
+  constant = encode(text)
+  return lambda example: example | {outkey: constant}
 
 
 def _fit(values, length, pad, sticky_end):
-  if len(values) > length:
-    end = values[-1]
-    values = values[:length].copy()
-    values[-1] = end if sticky_end else values[-1]
+  if len(values) > length and sticky_end:
+    values = np.append(values[: length - 1], values[-1:])
+  values = values[:length]
   return np.pad(values, (0, length - len(values)), constant_values=pad)
 
 
@@ -148,7 +136,7 @@ def tolen(
   pad_key: Name | None = None,
   **route: Unpack[Route],
 ):
-  """A vector cut or padded at its end; what was cut is counted by the pipeline."""
+  """Cuts or pads a vector at its end; the pipeline counts cut texts."""
   inkey, outkey = routed(route)
 
   def apply(example):
@@ -156,70 +144,57 @@ def tolen(
     if length and len(values) > length:
       example["_num_tokens"] = max(len(values), example.get("_num_tokens", 0))
     pad = np.ravel(example[pad_key])[0] if pad_key else pad_value or 0
-    example[outkey] = _fit(values, length, pad, sticky_end) if length else values
-    return example
+    return example | {outkey: _fit(values, length, pad, sticky_end) if length else values}
 
   return apply
 
 
 def masked_concat(keys: Names, outkey: Name = "text", **masks: list[_Whole]):
-  """Joins id vectors, and makes for each mask a vector that is constant over each of them."""
+  """Joins id vectors, and for each mask repeats its numbers over their lengths."""
   if wrong := [name for name, values in masks.items() if len(values) != len(keys)]:
     raise UserError(f"{wrong[0]} must have one number for each of the {len(keys)} keys.")
 
   def apply(example):
     parts = [example[name] for name in keys]
-    example[outkey] = np.concatenate(parts)
     lengths = [len(part) for part in parts]
-    for name, values in masks.items():
-      example[name] = np.repeat(np.asarray(values, np.int32), lengths)
-    return example
+    repeated = {n: np.repeat(np.asarray(values, np.int32), lengths) for n, values in masks.items()}
+    return example | {outkey: np.concatenate(parts)} | repeated
 
   return apply
-
-
-# Any value
 
 
 def copy(inkey: Name, outkey: Name):
-  """The same value under a second name."""
-
-  def apply(example):
-    example[outkey] = example[inkey]
-    return example
-
-  return apply
+  """Stores the value under a second name."""
+  return lambda example: example | {outkey: example[inkey]}
 
 
 def keep(*keys: Name):
-  """Drops all other names; a name that is not there is no mistake."""
+  """Drops all other names; missing names are ignored."""
   return lambda example: {k: v for k, v in example.items() if k in keys or k.startswith("_")}
 
 
 def drop(*keys: Name):
-  """Drops these names; a name that is not there is no mistake."""
+  """Drops these names; missing names are ignored."""
   return lambda example: {k: v for k, v in example.items() if k not in keys}
 
 
 def setdefault(key: Name, value: _Scalar | list[_Scalar] | list[list[_Scalar]]):
-  """The value, where the name is missing or holds nothing."""
+  """Sets the value where the name is missing or its value is empty."""
 
   def apply(example):
-    if example.get(key) is None or np.size(example[key]) == 0:
-      example[key] = value
-    return example
+    empty = example.get(key) is None or np.size(example[key]) == 0
+    return example | {key: value} if empty else example
 
   return apply
 
 
 def flatten(keys: Names | None = None):
-  """Nested dicts to names joined by slashes; all, or only these top-level names."""
+  """Flattens nested dicts to names joined by slashes; all, or only these top-level names."""
 
   def apply(example):
     flat = {}
     for name, value in example.items():
-      nested = isinstance(value, dict) and (keys is None or name in keys)
-      flat.update(_flat(name, value) if nested else {name: value})
+      flat |= _flat(name, value) if keys is None or name in keys else {name: value}
     return flat
 
   return apply
@@ -235,7 +210,7 @@ def reshape(
   new_shape: Annotated[list[Annotated[int, Between(-1, 2**31 - 1)]], Between(0, 8)],
   **route: Unpack[Route],
 ):
-  """Another shape for the same values; [] makes one element a scalar."""
+  """Reshapes an array; [] turns a single element into a scalar."""
   inkey, outkey = routed(route, "image")
 
   def apply(example):
@@ -243,8 +218,7 @@ def reshape(
       value = np.reshape(np.asarray(example[inkey]), tuple(new_shape))
     except ValueError as error:
       raise UserError(f"reshape({new_shape}) of '{inkey}': {error}") from None
-    example[outkey] = value.item() if value.ndim == 0 else value
-    return example
+    return example | {outkey: value.item() if value.ndim == 0 else value}
 
   return apply
 
@@ -256,7 +230,7 @@ def choice(
   inkey: Name | Names | None = None,
   outkey: Name | Names | None = None,
 ):
-  """One of several at random, with the same index for all listed names; or n of them in order."""
+  """Picks one element at random, at the same index for all listed names; or n of them in order."""
   names = key or inkey
   if names is None:
     raise UserError("it takes key= or inkey=.")
@@ -271,18 +245,17 @@ def choice(
     if count < (1 if n == "single" else n):
       raise UserError(f"choice({n!r}) from '{names[0]}', which has {count} elements")
     rng = example_rng(example)
-    picked = rng.randrange(count) if n == "single" else sorted(rng.sample(range(count), n))
+    picked = [rng.randrange(count)] if n == "single" else sorted(rng.sample(range(count), n))
     for name, target in zip(names, targets, strict=True):
-      value = example[name]
-      values = value[picked] if n == "single" else [value[i] for i in picked]
-      example[target.replace("{key}", name)] = values
+      values = [example[name][i] for i in picked]
+      example = example | {target.replace("{key}", name): values[0] if n == "single" else values}
     return example
 
   return apply
 
 
 def choice_no_replacement(**route: Unpack[Route]):
-  """One of several, each once before any repeats; needs the epoch, which the pipeline gives."""
+  """Picks an element at random, each once before any repeats over epochs."""
   inkey, outkey = routed({"outkey": route.get("inkey")} | route)
 
   def apply(example):
@@ -291,8 +264,7 @@ def choice_no_replacement(**route: Unpack[Route]):
       raise UserError(f"choice_no_replacement from '{inkey}', which is empty")
     seed, dataset, index = example["_seed"][:3]
     round_number, offset = divmod(example["_epoch"], len(values))
-    rng = seeded(seed, dataset, index, round_number)
-    example[outkey] = values[rng.sample(range(len(values)), len(values))[offset]]
-    return example
+    order = seeded(seed, dataset, index, round_number).sample(range(len(values)), len(values))
+    return example | {outkey: values[order[offset]]}
 
   return apply
