@@ -1,6 +1,7 @@
-"""Batches on the devices before the step asks for them."""
+"""How do batches reach the devices before a step needs them? A thread prefetches them."""
 
 import atexit
+import contextlib
 import queue
 import threading
 import time
@@ -11,18 +12,17 @@ import jax
 from pgjax.data import pipeline
 from pgjax.distributed import mesh as mesh_lib
 
-PREFETCH_DEPTH = 2  # Batches that wait on the device beside the one in use.
+PREFETCH_DEPTH = 2  # Prefetched batches on the device, in addition to the one in use.
 
 
 class DeviceFeed:
-  """Batches on the device, put there by a thread before they are asked for.
+  """Batches on the device, prefetched by a thread.
 
   Attributes:
-    wait_seconds: how long `next` has waited for a batch, all in all.
+    wait_seconds: total time that `next` has waited for a batch.
   """
 
   def __init__(self, batches: Iterable, mesh: jax.sharding.Mesh):
-    """Starts the thread."""
     self.wait_seconds = 0.0
     self._error = None
     self._ready = queue.Queue(maxsize=PREFETCH_DEPTH)
@@ -44,7 +44,7 @@ class DeviceFeed:
     return batch
 
   def close(self):
-    """Stops the thread; what was prepared is dropped."""
+    """Stops the thread and drops the prefetched batches."""
     self._stopped.set()
     self._thread.join()
     atexit.unregister(self.close)
@@ -59,22 +59,17 @@ class DeviceFeed:
         if not self._offer((ready, None)):
           return
       self._offer((None, StopIteration()))
-    except Exception as error:  # Whatever it is, the loop that waits for a batch must get it.
+    except Exception as error:  # Any error must reach the loop that waits for a batch.
       self._offer((None, error))
 
   def _offer(self, item) -> bool:
     while not self._stopped.is_set():
-      try:
+      with contextlib.suppress(queue.Full):
         self._ready.put(item, timeout=0.1)
         return True
-      except queue.Full:
-        continue
     return False
 
 
 def to_device(batches: Iterable, mesh: jax.sharding.Mesh) -> DeviceFeed:
-  """Host batches of this process -> global arrays, in the same order, ahead of their use.
-
-  Takes TrainBatches or EvalBatches; of the latter only `arrays` go to the device.
-  """
+  """Prefetches the batches of TrainBatches or EvalBatches, and of the latter only the arrays."""
   return DeviceFeed(batches, mesh)

@@ -1,9 +1,8 @@
-"""How do encoded bytes become pixels, and pixels other pixels?
+"""How are images decoded, resized and scaled, without TensorFlow?
 
-Pillow decodes, numpy and scipy compute: no TensorFlow. Images are uint8 [H, W, 3] until
-`value_range`. Semantics are those of big_vision's ops on TensorFlow (named at each function);
-differences: JPEGs are decoded with the accurate DCT (TensorFlow's default is the fast one, which
-differs by a level or two), and EXIF rotation is left alone by both.
+Images are uint8 [H, W, 3] until `value_range`. Results are those of big_vision's TensorFlow ops,
+except that JPEGs are decoded with the accurate DCT (TensorFlow's default is the fast one, which
+differs by a level or two). Neither applies EXIF rotation.
 """
 
 import contextlib
@@ -21,8 +20,8 @@ from pgjax.data.sources import files
 from pgjax.errors import UserError
 
 MAX_PIXELS = 89_478_485  # A quarter of a GiB as RGB; also where Pillow begins to warn.
-_ORIENTATION = 0x0112  # Of EXIF; 1: as it lies.
-# Pillow knows many more, some of which start other programs (EPS).
+_ORIENTATION = 0x0112  # EXIF tag; 1: not rotated.
+# Pillow has many more, some of which start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
 
@@ -39,7 +38,7 @@ def decode(encoded: bytes) -> np.ndarray:
 
 
 def encoded(image: Any) -> bytes | list[bytes]:
-  """What `decode` takes, of a path, bytes, a PIL image, uint8 [H, W, 3], or a list of these."""
+  """Encodes a path, bytes, a PIL image, uint8 [H, W, 3], or a list of these for `decode`."""
   if isinstance(image, list | tuple) and image:
     return [encoded(each) for each in image]
   if isinstance(image, bytes):
@@ -54,41 +53,41 @@ def encoded(image: Any) -> bytes | list[bytes]:
       "an image must be a path, the bytes of a file, a PIL image, a uint8 array [height, width, 3]"
       f" or a list of these, not {type(image).__name__}{shape}"
     )
-  deep, file = image.mode.startswith("I;16"), io.BytesIO()
+  file = io.BytesIO()
   try:
-    (image if deep else image.convert("RGB")).save(file, "PNG" if deep else "PPM")
+    if image.mode.startswith("I;16"):
+      image.save(file, "PNG")
+    else:
+      image.convert("RGB").save(file, "PPM")
   except (OSError, ValueError, SyntaxError) as error:
     raise UserError(f"the PIL image cannot be read ({error})") from None
   return file.getvalue()
 
 
 def size(encoded: bytes) -> tuple[int, int]:
-  """(width, height) in pixels, from the header alone; refuses what `decode` would refuse there."""
+  """(width, height) in pixels, from the header; raises like `decode` for a damaged header."""
   with _opened(encoded) as image:
     return image.size
 
 
 @contextlib.contextmanager
 def _opened(encoded: bytes):
-  """Pillow's image; whatever is wrong with it becomes a sentence."""
+  """Pillow's image; any error becomes a UserError."""
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-      _check_size(*image.size)
+      width, height = image.size
+      if width * height > MAX_PIXELS:
+        raise UserError(_too_large(f"{width:,} x {height:,} = {width * height:,}"))
       yield image
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
     pixels = re.search(r"\((\d+) pixels\)", str(error))
     raise UserError(_too_large(f"{int(pixels[1]):,}" if pixels else "too many")) from None
   except UserError:
     raise
-  except Exception as error:  # Pillow raises whatever its decoders raise.
-    what = " ".join(str(error).split())
-    what = re.sub(r"<_io\.BytesIO.*?>", f"these {len(encoded):,} bytes", what)
-    raise UserError(f"the image cannot be decoded ({what}); is the file damaged?") from None
-
-
-def _check_size(width: int, height: int):
-  if width * height > MAX_PIXELS:
-    raise UserError(_too_large(f"{width:,} x {height:,} = {width * height:,}"))
+  except Exception as error:  # Pillow raises any error of its decoders.
+    reason = " ".join(str(error).split())
+    reason = re.sub(r"<_io\.BytesIO.*?>", f"these {len(encoded):,} bytes", reason)
+    raise UserError(f"the image cannot be decoded ({reason}); is the file damaged?") from None
 
 
 def _too_large(pixels: str) -> str:
@@ -99,10 +98,10 @@ def _too_large(pixels: str) -> str:
 
 
 def resize(image: np.ndarray, height: int, width: int, *, antialias: bool) -> np.ndarray:
-  """Bilinear [H, W, C] -> [height, width, C] of the same dtype, as tf.image.resize does it.
+  """Bilinear [H, W, C] -> [height, width, C] of the same dtype, as in tf.image.resize.
 
-  Computed in float32, clipped to the dtype's range, and cast to an integer dtype by truncation, not
-  by rounding. An image that has the size already is returned as it is.
+  Computed in float32, clipped to the dtype's range, and truncated, not rounded, to an integer
+  dtype. An image of that size is returned unchanged.
   """
   if image.shape[:2] == (height, width):
     return image
@@ -116,14 +115,14 @@ def resize(image: np.ndarray, height: int, width: int, *, antialias: bool) -> np
 
 
 def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-  """uint8 [H, W, 3] -> uint8 [height, width, 3] by Pillow's bicubic filter, to the bit.
+  """uint8 [H, W, 3] -> uint8 [height, width, 3] by Pillow's bicubic filter.
 
-  Hugging Face's processors without torchvision call the same; it antialiases and rounds, where
-  `resize` truncates. An image that has the size already is returned as it is.
+  Bit-equal to Hugging Face's processors without torchvision; it antialiases and rounds, where
+  `resize` truncates. An image of that size is returned unchanged.
   """
   if image.dtype != np.uint8:
     raise UserError(
-      f"bicubic resizing takes the uint8 pixels that decode makes, not {image.dtype}; put resize"
+      f"bicubic resizing takes the uint8 pixels from decode, not {image.dtype}; put resize"
       " before value_range."
     )
   if image.shape[:2] == (height, width):
@@ -132,7 +131,7 @@ def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _interpolated(image, height, width):
-  """Half-pixel centres, two neighbours a side, no widening when shrinking (so it aliases)."""
+  """Half-pixel centres and two neighbours per axis, even when shrinking, so it aliases."""
   top, bottom, down = _neighbours(image.shape[0], height)
   left, right, across = _neighbours(image.shape[1], width)
   across = across[:, None]
@@ -149,9 +148,8 @@ def _interpolated(image, height, width):
 @functools.lru_cache(maxsize=512)
 def _neighbours(size_in: int, size_out: int):
   """Lower and upper source index of each output, and the float32 weight of the upper one."""
-  centre = (np.arange(size_out, dtype=np.float32) + np.float32(0.5)) * np.float32(
-    size_in / size_out
-  ) - np.float32(0.5)
+  half, scale = np.float32(0.5), np.float32(size_in / size_out)
+  centre = (np.arange(size_out, dtype=np.float32) + half) * scale - half
   floor = np.floor(centre)
   lower = np.maximum(floor.astype(np.int64), 0)
   upper = np.minimum(np.ceil(centre).astype(np.int64), size_in - 1)
@@ -159,7 +157,7 @@ def _neighbours(size_in: int, size_out: int):
 
 
 def _antialiased(image, height, width):
-  """Triangle filter as wide as the shrinking factor, rows first and then columns."""
+  """Triangle filter as wide as the shrinking factor, first over rows, then over columns."""
   size_in_y, size_in_x, channels = image.shape
   flat = image.reshape(size_in_y, size_in_x * channels).astype(np.float32)
   rows = (_triangle_weights(size_in_y, height) @ flat).reshape(height, size_in_x, channels)
@@ -171,18 +169,19 @@ def _antialiased(image, height, width):
 @functools.lru_cache(maxsize=512)
 def _triangle_weights(size_in: int, size_out: int) -> scipy.sparse.csr_array:
   """float32 [size_out, size_in]; each row sums to 1, also at the borders."""
+  half, one = np.float32(0.5), np.float32(1)
   scale = np.float32(size_in / size_out)
-  widening = max(scale, np.float32(1))  # Enlarging does not widen.
+  widening = max(scale, one)  # Enlarging does not widen.
   starts, indices, weights = [0], [], []
   for out in range(size_out):
-    centre = (np.float32(out) + np.float32(0.5)) * scale
-    first = max(int(np.ceil(centre - widening - np.float32(0.5))), 0)
-    last = min(int(np.floor(centre + widening - np.float32(0.5))), size_in - 1)
+    centre = (np.float32(out) + half) * scale
+    first = max(int(np.ceil(centre - widening - half)), 0)
+    last = min(int(np.floor(centre + widening - half)), size_in - 1)
     source = np.arange(first, last + 1)
-    distance = np.abs((source.astype(np.float32) + np.float32(0.5) - centre) / widening)
-    weight = np.maximum(np.float32(1) - distance, np.float32(0))
+    distance = np.abs((source.astype(np.float32) + half - centre) / widening)
+    weight = np.maximum(one - distance, np.float32(0))
     indices.append(source)
-    weights.append(weight * (np.float32(1) / np.cumsum(weight)[-1]))
+    weights.append(weight * (one / np.cumsum(weight)[-1]))
     starts.append(starts[-1] + len(source))
   return scipy.sparse.csr_array(
     (np.concatenate(weights), np.concatenate(indices).astype(np.int32), np.array(starts, np.int32)),
@@ -202,6 +201,6 @@ def value_range(image: np.ndarray, vmin, vmax, in_min, in_max) -> np.ndarray:
 
 
 def is_rotated(encoded: bytes) -> bool:
-  """Whether a camera said, in EXIF, that its image has to be turned; `decode` does not turn it."""
+  """Whether EXIF marks the image as rotated, which `decode` ignores."""
   with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
     return image.getexif().get(_ORIENTATION, 1) not in (0, 1)

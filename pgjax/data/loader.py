@@ -1,12 +1,11 @@
-"""What does one raw example become?
+"""How does one raw example become a row of a batch?
 
-A source's example goes through the ops of `pp`, its image is checked against what the model takes,
-its texts are packed, and the rest stays beside it for the host. What is wrong with it is told with
-file and line.
+The ops of `pp` run, the image is checked against the model's input, the texts are packed, and all
+other columns stay on the host. Errors name file and line.
 
-`pp` ends with `image`, `prefix` and `suffix` (texts), which are packed here; or, as big_vision's
-own configs do, with `text`, `mask_ar` and `mask_loss` or `mask_input`, which are taken as they are.
-For decoding, the suffix is no part of the prompt; `answer_start`, where pp makes it, is.
+`pp` ends with `image`, `prefix` and `suffix` (texts), which are packed here; or, as in big_vision's
+configs, with `text`, `mask_ar` and `mask_loss` or `mask_input`, which are used unchanged. When
+decoding, the prompt excludes the suffix and includes `answer_start` if pp sets it.
 """
 
 import zlib
@@ -16,7 +15,7 @@ import numpy as np
 
 from pgjax.data import prefix_lm
 from pgjax.data.pp import parse
-from pgjax.errors import UserError
+from pgjax.errors import UserError, naming
 
 TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
 
@@ -25,52 +24,55 @@ class LoadedRow(NamedTuple):
   """One example, ready to be stacked."""
 
   arrays: dict[str, np.ndarray]
-  columns: dict  # What only the host needs: id, answer, question ...
+  columns: dict  # For the host: id, answer, question ...
   truncated: bool
 
 
 class Layout(NamedTuple):
-  """What every row must look like."""
+  """The sizes of every row, and whether it is for training."""
 
   res: int
   text_len: int
   num_frames: int
-  for_training: bool  # Text with suffix and mask_loss; else the prompt alone.
+  for_training: bool  # Text with suffix and mask_loss; else only the prompt.
+
+
+class Part(NamedTuple):
+  """One data set of a mixture."""
+
+  name: str
+  source: object
+  weight: float
 
 
 class Loader:
   """(position in the endless stream, index in the source) -> LoadedRow."""
 
-  def __init__(self, part, pp: str, tokenizer, layout: Layout, seed: int, cache_bytes: int = 0):
-    """`part` has a name and a source; reads `pp`, so a typo in it is told here."""
+  def __init__(self, part: Part, pp: str, tokenizer, layout: Layout, seed: int, cache_bytes=0):
+    """Parses `pp`; raises UserError for a mistake in it."""
     self.part, self.layout, self.tokenizer, self.seed = part, layout, tokenizer, seed
-    self.name_hash = zlib.crc32(part.name.encode())  # By name, so that no other data set matters.
+    self.name_hash = zlib.crc32(part.name.encode())  # Independent of other data sets.
     parsed = parse.parse(pp, tokenizer=tokenizer)
     self.text_ops = parsed.text_only()
     self.decode, self.ops = _DecodeCache.split(parsed, cache_bytes)
 
   def __call__(self, position: int, index: int) -> LoadedRow:
-    """Reads, preprocesses, packs; a user's mistake is told with file and line."""
-    try:
+    """Reads, preprocesses and packs an example; errors name file and line."""
+    with naming(self.part.source.where(index)):
       example = self._start(self.part.source[index], position, index)
       example = self.ops(self.decode(example))
       arrays = _images(example.pop("image", None), self.layout)
       texts, num_tokens, room = self._pack(example)
-    except UserError as error:
-      raise UserError(f"{self.part.source.where(index)}: {error}") from None
     columns = {k: v for k, v in example.items() if k not in TEXT_KEYS and not k.startswith("_")}
     return LoadedRow({**arrays, **texts}, columns, num_tokens > room)
 
   def num_tokens(self, index: int) -> tuple[int, int]:
-    """Tokens that the text has, and that fit; without touching the image."""
-    try:
-      _, num_tokens, room = self.texts(index)
-    except UserError as error:
-      raise UserError(f"{self.part.source.where(index)}: {error}") from None
-    return num_tokens, room
+    """The number of tokens in the text and how many fit, without reading the image."""
+    with naming(self.part.source.where(index)):
+      return self.texts(index)[1:]
 
   def texts(self, index: int) -> tuple[dict, int, int]:
-    """The example as the ops that touch no image make it, its tokens, and how many fit."""
+    """The example after the text ops, its number of tokens, and how many fit."""
     example = self.text_ops(self._start(self.part.source.texts(index), 0, index))
     _, num_tokens, room = self._pack(example)
     return example, num_tokens, room
@@ -87,7 +89,7 @@ class Loader:
       needed = "mask_loss" if self.layout.for_training else "mask_input"
       if needed not in arrays or len({np.shape(array) for array in arrays.values()}) > 1:
         shapes = {key: np.shape(array) for key, array in arrays.items()}
-        raise UserError(f"pp makes tokens itself, so it must make {needed} too, as long: {shapes}")
+        raise UserError(f"pp makes tokens, so it must make {needed} too, of equal length: {shapes}")
       room = len(arrays["text"])
       return prefix_lm.Packed(arrays, example.get("_num_tokens", room), room)
     prefix = _text(example, "prefix")
@@ -99,23 +101,23 @@ class Loader:
 
 def _text(example, key) -> str:
   if key not in example:
-    there = ", ".join(sorted(k for k in example if not k.startswith("_")))
+    names = ", ".join(sorted(k for k in example if not k.startswith("_")))
     raise UserError(
-      f"there is no '{key}' after pp, only {there}; make it with copy(inkey, outkey) or strfmt"
+      f"there is no '{key}' after pp, only {names}; make it with copy(inkey, outkey) or strfmt"
     )
   if not isinstance(example[key], str):
-    raise UserError(f"'{key}' must be text, not {example[key]!r}; strfmt makes text of numbers")
+    raise UserError(f"'{key}' must be text, not {example[key]!r}; strfmt turns numbers into text")
   return example[key]
 
 
 def _images(value, layout: Layout) -> dict[str, np.ndarray]:
-  """image, and image_mask where there are frames; anything but what the model takes is refused."""
+  """image, and image_mask if there are frames; raises unless the model takes it."""
   several = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 4)
   frames = list(value) if several else [value]
   size = (layout.res, layout.res, 3)
   for frame in frames:
     if not isinstance(frame, np.ndarray):
-      raise UserError("pp must make pixels of 'image': decode|resize(res)|value_range(-1, 1)")
+      raise UserError("pp must decode 'image': decode|resize(res)|value_range(-1, 1)")
     if frame.shape != size:
       raise UserError(f"the image is {frame.shape} after pp, and res asks for {size}")
     if frame.dtype != np.float32:
@@ -132,9 +134,9 @@ def _images(value, layout: Layout) -> dict[str, np.ndarray]:
 
 
 class _DecodeCache:
-  """Runs the leading decode and resize, and keeps the pixels of the first images it sees.
+  """Runs the leading decode and resize, and caches the pixels of the first images.
 
-  Keyed by the encoded bytes, so that questions on one image share its pixels; it changes no result.
+  Keyed by the encoded bytes, so that questions on one image share its pixels.
   """
 
   def __init__(self, leading: parse.Pipeline, limit_bytes: int):
@@ -144,9 +146,8 @@ class _DecodeCache:
   @classmethod
   def split(cls, parsed: parse.Pipeline, limit_bytes: int):
     """The cached beginning and the rest of a pipeline."""
-    written = [op.written for op in parsed.ops]
     cacheable = [op.name in ("decode", "resize") and "key=" not in op.written for op in parsed.ops]
-    count = cacheable.index(False) if False in cacheable else len(written)
+    count = [*cacheable, False].index(False)
     return cls(parse.Pipeline(parsed.ops[:count]), limit_bytes), parse.Pipeline(parsed.ops[count:])
 
   def __call__(self, example):
@@ -154,8 +155,7 @@ class _DecodeCache:
     if not self.leading.ops or not isinstance(encoded, bytes):
       return self.leading(example)
     if encoded in self.pixels:
-      example["image"] = self.pixels[encoded]
-      return example
+      return example | {"image": self.pixels[encoded]}
     example = self.leading(example)
     size = len(encoded) + example["image"].nbytes
     if self.used_bytes + size <= self.limit_bytes:
@@ -166,11 +166,3 @@ class _DecodeCache:
 
   def __reduce__(self):
     return _DecodeCache, (self.leading, self.limit_bytes)
-
-
-class Part(NamedTuple):
-  """One data set of a mixture."""
-
-  name: str
-  source: object
-  weight: float

@@ -1,15 +1,14 @@
 """How does a box become four tokens, and which boxes are in a generated text?
 
 A box is y0, x0, y1, x1 as shares of the image's height and width. A coordinate becomes the bin
-round(c * 1023), half to even and in float32, then cut to 0..1023; bin n stands for n / 1023. That
-is big_vision's refcoco_mask2str to the digit. The text of an answer is
+round(c * 1023), half to even in float32, clipped to 0..1023; bin n means n / 1023, exactly as in
+big_vision's refcoco_mask2str. The text of an answer is
 
   detection      <loc0102><loc0003><loc0900><loc0512> cat ; <loc...> dog
-  segmentation   four <loc>, sixteen <seg>, and the label, if there is one
+  segmentation   four <loc>, sixteen <seg>, and optionally the label
 
-`parse` and `parse_tokens` take whatever a model wrote: what is no object is counted, never raised.
-Boxes as data sets have them (COCO, VOC, YOLO) are converted here too; ops on examples that use all
-this are in data/pp/box_ops.py, masks in data/masks.py.
+`parse` and `parse_tokens` count malformed objects and never raise. Boxes in the formats of COCO,
+VOC and YOLO are converted here too.
 """
 
 import math
@@ -24,7 +23,7 @@ from pgjax.errors import UserError
 BINS = 1024
 NUM_CODES = 16  # <seg> tokens of a mask.
 CODEBOOK = 128
-DUPLICATE_IOU = 0.9  # Two boxes of one label that share this much are one object, found twice.
+DUPLICATE_IOU = 0.9  # Two boxes of one label with this IoU are the same object.
 SEPARATOR = " ; "
 FORMATS = ("normalised", "coco", "voc", "yolo")
 
@@ -37,9 +36,9 @@ _SPECIAL = re.compile(r"<(?:loc[0-9]{4}|seg[0-9]{3})>|[;\n]")
 class Object(NamedTuple):
   """One object of an answer.
 
-  `span` is where it stands in the text. `box_score` is the geometric mean of the probabilities of
-  its <loc> tokens (and its <seg> tokens, if any), `label_score` the product of those of its label's
-  tokens; both are None where the probabilities are not known.
+  `span` is its range in the text. `box_score` is the geometric mean of the probabilities of its
+  <loc> tokens (and its <seg> tokens, if any), `label_score` the product of those of its label's
+  tokens; both are None if the probabilities are unknown.
   """
 
   box: tuple[float, float, float, float]
@@ -51,19 +50,16 @@ class Object(NamedTuple):
 
   @property
   def score(self) -> float | None:
-    """How sure the model was of this object, from 0 to 1; None if that is not known."""
+    """The model's confidence in this object, from 0 to 1; None if unknown."""
     return None if self.box_score is None else self.box_score * self.label_score
 
 
 class Parsed(NamedTuple):
-  """What a text holds; `malformed` pieces are left out of the objects, `duplicates` are not."""
+  """The objects of a text, without the `malformed` pieces and with the `duplicates`."""
 
   objects: tuple[Object, ...]
   malformed: int
   duplicates: int
-
-
-# Boxes to text
 
 
 def bins(box: Sequence[float]) -> tuple[int, ...]:
@@ -81,26 +77,26 @@ def seg_string(codes: Sequence[int]) -> str:
   """The sixteen tokens of a mask's codes, such as <seg003>..."""
   if len(codes) != NUM_CODES or not all(0 <= n < CODEBOOK for n in codes):
     raise UserError(
-      f"a mask has {NUM_CODES} codes from 0 to {CODEBOOK - 1}, these are {[int(n) for n in codes]}"
+      f"a mask has {NUM_CODES} codes from 0 to {CODEBOOK - 1}, not {[int(n) for n in codes]}"
     )
   return "".join(f"<seg{int(n):03d}>" for n in codes)
 
 
 def has_area(box: Sequence[float]) -> bool:
-  """Whether anything of the box is left once it is binned."""
+  """Whether the box has an area in bins."""
   y0, x0, y1, x1 = bins(box)
   return y0 < y1 and x0 < x1
 
 
 def detection_suffix(boxes: Sequence[Sequence[float]], labels: Sequence[str]) -> str:
-  """What a model should answer to "detect cat ; dog"; nothing where there are no boxes."""
+  """The right answer to "detect cat ; dog"; empty without boxes."""
   return _suffix(boxes, [""] * len(boxes), labels)
 
 
 def segmentation_suffix(
   boxes: Sequence[Sequence[float]], codes: Sequence[Sequence[int]], labels: Sequence[str] = ()
 ) -> str:
-  """What a model should answer to "segment cat"; without labels as in RefCOCO."""
+  """The right answer to "segment cat"; without labels as in RefCOCO."""
   return _suffix(boxes, [seg_string(c) for c in codes], labels or [None] * len(boxes))
 
 
@@ -112,49 +108,42 @@ def _suffix(boxes, codes, labels):
     if not has_area(box):
       raise UserError(
         f"the box {[round(float(c), 5) for c in box]} (y0, x0, y1, x1) has no area in {BINS} bins;"
-        " remove it, or see which order and format its numbers have"
+        " remove it, or check the order and format of its numbers"
       )
     parts.append(loc_string(box) + code + (f" {checked_label(label)}" if label is not None else ""))
   return SEPARATOR.join(parts)
 
 
 def checked_label(label: str) -> str:
-  """The label with single spaces, if it can stand in an answer and be read back."""
+  """The label with single spaces; raises if `parse` could not read it back."""
   if not isinstance(label, str) or not label.strip() or _SPECIAL.search(label):
     raise UserError(
-      f"the label {label!r} cannot stand in an answer: it must be text without ; or a new line, and"
+      f"the label {label!r} cannot be in an answer: it must be text without ; or a new line, and"
       " without <loc> and <seg> tokens"
     )
   return " ".join(label.split())
-
-
-# Text to boxes
 
 
 def parse(text: str) -> Parsed:
   """The objects of an answer; never raises.
 
   Pieces are separated by ";". A piece is malformed if it is not four <loc> (and sixteen <seg>) and
-  a label, if a number is out of range, or if the box ends before it starts. Only a mask may do
-  without a label. An object is a duplicate if one before it has its label and at least 0.9 of the
-  area of both.
+  a label, if a number is out of range, or if the box ends before it starts. Only masks may lack a
+  label. An object is a duplicate if an earlier one has the same label and an IoU of at least 0.9.
   """
-  objects, malformed, start = [], 0, 0
+  pieces, start = [], 0
   for piece in text.split(";") if text.strip() else ():
-    found = _read(piece, start)
+    pieces.append(_read(piece, start))
     start += len(piece) + 1
-    if found is None:
-      malformed += 1
-    else:
-      objects.append(found)
+  objects = tuple(o for o in pieces if o is not None)
   duplicates = sum(
     any(is_duplicate(o, before) for before in objects[:i]) for i, o in enumerate(objects)
   )
-  return Parsed(tuple(objects), malformed, duplicates)
+  return Parsed(objects, len(pieces) - len(objects), duplicates)
 
 
 def is_duplicate(one: Object, other: Object) -> bool:
-  """Whether two objects are one that was found twice."""
+  """Whether two objects of an answer are the same object of the image."""
   return one.label == other.label and iou(one.box, other.box) >= DUPLICATE_IOU
 
 
@@ -183,14 +172,14 @@ def _read(piece: str, start: int) -> Object | None:
 
 
 def parse_tokens(tokens: Sequence[int], logp: Sequence[float], tokenizer) -> Parsed:
-  """As `parse`, of ids and the log-probability of each; every object gets its scores.
+  """Like `parse`, from ids and their log-probabilities, with scores.
 
-  Its score is box_score * label_score. The four coordinates count as one token (their geometric
-  mean): each is spread over neighbouring bins by how exactly an object can be placed at all, and
-  their plain product would rank objects by that. The label's tokens are multiplied, which is the
-  probability of the label, given the box. The paper on PaliGemma 2 takes the label's alone
-  (arXiv:2412.03555, App. C), of a model that has learned to call boxes noise; without that, a label
-  after a box is nearly certain, and only the box tells what the model doubts.
+  An object's score is box_score * label_score. The four coordinates count as one token (their
+  geometric mean): each spreads over neighbouring bins by how exactly an object can be localised,
+  and their product would rank objects by that. The product of the label's tokens is its probability
+  given the box. PaliGemma 2 uses only the label's (arXiv:2412.03555, App. C), with a model trained
+  to label boxes as noise; without that, a label after a box is nearly certain, and only the box
+  shows the model's doubt.
   """
   tokens = [int(token) for token in tokens]
   end = tokens.index(tokenizer.eos) if tokenizer.eos in tokens else len(tokens)
@@ -201,20 +190,20 @@ def parse_tokens(tokens: Sequence[int], logp: Sequence[float], tokenizer) -> Par
   scored = []
   for o in parsed.objects:
     inside = [i for i, (a, b) in enumerate(spans) if a < o.span[1] and b > o.span[0]]
-    # Where its <loc> and <seg>, end and its label begins.
+    # The end of its <loc> and <seg> and the start of its label.
     border = text.index("<", o.span[0]) + len(_LOC) * 4 + len(_SEG) * len(o.codes or ())
     box = [logp[i] for i in inside if spans[i][0] < border]
-    label = [logp[i] for i in inside if spans[i][0] >= border]
-    mean = math.exp(sum(box) / len(box))
-    scored.append(o._replace(box_score=mean, label_score=math.exp(sum(label))))
+    label = sum(logp[i] for i in inside if spans[i][0] >= border)
+    box_score = math.exp(sum(box) / len(box))
+    scored.append(o._replace(box_score=box_score, label_score=math.exp(label)))
   return parsed._replace(objects=tuple(scored))
 
 
 def _spans(tokens, tokenizer, length) -> list[tuple[int, int]]:
-  """Where in the text each token stands.
+  """The range of each token in the text.
 
-  A character of several byte tokens is there with the last of them, and before that the text may be
-  longer than it will be; a token that adds nothing stands where the one before it does.
+  A character of several byte tokens appears with the last of them, and before that the text may be
+  longer than at the end; a token that adds nothing has the range of the token before it.
   """
   ends = [len(tokenizer.decode(tokens[: i + 1])) for i in range(len(tokens))]
   spans: list[tuple[int, int]] = []
@@ -234,19 +223,16 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def area(box: Sequence[float]) -> float:
-  """Of y0, x0, y1, x1; 0 for a box that ends before it starts."""
+  """Area of y0, x0, y1, x1; 0 if the box ends before it starts."""
   return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
-# Boxes of data sets
-
-
 def to_normalised(box: Sequence[float], format: str, *, width=None, height=None) -> tuple:
-  """A box of one of FORMATS as y0, x0, y1, x1 in shares of the image.
+  """Converts a box from one of FORMATS to y0, x0, y1, x1 in shares of the image.
 
   coco: x, y, width, height in pixels; voc: x0, y0, x1, y1 in pixels; yolo: x and y of the centre,
-  width, height, all as shares. Pixels are edges from 0 to the image's size: of files that count
-  from 1, subtract it first.
+  width, height, all as shares. Pixels are edges from 0 to the image's size; subtract 1 first from
+  pixels that start at 1.
   """
   a, b, c, d = _four(box, format, width, height)
   if format == "normalised":
@@ -259,7 +245,7 @@ def to_normalised(box: Sequence[float], format: str, *, width=None, height=None)
 
 
 def from_normalised(box: Sequence[float], format: str, *, width=None, height=None) -> tuple:
-  """y0, x0, y1, x1 in shares of the image as a box of one of FORMATS; undoes to_normalised."""
+  """Converts y0, x0, y1, x1 in shares of the image to one of FORMATS; inverts to_normalised."""
   y0, x0, y1, x1 = _four(box, format, width, height)
   if format == "normalised":
     return (y0, x0, y1, x1)
@@ -272,7 +258,7 @@ def from_normalised(box: Sequence[float], format: str, *, width=None, height=Non
 
 def _four(box, format, width, height):
   if format not in FORMATS:
-    raise UserError(f"format {format!r} of boxes is not known; they are {', '.join(FORMATS)}")
+    raise UserError(f"boxes have no format {format!r}, only {', '.join(FORMATS)}")
   try:
     numbers = [float(n) for n in box]
   except (TypeError, ValueError):

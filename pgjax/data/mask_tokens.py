@@ -1,8 +1,8 @@
-"""Which codes has a mask, asked while data is being prepared?
+"""Which codes does a mask have, computed in numpy?
 
-The encoder of models/seg_vae.py once more, in numpy: an op of the input pipeline runs in threads
-and worker processes, which must not touch the devices that train.
-tests/models/test_seg_vae.py compares the two.
+Ops of the input pipeline run in threads and worker processes, which must not touch the training
+devices, so this repeats the encoder of models/seg_vae.py; tests/models/test_seg_vae.py compares
+the two.
 """
 
 import functools
@@ -17,20 +17,17 @@ _DOWN, _RESIDUAL = ("0", "2", "4", "6"), ("8", "9")
 
 
 class MaskEncoder:
-  """Masks, cut to their boxes, to codes."""
+  """Encodes masks that are cropped to their boxes; `params` is seg_vae_npz.load's tree."""
 
   def __init__(self, params):
-    """Takes seg_weights.load's tree."""
     self._layers = {
       name: tuple(np.asarray(layer[part], np.float32) for part in ("kernel", "bias"))
       for name, layer in params["encoder"].items()
     }
     self._codebook_KE = np.asarray(params["codebook"], np.float32)
     if len(self._codebook_KE) > locations.CODEBOOK:
-      raise UserError(
-        f"A codebook of {len(self._codebook_KE)} has not a token for each code: there are"
-        f" {locations.CODEBOOK} <seg>."
-      )
+      size = len(self._codebook_KE)
+      raise UserError(f"The codebook has {size} codes, but only {locations.CODEBOOK} <seg> exist.")
 
   def __call__(self, masks_BHW: np.ndarray) -> np.ndarray:
     """float32 [B, 64, 64] in [0, 1] -> int64 [B, 16]."""
@@ -42,14 +39,12 @@ class MaskEncoder:
       y = np.maximum(self._conv(f"{name}.net.2", y), 0)
       x = x + self._conv(f"{name}.net.4", y)
     latents_NE = self._conv("10", x).reshape(-1, self._codebook_KE.shape[1])
-    squares_N1 = np.sum(latents_NE**2, -1, keepdims=True)
-    distance_NK = (
-      squares_N1 + np.sum(self._codebook_KE**2, -1) - 2 * latents_NE @ self._codebook_KE.T
-    )
+    squares_N1, codes_KE = np.sum(latents_NE**2, -1, keepdims=True), self._codebook_KE
+    distance_NK = squares_N1 + np.sum(codes_KE**2, -1) - 2 * latents_NE @ codes_KE.T
     return np.argmin(distance_NK, axis=-1).reshape(len(x), -1)
 
   def of_object(self, mask_HW: np.ndarray, box) -> tuple[int, ...]:
-    """The sixteen codes of a mask of the whole image and its box y0, x0, y1, x1."""
+    """The sixteen codes of a mask of the whole image, in its box y0, x0, y1, x1."""
     return tuple(int(n) for n in self(masks.crop(mask_HW, box)[None])[0])
 
   def _conv(self, name, x, stride=1):
@@ -63,12 +58,12 @@ class MaskEncoder:
 
 
 def _same(size, side, stride):
-  """Zeros before and after, as "SAME" means it: the odd one after."""
+  """Zeros before and after for "SAME" padding, the odd one after."""
   total = max((-(-size // stride) - 1) * stride + side - size, 0)
   return total // 2, total - total // 2
 
 
 @functools.lru_cache(maxsize=2)
 def load(name: str) -> MaskEncoder:
-  """Of seg_weights' file of that name."""
+  """The encoder in an .npz file of formats/seg_vae_npz.py, or "oi"."""
   return MaskEncoder(seg_vae_npz.load(name))

@@ -1,8 +1,8 @@
-"""How does a mask of the whole image become the 64 x 64 that is coded, and come back?
+"""How is a mask of the whole image cropped to 64 x 64 for encoding, and pasted back?
 
-As big_vision has it: a mask is cut out with its box, pixel edges rounded, and resized with
-antialiasing; a decoded mask is resized into its box, pixel edges cut down to whole numbers, and
-what is above 0 is inside. Masks also come from COCO's polygons and run lengths.
+As in big_vision: a mask is cropped to its box, with rounded edges, and resized with antialiasing; a
+decoded mask is resized into its box, with edges rounded down, and is inside where it is above 0.
+Masks are also read from COCO's polygons and run lengths.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from pgjax.data import images
 from pgjax.errors import UserError
 
 SIZE = 64
-_FINER = 4  # Polygons are drawn this much finer, and a pixel belongs to one that covers half of it.
+_FINER = 4  # Polygons are drawn at this scale and own the pixels that they cover by half.
 
 
 def crop(mask_HW: np.ndarray, box) -> np.ndarray:
@@ -25,7 +25,7 @@ def crop(mask_HW: np.ndarray, box) -> np.ndarray:
   cut = mask_HW[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)]
   if cut.size == 0:
     raise UserError(
-      f"the box {[round(float(c), 5) for c in box]} (y0, x0, y1, x1) holds no pixel of a mask of"
+      f"the box {[round(float(c), 5) for c in box]} (y0, x0, y1, x1) has no pixel of a mask of"
       f" {height} x {width}"
     )
   scale = 1.0 if cut.dtype == bool else 255.0
@@ -36,7 +36,7 @@ def crop(mask_HW: np.ndarray, box) -> np.ndarray:
 def paste(mask_HW: np.ndarray, box, height: int, width: int) -> np.ndarray:
   """A decoded mask of any size, above 0 inside, and its box -> bool [height, width].
 
-  Nothing is inside if the box holds no whole pixel.
+  All False if the box has no whole pixel.
   """
   whole = np.zeros((height, width), bool)
   y0, x0, y1, x1 = (
@@ -57,10 +57,9 @@ def iou(a_HW: np.ndarray, b_HW: np.ndarray) -> float:
 
 
 def round_trip_iou(mask_HW: np.ndarray, box, encode, decode) -> float:
-  """How much of a mask is left after it was coded: IoU of the mask with what its codes give.
+  """IoU of a mask with its reconstruction from its codes.
 
-  `encode` takes float32 [1, 64, 64, 1] and gives codes, `decode` the other way round: seg_vae's,
-  with their weights bound.
+  `encode` maps float32 [1, 64, 64, 1] to codes, `decode` inverts it: seg_vae's, with bound weights.
   """
   values = np.asarray(decode(encode(crop(mask_HW, box)[None, :, :, None])))
   height, width = mask_HW.shape
@@ -89,13 +88,13 @@ def from_polygon(polygon, height: int, width: int) -> np.ndarray:
     raise UserError(
       f"a polygon is x0, y0, x1, y1 ... of at least three points, not {str(polygon)[:60]}"
     )
-  points = np.clip(points, -1, [width + 1, height + 1])  # What lies outside is not seen anyway.
+  points = np.clip(points, -1, [width + 1, height + 1])  # Nothing outside is visible.
   mask = np.zeros((height, width), bool)
   left, top = np.maximum(np.floor(points.min(axis=0)).astype(int), 0)
   right, bottom = np.minimum(np.ceil(points.max(axis=0)).astype(int), [width, height])
   if right > left and bottom > top:
     fine = Image.new("L", ((right - left) * _FINER, (bottom - top) * _FINER))
-    # A fine pixel's centre is what Pillow calls its coordinate, and it draws the outline as well.
+    # Pillow's coordinates are centres of fine pixels, and it also draws the outline.
     corners = (points - (left, top)) * _FINER - 0.5
     ImageDraw.Draw(fine).polygon([tuple(p) for p in corners], fill=255)
     mask[top:bottom, left:right] = np.asarray(fine.reduce(_FINER)) >= 128
@@ -103,23 +102,23 @@ def from_polygon(polygon, height: int, width: int) -> np.ndarray:
 
 
 def _from_runs(runs, height, width):
-  """Columns first, beginning with a run of zeros; a text is COCO's compressed form."""
+  """Decodes runs down the columns, starting with zeros; text is COCO's compressed form."""
   counts = runs.get("counts")
   if isinstance(counts, str | bytes):
     counts = _uncompressed(counts)
   numbers = isinstance(counts, list) and all(isinstance(n, int) and n >= 0 for n in counts)
   size = runs.get("size")
   if size not in ([height, width], (height, width)) or not numbers or sum(counts) != height * width:
-    raise UserError(f"run lengths of size {size} are not those of an image of {height} x {width}")
+    raise UserError(f"run lengths of size {size} do not fit an image of {height} x {width}")
   values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
   return values.reshape(width, height).T
 
 
 def _uncompressed(text) -> list[int] | None:
-  """COCO's text: six bits a character from "0" on, five of a number and whether more follow.
+  """Decodes COCO's text: each character from "0" on has five bits of a number and a "more" bit.
 
-  The highest bit of the last is the sign; from the fourth number on, what stands there is the
-  difference to the number two before.
+  The highest bit of the last is the sign; from the fourth number on, the text has the difference
+  to the number two before.
   """
   counts: list[int] = []
   number, shift = 0, 0

@@ -1,16 +1,16 @@
 """How do a prompt and an answer become token and mask arrays?
 
-The one place that does it, for training, evaluation, single predictions and export alike:
+Here, for training, evaluation, single predictions and export:
 
   text     <bos> prefix  \n  suffix <eos>  <pad> ...
   mask_ar     0    0     0     1      1       1
   mask_loss   0    0     0     1      1       0      (training)
   mask_input  1    1     1     1      -       0      (evaluation; no eos, suffix usually absent)
 
-Prefix, newline and suffix are tokenized apart, so no piece spans a boundary. A training row has
-text_len + 1 tokens, because inputs are text[:-1] and targets text[1:]; an evaluation row text_len.
-What is too long loses its end, as in big_vision, and `num_tokens` tells (big_vision does not).
-Values follow big_vision's combine_and_keep_train and combine_and_keep_eval.
+Prefix, newline and suffix are tokenized separately, so no piece spans a boundary. A training row
+has text_len + 1 tokens, because inputs are text[:-1] and targets text[1:]; an evaluation row has
+text_len. Longer texts are truncated, which `num_tokens` shows. Values follow big_vision's
+combine_and_keep_train and combine_and_keep_eval.
 """
 
 import functools
@@ -21,14 +21,14 @@ import numpy as np
 
 
 class Packed(NamedTuple):
-  """One row (read-only), and how many tokens the whole text had (> `room`: it was cut)."""
+  """One row (read-only), and the tokens of the whole text (above `room`: it was truncated)."""
 
   arrays: dict[str, np.ndarray]
   num_tokens: int
   room: int
 
 
-@functools.lru_cache(maxsize=4096)  # VQA data asks the same things again and again.
+@functools.lru_cache(maxsize=4096)  # VQA data repeats its questions.
 def for_training(tokenizer, prefix: str, suffix: str, text_len: int) -> Packed:
   """text, mask_ar, mask_loss: int32[text_len + 1]."""
   answer = [*tokenizer.encode(suffix), tokenizer.eos]
@@ -36,14 +36,14 @@ def for_training(tokenizer, prefix: str, suffix: str, text_len: int) -> Packed:
 
 
 def for_likelihood(tokenizer, prefix: str, answer: Sequence[int], text_len: int) -> Packed:
-  """As for_training, of an answer as tokens, which need not end with <eos>."""
+  """Like for_training, for an answer in tokens, which need not end with <eos>."""
   prompt = [tokenizer.bos, *tokenizer.encode(prefix), tokenizer.newline]
   return _packed(tokenizer.pad, prompt, list(answer), text_len + 1, mask_loss=(0, 1))
 
 
 @functools.lru_cache(maxsize=4096)
 def for_decoding(tokenizer, prefix: str, text_len: int, *, answer_start: str = "") -> Packed:
-  """text, mask_ar, mask_input: int32[text_len]; `answer_start` forces the answer's beginning."""
+  """text, mask_ar, mask_input: int32[text_len]; `answer_start` forces the start of the answer."""
   prompt = [tokenizer.bos, *tokenizer.encode(prefix), tokenizer.newline]
   answer = tokenizer.encode(answer_start)
   return _packed(tokenizer.pad, prompt, answer, text_len, mask_input=(1, 1))

@@ -3,16 +3,15 @@
 A SentencePiece model with Gemma's conventions: pad 0, eos 1, bos 2, unk 3; no dummy leading space;
 a newline is one piece. PaliGemma adds 1,024 location pieces and 128 segmentation pieces, which are
 matched inside any text: "<loc0512>" is one id. They are appended to a plain Gemma model (ids
-256,000 to 257,151 there) and left where they are in a PaliGemma model that has them already.
+256,000 to 257,151), and unchanged in a PaliGemma model, which has them.
 
-"tiny" is a model of 640 base pieces that comes with the package, for small models without a
-download. It was made by benchmarks/make_tiny_tokenizer.py; its bytes are fixed.
-
-Packing tokens and masks into the arrays of a batch is in data/prefix_lm.py, not here.
+"tiny" is a model of 640 base pieces in this package, for small models without a download, made by
+benchmarks/make_tiny_tokenizer.py; its bytes are fixed.
 """
 
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable
@@ -43,11 +42,11 @@ class Piece(NamedTuple):
 
 
 class Tokenizer:
-  """Encodes without bos or eos; adding those is the packing's business.
+  """Encodes without bos or eos, which prefix_lm.py adds.
 
   Attributes:
-    path: the name or file it was loaded from.
-    source: bytes of that file as it was found, to be kept with a checkpoint.
+    path: the name or file that it was loaded from.
+    source: bytes of that file, to be saved with a checkpoint.
     sha256: of `source`.
     vocab_size: with the location and segmentation pieces.
     newline: the id of "\\n".
@@ -56,7 +55,7 @@ class Tokenizer:
   pad, eos, bos = PAD, EOS, BOS
 
   def __init__(self, source: bytes, path: str):
-    """Takes the bytes of a SentencePiece model; `path` is only for messages and records."""
+    """Loads the bytes of a SentencePiece model; `path` is only for messages and records."""
     self.path = path
     self.source = source
     self.sha256 = hashlib.sha256(source).hexdigest()
@@ -64,49 +63,38 @@ class Tokenizer:
     try:
       self._model = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
     except RuntimeError as error:
-      raise UserError(
-        f"Tokenizer '{path}' is a damaged SentencePiece model ({error}); {WHERE_FROM}."
-      ) from None
+      raise _refused(path, f"is a damaged SentencePiece model ({error})") from None
     self.vocab_size = self._model.vocab_size()
     ids = [getattr(self._model, f"{name}_id")() for name in ("pad", "eos", "bos", "unk")]
     if ids != [PAD, EOS, BOS, UNK]:
-      raise UserError(
-        f"Tokenizer '{path}' is not a Gemma tokenizer: its ids of pad, eos, bos, unk are {ids}, "
-        f"Gemma's are {[PAD, EOS, BOS, UNK]}; {WHERE_FROM}."
-      )
-    newline = self.encode("\n")
-    if len(newline) != 1:
-      raise UserError(
-        f"Tokenizer '{path}' is not a Gemma tokenizer: a newline alone, which PaliGemma puts "
-        f"between prompt and answer, becomes {len(newline)} tokens, not one; {WHERE_FROM}."
-      )
+      reason = f"its ids of pad, eos, bos, unk are {ids}, Gemma's are {[PAD, EOS, BOS, UNK]}"
+      raise _refused(path, f"is not a Gemma tokenizer: {reason}")
+    if len(newline := self.encode("\n")) != 1:
+      reason = f"a newline, which ends PaliGemma's prompts, becomes {len(newline)} tokens, not one"
+      raise _refused(path, f"is not a Gemma tokenizer: {reason}")
     self.newline = newline[0]
 
   def __reduce__(self):
-    """Worker processes get the bytes of the file, not the loaded model."""
+    """Pickles the bytes of the file, for worker processes."""
     return Tokenizer, (self.source, self.path)
 
   def encode(self, text: str) -> list[int]:
-    """Ids of the text alone: no bos, no eos."""
+    """Ids of the text, without bos and eos."""
     return self._model.encode(text)
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text before the first eos; pad and bos vanish, ids beyond the vocabulary read as unknown."""
-    kept = []
-    for token in ids:
-      if int(token) == EOS:
-        break
-      kept.append(int(token) if 0 <= int(token) < self.vocab_size else UNK)
-    return self._model.decode(kept)
+    """Text before the first eos, without pad and bos; ids outside the vocabulary are unknown."""
+    text = itertools.takewhile(lambda token: token != EOS, map(int, ids))
+    return self._model.decode([t if 0 <= t < self.vocab_size else UNK for t in text])
 
   def piece(self, token: int) -> str:
-    """The piece as it stands in the model, for tables that show tokens one by one."""
+    """The text of a token's piece in the model."""
     return self._model.id_to_piece(int(token)) if 0 <= token < self.vocab_size else "<beyond>"
 
   def pieces(self) -> list[Piece]:
-    """All pieces in the order of their ids, for those who write them in another format.
+    """All pieces in the order of their ids, for export to another format.
 
-    A model that does more to a text than BPE over it with "▁" for a space is refused.
+    Raises if the model does more than BPE with "▁" for a space.
     """
     model = sentencepiece_model_pb2.ModelProto.FromString(self._proto)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
@@ -120,10 +108,8 @@ class Tokenizer:
       escape_whitespaces=(normalizer.escape_whitespaces, True),
     )
     if odd := [name for name, (value, wanted) in plain.items() if value != wanted]:
-      raise UserError(
-        f"Tokenizer '{self.path}' differs from Gemma's in {', '.join(odd)}, which is not written in"
-        f" other formats; {WHERE_FROM}."
-      )
+      reason = f"differs from Gemma's in {', '.join(odd)}, which other formats do not have"
+      raise _refused(self.path, reason)
     kinds = model.SentencePiece.Type
     return [Piece(p.piece, p.score, kinds.Name(p.type).lower()) for p in model.pieces]
 
@@ -134,7 +120,7 @@ def load(name_or_path: str) -> Tokenizer:
   if name_or_path == "tiny":
     return Tokenizer(TINY.read_bytes(), "tiny")
   path = pathlib.Path(os.path.expanduser(name_or_path))
-  if not path.exists() and not path.is_absolute():  # It may lie beside the weights.
+  if not path.exists() and not path.is_absolute():
     beside = pathlib.Path(os.environ.get("PGJAX_WEIGHTS_DIR", "")).expanduser() / path
     path = beside if beside.exists() else path
   if path.is_dir():
@@ -142,18 +128,19 @@ def load(name_or_path: str) -> Tokenizer:
   try:
     source = path.read_bytes()
   except OSError as error:
-    reason = error.strerror or error
-    raise UserError(
-      f"Tokenizer '{name_or_path}' cannot be read ({reason}); {WHERE_FROM}."
-    ) from None
+    raise _refused(name_or_path, f"cannot be read ({error.strerror or error})") from None
   return Tokenizer(source, str(name_or_path))
 
 
-def _with_tokensets(source: bytes, path: str) -> bytes:
-  """The model with every location and segmentation piece as a user-defined piece.
+def _refused(path: str, reason: str) -> UserError:
+  return UserError(f"Tokenizer '{path}' {reason}; {WHERE_FROM}.")
 
-  Same result as big_vision's tokensets: a piece that exists keeps its id, the others are appended,
-  locations first.
+
+def _with_tokensets(source: bytes, path: str) -> bytes:
+  """Adds every location and segmentation piece to the model as a user-defined piece.
+
+  As big_vision's tokensets: existing pieces keep their ids, the others are appended, locations
+  first.
   """
   model = sentencepiece_model_pb2.ModelProto()
   try:
@@ -162,10 +149,8 @@ def _with_tokensets(source: bytes, path: str) -> bytes:
   except Exception:  # protobuf's DecodeError has no stable place to import it from.
     present = None
   if present is None or not model.pieces:
-    raise UserError(
-      f"Tokenizer '{path}' is not a SentencePiece model ({len(source)} bytes; a tokenizer.json or "
-      f"a git-lfs pointer is not one); {WHERE_FROM}."
-    )
+    reason = f"{len(source)} bytes; a tokenizer.json or a git-lfs pointer is not one"
+    raise _refused(path, f"is not a SentencePiece model ({reason})")
   user_defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
   for name in LOC_TOKENS + SEG_TOKENS:
     piece = present.get(name) or model.pieces.add()

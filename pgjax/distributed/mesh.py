@@ -1,4 +1,4 @@
-"""The mesh of devices, and how a batch is split over it."""
+"""Which mesh do the devices form, and how is a batch split over it?"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +14,13 @@ from pgjax.errors import UserError
 
 
 def start(mesh_spec: Sequence[tuple[str, int]]) -> Mesh:
-  """Joins the other processes, if the environment names them, and builds the mesh of all devices.
-
-  Must come before anything else touches a device.
-  """
+  """Joins the processes in the environment, and builds the mesh before any device is used."""
   processes.join()
   return make_mesh(mesh_spec, jax.devices())
 
 
 def make_mesh(mesh_spec: Sequence[tuple[str, int]], devices: Sequence[Any]) -> Mesh:
-  """A mesh like `[("replica", 2), ("data", -1)]`; -1 takes what is left."""
+  """A mesh such as `[("replica", 2), ("data", -1)]`; -1 takes the remaining devices."""
   names, sizes = [name for name, _ in mesh_spec], [size for _, size in mesh_spec]
   if not sizes or len(set(names)) < len(names) or sizes.count(-1) > 1:
     raise UserError(
@@ -42,17 +39,17 @@ def make_mesh(mesh_spec: Sequence[tuple[str, int]], devices: Sequence[Any]) -> M
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """All of an array on every device."""
+  """A full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Axis 0 split over all devices, whatever the mesh's axes are."""
+  """Axis 0 split over all devices."""
   return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, where: str = "config.input.batch_size") -> None:
-  """A batch must give each device the same number of examples."""
+  """Raises unless each device gets the same number of examples."""
   if batch_size < 1 or batch_size % mesh.size:
     below = batch_size // mesh.size * mesh.size
     options = " or ".join(str(n) for n in (below, below + mesh.size) if n)
@@ -62,7 +59,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, where: str = "config.input.bat
 
 
 def global_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Global arrays made of the rows that each process brings, in the order of the processes."""
+  """Global arrays from each process's rows, in the order of the processes."""
   rows = len(next(iter(host_batch.values())))
   check_batch_size(rows * processes.process_count(), mesh, "batch_size")
   sharding = batch_sharding(mesh)
@@ -73,7 +70,7 @@ def global_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, 
 
 
 def memory_limit(mesh: Mesh) -> int | None:
-  """Bytes that a device of the mesh has; None for a CPU, and one that is only compiled for."""
+  """Memory of one device in bytes; None for CPUs and for compile-only devices."""
   try:
     return (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
   except jax.errors.JaxRuntimeError:
@@ -81,24 +78,23 @@ def memory_limit(mesh: Mesh) -> int | None:
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-  """The rows of a batch-sharded array that this process brought, in their order."""
+  """This process's rows of a batch-sharded array, in order."""
   shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
   return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def on_host(places: Any) -> Any:
-  """The same shardings in the host's pinned memory, which the devices read over their bus."""
+  """The same shardings in pinned host memory, which the devices read over their bus."""
   return jax.tree.map(lambda place: place.with_memory_kind("pinned_host"), places)
 
 
 def on_device(tree: Any, places: Any) -> Any:
-  """Inside a jit: arrays that may lie on the host, fetched to where `places` has them."""
-  fetched = jax.tree.map(lambda place: place.with_memory_kind("device"), places)
-  return jax.device_put(tree, fetched)
+  """Moves arrays from the host to `places` in device memory, inside a jit."""
+  return jax.device_put(tree, jax.tree.map(lambda p: p.with_memory_kind("device"), places))
 
 
 def check_opt_state_memory(wanted: str, mesh: Mesh) -> None:
-  """Raises where "host" is wanted and devices have no pinned memory there."""
+  """Raises for "host" on devices without pinned host memory."""
   device = mesh.local_devices[0]
   kinds = sorted(memory.kind for memory in device.addressable_memories())
   if wanted == "host" and "pinned_host" not in kinds:
@@ -109,6 +105,6 @@ def check_opt_state_memory(wanted: str, mesh: Mesh) -> None:
 
 
 def batch_constraint(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-  """A function that keeps axis 0 of an activation split over all devices, inside a jit."""
+  """A function that constrains axis 0 of an activation to be split over all devices."""
   place = batch_sharding(mesh)
   return lambda x: jax.lax.with_sharding_constraint(x, place)

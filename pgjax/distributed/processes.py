@@ -1,4 +1,4 @@
-"""Which processes take part, and which one is this? The only door to jax.distributed."""
+"""Which processes take part, and which one is this? The only module that uses jax.distributed."""
 
 import json
 import os
@@ -14,7 +14,7 @@ _ENVIRONMENT = ("PGJAX_COORDINATOR", "PGJAX_NUM_PROCESSES", "PGJAX_PROCESS_ID")
 
 
 def join() -> None:
-  """Joins the processes that the environment names, if it does."""
+  """Joins the processes that the environment names, if any."""
   given = [name for name in _ENVIRONMENT if os.environ.get(name)]
   if given and len(given) < len(_ENVIRONMENT):
     missing = ", ".join(sorted(set(_ENVIRONMENT) - set(given)))
@@ -31,12 +31,12 @@ def join() -> None:
 
 
 def process_index() -> int:
-  """Which of the processes this is, from 0."""
+  """The number of this process, from 0."""
   return jax.process_index()
 
 
 def process_count() -> int:
-  """How many processes take part."""
+  """The number of processes."""
   return jax.process_count()
 
 
@@ -46,7 +46,7 @@ def is_main() -> bool:
 
 
 def gather_objects(value: Any) -> list[Any]:
-  """Each process's `value` (anything JSON can hold), on every process, in process order."""
+  """Every process's JSON-serialisable `value`, on every process, in process order."""
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)

@@ -1,12 +1,13 @@
 """Which device stores which part of each parameter?
 
 The strategy is a list of (regex, tactic), first full match wins, over the names of the training
-state ("params/llm/...", "opt/..."); a tactic is made of `replicate()`, `fsdp(axis)` and
+state ("params/llm/...", "opt/..."); a tactic is one or more of `replicate()`, `fsdp(axis)` and
 `shard_dim(axis, dim)`, joined by "|".
 """
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -50,12 +51,12 @@ def parse_tactic(tactic: str, axis_sizes: Mapping[str, int]) -> list[Callable]:
   """The functions (spec, name, leaf) -> spec of a tactic such as `fsdp(axis="data")`."""
   where = "config.sharding_strategy"
   calls = call_syntax.parse(tactic, TACTICS, where)
-  calls = calls or [call_syntax.parse_one(tactic, TACTICS, where)]  # Raises: it is empty.
+  calls = calls or [call_syntax.parse_one(tactic, TACTICS, where)]  # Raises for an empty tactic.
   return [call(where=f"{where}: {tactic!r}", axis_sizes=axis_sizes) for call in calls]
 
 
 def _axes(axis: str | Sequence[str], axis_sizes: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
-  """The axes of the mesh, and how many devices are along them."""
+  """The axes of the mesh, and the number of devices along them."""
   axes = (axis,) if isinstance(axis, str) else tuple(axis)
   if unknown := [a for a in axes if a not in axis_sizes]:
     raise UserError(f"the mesh has no axis {unknown[0]!r}, only {list(axis_sizes)}.")
@@ -76,7 +77,7 @@ def _replicate(*, where: Given) -> Callable:
 def _fsdp(
   axis: _Axis, min_size_to_shard_mb: Annotated[float, Between(0, 1e6)] = 4, *, axis_sizes: Given
 ) -> Callable:
-  """Splits the largest free dimension that divides; among equal ones the later (big_vision)."""
+  """Splits the largest free divisible dimension, the last of equal ones, as in big_vision."""
   axes, axis_size = _axes(axis, axis_sizes)
 
   def apply(spec, name, leaf):
@@ -85,7 +86,7 @@ def _fsdp(
     for dim in sorted(range(len(spec)), key=lambda d: (leaf.shape[d], d), reverse=True):
       if leaf.shape[dim] % axis_size == 0 and spec[dim] is None:
         return [*spec[:dim], axes, *spec[dim + 1 :]]
-    return spec  # Nothing divides: the table at the start shows that it is replicated.
+    return spec  # Replicated, which the table at the start of a run shows.
 
   return apply
 
@@ -121,14 +122,9 @@ TACTICS = {"replicate": _replicate, "fsdp": _fsdp, "shard_dim": _shard_dim}
 
 
 def _name(path: Sequence[Any]) -> str:
-  """A leaf's name; the optimizer's state is called `opt`, as in big_vision's checkpoints."""
-  parts = []
-  for key in path:
-    part = next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a))
-    parts.append(str(part))
-  if parts and parts[0] == "opt_state":
-    parts[0] = "opt"
-  return "/".join(parts)
+  """A leaf's name, with `opt` for the optimizer state, as in big_vision's checkpoints."""
+  name = jax.tree_util.keystr(path, simple=True, separator="/")
+  return re.sub("^opt_state(?=/|$)", "opt", name)
 
 
 def shardings_of(tree):
@@ -137,6 +133,6 @@ def shardings_of(tree):
 
 
 def for_model(leaves, mesh):
-  """A function from a flat dict of what is kept to what the modules read on that mesh."""
+  """A function from a flat dict of stored arrays to the modules' parameters on that mesh."""
   place = mesh_lib.replicated(mesh) if mesh.size > 1 else None
   return functools.partial(leaves.for_model, place=place)

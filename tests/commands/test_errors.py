@@ -85,7 +85,7 @@ def test_a_missing_data_file(attempt):
   [
     ('{"image": "nowhere.png", "prefix": "", "suffix": ""}', "line 3: image 'nowhere.png'"),
     ('{"image": "0.png", ', "line 3: not JSON"),
-    ('{"image": "../../etc/passwd", "prefix": "", "suffix": ""}', "lies outside of"),
+    ('{"image": "../../etc/passwd", "prefix": "", "suffix": ""}', "is outside of"),
   ],
 )
 def test_a_bad_line_is_named_before_anything_is_compiled(attempt, tmp_path, line, said):

@@ -57,7 +57,7 @@ def write(tmp_path):
   return str(path)
 
 
-def test_an_original_big_vision_config_is_read_as_it_stands(tmp_path, caplog):
+def test_an_original_big_vision_config_loads_unchanged(tmp_path, caplog):
   with caplog.at_level(logging.WARNING, "pgjax"):
     c = config_validate.validated(config_load.load(write(tmp_path) + ":res=448"))
   assert c.params == [("img/.*", "freeze"), ("llm/.*", "train")]

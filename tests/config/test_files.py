@@ -40,7 +40,7 @@ def test_every_config_is_tried_below():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_config_fits_a_page_and_says_how_to_run_it(path):
+def test_a_config_fits_a_page_and_shows_its_command(path):
   text = path.read_text()
   assert len(text.splitlines()) <= 40
   assert f"--config=configs/{path.name}" in text.split('"""')[1]
@@ -165,7 +165,7 @@ def test_configs_can_be_read_from_another_folder(tmp_path, monkeypatch):
   assert importlib.import_module("configs.common") is common
 
 
-def test_the_default_tokenizer_may_lie_beside_the_weights(tmp_path, monkeypatch):
+def test_the_default_tokenizer_may_be_beside_the_weights(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"'tokenizer\.model' cannot be read"):
     tokenizer.load(built("forkme.py").tokenizer)
   (tmp_path / "tokenizer.model").write_bytes(tokenizer.TINY.read_bytes())

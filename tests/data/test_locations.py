@@ -33,7 +33,7 @@ LABELS = ["cat", "white blood cell", "日本", "a-b (c), d.", "<loc12> or so", "
 # Boxes to text
 
 
-def test_bins_are_rounded_half_to_even_in_float32_and_cut():
+def test_bins_are_rounded_half_to_even_in_float32_and_clipped():
   half = lambda n: (n + 0.5) / 1023  # noqa: E731
   assert locations.bins((0.0, 1.0, 0.5, 1 / 3)) == (0, 1023, 512, 341)
   assert locations.bins((half(0), half(1), half(2), half(3))) == (0, 2, 2, 4)
@@ -54,7 +54,7 @@ def test_recorded_boxes_become_the_reference_strings(root):
 def test_all_boxes_of_bccd_become_the_reference_strings(split):
   path = SHARED / split / "_annotations.coco.json"
   if not path.exists():
-    pytest.skip(f"{path} is not there")
+    pytest.skip(f"{path} is missing")
   content = json.loads(path.read_text())
   sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
   for annotation in content["annotations"]:
@@ -85,20 +85,20 @@ def test_a_suffix_is_what_paligemma_writes():
     ([(0, 0, 1, 1)], [], "1 boxes, 1 masks and 0 labels"),
     ([(0.5, 0, 0.5, 1)], ["a"], r"\[0.5, 0.0, 0.5, 1.0\] .* has no area"),
     ([(0.9, 0, 0.1, 1)], ["a"], "has no area"),
-    ([(0, 0, 1, 1)], ["a;b"], "label 'a;b' cannot stand"),
-    ([(0, 0, 1, 1)], ["<loc0001>"], "cannot stand"),
-    ([(0, 0, 1, 1)], ["a\nb"], "cannot stand"),
-    ([(0, 0, 1, 1)], [" "], "cannot stand"),
-    ([(0, 0, 1, 1)], [3], "label 3 cannot stand"),
+    ([(0, 0, 1, 1)], ["a;b"], "label 'a;b' cannot be in an answer"),
+    ([(0, 0, 1, 1)], ["<loc0001>"], "cannot be in an answer"),
+    ([(0, 0, 1, 1)], ["a\nb"], "cannot be in an answer"),
+    ([(0, 0, 1, 1)], [" "], "cannot be in an answer"),
+    ([(0, 0, 1, 1)], [3], "label 3 cannot be in an answer"),
   ],
 )
-def test_what_could_not_be_read_back_is_not_written(boxes, labels, said):
+def test_an_invalid_box_or_label_raises(boxes, labels, said):
   with pytest.raises(UserError, match=said):
     locations.detection_suffix(boxes, labels)
 
 
 @pytest.mark.parametrize("codes", [[0] * 15, [128] + [0] * 15, [-1] + [0] * 15])
-def test_codes_without_tokens_are_refused(codes):
+def test_invalid_codes_raise(codes):
   with pytest.raises(UserError, match="16 codes from 0 to 127"):
     locations.seg_string(codes)
 
@@ -151,7 +151,7 @@ def test_formats_of_boxes_by_hand():
 @pytest.mark.parametrize(
   ("box", "format", "size", "said"),
   [
-    ([0, 0, 1, 1], "xyxy", (9, 9), "'xyxy' of boxes is not known; they are normalised, coco"),
+    ([0, 0, 1, 1], "xyxy", (9, 9), "no format 'xyxy', only normalised, coco"),
     ([0, 0, 1], "coco", (9, 9), "four numbers, not"),
     ([0, 0, 1, math.nan], "yolo", (9, 9), "four numbers, not"),
     ("abcd", "coco", (9, 9), "four numbers, not"),
@@ -159,7 +159,7 @@ def test_formats_of_boxes_by_hand():
     ([0, 0, 1, 1], "coco", (0, 9), "not 0 x 9"),
   ],
 )
-def test_boxes_that_cannot_be_read_are_told(box, format, size, said):
+def test_invalid_boxes_raise(box, format, size, said):
   with pytest.raises(UserError, match=said):
     locations.to_normalised(box, format, width=size[0], height=size[1])
 
@@ -193,12 +193,12 @@ BOX = "<loc0000><loc0000><loc0512><loc0512>"
     (BOX + "<seg128>" + "<seg000>" * 15, 0, 1),
   ],
 )
-def test_malformed_pieces_are_counted_and_left_out(text, objects, malformed):
+def test_malformed_pieces_are_counted_and_omitted(text, objects, malformed):
   parsed = locations.parse(text)
   assert (len(parsed.objects), parsed.malformed) == (objects, malformed)
 
 
-def test_an_object_found_twice_is_counted_and_kept():
+def test_duplicates_are_counted_and_stay_in_the_list():
   near = "<loc0000><loc0000><loc0510><loc0512>"
   far = "<loc0000><loc0000><loc0512><loc0256>"
   parsed = locations.parse(f"{BOX} cat ; {near} cat ; {near} dog ; {far} cat")

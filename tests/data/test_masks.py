@@ -23,12 +23,12 @@ def test_a_crop_is_the_box_with_rounded_edges_resized_with_antialiasing():
   np.testing.assert_allclose(as_bytes, reference, atol=1e-6)
 
 
-def test_a_crop_without_a_pixel_is_told():
-  with pytest.raises(UserError, match="holds no pixel of a mask of 10 x 10"):
+def test_a_crop_without_a_pixel_raises():
+  with pytest.raises(UserError, match="has no pixel of a mask of 10 x 10"):
     masks.crop(np.ones((10, 10), bool), (0.51, 0.0, 0.54, 1.0))
 
 
-def test_pasting_cuts_edges_down_and_takes_what_is_above_zero():
+def test_pasting_rounds_edges_down_and_is_inside_above_zero():
   small = np.linspace(-1, 1, 64, dtype=np.float32)[None].repeat(64, 0)
   whole = masks.paste(small, (0.19, 0.25, 0.58, 0.99), 10, 20)  # Rows 1 to 5, columns 5 to 19.
   resized = np.asarray(Image.fromarray(small).resize((14, 4), Image.Resampling.BILINEAR))
@@ -41,7 +41,7 @@ def test_pasting_cuts_edges_down_and_takes_what_is_above_zero():
 
 
 @pytest.mark.parametrize("box", [(0.1, 0.2, 0.9, 0.7), (0, 0, 1, 1), (0.4, 0.5, 0.6, 0.9)])
-def test_cutting_and_pasting_keep_a_mask(box):
+def test_cropping_and_pasting_preserve_a_mask(box):
   mask = ellipse(240, 320, box)
   perfect = masks.round_trip_iou(mask, box, lambda m: 2 * m - 1, lambda codes: codes)
   assert perfect > 0.97
@@ -62,7 +62,7 @@ def test_a_polygon_along_pixel_edges_is_those_pixels():
   np.testing.assert_array_equal(mask, wanted)
 
 
-def test_polygons_add_up_and_what_lies_outside_is_cut():
+def test_polygons_add_up_and_are_clipped_to_the_image():
   both = masks.from_coco([[0, 0, 3, 0, 3, 3, 0, 3], [-50, 5, 900, 5, 900, 900, -50, 900]], 8, 9)
   wanted = np.zeros((8, 9), bool)
   wanted[:3, :3], wanted[5:] = True, True
@@ -84,16 +84,16 @@ def test_run_lengths_go_down_the_columns_and_begin_with_zeros():
     ([7], "at least three points"),
     ([], "list of polygons or a dict"),
     ("x", "list of polygons or a dict"),
-    (dict(size=[3, 2], counts=[1, 3]), "not those of an image of 3 x 2"),
-    (dict(size=[2, 3], counts=[6]), r"size \[2, 3\] are not those"),
-    (dict(size=[3, 2], counts=[9, -3]), "not those of"),
-    (dict(size=[3, 2], counts="\x01\x02"), "not those of"),
-    (dict(size=[3, 2], counts="o" * 99), "not those of"),
-    (dict(size=[3, 2]), "not those of"),
-    (dict(counts=[6], size=3), "not those of"),
+    (dict(size=[3, 2], counts=[1, 3]), "do not fit an image of 3 x 2"),
+    (dict(size=[2, 3], counts=[6]), r"size \[2, 3\] do not fit"),
+    (dict(size=[3, 2], counts=[9, -3]), "do not fit"),
+    (dict(size=[3, 2], counts="\x01\x02"), "do not fit"),
+    (dict(size=[3, 2], counts="o" * 99), "do not fit"),
+    (dict(size=[3, 2]), "do not fit"),
+    (dict(counts=[6], size=3), "do not fit"),
   ],
 )
-def test_segmentations_that_cannot_be_are_told(segmentation, said):
+def test_invalid_segmentations_raise(segmentation, said):
   with pytest.raises(UserError, match=said):
     masks.from_coco(segmentation, 3, 2)
 

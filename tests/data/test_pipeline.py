@@ -50,7 +50,7 @@ def test_the_batch_of_a_step_does_not_depend_on_the_number_of_processes(process_
     assert_equal(batch, joined)
 
 
-def test_starting_at_a_step_equals_having_come_there():
+def test_starting_at_a_step_equals_an_uninterrupted_stream():
   config = run_config(**{"input.pp": RANDOM_PP})
   for a, b in zip(batches(10, config)[6:], batches(4, config, start_step=6), strict=True):
     assert_equal(a, b)
@@ -111,7 +111,7 @@ def test_each_epoch_has_every_example_once_and_its_own_order(tmp_path):
   assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_a_mixture_keeps_its_weights_and_counts_all_examples(tmp_path):
+def test_a_mixture_has_its_weights_and_counts_all_examples(tmp_path):
   config = own_config(
     {
       "one": dict(write_images(tmp_path / "one", 5, "one"), weight=3),
@@ -127,7 +127,7 @@ def test_a_mixture_keeps_its_weights_and_counts_all_examples(tmp_path):
   assert names[:8].count("one") == 6  # Also within a batch.
 
 
-def test_a_data_set_keeps_its_order_whatever_is_mixed_in(tmp_path):
+def test_the_order_of_a_data_set_is_independent_of_the_mixture(tmp_path):
   one = dict(write_images(tmp_path / "one", 7, "one"), weight=1)
   two = dict(write_images(tmp_path / "two", 7, "two"), weight=1)
   alone, mixed = own_config({"one": one}), own_config({"one": one, "two": two})
@@ -149,14 +149,14 @@ def test_threads_pieces_and_the_cache_change_nothing(change, monkeypatch):
     assert_equal(a, b)
 
 
-def test_large_images_in_a_small_batch_are_made_one_by_one(monkeypatch):
+def test_large_images_in_a_small_batch_load_one_by_one(monkeypatch):
   plain = batches(3)
   monkeypatch.setattr(pipeline, "WHOLE_BATCH_BYTES", 1)
   for a, b in zip(plain, batches(3, run_config(**{"input.num_threads": 8})), strict=True):
     assert_equal(a, b)
 
 
-def test_the_batch_is_what_the_contract_says():
+def test_the_batch_has_the_documented_shapes_and_dtypes():
   batch = batches(1)[0]
   shapes = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
   text = ((8, 17), "int32")
@@ -190,15 +190,15 @@ def test_original_op_strings_pack_to_the_same_arrays():
     assert_equal(a, b)
 
 
-def test_original_op_strings_that_are_incomplete_are_told():
+def test_incomplete_original_op_strings_raise():
   tok = '|tok(key="prefix", bos="yes")|tok(key="suffix", eos="yes")'
   concat = '|masked_concat(["prefix", "suffix"], mask_ar=[0, 1], {})'
   said = error(run_config(**{"input.pp": PP + tok + concat.format("mask_loss=[0, 1]")}))
-  assert "texts of different lengths" in said
+  assert "texts have different lengths" in said
   said = error(run_config(**{"input.pp": PP + tok + concat.format("mask_input=[1, 1]")}))
   assert "must make mask_loss too" in said
   one_cut = concat.format("mask_loss=[0, 1]") + '|tolen(17, key="text")'
-  assert "as long" in error(run_config(**{"input.pp": PP + tok + one_cut}))
+  assert "of equal length" in error(run_config(**{"input.pp": PP + tok + one_cut}))
 
 
 # Evaluation
@@ -244,7 +244,7 @@ def test_the_answer_is_no_part_of_an_evaluation_prompt(tmp_path):
   assert tiny.decode(arrays["text"][0]) == "data\nThe"
 
 
-def test_perplexity_rows_are_made_as_in_training(tmp_path):
+def test_perplexity_rows_are_as_in_training(tmp_path):
   data = write_images(tmp_path, 3)
   layout = LAYOUT._replace(for_training=True)
   (arrays, _), *_ = pipeline.eval_batches(eval_config(data), tokenizer.load("tiny"), layout=layout)
@@ -261,7 +261,7 @@ def error(config, count=3):
   return str(caught.value)
 
 
-def test_a_damaged_image_is_told_with_file_and_line_through_the_threads(tmp_path):
+def test_a_damaged_image_raises_with_file_and_line_through_the_threads(tmp_path):
   config = own_config(write_images(tmp_path, 4), **{"input.num_threads": 2})
   (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:80])
   said = error(config)
@@ -270,7 +270,7 @@ def test_a_damaged_image_is_told_with_file_and_line_through_the_threads(tmp_path
   )
 
 
-def test_an_image_that_vanishes_while_training_is_told_with_file_and_line(tmp_path):
+def test_an_image_deleted_while_training_raises_with_file_and_line(tmp_path):
   config = own_config(write_images(tmp_path, 4))
   made = pipeline.train_batches(config, tokenizer.load("tiny"))
   (tmp_path / "1.png").unlink()
@@ -282,7 +282,7 @@ def test_an_image_that_vanishes_while_training_is_told_with_file_and_line(tmp_pa
   ("changes", "said"),
   [
     ({"input.pp": "resize(16)|value_range(-1, 1)"}, "'image' is bytes; decode takes encoded"),
-    ({"input.pp": "drop('id')"}, "pp must make pixels of 'image'"),
+    ({"input.pp": "drop('id')"}, "pp must decode 'image'"),
     ({"input.pp": "flip_lr|decode"}, "'image' is bytes; decode takes encoded"),
     ({"input.pp": "decode|decode"}, "'image' is ndarray; decode takes encoded bytes"),
     ({"input.pp": "decode|value_range(-1, 1)"}, r"the image is (12, 20, 3) after pp"),
@@ -293,11 +293,11 @@ def test_an_image_that_vanishes_while_training_is_told_with_file_and_line(tmp_pa
     ({"res": 32}, "the image is (16, 16, 3) after pp, and res asks for (32, 32, 3)"),
   ],
 )
-def test_what_pp_does_not_deliver_is_told(tmp_path, changes, said):
+def test_wrong_results_of_pp_raise(tmp_path, changes, said):
   assert said in error(own_config(write_images(tmp_path, 4, number=7), **changes))
 
 
-def test_too_many_images_are_told(tmp_path):
+def test_too_many_images_raise(tmp_path):
   data = write_images(tmp_path, 3)
   write_rows(tmp_path, [dict(image=["0.png", "1.png"], prefix="p", suffix="s")] * 2)
   assert "num_frames=0 means one" in error(own_config(data))
@@ -318,7 +318,7 @@ def test_texts_that_are_too_long_are_an_error_before_any_image_is_read(tmp_path)
     pipeline.eval_batches(eval_config(data), tokenizer.load("tiny"), layout=LAYOUT)
 
 
-def test_the_text_len_that_the_message_names_is_enough(tmp_path):
+def test_the_text_len_in_the_message_is_enough(tmp_path):
   data = write_images(tmp_path, 4)
   write_rows(tmp_path, [dict(image="0.png", prefix="p", suffix="9" * 30)] * 4)
   for text_len, truncated in [(32, 8), (33, 0)]:
@@ -329,12 +329,12 @@ def test_the_text_len_that_the_message_names_is_enough(tmp_path):
     assert made.stats() == dict(examples=8, truncated=truncated)
 
 
-def test_a_batch_that_processes_do_not_divide_is_told():
+def test_a_batch_that_processes_do_not_divide_raises():
   with pytest.raises(UserError, match="batch_size=8 does not divide among 3 processes"):
     batches(1, process_count=3)
 
 
-def test_a_weight_that_is_none_is_told(tmp_path):
+def test_an_invalid_weight_raises(tmp_path):
   assert "needs a weight" in error(own_config({"a": write_images(tmp_path, 2)}))
   assert "positive weight" in error(own_config({"a": dict(write_images(tmp_path, 2), weight=0)}))
 
@@ -347,7 +347,7 @@ def mesh():
   return jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def test_the_feed_keeps_order_and_gives_global_arrays(mesh):
+def test_the_feed_preserves_order_and_returns_global_arrays(mesh):
   host = batches(5)
   feed = device_feed.to_device(iter(batches(5)), mesh)
   for expected, batch in zip(host, feed, strict=True):
@@ -358,7 +358,7 @@ def test_the_feed_keeps_order_and_gives_global_arrays(mesh):
   assert feed.wait_seconds > 0
 
 
-def test_the_feed_is_ahead_by_its_depth_and_stops_when_closed(mesh):
+def test_the_feed_prefetches_its_depth_and_stops_when_closed(mesh):
   asked = []
 
   def endless():

@@ -77,7 +77,7 @@ def test_worker_processes_get_the_same_tokenizer(tiny):
   assert (theirs.encode("a<seg001>"), theirs.sha256) == (tiny.encode("a<seg001>"), tiny.sha256)
 
 
-def test_a_missing_file_says_where_tokenizers_come_from(tmp_path):
+def test_a_missing_file_raises_with_the_origin_of_tokenizers(tmp_path):
   with pytest.raises(UserError, match=r"cannot be read \(No such file.*comes with the checkpoint"):
     tokenizer.load(str(tmp_path / "nothing.model"))
 
@@ -103,5 +103,5 @@ def test_a_tokenizer_that_adds_a_leading_space_is_refused(tiny, tmp_path):
   model = model_of(tiny.source)
   model.normalizer_spec.add_dummy_prefix = True
   (tmp_path / "odd.model").write_bytes(model.SerializeToString())
-  with pytest.raises(UserError, match="newline alone"):
+  with pytest.raises(UserError, match="a newline, which"):
     tokenizer.load(str(tmp_path / "odd.model"))

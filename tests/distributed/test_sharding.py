@@ -90,7 +90,7 @@ def test_tactics(tactic, leaf, want):
     ("__import__('os').getcwd()", "cannot be read"),
   ],
 )
-def test_a_bad_tactic_is_told(tactic, message):
+def test_a_bad_tactic_raises(tactic, message):
   with pytest.raises(UserError, match=message):
     spec_of(tactic, shape(8, 15))
 

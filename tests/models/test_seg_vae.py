@@ -142,7 +142,7 @@ def test_shapes_that_do_not_fit_raise(params, name, shape, message):
 
 
 def test_a_codebook_larger_than_the_tokens_raises(params):
-  with pytest.raises(UserError, match="A codebook of 129 has not a token for each"):
+  with pytest.raises(UserError, match="The codebook has 129 codes, but only 128 <seg> exist"):
     mask_tokens.MaskEncoder(dict(params, codebook=np.ones((129, 12), np.float32)))
 
 

@@ -1,24 +1,22 @@
-"""What is in a COCO file: images with boxes, and perhaps masks?
+"""Which examples are in a COCO file of images with boxes, and possibly masks?
 
-dict(name="coco", fname="data/train.json", images="data/train", classes=["cat", "dog"]) gives for
+dict(name="coco", fname="data/train.json", images="data/train", classes=["cat", "dog"]) yields for
 each image
 
-  image          its bytes                     prefix    "detect cat ; dog", all classes, always
+  image          its bytes                     prefix    "detect cat ; dog", always all classes
   boxes          y0, x0, y1, x1 as shares      suffix    the answer, objects in the file's order
   labels         the class of each box         classes   "cat ; dog"
-  areas          pixels, as the file says      crowd_boxes, crowd_labels   regions marked iscrowd
-  segmentations  as the file has them, or None id, image_id, file_name, width, height
+  areas          pixels, from the file         crowd_boxes, crowd_labels   regions marked iscrowd
+  segmentations  from the file, or None        id, image_id, file_name, width, height
 
-`images` is the folder of the images (else the file's own), `classes` which classes are asked for,
-and in which order (else all of the file's); `start` and `stop` take only these images. Two splits
-must be asked the same, so give `classes` where a file may lack some. Images without objects stay:
-their answer is empty. `dropped` counts what is left out: boxes without area, other classes.
+`images` is the folder of the images (default: the file's folder), `classes` the classes in the
+prompt (default: all in the file), `start` and `stop` a range of images. Splits need the same
+prompt, so set `classes` if a file may lack some. The answer for an image without objects is empty.
 """
 
 import collections
 import logging
 import os
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -30,7 +28,6 @@ from pgjax.formats import typed_json
 from pgjax.formats.typed_json import Number
 
 log = logging.getLogger("pgjax")
-
 
 _Side = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 
@@ -48,7 +45,7 @@ class _Annotation(msgspec.Struct):
   bbox: tuple[Number, Number, Number, Number]  # x, y, width, height.
   area: Number | None = None
   iscrowd: int | bool | None = None
-  segmentation: Any = None  # Checked by data/masks.py, for those who ask for masks.
+  segmentation: Any = None  # Checked by data/masks.py when masks are used.
 
 
 class _Category(msgspec.Struct):
@@ -64,20 +61,24 @@ class _File(msgspec.Struct):
 
 
 class Coco:
-  """One example for each image of the file, in its order."""
+  """One example for each image of the file, in its order.
+
+  `dropped` counts the boxes without area and of other classes.
+  """
 
   def __init__(self, fname, images=None, classes=None, split=None, start=None, stop=None):
-    """Reads the whole file."""
     del split  # A file is its own split.
     self.fname = os.path.expanduser(fname)
     self.root = os.path.abspath(os.path.expanduser(images or os.path.dirname(self.fname)))
     content = typed_json.read(self.fname, _File)
-    names = self._class_names(content)
-    self.classes = self._asked_for(classes, names, content)
+    with naming(self.fname):
+      names = {c.id: locations.checked_label(c.name) for c in content.categories}
+    self.classes = self._prompted(classes, names, content)
     of_image = self._objects(content, names)
     self._rows = [self._row(entry, of_image) for entry in content.images][start:stop]
     if not self._rows:
-      raise UserError(f"{self.fname} has no images{self._window(start, stop)}.")
+      window = "" if start is None and stop is None else f" from {start or 0} to {stop}"
+      raise UserError(f"{self.fname} has no images{window}.")
     self._paths = [files.inside(self.root, r["file_name"], self.where(i), "images")
                    for i, r in enumerate(self._rows)]  # fmt: skip
     self.dropped: dict[str, int] = collections.Counter()
@@ -85,8 +86,8 @@ class Coco:
       self.dropped.update(row.pop("dropped"))
     if self.dropped:
       counted = ", ".join(f"{count} {why}" for why, count in sorted(self.dropped.items()))
-      kept = sum(len(row["boxes"]) for row in self._rows)
-      log.warning("%s: %d boxes; left out: %s.", self.fname, kept, counted)
+      boxes = sum(len(row["boxes"]) for row in self._rows)
+      log.warning("%s: %d boxes; omitted: %s.", self.fname, boxes, counted)
 
   def __len__(self):
     return len(self._rows)
@@ -102,41 +103,31 @@ class Coco:
     return {**row, "classes": classes, "prefix": f"detect {classes}", "suffix": suffix}
 
   def where(self, i):
-    """File, image id and image."""
+    """File, image id and image file."""
     return f"{self.fname}, image {self._rows[i]['image_id']} ({self._rows[i]['file_name']})"
 
   def check_images(self):
-    """Raises for the first image that is not there; looks once into each folder."""
-    present = files.Present(self.root)
-    for i, path in enumerate(self._paths):
-      present.check(path, self.where(i))
+    """Raises for the first missing image."""
+    files.check_present(self.root, ((path, self.where(i)) for i, path in enumerate(self._paths)))
 
-  def _window(self, start, stop):
-    return "" if start is None and stop is None else f" from {start or 0} to {stop}"
-
-  def _class_names(self, content) -> dict[int | str, str]:
-    """Class of each category id."""
-    with naming(self.fname):
-      return {c.id: locations.checked_label(c.name) for c in content.categories}
-
-  def _asked_for(self, classes, names, content) -> tuple[str, ...]:
-    """All classes but groups: no annotation has them, and other categories lie below them."""
+  def _prompted(self, classes, names, content) -> tuple[str, ...]:
+    """The classes of the prompt: by default all but groups, which have no annotations."""
     if classes is not None:
-      asked = (classes,) if isinstance(classes, str) else tuple(classes)
-      if unknown := [c for c in asked if c not in names.values()]:
+      classes = (classes,) if isinstance(classes, str) else tuple(classes)
+      if unknown := [c for c in classes if c not in names.values()]:
         raise UserError(f"{self.fname} has no class {unknown}; it has {list(names.values())}.")
-      return asked
+      return classes
     used = {names.get(a.category_id) for a in content.annotations}
-    above = {c.supercategory for c in content.categories}
-    return tuple(dict.fromkeys(n for n in names.values() if n in used or n not in above))
+    groups = {c.supercategory for c in content.categories}
+    return tuple(dict.fromkeys(n for n in names.values() if n in used or n not in groups))
 
   def _objects(self, content, names) -> dict[int | str, list[tuple["_Annotation", str]]]:
     """The annotations of each image, with their class."""
     of_image = {entry.id: [] for entry in content.images}
     for i, a in enumerate(content.annotations):
-      for what, known in (("category", names), ("image", of_image)):
-        if (value := getattr(a, f"{what}_id")) not in known:
-          raise UserError(f"{self.fname}, $.annotations[{i}]: there is no {what} {value!r}.")
+      for field, known in (("category", names), ("image", of_image)):
+        if (value := getattr(a, f"{field}_id")) not in known:
+          raise UserError(f"{self.fname}, $.annotations[{i}]: there is no {field} {value!r}.")
       of_image[a.image_id].append((a, names[a.category_id]))
     return of_image
 
@@ -144,21 +135,16 @@ class Coco:
     width, height = entry.width, entry.height
     if width * height > images.MAX_PIXELS:
       raise UserError(
-        f"{self.fname}, image {entry.id!r}: width and height are {width} x {height}; an image has"
-        f" up to {images.MAX_PIXELS:,} pixels."
+        f"{self.fname}, image {entry.id!r}: width and height are {width} x {height}; an image may"
+        f" have up to {images.MAX_PIXELS:,} pixels."
       )
-    facts = dict(id=str(entry.id), image_id=entry.id, file_name=entry.file_name)
-    return (
-      facts | dict(width=width, height=height) | self._columns(of_image[entry.id], (width, height))
-    )
-
-  def _columns(self, annotations: Sequence[tuple["_Annotation", str]], size) -> dict[str, Any]:
-    """The objects as columns, and how many were dropped for what."""
-    names = ("boxes", "labels", "areas", "segmentations", "crowd_boxes", "crowd_labels")
-    columns: dict[str, Any] = {name: [] for name in names}
+    columns: dict[str, Any] = dict(
+      id=str(entry.id), image_id=entry.id, file_name=entry.file_name, width=width, height=height,
+      boxes=[], labels=[], areas=[], segmentations=[], crowd_boxes=[], crowd_labels=[],
+    )  # fmt: skip
     dropped = collections.Counter()
-    for a, label in annotations:
-      box = locations.to_normalised(a.bbox, "coco", width=size[0], height=size[1])
+    for a, label in of_image[entry.id]:
+      box = locations.to_normalised(a.bbox, "coco", width=width, height=height)
       if label not in self.classes:
         dropped["of other classes"] += 1
       elif not locations.has_area(box):

@@ -1,4 +1,4 @@
-"""easy-VQA, from the package of that name."""
+"""Which examples are in easy-VQA, from the package of that name?"""
 
 import re
 
@@ -9,11 +9,11 @@ from pgjax.errors import UserError
 class EasyVqa:
   """Questions about 64 x 64 images of one coloured shape; 38,575 in train and 9,673 in test.
 
-  Fields: image, question, answer, id, image_id. With `answers` only questions with one of these.
+  Fields: image, question, answer, id, image_id. `answers` selects questions with these answers. All
+  images of the split are in memory (a few MB); questions on one image share its bytes.
   """
 
   def __init__(self, split, answers=None):
-    """Reads all images of the split (a few MB), so that questions on one image share its bytes."""
     try:
       import easy_vqa
     except ImportError:
@@ -27,8 +27,8 @@ class EasyVqa:
       raise UserError(f"easy_vqa has no split '{split}'; it has train and test.")
     get_questions, get_paths = read[self.split]
     rows = list(zip(*get_questions(), strict=True))
-    wanted = lambda row: answers is None or row[1] in answers  # noqa: E731
-    self._ids = [i for i in range(len(rows))[part(len(rows))] if wanted(rows[i])]
+    indices = range(len(rows))[part(len(rows))]
+    self._ids = [i for i in indices if answers is None or rows[i][1] in answers]
     self._rows = [rows[i] for i in self._ids]
     if not self._rows:
       among = f" with an answer among {list(answers)}" if answers is not None else ""
@@ -57,7 +57,7 @@ def cut_split(split: str):
   """ "train[:5%]" -> ("train", f), where f(len) is the slice; for sources that are lists."""
   match = re.fullmatch(r"(\w+)(?:\[(-?\d{1,18}%?)?:(-?\d{1,18}%?)?\])?", split)
   if not match:
-    raise UserError(f"Split '{split}' is not understood; write train, train[:5%] or train[10:20].")
+    raise UserError(f"Split '{split}' is invalid; write train, train[:5%] or train[10:20].")
   name, *ends = match.groups()
 
   def position(end, length):

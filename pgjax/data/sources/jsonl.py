@@ -1,4 +1,4 @@
-"""A JSONL file, one example a line, and a folder of images."""
+"""Which examples are in a JSONL file and its folder of images?"""
 
 import os
 import pathlib
@@ -13,21 +13,23 @@ from pgjax.formats import typed_json
 class Jsonl:
   """One JSON object a line; `image` names a file (or a list of files, for frames).
 
-  With `start` and `stop` only these rows (blank lines not counted) are taken.
+  `start` and `stop` select rows, without counting blank lines.
   """
 
   def __init__(self, fname, root=None, fopen_keys=None, split=None, start=None, stop=None):
-    """Reads the whole file."""
-    del split  # big_vision's configs may carry one; a file is its own split.
+    del split  # big_vision's configs may have one; a file is its own split.
     self.fname = os.path.expanduser(fname)
-    if fopen_keys is not None:  # big_vision's way to say root.
+    if fopen_keys is not None:  # big_vision's name for root.
       root = fopen_keys["image"] if isinstance(fopen_keys, Mapping) else root
     self.root = os.path.abspath(os.path.expanduser(root or os.path.dirname(self.fname)))
     rows = list(self._read())[start:stop]
     if not rows:
       raise UserError(f"{self.fname} has no examples; each line is a JSON object with an image.")
     self._lines, self._rows = zip(*rows, strict=True)
-    self._paths = [self._resolve(i) for i in range(len(rows))]
+    self._paths = [
+      [files.inside(self.root, name, self._line(i)) for name in _listed(row["image"])]
+      for i, row in enumerate(self._rows)
+    ]
 
   def __len__(self):
     return len(self._rows)
@@ -40,19 +42,20 @@ class Jsonl:
     return example
 
   def texts(self, i):
-    """The example without its image's bytes."""
+    """The example with image names instead of bytes."""
     return {"id": str(i), **self._rows[i]}
 
   def where(self, i):
     """File and line."""
-    return f"{self.fname}, line {self._lines[i]} (image {self._rows[i]['image']})"
+    return f"{self._line(i)} (image {self._rows[i]['image']})"
 
   def check_images(self):
-    """Raises for the first image that is not there; looks once into each folder."""
-    present = files.Present(self.root)
-    for i, paths in enumerate(self._paths):
-      for path in paths:
-        present.check(path, f"{self.fname}, line {self._lines[i]}")
+    """Raises for the first missing image."""
+    paths = ((path, self._line(i)) for i, group in enumerate(self._paths) for path in group)
+    files.check_present(self.root, paths)
+
+  def _line(self, i):
+    return f"{self.fname}, line {self._lines[i]}"
 
   def _read(self):
     try:
@@ -70,19 +73,15 @@ class Jsonl:
     where = f"{self.fname}, line {number}"
     row = typed_json.decode(line, dict[str, Any], where, _bad_line)
     images = row.get("image")
-    images = images if isinstance(images, list) and images else [images]
-    if not all(isinstance(image, str) and image for image in images):
-      raise UserError(
-        f"{where}: 'image' must be a file name (or a list of them), not {row.get('image')!r}."
-      )
+    if images == [] or not all(isinstance(image, str) and image for image in _listed(images)):
+      raise UserError(f"{where}: 'image' must be a file name (or a list of them), not {images!r}.")
     return row
 
-  def _resolve(self, i):
-    names = self._rows[i]["image"]
-    names = names if isinstance(names, list) else [names]
-    return [files.inside(self.root, name, f"{self.fname}, line {self._lines[i]}") for name in names]
+
+def _listed(images) -> list:
+  return images if isinstance(images, list) else [images]
 
 
-def _bad_line(said: str) -> UserError:
+def _bad_line(message: str) -> UserError:
   example = '{"image": "a.png", "prefix": "...", "suffix": "..."}'
-  return UserError(f"{said} Each line is one JSON object such as {example}.")
+  return UserError(f"{message} Each line is one JSON object such as {example}.")

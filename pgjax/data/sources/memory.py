@@ -1,4 +1,4 @@
-"""Examples in memory as a source of data."""
+"""How are questions in memory a source of data?"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,10 +7,12 @@ from pgjax.data import images
 
 
 class InMemory:
-  """Questions in memory as a source: image (anything that images.py encodes) and prefix."""
+  """Rows with an image (anything that images.encoded takes) and a prefix.
+
+  `names` are the names of the rows in messages.
+  """
 
   def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]):
-    """`names` are what messages call each row."""
     self.rows, self.names = rows, names
 
   def __len__(self):

@@ -1,4 +1,4 @@
-"""Opens the source that `input.data` or an evaluator names."""
+"""Which source does `input.data` or an evaluator name?"""
 
 import inspect
 from collections.abc import Mapping
@@ -6,35 +6,31 @@ from collections.abc import Mapping
 from pgjax.data.sources import coco, easy_vqa, jsonl, tfds
 from pgjax.errors import UserError
 
+# A source has len, [i] (an example), texts(i) (without its image) and where(i) (for messages), and
+# may have check_images(). Any other name is that of a TFDS data set.
+SOURCES = {
+  "jsonl": jsonl.Jsonl,
+  "bv:jsonl": jsonl.Jsonl,  # big_vision's name for it.
+  "coco": coco.Coco,
+  "easy_vqa": easy_vqa.EasyVqa,
+}
+
 
 def open(spec: Mapping, *, check_images: bool = True):
-  """The source that a `data` entry of a config describes.
-
-  A missing image file is told at once, unless the caller wants to find all of them by reading.
-  """
-  source = _opened(dict(spec))
-  if check_images and isinstance(source, jsonl.Jsonl | coco.Coco):
+  """The source of a `data` entry of a config; by default checks that all its images exist."""
+  fields = dict(spec)
+  name = fields.pop("name", None)
+  if not isinstance(name, str):
+    names = ", ".join(map(repr, SOURCES))
+    raise UserError(f"data={fields!r} has no name; it is {names} or a TFDS name.")
+  fields = fields if name in SOURCES else {"name": name, **fields}
+  make = SOURCES.get(name, tfds.Tfds)
+  try:
+    inspect.signature(make).bind(**fields)
+  except TypeError as error:
+    known = ", ".join(key for key in inspect.signature(make).parameters if key != "name")
+    raise UserError(f"data='{name}': {error}; its fields are {known}.") from None
+  source = make(**fields)
+  if check_images and hasattr(source, "check_images"):
     source.check_images()
   return source
-
-
-def _opened(spec):
-  name = spec.pop("name", None)
-  if not isinstance(name, str):
-    raise UserError(f"data={spec!r} has no name; it is 'jsonl', 'coco', 'easy_vqa' or a TFDS name.")
-  if name in ("jsonl", "bv:jsonl"):
-    return _call(jsonl.Jsonl, name, spec)
-  if name == "coco":
-    return _call(coco.Coco, name, spec)
-  if name == "easy_vqa":
-    return _call(easy_vqa.EasyVqa, name, spec)
-  return _call(tfds.Tfds, name, {"name": name, **spec})
-
-
-def _call(source, name, fields):
-  try:
-    inspect.signature(source).bind(**fields)
-  except TypeError as error:
-    known = ", ".join(key for key in inspect.signature(source).parameters if key != "name")
-    raise UserError(f"data='{name}': {error}; its fields are {known}.") from None
-  return source(**fields)

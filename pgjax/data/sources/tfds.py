@@ -1,4 +1,4 @@
-"""Data sets that `pgjax.prepare` or TensorFlow Datasets has written, read without TensorFlow."""
+"""How is a data set of pgjax.prepare or TensorFlow Datasets read, without TensorFlow?"""
 
 import os
 import pathlib
@@ -8,17 +8,17 @@ import numpy as np
 
 from pgjax.errors import UserError
 
-PREPARED_HERE = ("chartqa",)  # pgjax.prepare makes these from their official downloads.
+PREPARED_HERE = ("chartqa",)  # By pgjax.prepare, from their official downloads.
 
 
 class Tfds:
-  """A prepared TFDS data set, read without TensorFlow; the feature `image` stays encoded."""
+  """The newest version below data_dir/name; the feature `image` stays encoded."""
 
   def __init__(self, name, split, data_dir=None):
-    """Opens the newest version below data_dir/name."""
     self.name, self.split = name, split
-    folder = _prepared_folder(name, _data_dir(data_dir))
-    import tensorflow_datasets as tfds  # Takes seconds, so only where it is needed.
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    folder = _prepared_folder(name, pathlib.Path(os.path.expanduser(data_dir)))
+    import tensorflow_datasets as tfds  # Takes seconds.
 
     builder = tfds.builder_from_directory(folder)
     splits = set(re.findall(r"[a-zA-Z_]\w*", split)) - {"shard"}
@@ -66,13 +66,8 @@ def _bytes_to_text(value):
   return value
 
 
-def _data_dir(data_dir):
-  given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  return pathlib.Path(os.path.expanduser(given))
-
-
 def _prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
-  """data_dir/name/VERSION of the highest version; name may also end in a version."""
+  """data_dir/name/VERSION with the highest version; name may also end in a version."""
   base = data_dir / name.replace(":", "/")
   if (base / "dataset_info.json").exists():
     return base
@@ -81,8 +76,8 @@ def _prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
   if versions:
     return base / max(versions, key=lambda v: [int(number) for number in v.split(".")])
   if inner and "/" not in name:
-    there = " or ".join(f"'{name}/{part}'" for part in inner)
-    raise UserError(f"Data set '{name}' in {data_dir} comes in parts: write {there}.")
+    names = " or ".join(f"'{name}/{part}'" for part in inner)
+    raise UserError(f"Data set '{name}' in {data_dir} has parts: write {names}.")
   dataset = name.split("/")[0]
   how = (
     f"python -m pgjax.prepare {dataset} --raw=FOLDER_OF_ITS_DOWNLOAD --out={data_dir}"
@@ -90,6 +85,6 @@ def _prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
     else "prepare it with TFDS as ArrayRecord (docs of tensorflow_datasets: download_and_prepare)"
   )
   raise UserError(
-    f"Data set '{name}' is not prepared in {data_dir}: {how}; or say where it is with data_dir= or "
+    f"Data set '{name}' is not prepared in {data_dir}: {how}; or set its folder with data_dir= or "
     "the environment variable TFDS_DATA_DIR."
   )

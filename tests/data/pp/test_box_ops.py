@@ -69,7 +69,7 @@ def test_an_answer_of_no_boxes_is_empty():
     ("draw_bbox", dict(image=np.zeros((4, 4, 3)), bbox=[[0, 0, 1, 1]]), r"'bbox' is \(1, 4\)"),
   ],
 )
-def test_a_mistake_is_told(pp, values, said):
+def test_a_mistake_raises(pp, values, said):
   with pytest.raises(UserError, match=said):
     run(pp, **values)
 
@@ -160,12 +160,12 @@ def test_segmentations_become_codes_and_come_back(vae):
   assert [o.label for o in locations.parse(bare["suffix"]).objects] == ["", ""]
 
 
-def test_an_object_without_a_segmentation_is_told(vae):
+def test_an_object_without_a_segmentation_raises(vae):
   with pytest.raises(UserError, match="object 0 has a box and no segmentation"):
     run(f"masks_to_suffix({vae[0]!r})", boxes=[CAT], labels=["c"], segmentations=[None])
 
 
-def test_a_missing_vq_vae_is_told_when_the_ops_are_read():
+def test_a_missing_vq_vae_raises_when_the_ops_are_parsed():
   with pytest.raises(UserError, match=r"'none.npz', are not there .* gs://big_vision"):
     parse.parse("decode|masks_to_suffix('none.npz')")
 

@@ -45,7 +45,7 @@ def test_grey_is_tripled_and_alpha_dropped():
   np.testing.assert_array_equal(images.decode(png(colour)), colour[:, :, :3])
 
 
-def test_sixteen_bit_grey_keeps_its_upper_byte():
+def test_sixteen_bit_grey_becomes_its_upper_byte():
   deep = np.array([[0, 255, 256, 65535]], np.uint16)
   assert images.decode(png(deep))[0, :, 0].tolist() == [0, 0, 1, 255]
 
@@ -74,7 +74,7 @@ def test_a_huge_declared_size_is_refused_from_the_header(size):
     png(noise(9, 9))[:-30] + b"\0" * 30,
   ],
 )
-def test_a_damaged_image_is_told_in_one_sentence(damaged):
+def test_a_damaged_image_raises_one_sentence(damaged):
   with pytest.raises(
     UserError, match=r"^the image cannot be decoded \(.*\); is the file damaged\?$"
   ):
@@ -170,7 +170,7 @@ def test_an_unknown_op_is_answered_with_a_guess():
     ("masked_concat(['a', 'b'], mask=[1])", "mask must have one number for each of the 2"),
   ],
 )
-def test_a_mistake_in_the_op_string_is_told_when_it_is_read(pp, said):
+def test_a_mistake_in_the_op_string_raises_when_it_is_parsed(pp, said):
   with pytest.raises(UserError, match=said):
     parse.parse(pp)
 
@@ -198,7 +198,7 @@ def test_a_bar_inside_a_string_does_not_end_an_op():
   assert done["z"] == "a|X|"
 
 
-def test_a_name_that_the_example_lacks_is_told_with_those_it_has():
+def test_a_missing_name_raises_with_the_names_of_the_example():
   with pytest.raises(UserError, match="needs 'question', and the example has only: answer, image"):
     parse.parse('copy("question", "prefix")')(example(image=0, answer="b"))
 

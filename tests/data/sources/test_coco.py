@@ -66,7 +66,7 @@ def test_a_coco_file_gives_prompt_and_answer(folder, caplog):
   assert first["classes"] == "cat ; guinea pig ; dog"
   assert source.where(1) == f"{folder}/train.json, image 11 (images/1.png)"
   assert source.dropped == {"without area": 1}
-  assert "train.json: 2 boxes; left out: 1 without area." in caplog.text
+  assert "train.json: 2 boxes; omitted: 1 without area." in caplog.text
 
 
 def test_an_image_without_objects_has_an_empty_answer(folder):
@@ -80,7 +80,7 @@ def test_texts_do_not_read_the_image(folder):
   assert source.texts(0) == with_image
 
 
-def test_classes_are_asked_for_in_the_order_given_and_others_counted(folder):
+def test_the_prompt_has_the_given_classes_in_order_and_others_are_counted(folder):
   source = opened(folder, classes=["dog", "cat"])
   assert source[0]["prefix"] == "detect dog ; cat"
   assert source[0]["labels"] == ["cat"]
@@ -98,7 +98,7 @@ def test_a_group_is_a_class_only_if_something_is_annotated_with_it(folder):
   assert opened(folder, changed).classes == ("animals", "cat", "guinea pig", "dog")
 
 
-def test_crowds_are_no_objects_to_find(folder):
+def test_crowds_are_not_objects(folder):
   changed = content()
   changed["annotations"][1]["iscrowd"] = 1
   first = opened(folder, changed)[0]
@@ -106,7 +106,7 @@ def test_crowds_are_no_objects_to_find(folder):
   assert (first["crowd_boxes"], first["crowd_labels"]) == ([[0, 0, 1, 1]], ["cat"])
 
 
-def test_images_may_lie_elsewhere_and_rows_be_cut(folder):
+def test_images_may_be_elsewhere_and_rows_selected(folder):
   changed = content()
   for entry in changed["images"]:
     entry["file_name"] = entry["file_name"].removeprefix("images/")
@@ -118,7 +118,7 @@ def test_images_may_lie_elsewhere_and_rows_be_cut(folder):
 
 def test_every_box_with_area_of_bccd_is_read_back():
   if not SHARED.exists():
-    pytest.skip(f"{SHARED} is not there")
+    pytest.skip(f"{SHARED} is missing")
   source = coco.Coco(str(SHARED / "valid/_annotations.coco.json"))
   assert (len(source), source.dropped) == (87, {"without area": 1})
   total = 0
@@ -160,24 +160,24 @@ def with_change(part, index, **fields):
     (with_change("images", 0, width=None), r"\$.images\[0\].width is null; expected `int`"),
     (with_change("images", 0, width=10**9), "up to 89,478,485 pixels"),
     (with_change("images", 0, file_name=3), r"\$.images\[0\].file_name is 3"),
-    (with_change("images", 0, file_name="../x.png"), r"lies outside of .* or set images= to"),
-    (with_change("images", 0, file_name="/etc/hostname"), "lies outside of"),
+    (with_change("images", 0, file_name="../x.png"), r"is outside of .* or set images= to"),
+    (with_change("images", 0, file_name="/etc/hostname"), "is outside of"),
     (with_change("images", 0, file_name="images/9.png"), "image 'images/9.png' is not in"),
-    (with_change("categories", 1, name="a;b"), "label 'a;b' cannot stand in an answer"),
+    (with_change("categories", 1, name="a;b"), "label 'a;b' cannot be in an answer"),
     (
       lambda c: c["categories"][1].pop("name"),
       r"\$.categories\[1\] is .*missing required field `name`",
     ),
   ],
 )
-def test_what_is_wrong_with_the_file_is_told(folder, change, said):
+def test_a_damaged_file_raises(folder, change, said):
   changed = content()
   change(changed)
   with pytest.raises(UserError, match=said):
     opened(folder, changed)
 
 
-def test_files_that_are_no_json_and_classes_that_are_not_there_are_told(folder):
+def test_invalid_json_and_unknown_classes_raise(folder):
   with pytest.raises(UserError, match=r"has no class \['mouse'\]; it has \['animals', 'cat'"):
     opened(folder, classes=["cat", "mouse"])
   (folder / "bad.json").write_text("{")
