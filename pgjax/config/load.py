@@ -76,15 +76,14 @@ def check_saved(fields: Mapping[str, Any], where: str) -> None:
   Unknown fields are ignored, and most may be missing: see `from_dict`.
   """
 
-  def check(section, known, name, needed=()):
+  def check(section, known, name, required=()):
     if not isinstance(section, Mapping):
       raise UserError(f"{where}: {name}={schema.shown(section)} must be a dict.")
-    schema.require(section, needed, f"{where}: {name}")
     section = {n: value for n, value in section.items() if n in known}
-    schema.check(section, known, f"{where}: {name}")
+    schema.check(section, known, f"{where}: {name}", required)
 
-  needed = ("model", "res", *(("dtype",) if "params" in fields else ()))
-  check(fields, schema.RUN, "config", needed)
+  required = ("model", "res", *(("dtype",) if "params" in fields else ()))
+  check(fields, schema.RUN, "config", required)
   check(fields["model"], schema.MODEL, "config.model", ("img", "llm"))
   check(fields["model"]["img"], schema.IMG, "config.model.img")
   check(fields["model"]["llm"], schema.LLM, "config.model.llm")

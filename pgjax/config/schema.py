@@ -47,6 +47,10 @@ _DTYPE = Literal[DTYPES]
 _ANY_DTYPE = Literal[*DTYPES, "float16"]
 _REGEX = Annotated[str, "regex"]
 _MESH = list[tuple[Annotated[str, "axis"], Annotated[int, "size"]]]
+_PARAMS = list[tuple[_REGEX, Annotated[str, "spec"]]]
+_STRATEGY = list[tuple[_REGEX, Annotated[str, "tactic"]]]
+_LR_MULTS = list[tuple[_REGEX, _POSITIVE]] | None
+_WD_MULTS = list[tuple[_REGEX, _NOT_NEGATIVE]] | None
 _SCHEDULES = Annotated[list[tuple[_REGEX, Mapping | None]], Between(1, 1000)]
 
 
@@ -82,25 +86,16 @@ RUN = _fields(
   optax_name=(_TEXT, "the optimizer: optax's, or one in docs/optimizers.md"),
   optax=(Mapping, "arguments of the optimizer, such as `dict(b2=0.95)`"),
   lr=(_NOT_NEGATIVE, "learning rate, multiplied by the schedule"),
-  lr_mults=(
-    list[tuple[_REGEX, _POSITIVE]] | None,
-    "factor on `lr` by parameter name, first match; 1 where nothing matches",
-  ),
+  lr_mults=(_LR_MULTS, "factor on `lr` by parameter name, first match; 1 where nothing matches"),
   wd=(_NOT_NEGATIVE, "weight decay, multiplied by the schedule but not by `lr`"),
-  wd_mults=(
-    list[tuple[_REGEX, _NOT_NEGATIVE]] | None,
-    'factor on `wd` by parameter name, first match, else 0; None: `[(".*/kernel", 1.0)]`',
-  ),
+  wd_mults=(_WD_MULTS, 'factor on `wd`, as `lr_mults`, else 0; None: `[(".*/kernel", 1.0)]`'),
   stochastic_rounding=(bool, "round bfloat16 updates stochastically (docs/optimizers.md)"),
   opt_state_memory=(Literal["device", "host"], "where optimizer state is stored between steps"),
   ema_decay=(_BELOW_1 | None, "average the trained weights with this decay and score the average"),
   grad_clip_norm=(_NOT_NEGATIVE | None, "clip gradients to this global norm; 0 or None: do not"),
   label_smoothing=(_BELOW_1, "share of the target spread over all tokens"),
   schedule=(Mapping | _SCHEDULES, "multiplier of `lr` and `wd`: the fields of `schedule`, below"),
-  params=(
-    list[tuple[_REGEX, Annotated[str, "spec"]]],
-    "which parameters train, by name, first match (docs/lora.md)",
-  ),
+  params=(_PARAMS, "which parameters train, by name, first match (docs/lora.md)"),
   model=(Mapping, "`dict(img=..., llm=...)`: the fields of both towers, below"),
   model_init=(
     _TEXT | Mapping | None,
@@ -110,10 +105,7 @@ RUN = _fields(
   remat=(_TEXT, "which activations are stored for the backward pass (docs/memory.md)"),
   microbatches=(_FROM_1, "accumulate gradients over this many parts of a batch"),
   mesh=(_MESH, "the device mesh; a size of -1 takes the remaining devices"),
-  sharding_strategy=(
-    list[tuple[_REGEX, Annotated[str, "tactic"]]],
-    "how each parameter is sharded: `replicate`, `fsdp(axis)` or `shard_dim(axis, dim)`",
-  ),
+  sharding_strategy=(_STRATEGY, "`replicate`, `fsdp(axis)` or `shard_dim(axis, dim)` by name"),
   decode=(_TEXT, "how answers are generated (docs/decoding.md)"),
   evals=(Mapping, "`{name: entry}`: the evaluators, each with the fields of an entry, below"),
   keep_last=(_FROM_1, "how many of the newest checkpoints stay"),
@@ -200,19 +192,17 @@ EVAL = _fields(
 )
 
 
-def check(section: Any, fields: Mapping[str, Field], where: str) -> None:
-  """Raises for an unknown name and for a value of a wrong type or range."""
+def check(
+  section: Any, fields: Mapping[str, Field], where: str, required: Iterable[str] = ()
+) -> None:
+  """Raises for a missing or unknown name, and for a value of a wrong type or range."""
+  if missing := [name for name in required if name not in section]:
+    raise UserError(f"{where} lacks {', '.join(missing)}; configs/common.py has every field.")
   for name, value in section.items():
     if name not in fields:
       raise UserError(f"{where} has no field {name!r}.{did_you_mean(name, fields)}")
     if not fields[name].accepts(value):
       raise UserError(f"{where}.{name}={shown(value)} must be {fields[name].wants}.")
-
-
-def require(section: Any, fields: Iterable[str], where: str) -> None:
-  """Raises if one of the fields is missing."""
-  if missing := [name for name in fields if name not in section]:
-    raise UserError(f"{where} lacks {', '.join(missing)}; configs/common.py has every field.")
 
 
 def fields_at(path: tuple[str, ...]) -> Mapping[str, Field] | None:

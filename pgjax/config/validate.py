@@ -1,6 +1,7 @@
 """Is a config valid? Checked before JAX, data or weights are touched."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,13 +15,10 @@ def validated(config: ConfigDict) -> ConfigDict:
   """A complete, locked copy with checked names, types, ranges and rules between fields."""
   config = ConfigDict(config.to_dict(), type_safe=False)
   _merge_frozen(config)
-  schema.require(config, [n for n in schema.RUN if not n.endswith(durations.UNITS)], "config")
-  schema.check(config, schema.RUN, "config")
-  schema.require(config.input, schema.INPUT, "config.input")
-  schema.check(config.input, schema.INPUT, "config.input")
+  schema.check(config, schema.RUN, "config", _no_durations(schema.RUN))
+  schema.check(config.input, schema.INPUT, "config.input", schema.INPUT)
   config.model.dtype, config.model.remat = config.dtype, config.remat
-  schema.require(config.model, ("img", "llm"), "config.model")
-  schema.check(config.model, schema.MODEL, "config.model")
+  schema.check(config.model, schema.MODEL, "config.model", ("img", "llm"))
   schema.check(config.model.img, schema.IMG, "config.model.img")
   schema.check(config.model.llm, schema.LLM, "config.model.llm")
   _check_training(config)
@@ -35,6 +33,10 @@ def validated(config: ConfigDict) -> ConfigDict:
       f" the evaluators are {', '.join(config.evals) or 'none'}."
     )
   return config.lock()
+
+
+def _no_durations(fields: Iterable[str]) -> list[str]:
+  return [name for name in fields if not name.endswith(durations.UNITS)]
 
 
 def _merge_frozen(config: ConfigDict) -> None:
@@ -102,9 +104,7 @@ def _check_sizes(config: ConfigDict) -> None:
 def _check_eval(entry: Any, where: str) -> None:
   if not isinstance(entry, ConfigDict):
     raise UserError(f"{where}={schema.shown(entry)} must be a dict; see configs/common.py.")
-  needed = [n for n in schema.EVAL if not n.endswith(durations.UNITS)]
-  schema.require(entry, needed, where)
-  schema.check(entry, schema.EVAL, where)
+  schema.check(entry, schema.EVAL, where, _no_durations(schema.EVAL))
   durations.check_duration(entry, "log", where)
   if entry.decode is not None:
     decode_method.parse(entry.decode, f"{where}.decode")

@@ -25,7 +25,6 @@ class LoadedRow(NamedTuple):
 
   arrays: dict[str, np.ndarray]
   columns: dict  # For the host: id, answer, question ...
-  truncated: bool
 
 
 class Layout(NamedTuple):
@@ -62,9 +61,9 @@ class Loader:
       example = self._start(self.part.source[index], position, index)
       example = self.ops(self.decode(example))
       arrays = _images(example.pop("image", None), self.layout)
-      texts, num_tokens, room = self._pack(example)
+      texts = self._pack(example).arrays
     columns = {k: v for k, v in example.items() if k not in TEXT_KEYS and not k.startswith("_")}
-    return LoadedRow({**arrays, **texts}, columns, num_tokens > room)
+    return LoadedRow({**arrays, **texts}, columns)
 
   def num_tokens(self, index: int) -> tuple[int, int]:
     """The number of tokens in the text and how many fit, without reading the image."""

@@ -103,7 +103,6 @@ class TrainBatches:
   def __init__(self, make_stream, num_examples: int, scans: list[Scan], start_step: int):
     self.num_examples, self.scans, self.step = num_examples, scans, start_step
     self._make_stream, self._stream = make_stream, make_stream(start_step)
-    self._seen = self._truncated = 0
 
   def at(self, step: int) -> "TrainBatches":
     """The same data from another step on, without reopening it."""
@@ -113,15 +112,9 @@ class TrainBatches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    batch, _, truncated = next(self._stream)
+    batch, _ = next(self._stream)
     self.step += 1
-    self._seen += len(truncated)
-    self._truncated += int(truncated.sum())
     return batch
-
-  def stats(self) -> dict[str, int]:
-    """Examples that this process has returned, and how many of them had a truncated text."""
-    return dict(examples=self._seen, truncated=self._truncated)
 
 
 def train_batches(
@@ -183,7 +176,7 @@ class EvalBatches:
 
   def after(self, batches: int) -> Iterator["EvalBatch"]:
     """Skips the first `batches` batches."""
-    for arrays, columns, _ in self._make_stream(batches):
+    for arrays, columns in self._make_stream(batches):
       yield EvalBatch(arrays, list(itertools.compress(columns, arrays["_mask"])))
 
 
@@ -263,7 +256,7 @@ def _local_size(batch_size: int, process_count: int) -> int:
 
 
 def _batched(rows, batch_size: int, layout: Layout, num_threads: int, num_workers: int):
-  """Grain's data set of (arrays, columns, truncated) of whole batches, prefetched by threads."""
+  """Grain's data set of (arrays, columns) of whole batches, prefetched by threads."""
   row_bytes = layout.res**2 * 12 * max(layout.num_frames, 1)
   pieces = 1
   if row_bytes * batch_size > WHOLE_BATCH_BYTES:  # All threads work on the same batch.
@@ -286,10 +279,10 @@ def _stack(rows: list[LoadedRow]):
   if len(lengths) > 1:
     raise UserError(f"texts have different lengths after pp, {lengths}; end it with tolen(length).")
   arrays = {key: np.stack([row.arrays[key] for row in rows]) for key in rows[0].arrays}
-  return arrays, [row.columns for row in rows], np.array([row.truncated for row in rows])
+  return arrays, [row.columns for row in rows]
 
 
 def _join(pieces):
-  arrays, columns, truncated = zip(*pieces, strict=True)
+  arrays, columns = zip(*pieces, strict=True)
   joined = {key: np.concatenate([piece[key] for piece in arrays]) for key in arrays[0]}
-  return joined, [row for piece in columns for row in piece], np.concatenate(truncated)
+  return joined, [row for piece in columns for row in piece]

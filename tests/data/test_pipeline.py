@@ -321,12 +321,12 @@ def test_texts_that_are_too_long_are_an_error_before_any_image_is_read(tmp_path)
 def test_the_text_len_in_the_message_is_enough(tmp_path):
   data = write_images(tmp_path, 4)
   write_rows(tmp_path, [dict(image="0.png", prefix="p", suffix="9" * 30)] * 4)
-  for text_len, truncated in [(32, 8), (33, 0)]:
+  for text_len, truncated in [(32, 4), (33, 0)]:
     config = own_config(data, text_len=text_len, **{"input.allow_truncated": True})
-    made = pipeline.train_batches(config, tokenizer.load("tiny"))
-    assert made.scans[0].longest == 33
-    next(made)
-    assert made.stats() == dict(examples=8, truncated=truncated)
+    train = pipeline.train_batches(config, tokenizer.load("tiny"))
+    assert train.scans[0][1:] == (4, truncated, 33)
+    ends = [tokenizer.EOS in row for row in next(train)["text"]]
+    assert ends == [not truncated] * 8
 
 
 def test_a_batch_that_processes_do_not_divide_raises():

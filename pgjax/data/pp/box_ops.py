@@ -33,10 +33,8 @@ def boxes_to_suffix(
 
   def apply(example):
     values = _normalised(example, boxes, format)
-    picked = _order(example, values, order)
-    names = _as_list(example, labels, len(values))
-    suffix = locations.detection_suffix([values[i] for i in picked], [names[i] for i in picked])
-    return example | {boxes: values, outkey: suffix}
+    objects = _ordered(example, order, values, _as_list(example, labels, len(values)))
+    return example | {boxes: values, outkey: locations.detection_suffix(*objects)}
 
   return apply
 
@@ -60,20 +58,15 @@ def masks_to_suffix(
   def apply(example):
     values = _normalised(example, boxes, "normalised")
     outlines = _as_list(example, segmentations, len(values))
-    names = _as_list(example, labels, len(values)) if labels else None
+    names = [_as_list(example, labels, len(values))] if labels else []
     codes = []
     for i, (box, outline) in enumerate(zip(values, outlines, strict=True)):
       if outline is None:
         raise UserError(f"object {i} has a box and no segmentation; take boxes_to_suffix")
       mask_HW = masks.from_coco(outline, example["height"], example["width"])
       codes.append(encoder.of_object(mask_HW, box))
-    picked = _order(example, values, order)
-    suffix = locations.segmentation_suffix(
-      [values[i] for i in picked],
-      [codes[i] for i in picked],
-      [names[i] for i in picked] if names is not None else (),
-    )
-    return example | {outkey: suffix}
+    objects = _ordered(example, order, values, codes, *names)
+    return example | {outkey: locations.segmentation_suffix(*objects)}
 
   return apply
 
@@ -149,7 +142,7 @@ def _as_list(example, name, count):
   return values
 
 
-def _order(example, boxes, order):
+def _ordered(example, order, boxes, *columns):
   indices = list(range(len(boxes)))
   if order == "random":
     text_ops.example_rng(example).shuffle(indices)
@@ -157,4 +150,4 @@ def _order(example, boxes, order):
     indices.sort(key=lambda i: -locations.area(boxes[i]))
   elif order == "position":
     indices.sort(key=lambda i: (boxes[i][0], boxes[i][1]))
-  return indices
+  return [[column[i] for i in indices] for column in (boxes, *columns)]

@@ -110,21 +110,19 @@ def value_range(
 
 def flip_lr(probability: _Probability = 0.5, **route: Unpack[Route]):
   """Mirrors left and right with this probability."""
-
-  def draw(rng, shape):
-    flipped = rng.random() < probability
-    across = np.arange(shape[1])[::-1]  # `take` makes rows of pixels; a view would be slow to cast.
-    return lambda image: image.take(across, axis=1) if flipped else image
-
-  return _random_image_op(draw, route)
+  return _flip(1, probability, route)
 
 
 def flip_ud(probability: _Probability = 0.5, **route: Unpack[Route]):
   """Mirrors top and bottom with this probability."""
+  return _flip(0, probability, route)
 
+
+def _flip(axis, probability, route):
   def draw(rng, shape):
     flipped = rng.random() < probability
-    return lambda image: image[::-1] if flipped else image
+    backwards = np.arange(shape[axis])[::-1]  # `take` copies; casting a mirrored view is slow.
+    return lambda image: image.take(backwards, axis=axis) if flipped else image
 
   return _random_image_op(draw, route)
 
