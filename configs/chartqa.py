@@ -1,6 +1,6 @@
 r"""ChartQA: questions about charts, human-written and augmented. Score: relaxed accuracy.
 
-Papers give the test scores of both parts, "chartqa/{human,augmented}/eval", or their mean.
+Papers report the test scores of both parts, "chartqa/{human,augmented}/eval", or their mean.
 Data: python -m pgjax.prepare chartqa --raw=DIR; weights: size=v1 (PaliGemma 1) or 3b, 10b, 28b.
 
 python -m pgjax.train --config=configs/chartqa.py:res=448,size=3b --workdir=/tmp/chartqa

@@ -11,10 +11,10 @@ VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
 TINY_VOCAB_SIZE = 640 + 1024 + 128  # The small tokenizer that comes with pgjax.
 LLM = {"v1": "gemma_2b", "3b": "gemma2_2b", "10b": "gemma2_9b", "28b": "gemma2_27b"}
 
-# What trains: the first pattern that matches the whole name of a parameter wins. The values:
-#   train, train("bfloat16")   kept in float32 unless said otherwise
-#   freeze, freeze("nf4")      and how it is kept: float32, bfloat16, float16, nf4 or int8 (matrices
-#                              alone; the rest in bfloat16); without a dtype as the compute dtype
+# Which parameters train: the first pattern that matches the whole name of a parameter wins.
+#   train, train("bfloat16")   stored in float32 by default
+#   freeze, freeze("nf4")      stored in float32, bfloat16, float16, nf4 or int8 (only matrices; the
+#                              rest in bfloat16); by default in the compute dtype
 #   lora(rank=8, alpha=16, dropout=0.0, rslora=False, base="nf4")
 #                              adapters on the matrices, the rest frozen; base as in freeze
 _MATRICES = "llm/layers/(attn|mlp)/.*"
@@ -41,22 +41,22 @@ TUNE = {
 }  # fmt: skip
 
 # One entry of `evals`: c.evals["val"] = dict(EVAL, type="vqa", data=..., pp=...). A whole split is
-# scored; types, and the columns that they need, are in docs/scores.md. With none of log_steps,
-# log_epochs, log_examples and log_percent the entry does not run while training, only in
-# pgjax.evaluate; with one, also at the last step.
+# scored; docs/scores.md lists the types and the columns that they need. Without log_steps,
+# log_epochs, log_examples and log_percent the entry only runs in pgjax.evaluate; with one of them
+# also while training and at the last step.
 EVAL = dict(
   type="vqa",
-  # data: as input.data. pp: ends with image, prefix and what the score needs (the answer's column);
-  # for perplexity with image, prefix and suffix. The true answer never enters a prompt.
+  # data: as input.data. pp: ends with image, prefix and the answer's column; for perplexity with
+  # image, prefix and suffix. The true answer never enters a prompt.
   batch_size=64,
   max_decode_len=32,  # Tokens; perplexity does not decode.
-  decode=None,  # None: as the run's, below.
-  grammar=None,  # What answers may look like: "boxes", "json", ...; see docs/decoding.md.
+  decode=None,  # None: the run's, below.
+  grammar=None,  # The form of answers: "boxes", "json", ...; see docs/decoding.md.
   answer="answer",  # The column with the true answer, or with a list of them.
-  to_lower=False,  # Lower-case both sides before they are compared: vqa, chartqa, rsvqa.
+  to_lower=False,  # Lower-case both sides before comparing: vqa, chartqa, rsvqa.
   caption_metrics=("cider",),  # And bleu, rouge, meteor.
-  mask_weights="oi",  # Of segmentation: PaliGemma's, or the path of an .npz; see docs/boxes.md.
-  published={},  # {"relaxed_acc": 0.42}: a paper's number, to stand beside ours.
+  mask_weights="oi",  # For segmentation: PaliGemma's, or the path of an .npz; see docs/boxes.md.
+  published={},  # {"relaxed_acc": 0.42}: a paper's number, shown beside ours.
   skip_first=False,  # Do not run before the first step.
 )
 
@@ -64,39 +64,39 @@ EVAL = dict(
 def base():
   """All fields of a run."""
   c = ml_collections.ConfigDict(type_safe=False)
-  c.seed = 0  # Of initial weights, order of the data, random ops and dropout.
+  c.seed = 0  # For initial weights, data order, random ops and dropout.
 
   # Data. Set input.data: dict(name="jsonl", fname=...), dict(name=..., split=...), or a mixture
   # {name: weight, ...}; and input.pp, a string of ops that ends with image, prefix and suffix.
-  c.res = 224  # Pixels a side.
-  c.num_frames = 0  # 0: one image an example; N: a list of up to N.
+  c.res = 224  # Pixels per side.
+  c.num_frames = 0  # 0: one image per example; N: a list of up to N.
   c.text_len = 64  # Tokens of prefix, newline, suffix and <eos>.
   c.tokenizer = "tokenizer.model"  # Gemma's or PaliGemma's, here or beside the weights; or "tiny".
   c.input = ml_collections.ConfigDict(type_safe=False)
   c.input.batch_size = 32
-  c.input.num_threads = 8  # Decode and resize, while the devices compute.
-  c.input.num_workers = 0  # Processes instead, if Python itself is the bottleneck.
-  c.input.cache_mb = 0  # Memory for decoded images: for small data sets seen many times.
+  c.input.num_threads = 8  # Decode and resize while the devices compute.
+  c.input.num_workers = 0  # Use processes instead, if Python itself is the bottleneck.
+  c.input.cache_mb = 0  # Memory for decoded images of small data sets.
   c.input.allow_truncated = False  # More than 1% of texts longer than text_len is an error.
 
-  # How long: set one of total_epochs, total_steps, total_examples.
+  # Length of the run: set one of total_epochs, total_steps, total_examples.
   c.log_training_steps = 50
   c.ckpt_steps = 1_000
   c.keep_ckpt_steps = None  # Checkpoints that are never removed.
-  c.keep_last = 2  # How many others: should the newest be damaged, there is one before it.
-  c.keep_best = ""  # And the best, by a metric such as "val/acc"; "-val/avg" if less is better.
+  c.keep_last = 2  # Number of other checkpoints; with 2, a damaged one has a predecessor.
+  c.keep_best = ""  # Also the best by a metric such as "val/acc", or "-val/avg" to minimise.
 
   # Update = -schedule(step) * (lr * optimizer(gradient) + wd * parameter).
-  # Any of optax's, big_vision.{sgd,momentum_hp,scale_by_adafactor}, pgjax.{adam8bit,adam_bf16}.
+  # One of optax, big_vision.{sgd,momentum_hp,scale_by_adafactor}, pgjax.{adam8bit,adam_bf16}.
   c.optax_name = "scale_by_adam"
   c.optax = {}
   c.lr = 1e-5
   c.lr_mults = None  # [(regex, factor)], first match, else 1.
   c.wd = 0.0
   c.wd_mults = None  # None: [(".*/kernel", 1.0)], the image tower's matrices, as the reference.
-  c.stochastic_rounding = False  # Of what trains in bfloat16: see docs/optimizers.md.
-  c.opt_state_memory = "device"  # "host": the optimizer's state lies there between steps.
-  c.ema_decay = None  # 0.999: also keeps the average of what trains, which is then what is scored.
+  c.stochastic_rounding = False  # For weights trained in bfloat16: see docs/optimizers.md.
+  c.opt_state_memory = "device"  # "host": store the optimizer state there between steps.
+  c.ema_decay = None  # 0.999: also store EMA weights, which are then scored.
   c.grad_clip_norm = 1.0
   c.label_smoothing = 0.0
   c.schedule = dict(decay_type="cosine", warmup_percent=0.05)  # Or [(regex, dict), ...].
@@ -104,9 +104,9 @@ def base():
 
   c.model = dict(img={}, llm={})
   c.model_init = None  # "pt_224", a path, or None: from scratch.
-  c.dtype = "float32"  # Of the computation; what trains is stored in float32.
-  c.remat = "balanced"  # What the backward pass finds in memory: see layers/remat.py.
-  c.microbatches = 1  # Splits a batch that does not fit; the numbers stay the same.
+  c.dtype = "float32"  # Compute dtype; trained parameters are stored in float32.
+  c.remat = "balanced"  # Activations stored for the backward pass: see layers/remat.py.
+  c.microbatches = 1  # Splits a batch that does not fit; results stay the same.
   c.mesh = [("data", -1)]
   c.sharding_strategy = [(".*", 'fsdp(axis="data")')]
 
@@ -181,9 +181,9 @@ def set_tiny_model(c, *, width, depth, patch_size, num_heads=4, dropout=0.0, ini
 
 
 def set_tune(c, name, lora=10):
-  """What trains, and the optimizer and rate that go with it; c.lr is set for full training.
+  """Sets which parameters train, and their optimizer and rate; c.lr is for full training.
 
-  Adapters want a higher rate than full training; `lora` is how many times.
+  Adapters need a higher rate than full training, by the factor `lora`.
   """
   c.params = choose("tune", name, TUNE)
   if name == "attention":  # As big_vision's Colab: plain SGD.
@@ -194,17 +194,17 @@ def set_tune(c, name, lora=10):
 
 
 def image_pp(c):
-  """Decodes and squeezes an image to c.res, as most transfers of the reference do."""
+  """Decodes and squeezes an image to c.res, as in most transfers of the reference."""
   return f"decode|resize({c.res}, antialias=True)|value_range(-1, 1)"
 
 
 def train_pp(*ops):
-  """Ops that leave image, prefix and suffix; the tokens and masks of these are made by pgjax."""
+  """Ops that end with image, prefix and suffix, which pgjax tokenizes and masks."""
   return "|".join([*ops, 'keep("image", "prefix", "suffix")'])
 
 
 def eval_pp(*ops, keep=("answer", "id")):
-  """Ops that leave image, prefix and the columns that an evaluator or a reader needs."""
+  """Ops that end with image, prefix and the columns for the evaluator or the predictions."""
   columns = ", ".join(f'"{name}"' for name in ("image", "prefix", *keep))
   return "|".join([*ops, f"keep({columns})"])
 
@@ -220,7 +220,7 @@ def vqa_input(c, data, *ops):
 
 
 def vqa_eval(c, data, **fields):
-  """An entry of evals that asks the question and scores the generated answer."""
+  """An entry of evals that scores the generated answer to the question."""
   pp = eval_pp(image_pp(c), VQA_PREFIX, keep=("answer", "id", "question_id"))
   sizes = dict(batch_size=c.input.batch_size, max_decode_len=c.text_len)
   return {**EVAL, "data": data, "pp": pp, **sizes, **fields}

@@ -1,7 +1,7 @@
 r"""Boxes around your own classes, from COCO files: copy this file and change it.
 
-Images lie beside each file, or in images=. With classes=cat+dog both files are asked for these.
-docs/boxes.md has the format, other sources of boxes, and masks.
+Images are in the folder of each file, or in images=. classes=cat+dog sets the prompt for both
+files. docs/boxes.md describes the format, other sources of boxes, and masks.
 
 python -m pgjax.train --workdir=/tmp/detect --config=configs/detect.py:train=data/train.json,val=data/valid.json
 """  # noqa: E501
@@ -10,7 +10,7 @@ from configs import common
 
 
 def get_config(arg=None):
-  """Arguments are for what is swept or goes into several fields; other fields are set below."""
+  """Arguments are swept or affect several fields; set other fields below."""
   a = common.parse_arg(
     arg, train="data/train.json", val="data/valid.json", images="", classes="", order="random",
     res=448, size="3b", variant="", text_len=256, batch_size=32, tune="full",

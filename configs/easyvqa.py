@@ -1,15 +1,15 @@
 r"""easy-VQA: a tiny PaliGemma learns from scratch to answer questions on 64 x 64 images.
 
-38,575 questions to train on, 9,673 to test, 13 answers; the commonest answer to each question is
-right for 67.0% of them. The data comes with `pip install easy-vqa`; no GPU is needed.
-`answers=half`, and then `tune=lora,init=WORKDIR` or another preset: see docs/lora.md.
+38,575 training and 9,673 test questions with 13 answers; guessing without the image scores 67.0%.
+The data comes with `pip install easy-vqa`; no GPU is needed. docs/lora.md uses `answers=half` and
+then `tune=lora,init=WORKDIR`.
 
 python -m pgjax.train --config=configs/easyvqa.py[:preset=long] --workdir=/tmp/easyvqa
 """
 
 from configs import common
 
-# On two cores one image layer learns shapes sooner than three, and 8-pixel patches than 16-pixel.
+# On two cores, one image layer learns shapes faster than three, and 8-pixel patches than 16-pixel.
 PRESETS = {
   "quick": dict(res=48, shift=4, img_depth=1, epochs=5, lr=2e-3, batch_size=32, every=2_000),
   "long": dict(res=64, shift=6, img_depth=2, epochs=10, lr=1e-3, batch_size=64, every=2_000),

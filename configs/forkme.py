@@ -1,8 +1,8 @@
 r"""Your own data, from JSONL files: copy this file and change it.
 
-Each line is {"image": "a.png", "prefix": "what is asked", "suffix": "what to answer"}; images lie
-in the file's folder, or in root. With prompt=... all examples have that prefix. score=json,
-grammar=json for answers in JSON; other scores are in docs/scores.md.
+Each line is {"image": "a.png", "prefix": "the question", "suffix": "the answer"}; images are in the
+file's folder, or in root. prompt=... sets the prefix of all examples. Use score=json,grammar=json
+for answers in JSON; docs/scores.md has other scores.
 
 python -m pgjax.train --workdir=/tmp/mine --config=configs/forkme.py:train=data/train.jsonl,val=data/val.jsonl,size=3b
 """  # noqa: E501
@@ -11,7 +11,7 @@ from configs import common
 
 
 def get_config(arg=None):
-  """Arguments are for what is swept or goes into several fields; other fields are set below."""
+  """Arguments are swept or affect several fields; set other fields below."""
   a = common.parse_arg(
     arg, train="data/train.jsonl", val="data/val.jsonl", root="", prompt="", res=224, size="3b",
     variant="", text_len=128, batch_size=32, tune="full", score="vqa", grammar="",
@@ -32,7 +32,7 @@ def get_config(arg=None):
 
   if a.val:  # val= (empty) trains without evaluation.
     data = dict(name="jsonl", fname=a.val, **root)
-    pp = common.eval_pp(*ops, keep=("suffix", "id"))  # The suffix is compared, never prompted.
+    pp = common.eval_pp(*ops, keep=("suffix", "id"))  # Compared, never in the prompt.
     fields = dict(common.EVAL, data=data, batch_size=a.batch_size, max_decode_len=c.text_len)
     answers = dict(type=a.score, pp=pp, answer="suffix", grammar=a.grammar or None)
     c.evals["val"] = fields | answers | dict(log_percent=0.5)

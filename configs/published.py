@@ -24,6 +24,6 @@ RESULTS = {
 
 
 def of(data_set, size, res):
-  """{score: mean} of one model, for `published` of an entry of evals; empty where none is known."""
-  found = {name: by.get(size, {}).get(res) for name, by in RESULTS.get(data_set, {}).items()}
-  return {name: mean for name, mean in found.items() if mean is not None}
+  """{score: mean} of one model, for `published` of an entry of evals; empty if none is known."""
+  means = {name: by.get(size, {}).get(res) for name, by in RESULTS.get(data_set, {}).items()}
+  return {name: mean for name, mean in means.items() if mean is not None}

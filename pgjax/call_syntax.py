@@ -3,9 +3,8 @@
 A language is a dict of Python functions, and their signatures declare what a text may pass: int,
 float, str, bool, None, Literal, tuple[int, int], list[str], a union of these, Annotated[int,
 Between(1, 9)] for the range of a number or a length, Annotated[str, "regex"] for its name in
-messages, and **names: Unpack[a TypedDict] for optional keywords that several functions share. An
-int is also a float, a bool is neither, a list may be written as a tuple, and no number is infinite.
-Only literals are evaluated.
+messages, and **names: Unpack[a TypedDict] for optional keywords that several functions share. Only
+literals are evaluated: an int is also a float, a bool is neither, a tuple may be a list.
 """
 
 import ast

@@ -91,17 +91,16 @@ def tok(**arguments) -> str:
 
 def combine_and_keep_train(text_len: int, before=(), sep: str = "\n") -> str:
   """Ops that pack prefix, separator and suffix for training (big_vision: transfers/common.py)."""
-  masks = "mask_ar=[0, 0, 1], mask_loss=[0, 0, 1]"
-  ops = (tok(key="prefix", bos="yes"), tok(key="septok", text=sep), tok(key="suffix", eos="yes"),
-         f'masked_concat(["prefix", "septok", "suffix"], {masks})')  # fmt: skip
-  return _packed((*before, *ops), text_len + 1, dict(text=0, mask_ar=1, mask_loss=0))
+  ops = (tok(key="prefix", bos="yes"), tok(key="septok", text=sep), tok(key="suffix", eos="yes"))
+  joined = 'masked_concat(["prefix", "septok", "suffix"], mask_ar=[0, 0, 1], mask_loss=[0, 0, 1])'
+  return _packed((*before, *ops, joined), text_len + 1, dict(text=0, mask_ar=1, mask_loss=0))
 
 
 def combine_and_keep_eval(text_len: int, keep=(), before=(), sep: str = "\n") -> str:
   """Ops that pack prefix and separator for decoding, never the suffix."""
+  ops = (tok(key="prefix", bos="yes"), tok(key="septok", text=sep))
   joined = 'masked_concat(["prefix", "septok"], mask_ar=[0, 0], mask_input=[1, 1])'
-  ops = (*before, tok(key="prefix", bos="yes"), tok(key="septok", text=sep), joined)
-  return _packed(ops, text_len, dict(text=0, mask_ar=1, mask_input=0), keep)
+  return _packed((*before, *ops, joined), text_len, dict(text=0, mask_ar=1, mask_input=0), keep)
 
 
 def _packed(ops, length, pads, keep=()) -> str:

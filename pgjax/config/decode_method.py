@@ -8,10 +8,9 @@ from pgjax.errors import UserError
 
 
 class Method(NamedTuple):
-  """One way to decode: the best of `branches` continuations of a prompt is the answer.
+  """A way to decode. The answer is the best of `branches` continuations of a prompt.
 
-  The best has the highest sum of log-probabilities, in a beam search divided by
-  length ** length_penalty.
+  Ranked by the sum of log-probabilities, in a beam search divided by length ** length_penalty.
   """
 
   kind: str = "greedy"  # "greedy", "sample" or "beam".

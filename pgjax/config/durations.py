@@ -30,10 +30,9 @@ def steps(
   total_steps: int | None = None,
   default: int | None = None,
 ) -> int | None:
-  """The duration `<prefix>_steps|_epochs|_examples|_percent` of a section, in steps.
+  """The duration `<prefix>_steps|_epochs|_examples|_percent` in steps, or the default if unset.
 
-  Rounded to the nearest step, but at least 1 unless it is 0, as in big_vision's `steps`. If none of
-  the four is set, the default.
+  Rounded to the nearest step, but at least 1 unless it is 0, as in big_vision's `steps`.
   """
   check_duration(section, prefix, f"the duration {prefix}")
   if not fields_set(section, prefix):

@@ -47,10 +47,7 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
 
 
 def from_dict(fields: Mapping[str, Any]) -> ConfigDict:
-  """A config that was saved as plain data, such as JSON; not checked yet.
-
-  Fields added since then get their defaults, which keep the old behaviour.
-  """
+  """An unchecked config from saved JSON; newer fields get defaults that preserve the behaviour."""
   config = ConfigDict(dict(fields), type_safe=False)
   with _import_paths(_ROOT / "configs/common.py"):
     _fill_all(config, _common())
@@ -71,10 +68,7 @@ def _common() -> Any:
 
 
 def check_saved(fields: Mapping[str, Any], where: str) -> None:
-  """Raises if a field of a checkpoint's config has a wrong type.
-
-  Unknown fields are ignored, and most may be missing: see `from_dict`.
-  """
+  """Raises if a field of a checkpoint's config has a wrong type; unknown fields are ignored."""
 
   def check(section, known, name, required=()):
     if not isinstance(section, Mapping):

@@ -1,7 +1,4 @@
-"""Which fields does a config have, what does each accept, and what does it mean?
-
-Defaults are in configs/common.py, rules between fields in validate.py.
-"""
+"""Which fields does a config have, and what do they accept? Defaults are in configs/common.py."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -105,7 +102,10 @@ RUN = _fields(
   remat=(_TEXT, "which activations are stored for the backward pass (docs/memory.md)"),
   microbatches=(_FROM_1, "accumulate gradients over this many parts of a batch"),
   mesh=(_MESH, "the device mesh; a size of -1 takes the remaining devices"),
-  sharding_strategy=(_STRATEGY, "`replicate`, `fsdp(axis)` or `shard_dim(axis, dim)` by name"),
+  sharding_strategy=(
+    _STRATEGY,
+    "sharding by name: `replicate`, `fsdp(axis)`, `shard_dim(axis, dim)`",
+  ),
   decode=(_TEXT, "how answers are generated (docs/decoding.md)"),
   evals=(Mapping, "`{name: entry}`: the evaluators, each with the fields of an entry, below"),
   keep_last=(_FROM_1, "how many of the newest checkpoints stay"),

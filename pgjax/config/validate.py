@@ -41,10 +41,9 @@ def _no_durations(fields: Iterable[str]) -> list[str]:
 
 def _merge_frozen(config: ConfigDict) -> None:
   """Moves big_vision's way to freeze, schedule=[(regex, None)], to `params`."""
-  if not isinstance(config.schedule, list | tuple):
-    return
-  if not schema.RUN["schedule"].accepts(config.schedule):
-    return  # `check` reports it.
+  listed = isinstance(config.schedule, list | tuple)
+  if not listed or not schema.RUN["schedule"].accepts(config.schedule):
+    return  # `check` reports a wrong one.
   frozen, rest = param_rules.from_schedule(config.schedule)
   if frozen is None:
     return

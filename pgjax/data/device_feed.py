@@ -16,11 +16,7 @@ PREFETCH_DEPTH = 2  # Prefetched batches on the device, in addition to the one i
 
 
 class DeviceFeed:
-  """Batches on the device, prefetched by a thread.
-
-  Attributes:
-    wait_seconds: total time that `next` has waited for a batch.
-  """
+  """Prefetched batches on the device; `wait_seconds` is the total time spent waiting for them."""
 
   def __init__(self, batches: Iterable, mesh: jax.sharding.Mesh):
     self.wait_seconds = 0.0

@@ -172,21 +172,16 @@ def _triangle_weights(size_in: int, size_out: int) -> scipy.sparse.csr_array:
   half, one = np.float32(0.5), np.float32(1)
   scale = np.float32(size_in / size_out)
   widening = max(scale, one)  # Enlarging does not widen.
-  starts, indices, weights = [0], [], []
-  for out in range(size_out):
-    centre = (np.float32(out) + half) * scale
-    first = max(int(np.ceil(centre - widening - half)), 0)
-    last = min(int(np.floor(centre + widening - half)), size_in - 1)
-    source = np.arange(first, last + 1)
-    distance = np.abs((source.astype(np.float32) + half - centre) / widening)
-    weight = np.maximum(one - distance, np.float32(0))
-    indices.append(source)
-    weights.append(weight * (one / np.cumsum(weight)[-1]))
-    starts.append(starts[-1] + len(source))
-  return scipy.sparse.csr_array(
-    (np.concatenate(weights), np.concatenate(indices).astype(np.int32), np.array(starts, np.int32)),
-    shape=(size_out, size_in),
-  )
+  centre = (np.arange(size_out, dtype=np.float32)[:, None] + half) * scale
+  first = np.maximum(np.ceil(centre - widening - half), 0).astype(np.int32)
+  last = np.minimum(np.floor(centre + widening - half), size_in - 1).astype(np.int32)
+  source = first + np.arange((last - first).max() + 1, dtype=np.int32)
+  distance = np.abs((source.astype(np.float32) + half - centre) / widening)
+  weight = np.maximum(one - distance, np.float32(0)) * (source <= last)
+  weight *= one / np.cumsum(weight, axis=1)[:, -1:]
+  starts = np.arange(0, source.size + 1, source.shape[1], dtype=np.int32)
+  source = np.minimum(source, size_in - 1)  # Zero weights beyond `last`.
+  return scipy.sparse.csr_array((weight.ravel(), source.ravel(), starts), (size_out, size_in))
 
 
 def value_range(image: np.ndarray, vmin, vmax, in_min, in_max) -> np.ndarray:

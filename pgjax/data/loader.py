@@ -133,10 +133,7 @@ def _images(value, layout: Layout) -> dict[str, np.ndarray]:
 
 
 class _DecodeCache:
-  """Runs the leading decode and resize, and caches the pixels of the first images.
-
-  Keyed by the encoded bytes, so that questions on one image share its pixels.
-  """
+  """Runs the leading decode and resize, and caches the first images by their encoded bytes."""
 
   def __init__(self, leading: parse.Pipeline, limit_bytes: int):
     self.leading, self.limit_bytes = leading, limit_bytes
@@ -162,6 +159,3 @@ class _DecodeCache:
       example["image"].setflags(write=False)
       self.pixels[encoded] = example["image"]
     return example
-
-  def __reduce__(self):
-    return _DecodeCache, (self.leading, self.limit_bytes)

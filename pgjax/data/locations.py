@@ -7,8 +7,7 @@ big_vision's refcoco_mask2str. The text of an answer is
   detection      <loc0102><loc0003><loc0900><loc0512> cat ; <loc...> dog
   segmentation   four <loc>, sixteen <seg>, and optionally the label
 
-`parse` and `parse_tokens` count malformed objects and never raise. Boxes in the formats of COCO,
-VOC and YOLO are converted here too.
+`parse` and `parse_tokens` count malformed objects and never raise.
 """
 
 import math
@@ -172,14 +171,10 @@ def _read(piece: str, start: int) -> Object | None:
 
 
 def parse_tokens(tokens: Sequence[int], logp: Sequence[float], tokenizer) -> Parsed:
-  """Like `parse`, from ids and their log-probabilities, with scores.
+  """Like `parse`, from ids and their log-probabilities, with scores (docs/boxes.md gives reasons).
 
-  An object's score is box_score * label_score. The four coordinates count as one token (their
-  geometric mean): each spreads over neighbouring bins by how exactly an object can be localised,
-  and their product would rank objects by that. The product of the label's tokens is its probability
-  given the box. PaliGemma 2 uses only the label's (arXiv:2412.03555, App. C), with a model trained
-  to label boxes as noise; without that, a label after a box is nearly certain, and only the box
-  shows the model's doubt.
+  PaliGemma 2 scores only the label (arXiv:2412.03555, App. C), but with a model trained to label
+  boxes as noise.
   """
   tokens = [int(token) for token in tokens]
   end = tokens.index(tokenizer.eos) if tokenizer.eos in tokens else len(tokens)

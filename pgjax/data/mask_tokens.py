@@ -1,8 +1,7 @@
 """Which codes does a mask have, computed in numpy?
 
-Ops of the input pipeline run in threads and worker processes, which must not touch the training
-devices, so this repeats the encoder of models/seg_vae.py; tests/models/test_seg_vae.py compares
-the two.
+Threads and worker processes of the input pipeline must not touch the training devices, so this
+repeats the encoder of models/seg_vae.py; tests/models/test_seg_vae.py compares the two.
 """
 
 import functools
@@ -50,17 +49,12 @@ class MaskEncoder:
   def _conv(self, name, x, stride=1):
     kernel_HWIO, bias = self._layers[name]
     side = kernel_HWIO.shape[0]
-    pads = [_same(size, side, stride) for size in x.shape[1:3]]
+    totals = [max((-(-size // stride) - 1) * stride + side - size, 0) for size in x.shape[1:3]]
+    pads = [(total // 2, total - total // 2) for total in totals]  # "SAME": the odd zero is last.
     x = np.pad(x, ((0, 0), *pads, (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(x, (side, side), axis=(1, 2))
     windows_BRCIHW = windows[:, ::stride, ::stride]
     return np.tensordot(windows_BRCIHW, kernel_HWIO, axes=((3, 4, 5), (2, 0, 1))) + bias
-
-
-def _same(size, side, stride):
-  """Zeros before and after for "SAME" padding, the odd one after."""
-  total = max((-(-size // stride) - 1) * stride + side - size, 0)
-  return total // 2, total - total // 2
 
 
 @functools.lru_cache(maxsize=2)

@@ -2,7 +2,6 @@
 
 As in big_vision: a mask is cropped to its box, with rounded edges, and resized with antialiasing; a
 decoded mask is resized into its box, with edges rounded down, and is inside where it is above 0.
-Masks are also read from COCO's polygons and run lengths.
 """
 
 import numpy as np
@@ -34,10 +33,7 @@ def crop(mask_HW: np.ndarray, box) -> np.ndarray:
 
 
 def paste(mask_HW: np.ndarray, box, height: int, width: int) -> np.ndarray:
-  """A decoded mask of any size, above 0 inside, and its box -> bool [height, width].
-
-  All False if the box has no whole pixel.
-  """
+  """A decoded mask of any size, above 0 inside, and its box -> bool [height, width]."""
   whole = np.zeros((height, width), bool)
   y0, x0, y1, x1 = (
     min(max(int(c * size), 0), size)

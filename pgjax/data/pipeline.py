@@ -15,8 +15,7 @@ The batch (B rows; a process holds its own rows, in the order of the global batc
 Each data set is shuffled anew for each epoch, repeated forever, preprocessed (loader.py), mixed by
 weight and batched. Example g of this endless stream depends only on (seed, g), and step s takes
 g = s*B ... s*B + B-1, so a run resumes at any step without replay, on any number of processes.
-Random ops draw from (seed, data set, example, epoch). Threads do the work (numpy and Pillow release
-the GIL), or processes.
+Random ops draw from (seed, data set, example, epoch). Threads do the work (Pillow frees the GIL).
 """
 
 import hashlib
@@ -94,10 +93,7 @@ def scan(loaders, *, allow_truncated: bool) -> list[Scan]:
 class TrainBatches:
   """Endless host batches of this process, from `start_step` on.
 
-  Attributes:
-    num_examples: of one epoch, over all data sets.
-    step: of the next batch; this is the whole position in the data.
-    scans: one Scan for each data set.
+  `step` is that of the next batch, the whole position in the data; `num_examples` is one epoch.
   """
 
   def __init__(self, make_stream, num_examples: int, scans: list[Scan], start_step: int):

@@ -44,18 +44,13 @@ class Piece(NamedTuple):
 class Tokenizer:
   """Encodes without bos or eos, which prefix_lm.py adds.
 
-  Attributes:
-    path: the name or file that it was loaded from.
-    source: bytes of that file, to be saved with a checkpoint.
-    sha256: of `source`.
-    vocab_size: with the location and segmentation pieces.
-    newline: the id of "\\n".
+  `source` is the bytes of a SentencePiece model, which are saved with a checkpoint; `path` is for
+  messages and records. `vocab_size` includes the location and segmentation pieces.
   """
 
   pad, eos, bos = PAD, EOS, BOS
 
   def __init__(self, source: bytes, path: str):
-    """Loads the bytes of a SentencePiece model; `path` is only for messages and records."""
     self.path = path
     self.source = source
     self.sha256 = hashlib.sha256(source).hexdigest()
@@ -92,10 +87,7 @@ class Tokenizer:
     return self._model.id_to_piece(int(token)) if 0 <= token < self.vocab_size else "<beyond>"
 
   def pieces(self) -> list[Piece]:
-    """All pieces in the order of their ids, for export to another format.
-
-    Raises if the model does more than BPE with "▁" for a space.
-    """
+    """All pieces, for export; raises if the model does more than BPE with "▁" for a space."""
     model = sentencepiece_model_pb2.ModelProto.FromString(self._proto)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     plain = dict(
@@ -137,11 +129,7 @@ def _refused(path: str, reason: str) -> UserError:
 
 
 def _with_tokensets(source: bytes, path: str) -> bytes:
-  """Adds every location and segmentation piece to the model as a user-defined piece.
-
-  As big_vision's tokensets: existing pieces keep their ids, the others are appended, locations
-  first.
-  """
+  """Adds each location and segmentation piece, appended unless it exists, as big_vision does."""
   model = sentencepiece_model_pb2.ModelProto()
   try:
     model.ParseFromString(source)  # A piece that is not UTF-8 is read as bytes.

@@ -31,7 +31,9 @@ def shardings(strategy: Sequence[tuple[str, str]], tree: Any, mesh: Mesh) -> Any
   where = "config.sharding_strategy"
   tactics = [parse_tactic(tactic, mesh.shape) for _, tactic in strategy]
   leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  names = [_name(path) for path, _ in leaves]
+  # The optimizer state is called `opt`, as in big_vision's checkpoints.
+  names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+  names = [re.sub("^opt_state(?=/|$)", "opt", name) for name in names]
   matches = param_names.first_match([pattern for pattern, _ in strategy], names, where)
   result = []
   for name, (_, leaf) in zip(names, leaves, strict=True):
@@ -119,12 +121,6 @@ def _shard_dim(
 
 
 TACTICS = {"replicate": _replicate, "fsdp": _fsdp, "shard_dim": _shard_dim}
-
-
-def _name(path: Sequence[Any]) -> str:
-  """A leaf's name, with `opt` for the optimizer state, as in big_vision's checkpoints."""
-  name = jax.tree_util.keystr(path, simple=True, separator="/")
-  return re.sub("^opt_state(?=/|$)", "opt", name)
 
 
 def shardings_of(tree):

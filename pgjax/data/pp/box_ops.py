@@ -1,4 +1,4 @@
-"""Which ops write answers from boxes and masks? Factories for the dict OPS of parse.py.
+"""Which ops write answers from boxes and masks? Factories, as in parse.py.
 
 Boxes in an example are y0, x0, y1, x1 as shares of the image unless `format` names another order.
 """
@@ -151,3 +151,6 @@ def _ordered(example, order, boxes, *columns):
   elif order == "position":
     indices.sort(key=lambda i: (boxes[i][0], boxes[i][1]))
   return [[column[i] for i in indices] for column in (boxes, *columns)]
+
+
+OPS = (draw_bbox, flip_boxes_lr, boxes_to_suffix, masks_to_suffix, refcoco_mask2str)

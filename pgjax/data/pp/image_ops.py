@@ -1,4 +1,4 @@
-"""Which ops change pixels? Factories for the dict OPS of parse.py.
+"""Which ops change pixels? Factories, as in parse.py.
 
 Every op reads `inkey` and writes `outkey` (`key` is both; "image" by default), and takes one image
 or a list of images (frames), which all get the same random change.
@@ -207,3 +207,6 @@ def _inception_window(rng, shape, area_min, area_max):
 
 def _pair(size) -> tuple[int, int]:
   return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
+OPS = (decode, resize, value_range, flip_lr, flip_ud, random_shift, random_crop, inception_crop)

@@ -2,8 +2,8 @@
 
 `pp` is big_vision's mini-language: ops joined by "|", each a bare name or a call with Python
 literals, such as 'decode|resize(224, antialias=True)|value_range(-1, 1)|copy("answer", "suffix")'.
-The dict OPS below maps each name to a factory: arguments in, a function from example dict to
-example dict out; its signature declares the arguments (call_syntax.py).
+OPS maps each name to a factory: arguments in, a function from example dict to example dict out; its
+signature declares the arguments (call_syntax.py).
 
 Names that start with an underscore belong to the pipeline, and `keep` preserves them. Random ops
 draw from the example's own generator, seeded by `_seed` (a tuple of ints), so that an example
@@ -18,6 +18,10 @@ from pgjax.data.pp import box_ops, image_ops, text_ops
 from pgjax.errors import UserError
 
 Example = dict
+_FACTORIES = (*image_ops.OPS, *box_ops.OPS, *text_ops.TEXT_OPS, *text_ops.VALUE_OPS)
+OPS = {factory.__name__: factory for factory in _FACTORIES}
+# Skipped where only texts matter; `reshape` and `copy` also move texts.
+IMAGE_OPS = {factory.__name__ for factory in image_ops.OPS} | {"draw_bbox", "flip_boxes_lr"}
 
 
 class Op(NamedTuple):
@@ -56,39 +60,3 @@ def parse(pp: str, *, tokenizer=None) -> Pipeline:
   """Parses a `pp` string; raises UserError for a wrong op or argument."""
   calls = call_syntax.parse(pp, OPS, "pp")
   return Pipeline(tuple(Op(c.name, c.written, c(tokenizer=tokenizer)) for c in calls))
-
-
-# Skipped where only texts matter; `reshape` and `copy` also move texts.
-IMAGE_OPS = {
-  "decode", "resize", "value_range", "flip_lr", "flip_ud", "random_shift", "random_crop",
-  "inception_crop", "draw_bbox", "flip_boxes_lr",
-}  # fmt: skip
-
-OPS = {
-  "decode": image_ops.decode,
-  "resize": image_ops.resize,
-  "value_range": image_ops.value_range,
-  "flip_lr": image_ops.flip_lr,
-  "flip_ud": image_ops.flip_ud,
-  "random_shift": image_ops.random_shift,
-  "random_crop": image_ops.random_crop,
-  "inception_crop": image_ops.inception_crop,
-  "draw_bbox": box_ops.draw_bbox,
-  "flip_boxes_lr": box_ops.flip_boxes_lr,
-  "boxes_to_suffix": box_ops.boxes_to_suffix,
-  "masks_to_suffix": box_ops.masks_to_suffix,
-  "refcoco_mask2str": box_ops.refcoco_mask2str,
-  "strfmt": text_ops.strfmt,
-  "lower": text_ops.lower,
-  "tok": text_ops.tok,
-  "tolen": text_ops.tolen,
-  "masked_concat": text_ops.masked_concat,
-  "copy": text_ops.copy,
-  "keep": text_ops.keep,
-  "drop": text_ops.drop,
-  "setdefault": text_ops.setdefault,
-  "flatten": text_ops.flatten,
-  "reshape": text_ops.reshape,
-  "choice": text_ops.choice,
-  "choice_no_replacement": text_ops.choice_no_replacement,
-}

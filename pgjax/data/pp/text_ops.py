@@ -1,4 +1,4 @@
-"""Which ops work on texts, token ids and other values? Factories for the dict OPS of parse.py."""
+"""Which ops work on texts, token ids and other values? Factories, as in parse.py."""
 
 import random
 import re
@@ -268,3 +268,7 @@ def choice_no_replacement(**route: Unpack[Route]):
     return example | {outkey: values[order[offset]]}
 
   return apply
+
+
+TEXT_OPS = (strfmt, lower, tok, tolen, masked_concat)
+VALUE_OPS = (copy, keep, drop, setdefault, flatten, reshape, choice, choice_no_replacement)

@@ -61,10 +61,7 @@ class _File(msgspec.Struct):
 
 
 class Coco:
-  """One example for each image of the file, in its order.
-
-  `dropped` counts the boxes without area and of other classes.
-  """
+  """One example for each image, in order; `dropped` counts boxes without area and other classes."""
 
   def __init__(self, fname, images=None, classes=None, split=None, start=None, stop=None):
     del split  # A file is its own split.
@@ -138,10 +135,9 @@ class Coco:
         f"{self.fname}, image {entry.id!r}: width and height are {width} x {height}; an image may"
         f" have up to {images.MAX_PIXELS:,} pixels."
       )
-    columns: dict[str, Any] = dict(
-      id=str(entry.id), image_id=entry.id, file_name=entry.file_name, width=width, height=height,
-      boxes=[], labels=[], areas=[], segmentations=[], crowd_boxes=[], crowd_labels=[],
-    )  # fmt: skip
+    columns = dict(id=str(entry.id), image_id=entry.id, file_name=entry.file_name)
+    columns |= dict(width=width, height=height, boxes=[], labels=[], areas=[], segmentations=[])
+    columns |= dict(crowd_boxes=[], crowd_labels=[])
     dropped = collections.Counter()
     for a, label in of_image[entry.id]:
       box = locations.to_normalised(a.bbox, "coco", width=width, height=height)

@@ -9,8 +9,8 @@ from pgjax.errors import UserError
 class EasyVqa:
   """Questions about 64 x 64 images of one coloured shape; 38,575 in train and 9,673 in test.
 
-  Fields: image, question, answer, id, image_id. `answers` selects questions with these answers. All
-  images of the split are in memory (a few MB); questions on one image share its bytes.
+  Fields: image, question, answer, id, image_id. `answers` selects questions by their answer. The
+  images are in memory (a few MB), shared by the questions on them.
   """
 
   def __init__(self, split, answers=None):
@@ -18,22 +18,17 @@ class EasyVqa:
       import easy_vqa
     except ImportError:
       raise UserError("data='easy_vqa' needs its package: pip install easy-vqa.") from None
-    read = dict(
-      train=(easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
-      test=(easy_vqa.get_test_questions, easy_vqa.get_test_image_paths),
-    )
     self.split, part = cut_split(split)
-    if self.split not in read:
+    if self.split not in ("train", "test"):
       raise UserError(f"easy_vqa has no split '{split}'; it has train and test.")
-    get_questions, get_paths = read[self.split]
-    rows = list(zip(*get_questions(), strict=True))
+    rows = list(zip(*getattr(easy_vqa, f"get_{self.split}_questions")(), strict=True))
     indices = range(len(rows))[part(len(rows))]
     self._ids = [i for i in indices if answers is None or rows[i][1] in answers]
     self._rows = [rows[i] for i in self._ids]
     if not self._rows:
       among = f" with an answer among {list(answers)}" if answers is not None else ""
       raise UserError(f"easy_vqa has no examples in split '{split}'{among}.")
-    paths = get_paths()
+    paths = getattr(easy_vqa, f"get_{self.split}_image_paths")()
     self._paths = {image: paths[image] for image in sorted({row[2] for row in self._rows})}
     self._images = {image: files.file_bytes(path) for image, path in self._paths.items()}
 

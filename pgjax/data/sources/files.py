@@ -9,10 +9,7 @@ from pgjax.errors import UserError
 
 
 def inside(root: str, name: str, where: str, field: str = "root") -> str:
-  """The path of `name` below `root`; raises if it is outside.
-
-  `where` starts the error; `field` is the field of the data set's description that sets root.
-  """
+  """The path of `name` below `root`, which `field` of a data set sets; raises if it is outside."""
   path = os.path.normpath(os.path.join(root, name))
   if os.path.commonpath([root, path]) != root or "\0" in name:
     raise UserError(
@@ -23,10 +20,7 @@ def inside(root: str, name: str, where: str, field: str = "root") -> str:
 
 
 def check_present(root: str, paths: Iterable[tuple[str, str]]) -> None:
-  """Raises for the first missing file of (path, how the error starts).
-
-  Lists each folder only once, as network disks are slow.
-  """
+  """Raises for the first missing (path, start of the error); lists each folder only once."""
   listed = functools.cache(lambda folder: set(os.listdir(folder)) if os.path.isdir(folder) else ())
   for path, where in paths:
     folder, name = os.path.split(path)

@@ -1,7 +1,6 @@
 """Which examples are in a JSONL file and its folder of images?"""
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +10,7 @@ from pgjax.formats import typed_json
 
 
 class Jsonl:
-  """One JSON object a line; `image` names a file (or a list of files, for frames).
-
-  `start` and `stop` select rows, without counting blank lines.
-  """
+  """One JSON object a line; `image` is a file or a list of them; `start` and `stop` select rows."""
 
   def __init__(self, fname, root=None, fopen_keys=None, split=None, start=None, stop=None):
     del split  # big_vision's configs may have one; a file is its own split.
@@ -59,9 +55,7 @@ class Jsonl:
 
   def _read(self):
     try:
-      text = pathlib.Path(self.fname).read_bytes().decode()
-    except OSError as error:
-      raise UserError(f"{self.fname} cannot be read: {error.strerror or error}.") from None
+      text = files.file_bytes(self.fname).decode()
     except UnicodeDecodeError as error:
       line = error.object[: error.start].count(b"\n") + 1
       raise UserError(f"{self.fname}, line {line}: this is not UTF-8 text.") from None

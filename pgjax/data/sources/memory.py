@@ -7,10 +7,7 @@ from pgjax.data import images
 
 
 class InMemory:
-  """Rows with an image (anything that images.encoded takes) and a prefix.
-
-  `names` are the names of the rows in messages.
-  """
+  """Rows with a prefix and an image for images.encoded; `names` are for messages."""
 
   def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]):
     self.rows, self.names = rows, names

@@ -22,8 +22,7 @@ class Tfds:
 
     builder = tfds.builder_from_directory(folder)
     splits = set(re.findall(r"[a-zA-Z_]\w*", split)) - {"shard"}
-    unknown = sorted(splits - set(builder.info.splits))
-    if unknown:
+    if unknown := sorted(splits - set(builder.info.splits)):
       raise UserError(
         f"Data set '{name}' has no split {unknown}; it has {sorted(builder.info.splits)}."
       )
