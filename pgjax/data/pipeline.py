@@ -1,6 +1,6 @@
 """Which examples are in the batch of step s?
 
-The batch (B rows; a process holds its own rows, in the order of the global batch):
+The batch (B rows; each process has its own rows, in the order of the global batch):
 
   key          shape, dtype                     meaning
   image        float32 [B, H, W, 3]             in [-1, 1]; with num_frames: [B, N, H, W, 3]

@@ -83,14 +83,14 @@ def local_rows(array: jax.Array) -> np.ndarray:
   return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def on_host(places: Any) -> Any:
+def on_host(shardings: Any) -> Any:
   """The same shardings in pinned host memory, which the devices read over their bus."""
-  return jax.tree.map(lambda place: place.with_memory_kind("pinned_host"), places)
+  return jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), shardings)
 
 
-def on_device(tree: Any, places: Any) -> Any:
-  """Moves arrays from the host to `places` in device memory, inside a jit."""
-  return jax.device_put(tree, jax.tree.map(lambda p: p.with_memory_kind("device"), places))
+def on_device(tree: Any, shardings: Any) -> Any:
+  """Moves arrays from the host to these shardings in device memory, inside a jit."""
+  return jax.device_put(tree, jax.tree.map(lambda s: s.with_memory_kind("device"), shardings))
 
 
 def check_opt_state_memory(wanted: str, mesh: Mesh) -> None:

@@ -34,9 +34,9 @@ def built(spec, **overrides):
 
 
 def test_every_config_is_tried_below():
-  there, tried = {path.name for path in FILES}, {spec.partition(":")[0] for spec in SPECS}
-  assert there - tried == set(), "SPECS has no case of these configs"
-  assert tried - there == set(), "SPECS names configs that are not in the folder"
+  files, tried = {path.name for path in FILES}, {spec.partition(":")[0] for spec in SPECS}
+  assert files - tried == set(), "SPECS has no case of these configs"
+  assert tried - files == set(), "SPECS names configs that are not in the folder"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

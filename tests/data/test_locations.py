@@ -80,7 +80,7 @@ def test_a_suffix_is_what_paligemma_writes():
 
 
 @pytest.mark.parametrize(
-  ("boxes", "labels", "said"),
+  ("boxes", "labels", "message"),
   [
     ([(0, 0, 1, 1)], [], "1 boxes, 1 masks and 0 labels"),
     ([(0.5, 0, 0.5, 1)], ["a"], r"\[0.5, 0.0, 0.5, 1.0\] .* has no area"),
@@ -92,8 +92,8 @@ def test_a_suffix_is_what_paligemma_writes():
     ([(0, 0, 1, 1)], [3], "label 3 cannot be in an answer"),
   ],
 )
-def test_an_invalid_box_or_label_raises(boxes, labels, said):
-  with pytest.raises(UserError, match=said):
+def test_an_invalid_box_or_label_raises(boxes, labels, message):
+  with pytest.raises(UserError, match=message):
     locations.detection_suffix(boxes, labels)
 
 
@@ -108,8 +108,8 @@ def test_invalid_codes_raise(codes):
 
 def test_a_box_comes_back_within_half_a_bin():
   for box in random_boxes(2000):
-    (found,) = locations.parse(locations.detection_suffix([box], ["x"])).objects
-    assert max(abs(a - b) for a, b in zip(box, found.box, strict=True)) <= HALF_A_BIN
+    (parsed,) = locations.parse(locations.detection_suffix([box], ["x"])).objects
+    assert max(abs(a - b) for a, b in zip(box, parsed.box, strict=True)) <= HALF_A_BIN
 
 
 def test_every_string_that_is_written_is_read_back_exactly():
@@ -135,8 +135,8 @@ def test_every_string_that_is_written_is_read_back_exactly():
 @pytest.mark.parametrize("format", locations.FORMATS)
 def test_formats_of_boxes_come_back(format):
   for box in random_boxes(200, seed=2):
-    there = locations.from_normalised(box, format, width=640, height=480)
-    back = locations.to_normalised(there, format, width=640, height=480)
+    converted = locations.from_normalised(box, format, width=640, height=480)
+    back = locations.to_normalised(converted, format, width=640, height=480)
     np.testing.assert_allclose(back, box, atol=1e-12)
 
 
@@ -149,7 +149,7 @@ def test_formats_of_boxes_by_hand():
 
 
 @pytest.mark.parametrize(
-  ("box", "format", "size", "said"),
+  ("box", "format", "size", "message"),
   [
     ([0, 0, 1, 1], "xyxy", (9, 9), "no format 'xyxy', only normalised, coco"),
     ([0, 0, 1], "coco", (9, 9), "four numbers, not"),
@@ -159,8 +159,8 @@ def test_formats_of_boxes_by_hand():
     ([0, 0, 1, 1], "coco", (0, 9), "not 0 x 9"),
   ],
 )
-def test_invalid_boxes_raise(box, format, size, said):
-  with pytest.raises(UserError, match=said):
+def test_invalid_boxes_raise(box, format, size, message):
+  with pytest.raises(UserError, match=message):
     locations.to_normalised(box, format, width=size[0], height=size[1])
 
 
@@ -250,7 +250,7 @@ def test_a_score_is_the_mean_of_the_locations_times_the_label():
 def test_the_codes_of_a_mask_are_part_of_the_score_of_its_box():
   tiny = tokenizer.load("tiny")
   ids = tiny.encode(BOX + "<seg007>" * 16)
-  (found,) = locations.parse_tokens(ids, [-0.4] * 4 + [-0.1] * 16, tiny).objects
-  assert found.codes == (7,) * 16
-  assert found.box_score == pytest.approx(math.exp(-3.2 / 20))
-  assert found.label_score == 1.0
+  (parsed,) = locations.parse_tokens(ids, [-0.4] * 4 + [-0.1] * 16, tiny).objects
+  assert parsed.codes == (7,) * 16
+  assert parsed.box_score == pytest.approx(math.exp(-3.2 / 20))
+  assert parsed.label_score == 1.0

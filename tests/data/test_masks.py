@@ -75,7 +75,7 @@ def test_run_lengths_go_down_the_columns_and_begin_with_zeros():
 
 
 @pytest.mark.parametrize(
-  ("segmentation", "said"),
+  ("segmentation", "message"),
   [
     ([[1, 1, 2, 2]], "at least three points"),
     ([[1, 1, 2, 2, 3]], "at least three points"),
@@ -93,8 +93,8 @@ def test_run_lengths_go_down_the_columns_and_begin_with_zeros():
     (dict(counts=[6], size=3), "do not fit"),
   ],
 )
-def test_invalid_segmentations_raise(segmentation, said):
-  with pytest.raises(UserError, match=said):
+def test_invalid_segmentations_raise(segmentation, message):
+  with pytest.raises(UserError, match=message):
     masks.from_coco(segmentation, 3, 2)
 
 

@@ -25,8 +25,8 @@ def run_config(**changes):
 
 
 def batches(count, config=None, **kwargs):
-  made = pipeline.train_batches(config or run_config(), tokenizer.load("tiny"), **kwargs)
-  return list(itertools.islice(made, count))
+  data = pipeline.train_batches(config or run_config(), tokenizer.load("tiny"), **kwargs)
+  return list(itertools.islice(data, count))
 
 
 def assert_equal(a, b):
@@ -120,9 +120,9 @@ def test_a_mixture_has_its_weights_and_counts_all_examples(tmp_path):
     }
   )
   tiny = tokenizer.load("tiny")
-  made = pipeline.train_batches(config, tiny)
-  assert made.num_examples == 14
-  names = [name.strip() for _ in range(10) for name in prompts(next(made))]
+  data = pipeline.train_batches(config, tiny)
+  assert data.num_examples == 14
+  names = [name.strip() for _ in range(10) for name in prompts(next(data))]
   assert (names.count("one"), names.count("two")) == (60, 20)
   assert names[:8].count("one") == 6  # Also within a batch.
 
@@ -130,8 +130,8 @@ def test_a_mixture_has_its_weights_and_counts_all_examples(tmp_path):
 def test_the_order_of_a_data_set_is_independent_of_the_mixture(tmp_path):
   one = dict(write_images(tmp_path / "one", 7, "one"), weight=1)
   two = dict(write_images(tmp_path / "two", 7, "two"), weight=1)
-  alone, mixed = own_config({"one": one}), own_config({"one": one, "two": two})
-  numbers = [n for batch in batches(2, alone) for n in answers(batch)]
+  single, mixed = own_config({"one": one}), own_config({"one": one, "two": two})
+  numbers = [n for batch in batches(2, single) for n in answers(batch)]
   pairs = [pair for b in batches(4, mixed) for pair in zip(prompts(b), answers(b), strict=True)]
   assert [answer for prompt, answer in pairs if prompt.startswith("one")] == numbers
 
@@ -193,10 +193,10 @@ def test_original_op_strings_pack_to_the_same_arrays():
 def test_incomplete_original_op_strings_raise():
   tok = '|tok(key="prefix", bos="yes")|tok(key="suffix", eos="yes")'
   concat = '|masked_concat(["prefix", "suffix"], mask_ar=[0, 1], {})'
-  said = error(run_config(**{"input.pp": PP + tok + concat.format("mask_loss=[0, 1]")}))
-  assert "texts have different lengths" in said
-  said = error(run_config(**{"input.pp": PP + tok + concat.format("mask_input=[1, 1]")}))
-  assert "must make mask_loss too" in said
+  message = error(run_config(**{"input.pp": PP + tok + concat.format("mask_loss=[0, 1]")}))
+  assert "texts have different lengths" in message
+  message = error(run_config(**{"input.pp": PP + tok + concat.format("mask_input=[1, 1]")}))
+  assert "must make mask_loss too" in message
   one_cut = concat.format("mask_loss=[0, 1]") + '|tolen(17, key="text")'
   assert "of equal length" in error(run_config(**{"input.pp": PP + tok + one_cut}))
 
@@ -210,23 +210,23 @@ def eval_config(data, **changes):
 
 @pytest.mark.parametrize("process_count", [1, 2])
 def test_evaluation_sees_each_example_once_on_any_number_of_processes(tmp_path, process_count):
-  section = eval_config(write_images(tmp_path, 9, note="kept"))
+  section = eval_config(write_images(tmp_path, 9, note="own"))
   seen, masks = [], []
   for index in range(process_count):
-    made = pipeline.eval_batches(
+    evaluated = pipeline.eval_batches(
       section, tokenizer.load("tiny"), layout=LAYOUT, process_index=index,
       process_count=process_count,
     )  # fmt: skip
-    assert (made.num_examples, len(made)) == (9, 3)
+    assert (evaluated.num_examples, len(evaluated)) == (9, 3)
     for _ in range(2):  # It can be gone through again.
-      all_batches = list(made)
+      all_batches = list(evaluated)
       assert len(all_batches) == 3
     for arrays, rows in all_batches:
       assert arrays["text"].shape == (4 // process_count, 16)
       assert len(rows) == arrays["_mask"].sum()
       seen += [row["suffix"] for row in rows]
       masks += arrays["_mask"].tolist()
-      assert all(row["note"] == "kept" for row in rows)
+      assert all(row["note"] == "own" for row in rows)
       assert set(arrays) == {"image", "text", "mask_ar", "mask_input", "_mask", "_index"}
   assert sorted(seen) == [str(i) for i in range(9)]
   assert (len(masks), sum(masks)) == (12, 9)
@@ -264,22 +264,22 @@ def error(config, count=3):
 def test_a_damaged_image_raises_with_file_and_line_through_the_threads(tmp_path):
   config = own_config(write_images(tmp_path, 4), **{"input.num_threads": 2})
   (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:80])
-  said = error(config)
-  assert said.startswith(
+  message = error(config)
+  assert message.startswith(
     f"{tmp_path}/data.jsonl, line 3 (image 2.png): the image cannot be decoded"
   )
 
 
 def test_an_image_deleted_while_training_raises_with_file_and_line(tmp_path):
   config = own_config(write_images(tmp_path, 4))
-  made = pipeline.train_batches(config, tokenizer.load("tiny"))
+  data = pipeline.train_batches(config, tokenizer.load("tiny"))
   (tmp_path / "1.png").unlink()
   with pytest.raises(UserError, match=r"line 2 \(image 1.png\).*cannot be read: No such file"):
-    list(itertools.islice(made, 3))
+    list(itertools.islice(data, 3))
 
 
 @pytest.mark.parametrize(
-  ("changes", "said"),
+  ("changes", "message"),
   [
     ({"input.pp": "resize(16)|value_range(-1, 1)"}, "'image' is bytes; decode takes encoded"),
     ({"input.pp": "drop('id')"}, "pp must decode 'image'"),
@@ -293,8 +293,8 @@ def test_an_image_deleted_while_training_raises_with_file_and_line(tmp_path):
     ({"res": 32}, "the image is (16, 16, 3) after pp, and res asks for (32, 32, 3)"),
   ],
 )
-def test_wrong_results_of_pp_raise(tmp_path, changes, said):
-  assert said in error(own_config(write_images(tmp_path, 4, number=7), **changes))
+def test_wrong_results_of_pp_raise(tmp_path, changes, message):
+  assert message in error(own_config(write_images(tmp_path, 4, number=7), **changes))
 
 
 def test_too_many_images_raise(tmp_path):
@@ -381,12 +381,12 @@ def test_the_feed_passes_on_the_user_error_and_evaluation_rows(mesh, tmp_path):
   data = write_images(tmp_path, 9)
   section = eval_config(data)
   section.batch_size = 8
-  made = pipeline.eval_batches(section, tokenizer.load("tiny"), layout=LAYOUT)
-  first, second = device_feed.to_device(made, mesh)
+  evaluated = pipeline.eval_batches(section, tokenizer.load("tiny"), layout=LAYOUT)
+  first, second = device_feed.to_device(evaluated, mesh)
   assert isinstance(first.arrays["text"], jax.Array)
   assert [row["suffix"] for row in second.rows] == ["8"]
   (tmp_path / "8.png").write_bytes(b"damaged")
-  feed = device_feed.to_device(made, mesh)
+  feed = device_feed.to_device(evaluated, mesh)
   next(feed)
   with pytest.raises(UserError, match=r"line 9 .*cannot be decoded"):
     next(feed)

@@ -15,7 +15,7 @@ TRAINING = {
   "padding": ("a", "yes", 5, [2, A, NL, YES, 1, 0], [0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0], 5),
   "exact fit": ("a", "yes", 4, [2, A, NL, YES, 1], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1], 5),
   "eos cut": ("a", "yes", 3, [2, A, NL, YES], [0, 0, 0, 1], [0, 0, 0, 1], 5),
-  "prefix alone fills it": ("ab", "yes", 1, [2, A], [0, 0], [0, 0], 6),
+  "prefix fills it": ("ab", "yes", 1, [2, A], [0, 0], [0, 0], 6),
   "empty prefix": ("", "yes", 4, [2, NL, YES, 1, 0], [0, 0, 1, 1, 1], [0, 0, 1, 1, 0], 4),
   "empty suffix": ("a", "", 4, [2, A, NL, 1, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 0], 4),
   "loc": ("a", "<loc0007>b", 5, [2, A, NL, LOC, B, 1], [0] * 3 + [1] * 3, [0] * 3 + [1] * 3, 6),
@@ -32,7 +32,7 @@ DECODING = {
 
 
 def big_vision(pp_end, length, **example):
-  """The packing of big_vision's transfers, as its op string says it."""
+  """The packing of big_vision's transfers, in its op string."""
   pp = (
     'tok(key="prefix", bos="yes")|tok(key="septok", text="\\n")|'
     f"{pp_end}"

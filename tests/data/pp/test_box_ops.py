@@ -53,7 +53,7 @@ def test_an_answer_of_no_boxes_is_empty():
 
 
 @pytest.mark.parametrize(
-  ("pp", "values", "said"),
+  ("pp", "values", "message"),
   [
     (
       "boxes_to_suffix('xyxy')",
@@ -69,8 +69,8 @@ def test_an_answer_of_no_boxes_is_empty():
     ("draw_bbox", dict(image=np.zeros((4, 4, 3)), bbox=[[0, 0, 1, 1]]), r"'bbox' is \(1, 4\)"),
   ],
 )
-def test_a_mistake_raises(pp, values, said):
-  with pytest.raises(UserError, match=said):
+def test_a_mistake_raises(pp, values, message):
+  with pytest.raises(UserError, match=message):
     run(pp, **values)
 
 

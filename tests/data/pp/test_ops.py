@@ -145,7 +145,7 @@ def test_an_unknown_op_is_answered_with_a_guess():
 
 
 @pytest.mark.parametrize(
-  ("pp", "said"),
+  ("pp", "message"),
   [
     ("resize(224", "cannot be read; write name or name"),
     ("resize(__import__('os').getcwd())", "size must be"),
@@ -170,8 +170,8 @@ def test_an_unknown_op_is_answered_with_a_guess():
     ("masked_concat(['a', 'b'], mask=[1])", "mask must have one number for each of the 2"),
   ],
 )
-def test_a_mistake_in_the_op_string_raises_when_it_is_parsed(pp, said):
-  with pytest.raises(UserError, match=said):
+def test_a_mistake_in_the_op_string_raises_when_it_is_parsed(pp, message):
+  with pytest.raises(UserError, match=message):
     parse.parse(pp)
 
 
@@ -182,14 +182,14 @@ def test_numbers_that_grow_with_each_op_are_refused_before_they_are_nan():
 
 
 @pytest.mark.parametrize(
-  ("pp", "values", "said"),
+  ("pp", "values", "message"),
   [
     ("reshape([2], key='x')", dict(x=[1, 2, 3]), "cannot reshape array of size 3"),
     ("lower(key='x')", dict(x=3), "'x' is neither"),
   ],
 )
-def test_a_value_that_an_op_cannot_take_is_reported(pp, values, said):
-  with pytest.raises(UserError, match=said):
+def test_a_value_that_an_op_cannot_take_is_reported(pp, values, message):
+  with pytest.raises(UserError, match=message):
     parse.parse(pp)(example(**values))
 
 
@@ -226,8 +226,8 @@ def test_a_missing_name_raises_with_the_names_of_the_example():
 )  # fmt: skip
 def test_values_by_hand(pp, before, after):
   done = parse.parse(pp)(example(**before))
-  kept = {key: value for key, value in done.items() if key in after}
-  assert kept == after
+  changed = {key: value for key, value in done.items() if key in after}
+  assert changed == after
   if pp.startswith(("keep", "drop", "flatten")):
     assert {key for key in done if not key.startswith("_")} == set(after)
 

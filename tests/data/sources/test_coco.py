@@ -141,7 +141,7 @@ def with_change(part, index, **fields):
 
 
 @pytest.mark.parametrize(
-  ("change", "said"),
+  ("change", "message"),
   [
     (lambda c: c.pop("images"), r"train.json: \$ is .*missing required field `images`"),
     (lambda c: c.update(annotations=[3]), r"\$.annotations\[0\] is 3; expected `object`"),
@@ -170,10 +170,10 @@ def with_change(part, index, **fields):
     ),
   ],
 )
-def test_a_damaged_file_raises(folder, change, said):
+def test_a_damaged_file_raises(folder, change, message):
   changed = content()
   change(changed)
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=message):
     opened(folder, changed)
 
 

@@ -49,7 +49,7 @@ def test_jsonl_takes_a_root_rows_and_lists_of_images(folder):
 
 
 @pytest.mark.parametrize(
-  ("line", "said"),
+  ("line", "message"),
   [
     ('{"image": "images/0.png", "prefix": }', r"line 2: not JSON \(.*byte 36.*Each line is"),
     ("[1, 2]", r"line 2: \$ is \[1, 2\]; expected `object`"),
@@ -63,9 +63,9 @@ def test_jsonl_takes_a_root_rows_and_lists_of_images(folder):
     (dict(GOOD, image="/etc/hostname"), "line 2: image '/etc/hostname' is outside of"),
   ],
 )
-def test_a_bad_line_raises_with_file_and_line(folder, line, said):
+def test_a_bad_line_raises_with_file_and_line(folder, line, message):
   write(folder, [GOOD, line])
-  with pytest.raises(UserError, match=f"train.jsonl, {said}"):
+  with pytest.raises(UserError, match=f"train.jsonl, {message}"):
     open_jsonl(folder)
 
 
@@ -105,7 +105,7 @@ def test_splits_can_be_cut():
 
 
 @pytest.mark.parametrize(
-  ("spec", "said"),
+  ("spec", "message"),
   [
     (dict(split="train"), "has no name"),
     (dict(name="easy_vqa", split="val"), "no split 'val'; it has train and test"),
@@ -117,8 +117,8 @@ def test_splits_can_be_cut():
     (dict(name="easy_vqa", split="test", spilt=1), "unexpected keyword argument 'spilt'"),
   ],
 )
-def test_a_mistake_in_the_description_raises(spec, said):
-  with pytest.raises(UserError, match=said):
+def test_a_mistake_in_the_description_raises(spec, message):
+  with pytest.raises(UserError, match=message):
     registry.open(spec)
 
 
