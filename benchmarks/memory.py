@@ -165,5 +165,5 @@ def main():
 
 if __name__ == "__main__":
   if any(os.environ.get(key) != value for key, value in gpus.ENVIRONMENT.items()):
-    os.execvpe(sys.executable, [sys.executable, *sys.argv], gpus.environment(os.environ))
+    os.execvpe(sys.executable, [sys.executable, *sys.argv], {**os.environ, **gpus.ENVIRONMENT})
   main()

@@ -1,15 +1,14 @@
-"""Looks at the data of a config before anyone trains on it: report, and pictures of a batch.
+"""Checks the data of a config before training: a report, and pictures of a batch.
 
 All texts and images of the training data and of every evaluator are read. OUT gets report.txt,
-check.json, check.html (the report with the pictures in it) and example_N.png: what the model gets
-of the run's first examples. The exit status is 1 if something is an error, 0 with warnings.
+check.json, check.html (report and pictures) and example_N.png: the first examples of the run as the
+model receives them. The exit status is 1 if there is an error, 0 if there are only warnings.
 """
 
 from __future__ import annotations
 
 import functools
 import io
-import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -30,59 +29,47 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.models import paligemma, seg_vae
   from pgjax.visualization import batch as draw_batch
 
-MAX_TEXTS = 200_000  # Of each data set; beyond, every second or third one is taken.
+MAX_TEXTS = 200_000  # Of each data set; beyond, an evenly spaced sample.
 
 
 def main(args: Any) -> int:
-  """Everything that --help says; returns the exit status."""
-  jax.config.update("jax_platforms", "cpu")  # Nothing here is worth a GPU that someone may need.
-  check(args)
+  """Writes the report and the pictures; returns the exit status."""
+  jax.config.update("jax_platforms", "cpu")
   out = disk.open_folder(args.out, "--out")
   config = args.config
   tokenizer = load_tokenizer(config)
-  opened, found = open_all(config, tokenizer)
+  opened, problems = open_all(config, tokenizer)
   facts, more = look(opened, config, args.images)
-  found += more
+  problems = sorted([*problems, *more], key=lambda f: f.level != findings.ERROR)
   training = [split.loader for split, _ in opened if not split.name.startswith("evals.")]
   pictures = list(draw(config, training, tokenizer, args.num))
   report = check_page.report(facts)
-  told = check_page.told(found) or "Nothing found that is wrong."
+  text = check_page.text(problems) or "No problems found."
   for name, png, _ in pictures:
     disk.write(out / f"{name}.png", png)
-  page = check_page.page(args.config_spec, facts, found, pictures)
-  as_json = check_page.as_json(args.config_spec, facts, found)
-  disk.write(out / "report.txt", f"{args.config_spec}\n\n{report}\n\n{told}\n")
+  as_json = check_page.as_json(args.config_spec, facts, problems)
+  disk.write(out / "report.txt", f"{args.config_spec}\n\n{report}\n\n{text}\n")
   disk.write(out / "check.json", json.dumps(as_json, indent=2) + "\n")
+  page = check_page.page(args.config_spec, facts, problems, pictures)
   disk.write(out / "check.html", page)
-  say(f"\n{report}\n\n{told}\n\n{check_page.verdict(found)}; {out / 'check.html'}")
-  return int(any(f.level == findings.ERROR for f in found))
-
-
-def check(args: Any) -> None:
-  """What can be wrong on the command line."""
-  if args.num < 0:
-    raise UserError(f"--num={args.num} must be a whole number >= 0.")
-  if args.images < 1:
-    raise UserError(f"--images={args.images} must be a whole number >= 1.")
+  cli.say(f"\n{report}\n\n{text}\n\n{check_page.verdict(problems)}; {out / 'check.html'}")
+  return int(any(f.level == findings.ERROR for f in problems))
 
 
 def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
-  """The run's; gigabytes of weights are not downloaded for it."""
+  """The run's tokenizer; weights are not downloaded for it."""
   try:
     return tokenizers.tokenizer_of_run(config, download=False)
   except UserError as error:
     raise UserError(
-      f"{error} pgjax.check needs the tokenizer alone: name a tokenizer.model with"
-      " --config.tokenizer=FILE, or take --config.tokenizer=tiny (more tokens for the same text)."
+      f"{error} pgjax.check needs only the tokenizer: name a tokenizer.model with"
+      " --config.tokenizer=FILE, or use --config.tokenizer=tiny (more tokens for the same text)."
     ) from None
 
 
-# Opening
-
-
 def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[scan.CheckedSplit, str]], list]:
-  """([(split, what its data is)], what could not be opened); the training data first."""
-  opened, found = [], []
+  """([(split, description of its data)], findings); the training data first."""
+  opened, problems = [], []
   allow = config.input.allow_truncated
   sections = [("training", config.input, "suffix", None, True)]
   for name, section in config.evals.items():
@@ -99,12 +86,12 @@ def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[scan.CheckedSplit,
         split = scan.CheckedSplit(own, loader, answer, length, allow)
         opened.append((split, described(section.data, part, parts)))
     except UserError as error:
-      found.append(findings.Finding("not opened", name, 1, None, (str(error),)))
-  return opened, found
+      problems.append(findings.Finding("not opened", name, 1, None, (str(error),)))
+  return opened, problems
 
 
 def described(data: Any, part: loader_lib.Part, parts: list[loader_lib.Part]) -> str:
-  """The data's entry in the config, of one part of a mixture its name and what all share."""
+  """The data's entry in the config; for a part of a mixture, its name and the shared fields."""
   fields = data.to_dict()
   if len(parts) > 1:
     shared = {name: fields[name] for name in ("split", "data_dir", "root") if name in fields}
@@ -113,28 +100,25 @@ def described(data: Any, part: loader_lib.Part, parts: list[loader_lib.Part]) ->
   return ", ".join(f"{name}={value!r}" for name, value in fields.items())
 
 
-# Looking
-
-
 def look(opened: list[tuple[scan.CheckedSplit, str]], config: Any, max_images: int):
-  """({name: facts}, findings); data that several ask for is looked at once, its texts each time."""
+  """({name: facts}, findings); images of shared data are read once, its texts each time."""
   facts: dict[str, Any] = {}
-  found: list[findings.Finding] = []
+  problems: list[findings.Finding] = []
   seen_of: dict[str, tuple[str, dict[int, str]]] = {}
   trained: list[tuple[scan.CheckedSplit, scan.Seen]] = []
   training = None
   for split, data in opened:
     total = len(split.source)
     rows = scan.evenly(total, MAX_TEXTS)
-    say(f"Looking at {split.name}: {total:,} examples")
+    cli.say(f"Checking {split.name}: {total:,} examples")
     of_texts = findings.Book(split.name, split.source.where)
     texts, answers = scan.texts(split, rows, of_texts)
     facts[split.name] = dict(data=data, examples=total, texts=texts)
     news = of_texts.findings(len(rows))
     if data in seen_of:
       facts[split.name]["data"] = f"that of {seen_of[data][0]}"
-      told = {(f.kind, f.examples) for f in found}
-      found += [f for f in news if (f.kind, f.examples) not in told]
+      reported = {(f.kind, f.examples) for f in problems}
+      problems += [f for f in news if (f.kind, f.examples) not in reported]
       continue
     own, digests, more = of_raw(split, config, rows, scan.evenly(total, max_images))
     facts[split.name] |= own
@@ -147,62 +131,57 @@ def look(opened: list[tuple[scan.CheckedSplit, str]], config: Any, max_images: i
       scan.leaks(seen, training, of_pairs)
     else:
       trained.append((split, seen))
-    found += [*news, *more, *of_pairs.findings(len(digests))]
-  return facts, found
+    problems += [*news, *more, *of_pairs.findings(len(digests))]
+  return facts, problems
 
 
 def of_raw(split: scan.CheckedSplit, config: Any, rows: list[int], with_images: list[int]):
-  """(facts, {index: digest of its images}, findings) of what does not depend on pp."""
+  """(facts, {index: digest of its images}, findings) of the columns, masks and images."""
   source = split.source
   of_rows, of_images = (findings.Book(split.name, source.where) for _ in range(2))
   facts: dict[str, Any] = dict(columns=scan.columns(split, rows, of_rows))
   if masked := box_check.objects_with_masks(source, rows, of_rows):
     facts["masks"] = mask_facts(masked, config, of_rows)
   if dropped := getattr(source, "dropped", None):
-    of_rows.add("left out", ", ".join(f"{n} {why}" for why, n in sorted(dropped.items())))
+    of_rows.add_to_data("left out", ", ".join(f"{n} {why}" for why, n in sorted(dropped.items())))
   threads = config.input.num_threads
   facts["images"], digests = scan.pictures(split, with_images, threads, of_images)
-  found = of_rows.findings(len(rows)) + of_images.findings(len(with_images))
-  return facts, digests, found
+  return facts, digests, of_rows.findings(len(rows)) + of_images.findings(len(with_images))
 
 
 def mask_facts(masked: list[tuple], config: Any, book: findings.Book) -> dict[str, Any]:
-  """Round trips of masks, where the weights of the VQ-VAE are there."""
+  """Round trips of masks, if the weights of the VQ-VAE are available."""
   try:
     params = seg_vae_npz.load(mask_weights(config))
   except UserError as error:
     return dict(number=len(masked), mean_iou=None, why_not=str(error))
   coder = (functools.partial(seg_vae.encode, params), functools.partial(seg_vae.decode, params))
-  facts = box_check.mask_round_trips(masked, coder, book)
-  return facts | dict(why_not="none of them can be coded")
+  return box_check.mask_round_trips(masked, coder, book) | dict(why_not="none can be encoded")
 
 
 def mask_weights(config: Any) -> str:
-  """The weights of masks that pp names; without a name PaliGemma's."""
+  """The VQ-VAE that pp names, or PaliGemma's."""
   named = re.search(r"(?:masks_to_suffix|refcoco_mask2str)\([^)]*?['\"]([^'\"]+)", config.input.pp)
   return named[1] if named else "oi"
 
 
-# Drawing
-
-
 def draw(config: Any, loaders: list[loader_lib.Loader], tokenizer: Any, num: int) -> Iterator:
-  """(name, PNG bytes, (prompt, answer)) of the run's first examples that can be made."""
+  """(name, PNG bytes, (prompt, answer)) of the run's first valid examples."""
   if not loaders:
     return
   patches = draw_batch.patches_of(paligemma.Model(**config.model), config.res)
   stream, weights = pipeline.mixture(loaders, config.seed), mask_weights(config)
   try:
     seg_vae_npz.load(weights)
-  except UserError:  # Boxes alone, then.
+  except UserError:  # Only boxes.
     weights = None
   drawn = 0
-  for g in itertools.islice(itertools.count(), 4 * num):  # Some may be broken, not most.
+  for g in range(4 * num):  # Some may be broken.
     if drawn == num:
       return
     try:
       row = stream[g]
-    except Exception:  # As inspection does: one example that no op can take ends nothing.
+    except Exception:  # Reported above.
       continue
     picture = draw_batch.example(
       row.arrays, tokenizer, title=f"Example {g} of the run", patches=patches, mask_weights=weights
@@ -213,17 +192,10 @@ def draw(config: Any, loaders: list[loader_lib.Loader], tokenizer: Any, num: int
     drawn += 1
 
 
-def say(text: str) -> None:
-  """To whoever typed the command."""
-  print(text, flush=True)  # noqa: T201
-
-
 FLAGS = [
   cli.Flag("out", str, required=True, help="folder for the report and the pictures"),
-  cli.Flag("num", int, 8, help="examples that are drawn"),
-  cli.Flag(
-    "images", int, 50_000, help="examples whose images are opened, of each data set, evenly spaced"
-  ),
+  cli.Flag("num", int, 8, least=0, help="examples to draw"),
+  cli.Flag("images", int, 50_000, least=1, help="examples per data set whose images are read"),
 ]
 CONFIG = "required"
 EXAMPLES = [

@@ -1,11 +1,7 @@
 """What do all commands share on the command line?
 
-A command is a function main(args) and a call of `run`, which reads the flags, loads and checks the
-config before JAX is touched, prints --help, and tells a user's mistake in one line, without a stack
-trace. Bugs keep theirs.
-
-  def main(args):
-    ... args.workdir, args.config ...
+`run` parses the flags, loads and checks the config before JAX is imported, prints --help, and
+reports a UserError in one line; bugs keep their stack trace.
 
   if __name__ == "__main__":
     cli.run(main, __doc__, [cli.Flag("workdir", str, required=True, help="...")], examples=[...])
@@ -43,6 +39,12 @@ class Flag(NamedTuple):
   required: bool = False
   help: str = ""  # Without a full stop.
   positional: bool = False  # Written without --name=, before or between the flags.
+  least: int | None = None  # The smallest value.
+
+
+STEP = Flag("step", int, help="which step of the workdir; without it the newest")
+EMA = Flag("ema", bool, True, help="use a run's EMA weights, if it has them (config.ema_decay)")
+QUANTIZE = Flag("quantize", str, help="store the matrices in int8 or nf4 (docs/lora.md)")
 
 
 def run(
@@ -54,25 +56,27 @@ def run(
   examples: Sequence[str] = (),
   argv: Sequence[str] | None = None,
 ) -> None:
-  """Calls main(args) and exits: 0, 1 after a user's mistake, 2 for a command line that is wrong.
+  """Calls main(args) and exits: 0, 1 after a UserError, 2 for a wrong command line.
 
-  `config` says whether --config is "required", "optional" or "none". With it, args.config is the
-  checked config (None if it was not given), args.config_spec what was written, and args.overrides
-  the --config.x=... as a dict, for commands that apply them to a config from elsewhere.
+  config: whether --config is "required", "optional" or "none". With it, args.config is the checked
+  config or None, args.config_spec its text, and args.overrides the --config.x=... as a dict.
   """
-  logging.basicConfig(format="%(message)s", force=True)  # Some library below has set its own.
-  logging.getLogger("pgjax").setLevel(logging.INFO)  # What was changed on the way is said.
+  logging.basicConfig(format="%(message)s", force=True)  # Replaces the handlers of libraries.
+  logging.getLogger("pgjax").setLevel(logging.INFO)
   argv = list(sys.argv if argv is None else argv)
   if config != "none":
     flags = [Flag("config", str, required=config == "required", help=_CONFIG_HELP), *flags]
   if any(arg in ("--help", "-help", "-h", "--helpfull") for arg in argv[1:]):
-    print(help_page(argv[0], doc, flags, config, examples))  # noqa: T201
+    say(help_page(argv[0], doc, flags, config, examples))
     sys.exit(0)
   try:
     args = parse(argv, flags, config)
   except (UserError, absl_flags.Error) as e:
     _fail(f"{e} (--help lists the flags)", 2)
   try:
+    for name, value, least in ((f.name, getattr(args, f.name), f.least) for f in flags):
+      if least is not None and value is not None and value < least:
+        raise UserError(f"--{name}={value} must be a whole number >= {least}.")
     if config != "none":
       _load_config(args)
     sys.exit(main(args))
@@ -80,6 +84,11 @@ def run(
     _fail(str(e), 1)
   except KeyboardInterrupt:
     _fail("interrupted.", 130)
+
+
+def say(text: str) -> None:
+  """Prints to stdout at once."""
+  print(text, flush=True)  # noqa: T201
 
 
 def parse(argv: Sequence[str], flags: Sequence[Flag], config: str) -> SimpleNamespace:
@@ -118,20 +127,17 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _load_config(args: SimpleNamespace) -> None:
-  from pgjax.config import (
-    load as config_load,
-    validate as config_validate,  # After --help and the flags: it takes a moment.
-  )
+  from pgjax.config import load, validate  # After --help and the flags: this takes a moment.
 
   args.config_spec, args.config = args.config, None
   if args.config_spec:
-    args.config = config_validate.validated(config_load.load(args.config_spec, args.overrides))
+    args.config = validate.validated(load.load(args.config_spec, args.overrides))
 
 
 def help_page(
   program: str, doc: str, flags: Sequence[Flag], config: str, examples: Sequence[str]
 ) -> str:
-  """What --help prints: what the command does, its flags, examples."""
+  """The text of --help: the command's docstring, its flags, examples."""
   name = program.rsplit("/", 1)[-1].removesuffix(".py")
   rows = [(_left(flag), _right(flag)) for flag in flags]
   if config != "none":

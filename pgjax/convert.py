@@ -1,8 +1,7 @@
-"""Weights in, weights out: between big_vision's .npz, Hugging Face folders, PEFT's and pgjax's own.
+"""Converts weights between big_vision's .npz, Hugging Face and PEFT folders, and pgjax's format.
 
-What --src is shows in itself. Leaves are read, cast and written one after another, so that a model
-of any size passes through a machine that holds its largest leaf. Nothing stands under the target's
-name before it is complete and, with --verify, has been read back and compared.
+The format of --src is detected. Arrays are read, cast and written one after another, so memory is
+needed only for the largest. --dst appears when it is complete and, with --verify, compared.
 """
 
 from __future__ import annotations
@@ -27,17 +26,18 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
 
   from pgjax.checkpoints import merge_lora, orbax_params, source as source_lib, verify
   from pgjax.data import tokenizer as tokenizer_lib
-  from pgjax.formats import lazy_array, npz, safetensors
+  from pgjax.formats import npz, safetensors
   from pgjax.huggingface import config_json as hf_config, hub, names as hf_names, peft, processor
   from pgjax.models import paligemma
   from pgjax.params import of_model
   from pgjax.training import run_log
 
 DTYPES = ("float32", "bfloat16", "float16")
+Leaves = Mapping[str, Any]  # {name: lazy_array.LazyArray}
 
 
 def main(args: Any) -> int:
-  """One conversion. 1 if --verify finds a difference: then the target is not written."""
+  """One conversion; returns 1, without writing --dst, if --verify finds a difference."""
   log = run_log.Log(None, main=True)
   target = _checked(args)
   source = source_lib.open_source(args.src, args.step, args.base, ema=args.ema)
@@ -45,14 +45,19 @@ def main(args: Any) -> int:
     source = source._replace(tokenizer=tokenizer_lib.load(args.tokenizer).source)
   if args.softcap is not None:
     llm = dict(source.model["llm"], final_logits_softcap=args.softcap)
-    notes = source.notes if source.run else ()  # Those of files guess the softcap.
+    notes = source.notes if source.run else ()  # Notes on files are about the softcap.
     source = source._replace(model=dict(source.model, llm=llm), notes=notes)
-  log.say(f"{args.src}: {_described(source)}")
+  log.say(f"{args.src}: {_description(source)}")
   source = _without_adapters(source, args)
-  leaves = _as_asked(source, args.to, args.dtype)
+  leaves = _target_leaves(source, args.to, args.dtype)
   for note in [*source.notes, *_changes(source, leaves, args.to)]:
     log.say(f"- {note}")
-  _check_room(target, leaves)
+  size, free = sum(leaf.nbytes for leaf in leaves.values()), disk.free_bytes(target)
+  if size > free:
+    raise UserError(
+      f"--dst={target} needs {size / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB free: free"
+      " some space or name another disk."
+    )
   start = time.monotonic()
   with _unfinished(target) as path:
     WRITERS[args.to](path, source, leaves)
@@ -67,7 +72,6 @@ def main(args: Any) -> int:
     for ending in source_lib.BESIDE:
       if (beside := _beside(path, ending)).exists():
         beside.rename(_beside(target, ending))
-  size = sum(leaf.nbytes for leaf in leaves.values())
   log.say(f"{target}: {len(leaves)} arrays, {size / 1e9:.3g} GB, complete.")
   if args.push:
     hub.push(target, args.push)
@@ -76,7 +80,7 @@ def main(args: Any) -> int:
 
 
 def _checked(args: Any) -> pathlib.Path:
-  """The target, after all that can be wrong without opening the source."""
+  """The target, after the checks that do not need the source."""
   if args.to not in WRITERS:
     raise UserError(f"--to={args.to} must be one of {', '.join(WRITERS)}.")
   if args.dtype and args.dtype not in DTYPES:
@@ -84,21 +88,21 @@ def _checked(args: Any) -> pathlib.Path:
   if args.push and args.to not in ("hf", "peft"):
     raise UserError(f"--push uploads folders of --to=hf and --to=peft, not of {args.to}.")
   if args.merge and args.to == "peft":
-    raise UserError("--merge makes full weights: it goes with --to=hf, bv or orbax, not with peft.")
+    raise UserError("--merge makes full weights: use it with --to=hf, bv or orbax, not with peft.")
   target = pathlib.Path(args.dst).expanduser().absolute()
   if args.to == "bv" and target.suffix != ".npz":
-    raise UserError(f"--dst={args.dst}: big_vision's format is one file; write a name with .npz.")
+    raise UserError(f"--dst={args.dst}: big_vision's format is one file; end the name with .npz.")
   if args.to != "bv" and target.suffix == ".npz":
-    raise UserError(f"--dst={args.dst}: --to={args.to} makes a folder; leave .npz to --to=bv.")
+    raise UserError(f"--dst={args.dst}: --to={args.to} makes a folder; only --to=bv makes an .npz.")
   if target.is_dir() and not any(target.iterdir()):
     target.rmdir()
   if target.exists():
-    raise UserError(f"--dst={args.dst} is there already: name another, or remove it first.")
+    raise UserError(f"--dst={args.dst} exists already: name another, or remove it first.")
   return target
 
 
 def _without_adapters(source: source_lib.Source, args: Any) -> source_lib.Source:
-  """Merged if that was asked for; for PEFT the arrays of its folder alone."""
+  """With adapters merged for --merge; only the adapters for --to=peft."""
   if not source.adapters:
     flags = {"--merge": args.merge, "--base": args.base, "--to=peft": args.to == "peft"}
     if given := [flag for flag, value in flags.items() if value]:
@@ -111,17 +115,15 @@ def _without_adapters(source: source_lib.Source, args: Any) -> source_lib.Source
   if args.merge:
     return merge_lora.folded(source, args.base)
   raise UserError(
-    f"{args.src} is a model with adapters (LoRA) of {len(source.adapters)} arrays beside it, and"
-    f" --to={args.to} has no place for them: --merge adds them up, and --to=peft writes them alone."
+    f"{args.src} is a model with adapters (LoRA) on {len(source.adapters)} arrays, which"
+    f" --to={args.to} cannot store: --merge merges them, --to=peft writes only them."
   )
 
 
-def _as_asked(
-  source: source_lib.Source, to: str, dtype: str | None
-) -> dict[str, lazy_array.LazyArray]:
-  """The leaves as they will be written; they are cast while they are read."""
+def _target_leaves(source: source_lib.Source, to: str, dtype: str | None) -> Leaves:
+  """The leaves to write; they are cast while they are read."""
   leaves = dict(source.leaves)
-  if to == "bv" and leaves[paligemma.TOKEN_TABLE].shape[0] == hf_names.HF_VOCAB_SIZE:
+  if to == "bv" and _vocab_size(leaves) == hf_names.HF_VOCAB_SIZE:
     table = leaves[paligemma.TOKEN_TABLE]
     leaves[paligemma.TOKEN_TABLE] = hf_names.with_rows(table, hf_names.VOCAB_SIZE)
   if dtype:
@@ -129,46 +131,39 @@ def _as_asked(
   return leaves
 
 
-def _described(source: source_lib.Source) -> str:
+def _vocab_size(leaves: Leaves) -> int:
+  return leaves[paligemma.TOKEN_TABLE].shape[0]
+
+
+def _description(source: source_lib.Source) -> str:
   kinds = dict(orbax="a checkpoint of pgjax", bv="big_vision's .npz", hf="a Hugging Face folder")
-  kinds["peft"] = f"an adapter of PEFT on {source.folder and source.folder.base}"
+  kinds["peft"] = f"a PEFT adapter on {source.folder and source.folder.base}"
   count = sum(int(np.prod(leaf.shape)) for leaf in source.leaves.values())
   dtypes = sorted({leaf.dtype.name for leaf in source.leaves.values()})
   llm, img = (source.model[part].get("variant", "custom") for part in ("llm", "img"))
-  return (
-    f"{kinds[source.kind]}, {img} and {llm}, {source.res} px, {count:,} parameters in"
-    f" {' and '.join(dtypes)}{_adapters_in_words(source)}"
-  )
+  text = f"{kinds[source.kind]}, {img} and {llm}, {source.res} px, {count:,} parameters in"
+  text += f" {' and '.join(dtypes)}"
+  if adapters := source.adapters.values():
+    ranks = " and ".join(map(str, sorted({a.rule.rank for a in adapters})))
+    count = sum(math.prod(factor.shape) for a in adapters for factor in (a.a, a.b))
+    text += f", with adapters of rank {ranks} on {len(adapters)} arrays, {count:,} parameters"
+  return text
 
 
-def _adapters_in_words(source: source_lib.Source) -> str:
-  if not source.adapters:
-    return ""
-  ranks = " and ".join(map(str, sorted({a.rule.rank for a in source.adapters.values()})))
-  count = sum(math.prod(f.shape) for a in source.adapters.values() for f in (a.a, a.b))
-  return f", with adapters of rank {ranks} on {len(source.adapters)} arrays, {count:,} parameters"
-
-
-def _changes(
-  source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray], to: str
-) -> Iterator[str]:
-  """Everything that will not be the same afterwards."""
+def _changes(source: source_lib.Source, leaves: Leaves, to: str) -> Iterator[str]:
+  """A sentence for each difference between source and target."""
   for dtype in DTYPES:
     cast = [n for n, leaf in leaves.items() if leaf.dtype == dtype != source.leaves[n].dtype]
     if cast:
-      before = sorted({source.leaves[name].dtype.name for name in cast})
-      before = " and ".join(before)
-      yield f"{len(cast)} arrays go from {before} to {dtype}, rounded to nearest even."
+      before = " and ".join(sorted({source.leaves[name].dtype.name for name in cast}))
+      yield f"{len(cast)} arrays are cast from {before} to {dtype}, rounded to nearest even."
   if to == "peft":
     return
-  have, rows = (
-    source.leaves[paligemma.TOKEN_TABLE].shape[0],
-    leaves[paligemma.TOKEN_TABLE].shape[0],
-  )
-  if rows < have:
+  rows = _vocab_size(leaves)
+  if dropped := _vocab_size(source.leaves) - rows:
     yield (
-      f"The token table's last {have - rows} rows (Hugging Face's <image> and padding) have no"
-      " place in big_vision's form and are dropped."
+      f"The token table's last {dropped} rows (Hugging Face's <image> and padding) are dropped:"
+      " big_vision's format does not have them."
     )
   if to == "hf" and rows == hf_names.VOCAB_SIZE:
     more = hf_names.HF_VOCAB_SIZE - rows
@@ -177,36 +172,25 @@ def _changes(
     yield "Its processor resizes images bilinearly with antialiasing, as this run did."
   if source.tokenizer is None:
     yield (
-      f"{source.name} comes without a tokenizer.model, so none is written: what needs one (answers,"
-      " Hugging Face's processor) will ask for it. --tokenizer=FILE adds it."
+      f"{source.name} has no tokenizer.model, so none is written, but answers and Hugging Face's"
+      " processor need one. --tokenizer=FILE adds it."
     )
 
 
-def _compared(
-  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]
-):
-  """(a table, whether what was written is what was asked for)."""
+def _compared(path: pathlib.Path, source: source_lib.Source, leaves: Leaves):
+  """(a table, whether the written arrays equal `leaves`)."""
   if not peft.is_folder(path):
     return verify.compare(leaves, source, source_lib.open_source(str(path)))
   shapes = of_model.param_shapes(paligemma.Model(**source.model), source.res)
   again = peft.arrays(peft.read(path, str(path), shapes))
-  asked = {name: leaf.astype(again[name].dtype) for name, leaf in leaves.items()}
-  lines, same = verify.compare_arrays(asked, again)
+  expected = {name: leaf.astype(again[name].dtype) for name, leaf in leaves.items()}
+  lines, same = verify.compare_arrays(expected, again)
   return "\n".join(lines), same
-
-
-def _check_room(target: pathlib.Path, leaves: Mapping[str, lazy_array.LazyArray]) -> None:
-  needed, free = sum(leaf.nbytes for leaf in leaves.values()), disk.free_bytes(target)
-  if needed > free:
-    raise UserError(
-      f"--dst={target} needs {needed / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB free: make"
-      " room or name another disk."
-    )
 
 
 @contextlib.contextmanager
 def _unfinished(target: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A name next to the target's that is gone afterwards, unless it was renamed."""
+  """A temporary path next to the target; removed at the end unless it was renamed."""
   path = target.with_name(f".unfinished-{os.getpid()}-{target.name}")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +201,7 @@ def _unfinished(target: pathlib.Path) -> Iterator[pathlib.Path]:
     reason = disk.disk_trouble(error)
     if reason is None:
       raise
-    raise UserError(f"{target} could not be written ({reason}); nothing is left of it.") from error
+    raise UserError(f"{target} could not be written ({reason}) and was removed.") from error
   finally:
     shutil.rmtree(path, ignore_errors=True)
     for ending in ("", *source_lib.BESIDE):
@@ -228,10 +212,8 @@ def _beside(path: pathlib.Path, ending: str) -> pathlib.Path:
   return path.with_name(path.name + ending)
 
 
-def _write_orbax(
-  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]
-) -> None:
-  """A step folder without an optimizer; the config is the run's, or says only what the model is."""
+def _write_orbax(path: pathlib.Path, source: source_lib.Source, leaves: Leaves) -> None:
+  """A step folder without optimizer state; with the run's config, or only the model's fields."""
   facts = _facts(source, leaves)
   identity = dict(image_token=facts.pop("image_token"))
   config = (dict(source.run.config) if source.run else {}) | facts
@@ -243,10 +225,8 @@ def _write_orbax(
   orbax_params.write_params(path, leaves, run, source.tokenizer)
 
 
-def _write_bv(
-  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]
-) -> None:
-  """One .npz, names as in the released files; next to it what an .npz cannot say."""
+def _write_bv(path: pathlib.Path, source: source_lib.Source, leaves: Leaves) -> None:
+  """One .npz with the released files' names; next to it the model's facts and the tokenizer."""
   npz.write_npz(path, {f"params/{name}": leaf for name, leaf in leaves.items()})
   facts, tokenizer = (_beside(path, ending) for ending in source_lib.BESIDE)
   facts.write_text(disk.dumps(_facts(source, leaves)))
@@ -254,12 +234,10 @@ def _write_bv(
     tokenizer.write_bytes(source.tokenizer)
 
 
-def _write_hf(
-  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]
-) -> None:
-  """Everything that transformers and vLLM look for, in files that both read."""
+def _write_hf(path: pathlib.Path, source: source_lib.Source, leaves: Leaves) -> None:
+  """A folder for transformers and vLLM."""
   path.mkdir()
-  rows = leaves[paligemma.TOKEN_TABLE].shape[0]
+  rows = _vocab_size(leaves)
   rows = hf_names.HF_VOCAB_SIZE if rows == hf_names.VOCAB_SIZE else rows
   safetensors.write_safetensors(path, hf_names.to_hf(leaves, rows))
   dtype = np.result_type(*{leaf.dtype for leaf in leaves.values()}).name
@@ -281,33 +259,31 @@ def _write_hf(
       (path / name).write_bytes(content)
 
 
-def _write_peft(
-  path: pathlib.Path, source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]
-) -> None:
-  """What peft.PeftModel.from_pretrained loads on the base in Hugging Face format."""
+def _write_peft(path: pathlib.Path, source: source_lib.Source, leaves: Leaves) -> None:
+  """A folder for peft.PeftModel.from_pretrained, on the base in Hugging Face format."""
   shapes = of_model.param_shapes(paligemma.Model(**source.model), source.res)
   peft.write(path, peft.with_arrays(source.folder, leaves), shapes)
 
 
 def _resize_method(source: source_lib.Source) -> str:
-  """How the model's images were resized: as its run says, else as in the hub's folders."""
+  """How the run resized images; without a run, as the hub's folders do."""
   pp = str(source.run.config.get("input", {}).get("pp", "")) if source.run else ""
   return "bicubic" if "resize(" not in pp or "bicubic" in pp else "bilinear"
 
 
 def _image_token(source: source_lib.Source) -> int:
-  """The id of <image>: where the source had it, or the first that no text has."""
+  """The id of <image>: the source's, or the first after the text tokens."""
   if source.image_token is not None:
     return source.image_token
   if source.tokenizer is not None:
     return tokenizer_lib.Tokenizer(source.tokenizer, source.name).vocab_size
-  rows = source.leaves[paligemma.TOKEN_TABLE].shape[0]
+  rows = _vocab_size(source.leaves)
   return hf_names.VOCAB_SIZE if rows == hf_names.HF_VOCAB_SIZE else rows
 
 
-def _facts(source: source_lib.Source, leaves: Mapping[str, lazy_array.LazyArray]) -> dict[str, Any]:
-  """What arrays do not say of their model."""
-  llm = dict(source.model["llm"], vocab_size=leaves[paligemma.TOKEN_TABLE].shape[0])
+def _facts(source: source_lib.Source, leaves: Leaves) -> dict[str, Any]:
+  """What the arrays do not define of their model."""
+  llm = dict(source.model["llm"], vocab_size=_vocab_size(leaves))
   facts = dict(model=dict(img=dict(source.model["img"]), llm=llm), res=source.res)
   return disk.plain(facts | dict(image_token=_image_token(source)))
 
@@ -316,16 +292,14 @@ WRITERS = dict(hf=_write_hf, bv=_write_bv, orbax=_write_orbax, peft=_write_peft)
 FLAGS = [
   cli.Flag("src", str, required=True, help=f"what to convert; {resolve.ALLOWED}"),
   cli.Flag("dst", str, required=True, help="a new folder, or for --to=bv a new .npz file"),
-  cli.Flag(
-    "to", str, required=True, help="hf, bv (big_vision's .npz), orbax (pgjax's own) or peft"
-  ),
-  cli.Flag("merge", bool, False, help="add adapters to the weights that they belong to"),
+  cli.Flag("to", str, required=True, help="hf, bv (big_vision's .npz), orbax (pgjax) or peft"),
+  cli.Flag("merge", bool, False, help="merge adapters into the weights"),
   cli.Flag("base", str, help="with adapters: the weights that they belong to, of any format"),
-  cli.Flag("dtype", str, help="float32, bfloat16 or float16; without it each array keeps its own"),
+  cli.Flag("dtype", str, help="float32, bfloat16 or float16; without it unchanged"),
   cli.Flag("verify", bool, False, help="read back, compare every array and a forward pass"),
-  cli.Flag("step", int, help="which step of a workdir; without it the newest"),
-  cli.Flag("ema", bool, True, help="take a run's averages, if it kept them (config.ema_decay)"),
-  cli.Flag("tokenizer", str, help="a tokenizer.model for weights that come without one"),
+  cli.STEP,
+  cli.EMA,
+  cli.Flag("tokenizer", str, help="a tokenizer.model for weights without one"),
   cli.Flag("softcap", float, help="of the final logits, as trained; 0 is off; for .npz files"),
   cli.Flag("push", str, help="upload the folder to the hub as org/name, private if it is new"),
 ]

@@ -1,7 +1,7 @@
-"""A page on this machine's own address to try a checkpoint: an image, a prompt, the answer.
+"""Serves a local web page to try a checkpoint: an image, a prompt, the answer.
 
-Boxes and masks of the answer are drawn, and each token is shown with its probability. The page is
-Gradio's (requirements-demo.txt); nothing of it leaves the machine, and nobody else can reach it.
+It draws the answer's boxes and masks, and shows each token with its probability. The page uses
+Gradio (requirements-demo.txt), is reachable only from this machine, and sends nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ MOST_BYTES = 20 << 20
 HOST = "127.0.0.1"
 METHODS = ("greedy", "beam(3)", "nucleus(0.9)", "temperature(0.7)", "best_of(4, nucleus(0.9))")
 LENGTHS = (8, 16, 32, 64, 128, 256)  # Few, because each is compiled.
-TASKS = (
-  "caption en", "answer en what is this?", "detect cat ; dog", "segment cat", "ocr",
-)  # fmt: skip
+TASKS = ("caption en", "answer en what is this?", "detect cat ; dog", "segment cat", "ocr")
 _STYLE = """
 .tokens { line-height: 2.6; overflow-wrap: anywhere; }
 .tokens span { display: inline-block; border-bottom: 3px solid; padding: 0 .2rem; margin: 0 .1rem;
@@ -59,7 +57,7 @@ def main(args: Any) -> None:
 
 
 def imported() -> Any:
-  """Gradio, told not to report anything to anyone before it is loaded."""
+  """Gradio, with telemetry switched off before it is imported."""
   os.environ |= dict(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
   try:
     import gradio
@@ -69,7 +67,7 @@ def imported() -> Any:
 
 
 def start(blocks: Any, gradio: Any, port: int) -> None:
-  """Serves the page in threads; nothing that would ask another machine is on."""
+  """Serves the page in threads, without anything that contacts another machine."""
   fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
   try:
     blocks.launch(
@@ -89,7 +87,7 @@ def start(blocks: Any, gradio: Any, port: int) -> None:
 
 
 def page(gradio: Any, answerer: engine.Engine) -> Any:
-  """The components and what the button does."""
+  """The components, and the button's action."""
   settings = answerer.opened.settings
   methods = list(dict.fromkeys([settings.decode, *METHODS]))
   lengths = sorted({settings.max_decode_len, *LENGTHS})
@@ -103,9 +101,8 @@ def page(gradio: Any, answerer: engine.Engine) -> Any:
         prompt = gradio.Textbox(label="Prompt", lines=1, max_lines=4)
         gradio.Examples([[task] for task in TASKS], prompt, label="Tasks")
         with gradio.Row():
-          method = gradio.Dropdown(
-            methods, value=settings.decode, label="Method", allow_custom_value=True
-          )
+          own = dict(value=settings.decode, allow_custom_value=True)
+          method = gradio.Dropdown(methods, label="Method", **own)
           length = gradio.Dropdown(lengths, value=settings.max_decode_len, label="Most tokens")
         grammar = gradio.Textbox(label='Grammar (none, boxes, json, one_of("yes", "no"), ...)')
         button = gradio.Button("Answer", variant="primary")
@@ -119,8 +116,8 @@ def page(gradio: Any, answerer: engine.Engine) -> Any:
         chosen = decoder_cache.Settings(how, int(most), rule.strip() or None)
         return asked(answerer, path, text, chosen)
       except UserError as error:
-        said = dict(duration=None, title="Not answered", print_exception=False)
-        raise gradio.Error(html.escape(str(error)), **said) from None
+        options = dict(duration=None, title="Not answered", print_exception=False)
+        raise gradio.Error(html.escape(str(error)), **options) from None
 
     inputs, outputs = [image, prompt, method, length, grammar], [answer, drawn, tokens]
     button.click(ask, inputs, outputs)
@@ -133,29 +130,29 @@ def asked(
 ) -> tuple[str, Any, str]:
   """(answer, picture with its boxes and masks or None, tokens as HTML)."""
   if path is None:
-    raise UserError("There is no image yet: upload one.")
+    raise UserError("Upload an image first.")
   encoded, opened = pathlib.Path(path).read_bytes(), answerer.opened
   if len(encoded) > MOST_BYTES:
-    raise UserError(f"The file has {len(encoded):,} bytes; at most {MOST_BYTES:,} are taken.")
-  one = memory.InMemory([dict(image=encoded, prefix=prompt)], ["This question"])
-  questions = engine.loader(opened, one)
+    raise UserError(f"The file has {len(encoded):,} bytes; at most {MOST_BYTES:,} are accepted.")
+  question = memory.InMemory([dict(image=encoded, prefix=prompt)], ["This question"])
+  questions = engine.loader(opened, question)
   engine.check(opened, questions, settings)
   [answer] = answerer.answers(questions, settings, 1)
   return answer.text, picture(encoded, engine.objects_of(opened, answer)), shown(opened, answer)
 
 
 def picture(encoded: bytes, parsed: Any) -> Any:
-  """The image with the objects; None where the answer has none."""
+  """The image with the answer's objects; None without objects."""
   if not parsed.objects:
     return None
-  drawn, said = draw_images.marked(images.decode(encoded), parsed.objects)
-  if said:
-    log.warning(said)
+  drawn, warning = draw_images.marked(images.decode(encoded), parsed.objects)
+  if warning:
+    log.warning(warning)
   return drawn
 
 
 def shown(opened: engine.OpenCheckpoint, answer: engine.Answer) -> str:
-  """Each token over its probability."""
+  """Each token above its probability."""
   spans = []
   for token, logp in zip(answer.tokens, answer.logp, strict=True):
     piece = html.escape(opened.tokenizer.piece(token))
@@ -169,16 +166,16 @@ def _name(source: Any) -> str:
 
 
 def _plain(text: str) -> str:
-  """Without what Markdown would read as more than letters."""
+  """With Markdown and HTML escaped."""
   return "".join(c if c.isalnum() or c in " -.:" else "\\" + c for c in html.escape(text))
 
 
 FLAGS = [
   cli.Flag("ckpt", str, required=True, help=f"what answers; {resolve.ALLOWED}"),
-  cli.Flag("port", int, 7860, help="of the page, on this machine's own address alone"),
-  cli.Flag("quantize", str, help="int8 or nf4: keep the matrices in fewer bits"),
-  cli.Flag("step", int, help="which step of the workdir; without it the newest"),
-  cli.Flag("ema", bool, True, help="use a run's averages, if it kept them (config.ema_decay)"),
+  cli.Flag("port", int, 7860, help=f"port of the page on {HOST}"),
+  cli.QUANTIZE,
+  cli.STEP,
+  cli.EMA,
 ]
 CONFIG = "none"
 EXAMPLES = ["python -m pgjax.demo --ckpt=/tmp/easyvqa", "python -m pgjax.demo --ckpt=w --port=8000"]

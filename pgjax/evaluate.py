@@ -1,8 +1,7 @@
 """Scores a checkpoint on whole splits: predictions.jsonl, metrics.json and report.html in --out.
 
-Config and tokenizer come from the checkpoint itself, where pgjax.train wrote it; --config names
-another one, for other data, other evaluators or weights in another format, and
---config.evals.x.y=... changes a field of either.
+Config and tokenizer are those of the run. --config names another config, for other data, other
+evaluators or weights without a run; --config.evals.x.y=... changes a field of either.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.training import run_log
 
 POLL_SECONDS = 10.0  # How often --watch looks for a new step.
-FIRST_POLL_SECONDS = 0.5  # And for the workdir: the run keeps no step for somebody it has not seen.
+FIRST_POLL_SECONDS = 0.5  # And for the workdir: a run waits only for evaluators it knows of.
 
 
 def main(args: Any) -> None:
-  """One checkpoint, or with --watch every step that appears, until the run has ended."""
+  """Scores one checkpoint, or with --watch each new step until the run has ended."""
   cache_dir.use_compilation_cache()
   out = disk.open_folder(args.out, "--out")
   if args.watch:
@@ -47,14 +46,12 @@ def once(args: Any, out: pathlib.Path) -> dict[str, float]:
 
 
 def watch(args: Any, out: pathlib.Path) -> None:
-  """Scores each step of a workdir once, in OUT/step_N; what is there already is not done again."""
+  """Scores each step of a workdir into OUT/step_N, once."""
   workdir = pathlib.Path(args.ckpt).expanduser().absolute()
   if args.step is not None:
-    raise UserError("--watch scores every step that appears, so --step cannot be given with it.")
+    raise UserError("--watch scores each new step, so --step cannot be given with it.")
   if workdir.is_file() or (workdir / "run.json").exists():
-    raise UserError(
-      f"--watch takes the workdir of a run, and --ckpt={args.ckpt} is something else."
-    )
+    raise UserError(f"--watch takes the workdir of a run; --ckpt={args.ckpt} is something else.")
   log, scoring = run_log.Log(None, main=True), None
   if not workdir.is_dir():
     log.say(f"Waiting for {workdir}")
@@ -74,7 +71,7 @@ def watch(args: Any, out: pathlib.Path) -> None:
     try:
       source = source_lib.open_source(args.ckpt, todo[0], ema=args.ema)
     except UserError as error:
-      log.say(f"Step {todo[0]} cannot be read and is left out: {error}")
+      log.say(f"Step {todo[0]} cannot be read and is skipped: {error}")
       unreadable.add(todo[0])
       continue
     if scoring is None or not scoring.fits(source):
@@ -84,25 +81,25 @@ def watch(args: Any, out: pathlib.Path) -> None:
     except UserError:
       if todo[0] in workdir_lib.steps(workdir):
         raise
-      log.say(f"Step {todo[0]} was removed by the run before it knew that somebody waits for it.")
+      log.say(f"Step {todo[0]} was removed by the run before it knew of this evaluator.")
 
 
 def _has_ended(workdir: pathlib.Path, steps: list[int]) -> bool:
-  """Is the newest checkpoint the last of its run?"""
+  """Whether the newest checkpoint is the last of its run."""
   if not steps:
     return False
   try:
-    found = workdir_lib.read(workdir / workdir_lib.FOLDER / str(steps[-1]))
+    run = workdir_lib.read(workdir / workdir_lib.FOLDER / str(steps[-1]))
   except (workdir_lib.DamagedError, UserError):
     return False
-  return found.step == found.position["total_steps"]
+  return run.step == run.position["total_steps"]
 
 
 def _announce(workdir: pathlib.Path, out: pathlib.Path, scored: set[int], log: Any) -> None:
   try:
     watchers.announce(workdir, out, scored)
   except OSError as error:
-    log.say(f"The run cannot be told to keep what is not scored yet: {error}.")
+    log.say(f"The run may delete steps before they are scored: {error}.")
 
 
 class _About(msgspec.Struct):
@@ -114,22 +111,21 @@ class _Metrics(msgspec.Struct):
 
 
 def is_scored(out: pathlib.Path, args: Any) -> bool:
-  """Are there complete results of the same command? metrics.json is written last."""
+  """Whether the same command has finished here: metrics.json is written last."""
   try:
-    return typed_json.read(
-      out / "metrics.json", _Metrics, nan=True
-    ).about.flags == score_checkpoint.asked(args)
+    metrics = typed_json.read(out / "metrics.json", _Metrics, nan=True)
   except UserError:
     return False
+  return metrics.about.flags == score_checkpoint.asked(args)
 
 
 FLAGS = [
   cli.Flag("ckpt", str, required=True, help=f"what to score; {resolve.ALLOWED}"),
-  cli.Flag("out", str, required=True, help="folder for the results; made if it is not there"),
+  cli.Flag("out", str, required=True, help="folder for the results; created if missing"),
   cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
-  cli.Flag("step", int, help="which step of the workdir; without it the newest"),
-  cli.Flag("ema", bool, True, help="score a run's averages, if it kept them (config.ema_decay)"),
-  cli.Flag("quantize", str, help="keep the matrices in int8 or nf4: see docs/lora.md"),
+  cli.STEP,
+  cli.EMA,
+  cli.QUANTIZE,
   cli.Flag("watch", bool, False, help="score each new step of the workdir until the run ends"),
 ]
 CONFIG = "optional"

@@ -1,8 +1,8 @@
-"""Answers a prompt about an image: the answer on stdout, all else on stderr.
+"""Answers a prompt about an image: the answer on stdout, everything else on stderr.
 
-A run's checkpoint brings its own image ops, length and way to decode; the prompt is what comes
-before the newline, as in training ("detect cat ; dog"). With --jsonl many questions are answered in
-batches and in order: one JSON object a line with "image" and "prefix".
+Image ops, length and decode method are those of the checkpoint's run; the prompt is the prefix, as
+in training ("detect cat ; dog"). --jsonl answers many questions in batches and in order: a JSON
+object a line with "image" and "prefix".
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def main(args: Any) -> None:
-  """Checks everything that can be before the weights are read."""
+  """Answers the questions; mistakes are reported before the weights are read."""
   cache_dir.use_compilation_cache()
   check_flags(args)
   opened = engine.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
@@ -46,13 +46,11 @@ def main(args: Any) -> None:
   sizes = engine.check(opened, questions, settings)
   for note in opened.notes:
     log.info(note)
-  answerer = engine.Engine(opened)
   batch_size = args.batch_size or opened.batch_size
-  answers = answerer.answers(questions, settings, batch_size)
+  answers = engine.Engine(opened).answers(questions, settings, batch_size)
   if args.jsonl:
-    write(
-      args, lines(questions.part.source, answers, sizes, opened, settings, everything=args.json)
-    )
+    source = questions.part.source
+    write(args, lines(source, answers, sizes, opened, settings, everything=args.json))
     return
   [answer] = answers
   if args.json:
@@ -64,24 +62,20 @@ def main(args: Any) -> None:
 
 
 def check_flags(args: Any) -> None:
-  """What does not go together, or cannot be written."""
+  """Checks combinations of flags, and that the files can be written."""
   if bool(args.jsonl) == bool(args.image):
     raise UserError("Give either --image and --prompt, or --jsonl with many questions.")
   if args.image and args.prompt is None:
     raise UserError('--image needs --prompt, such as --prompt="answer en what is this?".')
   if args.jsonl and (args.draw or args.prompt is not None):
-    raise UserError(
-      "--draw and --prompt are for one --image; a line of --jsonl has its own prefix."
-    )
+    raise UserError("--draw and --prompt are for one --image; --jsonl has prefixes of its own.")
   if args.out and not args.jsonl:
-    raise UserError("--out is where the answers to --jsonl go; one answer is written to stdout.")
+    raise UserError("--out is for the answers to --jsonl; one answer is written to stdout.")
   if args.draw and pathlib.Path(args.draw).suffix.lower() not in _PICTURES:
     raise UserError(f"--draw={args.draw} must end in one of {', '.join(_PICTURES)}.")
   for flag, file in (("--draw", args.draw), ("--out", args.out)):
     if file:
       disk.open_folder(str(pathlib.Path(file).expanduser().absolute().parent), flag)
-  if args.batch_size is not None and args.batch_size < 1:
-    raise UserError(f"--batch_size={args.batch_size} must be at least 1.")
 
 
 def asked(args: Any) -> Any:
@@ -93,7 +87,7 @@ def asked(args: Any) -> Any:
 
 
 def lines(source, answers, sizes, opened, settings, *, everything: bool) -> Iterator[str]:
-  """A JSON object for each question: the fields of predictions.jsonl, or everything."""
+  """A JSON object per question: the fields of predictions.jsonl, or everything."""
   for i, answer in enumerate(answers):
     row = dict(id=source.texts(i)["id"], prompt=answer.prompt, prediction=answer.text)
     if everything:
@@ -103,24 +97,24 @@ def lines(source, answers, sizes, opened, settings, *, everything: bool) -> Iter
     yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def write(args: Any, made: Iterator[str]) -> None:
-  """To --out or stdout, each line as soon as it is known."""
+def write(args: Any, lines: Iterator[str]) -> None:
+  """Writes the lines to --out or stdout as they come."""
   if not args.out:
-    sys.stdout.writelines(made)
+    sys.stdout.writelines(lines)
     return
   path, count = pathlib.Path(args.out).expanduser(), 0
   with disk.disk_errors(path), path.open("w") as file:
-    for line in made:
+    for line in lines:
       file.write(line)
       count += 1
   log.info("%d answers written to %s.", count, path)
 
 
 def draw(args: Any, objects: Any) -> None:
-  """The first image as it is in its file, with the boxes and masks of the answer."""
-  picture, said = draw_images.marked(images.decode(images.encoded(args.image[0])), objects)
-  if said:
-    log.warning(said)
+  """Writes the original first image with the answer's boxes and masks."""
+  picture, warning = draw_images.marked(images.decode(images.encoded(args.image[0])), objects)
+  if warning:
+    log.warning(warning)
   path = pathlib.Path(args.draw).expanduser()
   with disk.disk_errors(path):
     picture.save(path)
@@ -130,23 +124,19 @@ def draw(args: Any, objects: Any) -> None:
 FLAGS = [
   cli.Flag("ckpt", str, required=True, help=f"what answers; {resolve.ALLOWED}"),
   cli.Flag("image", tuple, help="the image's file; several for one prompt, each with --image="),
-  cli.Flag("prompt", str, help="what is asked, as it stood before the answer in training"),
-  cli.Flag(
-    "decode", str, help='such as "beam(3)" or "nucleus(0.9)"; else as the checkpoint\'s own'
-  ),
-  cli.Flag("max_decode_len", int, help="tokens of an answer at most; else as the checkpoint's own"),
-  cli.Flag(
-    "grammar", str, help='what answers may look like: boxes, json, one_of("yes", "no"), ...'
-  ),
-  cli.Flag("seed", int, 0, help="of what is sampled"),
+  cli.Flag("prompt", str, help="the question, as in the prefixes of the training data"),
+  cli.Flag("decode", str, help='such as "beam(3)" or "nucleus(0.9)"; else the checkpoint\'s own'),
+  cli.Flag("max_decode_len", int, help="most tokens of an answer; else the checkpoint's own"),
+  cli.Flag("grammar", str, help='format of answers: boxes, json, one_of("yes", "no"), ...'),
+  cli.Flag("seed", int, 0, help="seed of sampling"),
   cli.Flag("draw", str, help="picture to write, with the answer's boxes and masks on the image"),
   cli.Flag("json", bool, False, help="write tokens, probabilities, boxes in pixels and settings"),
   cli.Flag("jsonl", str, help='many questions, a line each: {"image": "a.png", "prefix": "..."}'),
-  cli.Flag("out", str, help="file for the answers to --jsonl; else they go to stdout"),
-  cli.Flag("batch_size", int, help="how many questions at once; else as the checkpoint's own"),
-  cli.Flag("quantize", str, help="int8 or nf4: keep the matrices in fewer bits"),
-  cli.Flag("step", int, help="which step of the workdir; without it the newest"),
-  cli.Flag("ema", bool, True, help="use a run's averages, if it kept them (config.ema_decay)"),
+  cli.Flag("out", str, help="file for the answers to --jsonl; else stdout"),
+  cli.Flag("batch_size", int, least=1, help="questions per batch; else the checkpoint's own"),
+  cli.QUANTIZE,
+  cli.STEP,
+  cli.EMA,
 ]
 CONFIG = "none"
 EXAMPLES = [

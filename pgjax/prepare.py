@@ -1,10 +1,10 @@
-"""Turns a data set's official download into ArrayRecord files that TFDS reads without TensorFlow.
+"""Converts a data set's official download to ArrayRecord files that TFDS reads without TensorFlow.
 
 python -m pgjax.prepare chartqa --raw=DIR [--out=DIR] [--parts=human,augmented]
 python -m pgjax.prepare easyvqa [--out=DIR]
 
---out is where TFDS looks for data sets: $TFDS_DATA_DIR, or ~/tensorflow_datasets. A config then
-names the data set as "chartqa/augmented", with data_dir= if --out was another folder.
+--out is $TFDS_DATA_DIR or ~/tensorflow_datasets by default. A config then names the data set as
+"chartqa/augmented", with data_dir= for another folder.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ BUILDERS = dict(chartqa=(chartqa, "ChartQA"), easyvqa=(easyvqa, "EasyVQA"))
 ARGUMENTS = (
   cli.Flag("dataset", str, required=True, positional=True, help=" or ".join(BUILDERS)),
   cli.Flag("raw", str, help="folder of the official download"),
-  cli.Flag("out", str, help="where prepared data sets live, if not in $TFDS_DATA_DIR"),
+  cli.Flag("out", str, help="folder of prepared data sets, if not $TFDS_DATA_DIR"),
   cli.Flag("parts", list, help="the parts to prepare, if not all"),
 )
 
 
 def prepare(dataset: str, raw: str | None, out: str, parts: list[str] | None = None) -> list[str]:
-  """Writes the data set below `out`; one line for each part that is there afterwards."""
+  """Writes the data set below `out`; returns a line for each part."""
   if dataset not in BUILDERS:
     raise UserError(f"pgjax.prepare knows {', '.join(BUILDERS)}, not '{dataset}'.")
   module, class_name = BUILDERS[dataset]
@@ -46,8 +46,8 @@ def prepare(dataset: str, raw: str | None, out: str, parts: list[str] | None = N
   parts = tuple(parts or module.PARTS)
   module.check(raw, parts)
   tfds.disable_progress_bar()
-  builder_class = getattr(module, class_name)
-  return [_prepare_one(builder_class, raw, out, part) for part in parts or [None]]
+  builder = getattr(module, class_name)
+  return [_prepare_one(builder, raw, out, part) for part in parts or [None]]
 
 
 def _prepare_one(builder_class, raw, out, part) -> str:
@@ -56,7 +56,7 @@ def _prepare_one(builder_class, raw, out, part) -> str:
   try:
     builder = builder_class(data_dir=out, config=part, file_format="array_record")
     with (
-      tempfile.TemporaryDirectory() as downloads,  # Nothing is downloaded; TFDS wants the folder.
+      tempfile.TemporaryDirectory() as downloads,  # Stays empty, but TFDS requires it.
       contextlib.redirect_stdout(io.StringIO()),
     ):
       config = tfds.download.DownloadConfig(manual_dir=raw)
@@ -72,7 +72,7 @@ def main(args):
   logging.set_verbosity(logging.WARNING)
   out = args.out or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
   for line in prepare(args.dataset, args.raw, os.path.expanduser(out), args.parts):
-    sys.stdout.write(line + "\n")
+    cli.say(line)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Fine-tunes a PaliGemma: one config, one workdir. The same command again resumes the run.
+"""Fine-tunes PaliGemma: one config, one workdir. Rerun the same command to resume.
 
-Everything that can be wrong is looked for in the order of what it costs: config, workdir, data,
-evaluators, weights, and only then the compilation. SIGTERM and SIGINT save the run and end it.
+Config, workdir, data, evaluators and weights are checked, in this order, before the step is
+compiled. SIGTERM and SIGINT save the run and end it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import pathlib
 import shlex
@@ -44,11 +45,11 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   )
   from pgjax.visualization import batch as draw_batch
 
-AGREE_STEPS = 10  # Several processes ask each other this often whether one of them should stop.
+AGREE_STEPS = 10  # How often several processes agree on whether to stop.
 
 
 def main(args: Any) -> None:
-  """One run, as a command."""
+  """Trains, or resumes."""
   again = shlex.join(["python", "-m", "pgjax.train", *sys.argv[1:]])
   execute(args.config, args.workdir, again)
 
@@ -56,10 +57,10 @@ def main(args: Any) -> None:
 def execute(
   config: Any, folder: str, again: str, *, whole_process: bool = True
 ) -> tuple[int, int, bool]:
-  """One run, from a checked config to its last checkpoint.
+  """Runs a checked config to its last checkpoint.
 
-  again: what resumes it, for the last line. whole_process: the process is for this run only.
-  Returns its last step, the number of steps it should have, and whether nothing is left to do.
+  again: the command to resume, for the last line. whole_process: the process is for this run only.
+  Returns the last step, the total number of steps, and whether the run is finished.
   """
   cache_dir.use_compilation_cache()
   mesh = mesh_lib.start(config.mesh)
@@ -68,44 +69,52 @@ def execute(
   mesh_lib.check_batch_size(config.input.batch_size, mesh)
   mesh_lib.check_opt_state_memory(config.opt_state_memory, mesh)
   tokenizer = tokenizers.tokenizer_of_run(config)
-  data = open_data(config, tokenizer)
+  data = pipeline.train_batches(
+    config,
+    tokenizer,
+    process_index=processes_lib.process_index(),
+    process_count=processes_lib.process_count(),
+  )
+  sizes = dict(batch_size=config.input.batch_size, num_examples=data.num_examples)
   total_steps = durations.total_steps(config, data.num_examples)
+  steps = functools.partial(durations.steps, config, total_steps=total_steps, **sizes)
   model = paligemma.Model(**config.model)
   tx = make_optimizer(config, model, total_steps, data.num_examples)
   abstract = train_state.abstract_state(model, tx, config, mesh)
-  places = sharding.shardings_of(abstract.params)
+  shardings = sharding.shardings_of(abstract.params)
   every = evaluator_lib.of_training(config, total_steps, data.num_examples)
   leaves = of_model.stored_params(model, config)
-  evaluators = evaluator_lib.make(config, model, leaves, mesh, tokenizer, places, every)
-  saver = make_saver(config, workdir, tokenizer, data, total_steps, log)
-  say_start_page(log, config, mesh, model, abstract, data, evaluators, total_steps)
-  answer = out_of_memory.Advice(config, model, abstract, mesh)
-  with answer:
+  evaluators = evaluator_lib.make(config, model, leaves, mesh, tokenizer, shardings, every)
+  identity = identity_of(config, tokenizer, data.num_examples)
+  saver = make_saver(config, workdir, tokenizer, identity, total_steps, steps, log)
+  log_start(log, config, mesh, model, abstract, data, evaluators, total_steps)
+  advice = out_of_memory.Advice(config, model, abstract, mesh)
+  with advice:
     state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log)
   first = next(data := data.at(position["step"]))
   log.say(summary_lib.example(first, tokenizer) + "\n")
   if position["step"] == 0 and processes_lib.is_main():
     log.say(draw_batch.of_run(first, tokenizer, workdir / "check", model))
-  with answer:
-    train_step = answer.program = compile_step(config, model, tx, mesh, abstract, first, log)
+  with advice:
+    train_step = advice.program = compile_step(config, model, tx, mesh, abstract, first, log)
   log.start(
     position["step"],
     evaluated=position["evaluated"],
     total_steps=total_steps,
-    every_steps=log_every(config, total_steps, data.num_examples),
+    every_steps=steps("log_training") or max(1, total_steps // 100),
     work=work_of(config, model, mesh),
   )
   feed = device_feed.to_device(itertools.chain([first], data), mesh)
   run = Run(config, mesh, workdir, tokenizer, total_steps, evaluators, saver, log, feed, train_step)
-  with closing(log), closing(saver), closing(feed), Stop() as stop, answer:
+  with closing(log), closing(saver), closing(feed), Stop() as stop, advice:
     step, finished = fit(run, state, position, stop)
     saver.close()
-    log.say(last_words(folder, step, finished, total_steps, stop, again))
+    log.say(last_line(folder, step, finished, total_steps, stop, again))
   return step, total_steps, finished
 
 
 class Run(NamedTuple):
-  """What stays the same from one step to the next."""
+  """The constants of the training loop."""
 
   config: Any
   mesh: Any
@@ -119,19 +128,19 @@ class Run(NamedTuple):
   train_step: Callable
 
   def position(self, step: int, *, evaluated: bool) -> dict[str, Any]:
-    """Where in the data a run is after `step`, and whether its evaluations there are done."""
+    """The position in the data after `step`, and whether the evaluations there are done."""
     examples = step * self.config.input.batch_size
     where = dict(seed=self.config.seed, step=step, examples=examples)
     return where | dict(total_steps=self.total_steps, evaluated=evaluated)
 
   def save(self, step: int, state: Any, scores: dict[str, float] | None) -> None:
-    """Saves, unless a value of a step since the last look was not finite: that raises."""
+    """Saves; raises if a metric since the last fetch is not finite."""
     self.log.fetch()
     with self.log.aside():
       self.saver.save(step, state, self.position(step, evaluated=scores is not None), scores or {})
 
   def evaluate(self, step: int, state: Any, stop: Stop) -> dict[str, float] | None:
-    """The scores of what is due; None if it was not run to its end."""
+    """The scores of the evaluators that are due; None if interrupted."""
     return evaluator_lib.run_due(
       self.evaluators,
       step,
@@ -146,7 +155,7 @@ class Run(NamedTuple):
 
 
 def fit(run: Run, state: Any, position: dict[str, Any], stop: Stop) -> tuple[int, bool]:
-  """The loop. Returns the last step, which is saved, and whether nothing is left to do."""
+  """The loop. Returns the last step, which is saved, and whether the run is finished."""
   step, scores, measured = position["step"], {}, None
   if not position["evaluated"]:
     scores = run.evaluate(step, state, stop)
@@ -156,7 +165,7 @@ def fit(run: Run, state: Any, position: dict[str, Any], stop: Stop) -> tuple[int
       batch = next(run.feed)
       waited = run.feed.wait_seconds - waited
     if measured is not None and not measured["training_loss"].is_ready():
-      waited = 0.0  # The loop is ahead of the device, which was computing all the while.
+      waited = 0.0  # The device was still computing.
     state, measured = run.train_step(state, batch)
     step += 1
     run.log.step(step, measured, waited_seconds=waited)
@@ -172,9 +181,9 @@ def fit(run: Run, state: Any, position: dict[str, Any], stop: Stop) -> tuple[int
 
 @contextlib.contextmanager
 def saved_if_broken(run: Run, step: int, state: Any) -> Iterator[None]:
-  """A broken example, or an evaluation that cannot be written, does not cost the run so far.
+  """Saves the run when an example is broken or an evaluation cannot be written, then raises.
 
-  With several processes it does, back to the last checkpoint: the others don't know of it.
+  Not with several processes: the others do not know of the error.
   """
   try:
     yield
@@ -185,32 +194,31 @@ def saved_if_broken(run: Run, step: int, state: Any) -> Iterator[None]:
 
 
 class Stop:
-  """Whether someone asked this run to end: SIGTERM of a scheduler, Ctrl-C of a person."""
+  """Whether a SIGTERM or SIGINT (Ctrl-C) asked this run to end."""
 
   def __init__(self):
-    """Nobody has."""
     self.signal: int | None = None
     self._agreed = False
 
   def __enter__(self):
-    """From here on signals are only noted; Python allows that in the main thread only."""
+    """Installs the handlers, which Python allows only in the main thread."""
     main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
     self._before = {number: signal.signal(number, self._take) for number in numbers}
     return self
 
   def __exit__(self, *_):
-    """Signals do again what they did."""
+    """Restores the previous handlers."""
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
   def _take(self, number, frame):
-    if self.signal is not None:  # The second time: at once.
+    if self.signal is not None:  # The second signal ends the run at once.
       raise KeyboardInterrupt
     self.signal = number
 
   def agreed(self, step: int = 0) -> bool:
-    """The same answer on all processes, which must ask at the same places."""
+    """The same answer on all processes; all of them must call it at the same steps."""
     if processes_lib.process_count() == 1:
       return self.signal is not None
     if not self._agreed and step % AGREE_STEPS == 0:
@@ -218,42 +226,29 @@ class Stop:
     return self._agreed
 
 
-def open_data(config: Any, tokenizer: Any) -> pipeline.TrainBatches:
-  """Opens the training data; missing files and texts that are too long are told here."""
-  processes = dict(
-    process_index=processes_lib.process_index(), process_count=processes_lib.process_count()
-  )
-  return pipeline.train_batches(config, tokenizer, **processes)
-
-
 def make_optimizer(config: Any, model: Any, total_steps: int, num_examples: int) -> Any:
-  """The chain for the leaves that train."""
+  """The optimizer of the trainable leaves."""
   trained = of_model.trained_shapes(model, config)
   stochastic_rounding.check(config, trained)
   return optimizer.make(config, total_steps, trained, num_examples=num_examples)
 
 
-def make_saver(config, workdir, tokenizer, data, total_steps, log) -> saver_lib.Saver:
-  """What is saved when, in steps."""
-  section = config.input
-  sizes = dict(batch_size=section.batch_size, num_examples=data.num_examples)
-  every, keep = (
-    durations.steps(config, name, total_steps=total_steps, default=0, **sizes)
-    for name in ("ckpt", "keep_ckpt")
-  )
+def make_saver(config, workdir, tokenizer, identity, total_steps, steps, log) -> saver_lib.Saver:
+  """Saves the run every ckpt_steps."""
+  every, keep = (steps(name, default=0) for name in ("ckpt", "keep_ckpt"))
   return saver_lib.Saver(
     workdir,
     plan=saver_lib.Plan(total_steps, every, keep, config.keep_last, config.keep_best),
     config=config.to_dict(),
     tokenizer=tokenizer.source,
-    identity=identity_of(config, tokenizer, data.num_examples),
+    identity=identity,
     checksums=checksums.jitted_checksums(),
     say=log.say,
   )
 
 
 def identity_of(config: Any, tokenizer: Any, num_examples: int) -> dict[str, Any]:
-  """What makes batch s the same in two starts of a run; folders may have been moved meanwhile."""
+  """Everything that must be equal for a resumed run to get the same batches."""
   section = config.input.to_dict()
   identity = {f"config.input.{name}": section[name] for name in ("pp", "batch_size")}
   identity["config.input.data"] = _without_folders(section["data"])
@@ -262,16 +257,17 @@ def identity_of(config: Any, tokenizer: Any, num_examples: int) -> dict[str, Any
 
 
 def _without_folders(data: Any) -> Any:
+  """Without the locations of files, which may have been moved."""
   if not isinstance(data, dict):
     return data
-  kept = {k: _without_folders(v) for k, v in data.items() if k not in ("root", "data_dir")}
-  if "fname" in kept:
-    kept["fname"] = pathlib.PurePath(kept["fname"]).name
-  return kept
+  fields = {k: _without_folders(v) for k, v in data.items() if k not in ("root", "data_dir")}
+  if "fname" in fields:
+    fields["fname"] = pathlib.PurePath(fields["fname"]).name
+  return fields
 
 
-def say_start_page(log, config, mesh, model, abstract, data, evaluators, total_steps) -> None:
-  """What will run, before anything slow."""
+def log_start(log, config, mesh, model, abstract, data, evaluators, total_steps) -> None:
+  """Logs a summary of the run and its parameters."""
   summary = summary_lib.summary(
     config,
     devices=mesh.devices.ravel(),
@@ -288,37 +284,30 @@ def say_start_page(log, config, mesh, model, abstract, data, evaluators, total_s
 
 
 def resume_or_init(config, model, tx, mesh, abstract, saver, log) -> tuple[Any, dict[str, Any]]:
-  """The newest state in the workdir, or else the first one, and the position in the data."""
+  """The newest state in the workdir or an initial one, and the position in the data."""
   state, position = saver.latest(abstract)
   if state is not None:
-    log.say(f"Going on from step {position['step']}.")
+    log.say(f"Resuming from step {position['step']}.")
     return state, position
   loaded = None
   if config.model_init:
     with log.waiting(f"Loading {config.model_init}"):
       leaves = of_model.stored_params(model, config)
       loaded = initial.load_initial(config.model_init, abstract.params, leaves)
-  with log.waiting("Making the first state"):
+  with log.waiting("Initializing the state"):
     state = jax.block_until_ready(train_state.init(model, tx, config, mesh, loaded))
   return state, dict(seed=config.seed, step=0, examples=0, evaluated=False)
 
 
 def compile_step(config, model, tx, mesh, abstract, first, log) -> Callable:
-  """The training step for batches like `first`, so that the loop never waits for a compiler."""
-  batch_place, count = mesh_lib.batch_sharding(mesh), processes_lib.process_count()
+  """The training step, compiled before the loop for batches like `first`."""
+  batch_sharding, count = mesh_lib.batch_sharding(mesh), processes_lib.process_count()
   batch = {
-    name: jax.ShapeDtypeStruct((count * len(a), *a.shape[1:]), a.dtype, sharding=batch_place)
+    name: jax.ShapeDtypeStruct((count * len(a), *a.shape[1:]), a.dtype, sharding=batch_sharding)
     for name, a in first.items()
   }
   with log.waiting("Compiling the training step"):
     return step_lib.jitted(model, tx, config, mesh).lower(abstract, batch).compile()
-
-
-def log_every(config: Any, total_steps: int, num_examples: int) -> int:
-  """log_training, in steps; without it, a hundred times a run."""
-  sizes = dict(batch_size=config.input.batch_size, num_examples=num_examples)
-  every = durations.steps(config, "log_training", total_steps=total_steps, **sizes)
-  return every or max(1, total_steps // 100)
 
 
 def work_of(config: Any, model: Any, mesh: Any) -> run_log.Work:
@@ -331,17 +320,15 @@ def work_of(config: Any, model: Any, mesh: Any) -> run_log.Work:
   return run_log.Work(batch_size, batch_size * tokens, work, peak)
 
 
-def last_words(
-  workdir: str, step: int, finished: bool, total_steps: int, stop: Stop, again: str
-) -> str:
-  """How it ended, and what to type next."""
+def last_line(workdir, step, finished, total_steps, stop: Stop, again: str) -> str:
+  """How the run ended, and how to resume it."""
   if finished:
     return f"Done: {step} steps, saved in {workdir}."
   name = signal.Signals(stop.signal).name if stop.signal else "a signal to another process"
-  return f"Stopped by {name} after step {step} of {total_steps}, and saved. To go on:\n  {again}"
+  return f"Stopped by {name} after step {step} of {total_steps}, and saved. To resume:\n  {again}"
 
 
-FLAGS = [cli.Flag("workdir", str, required=True, help="folder of the run; made if it is not there")]
+FLAGS = [cli.Flag("workdir", str, required=True, help="folder of the run; created if missing")]
 CONFIG = "required"
 EXAMPLES = [
   "python -m pgjax.train --config=configs/easyvqa.py --workdir=/tmp/easyvqa",

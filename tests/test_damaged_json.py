@@ -15,6 +15,7 @@ import zipfile
 from types import SimpleNamespace
 
 import jax
+import msgspec
 import numpy as np
 import pytest
 import small_checkpoint
@@ -350,11 +351,12 @@ def test_a_compiled_step_in_the_cache_is_compiled_again(walk, tmp_path, monkeypa
     "cpu", dict(data=2), need, 1.0, 2.0, [hlo.Collective("a", "d", 1, 2, 3)], 4.0
   )
   file = tmp_path / "key.json"
-  file.write_text(step.to_json())
-  monkeypatch.setattr(compiler_lib, "_kept_file", lambda case: file)
+  line = msgspec.json.encode(step).decode()
+  file.write_text(line)
+  monkeypatch.setattr(compiler_lib, "_cache_file", lambda case: file)
   monkeypatch.setattr(compiler_lib.Compiler, "__init__", lambda self: None)
   compiler = compiler_lib.Compiler()
-  out = SimpleNamespace(readline=lambda: step.to_json() + "\n")
+  out = SimpleNamespace(readline=lambda: line + "\n")
   talk = SimpleNamespace(write=len, flush=lambda: None)
   vars(compiler).update(_gpu=None, _process=SimpleNamespace(stdin=talk, stdout=out))
   config = SimpleNamespace(to_dict=dict)

@@ -204,10 +204,10 @@ def test_an_installed_package_has_all_its_files():
   [
     ("README.md", ["First example", "Compiling the training step", "The first step was done"]),
     ("docs/train.md", ["input wait", "memory", "left"]),
-    ("docs/plan.md", ["trained parameters", "optimizer state", "= what a step is given",
-                      "= with what it makes", "batches that wait", "= in all",
-                      "What would help, the cheapest first:"]),
-    ("docs/check.md", ["the image is that of a training example, not the prefix"]),
+    ("docs/plan.md", ["trained parameters", "optimizer state", "= inputs",
+                      "= peak with temporaries", "prefetched batches", "= total",
+                      "Remedies, the cheapest first:"]),
+    ("docs/check.md", ["same image as a training example, another prefix"]),
   ],
 )  # fmt: skip
 def test_sample_output_uses_the_programs_words(page, phrases):

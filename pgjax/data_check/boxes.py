@@ -1,7 +1,7 @@
-"""Are the boxes and masks of a data set such that a model can learn to write them?
+"""Are the boxes and masks of a data set learnable?
 
-Answers must be read back by locations.parse, which is what scores predictions; the classes of an
-answer must be among those that its prompt asks for; a mask must survive its sixteen codes.
+Answers must parse with locations.parse, which scores predictions; an answer's classes must be among
+those of its prompt; a mask must survive encoding to sixteen codes.
 """
 
 import collections
@@ -15,42 +15,41 @@ from pgjax.data import locations, masks
 from pgjax.data_check.findings import Book
 from pgjax.errors import UserError
 
-MAX_MASKS = 100  # Coded there and back, in each data set: some milliseconds each.
+MAX_MASKS = 100  # Round trips per data set; a few milliseconds each.
 COARSE = 0.7  # IoU.
 CLASSES = 12
 
 
 def has_locations(answer: str) -> bool:
-  """Whether someone meant a box or a mask."""
+  """Whether the answer is meant to have a box or a mask."""
   return "<loc" in answer or "<seg" in answer
 
 
 def classes_of(prefix: str) -> tuple[str, ...] | None:
-  """Those that a prompt asks to find; None where it asks for something else."""
-  found = (locations.classes_of_prompt(prefix, command) for command in ("detect", "segment"))
-  return next((classes for classes in found if classes is not None), None)
+  """The classes of a detect or segment prompt; None for other prompts."""
+  classes = locations.classes_of_prompt(prefix, "detect")
+  return locations.classes_of_prompt(prefix, "segment") if classes is None else classes
 
 
 def look_at(prefix: str, answer: str, i: int, book: Book) -> None:
-  """Faults of one answer; one without boxes has none."""
+  """Adds the defects of one answer's boxes to the book."""
   if not has_locations(answer):
     return
   parsed = locations.parse(answer)
   if parsed.malformed:
     pieces = [piece for piece in answer.split(";") if locations.parse(piece).malformed]
-    told = [f"{fault(piece)} in {piece.strip()[:90]!r}" for piece in pieces if piece.strip()]
-    book.tell("malformed box", i, told[0] if told else "nothing between two ;")
+    faults = [f"{fault(piece)} in {piece.strip()[:90]!r}" for piece in pieces if piece.strip()]
+    book.add("malformed box", i, faults[0] if faults else "nothing between two ;")
   if parsed.duplicates:
-    book.tell("duplicate box", i, _twice(parsed.objects))
+    book.add("duplicate box", i, _duplicate(parsed.objects))
   asked = classes_of(prefix)
-  if asked is None:
-    return
-  if other := sorted({o.label for o in parsed.objects if o.label} - set(asked)):
-    book.tell("class not asked for", i, f"{other} to {prefix[:80]!r}")
+  labels = {o.label for o in parsed.objects if o.label}
+  if asked is not None and (other := sorted(labels - set(asked))):
+    book.add("class not asked for", i, f"{other} to {prefix[:80]!r}")
 
 
-def _twice(objects: Sequence[locations.Object]) -> str:
-  """The first object that one before it equals, as locations.parse counts them."""
+def _duplicate(objects: Sequence[locations.Object]) -> str:
+  """The first object that duplicates an earlier one, as locations.parse counts them."""
   for k, o in enumerate(objects):
     for before in objects[:k]:
       if locations.is_duplicate(o, before):
@@ -60,7 +59,7 @@ def _twice(objects: Sequence[locations.Object]) -> str:
 
 
 def fault(piece: str) -> str:
-  """Why a piece of an answer is no object, in the order in which one would look."""
+  """Why a piece of an answer is not an object."""
   numbers = [int(n) for n in re.findall(r"<loc(\d+)>", piece)]
   codes = [int(n) for n in re.findall(r"<seg(\d+)>", piece)]
   if len(numbers) != 4:
@@ -83,7 +82,7 @@ def fault(piece: str) -> str:
 
 
 def facts(answers: Iterable[Sequence[str]]) -> dict[str, Any]:
-  """Objects an answer and their classes; nothing where there are no boxes."""
+  """Objects per answer and their classes; empty without boxes."""
   counts, classes, with_mask = [], collections.Counter(), 0
   for one in answers:
     objects = [
@@ -107,24 +106,24 @@ def facts(answers: Iterable[Sequence[str]]) -> dict[str, Any]:
 def mask_round_trips(
   of: Sequence[tuple], coder: tuple[Callable, Callable], book: Book
 ) -> dict[str, Any]:
-  """IoU of some masks with what their codes give.
+  """IoU of some masks after encoding and decoding.
 
   `of` is from objects_with_masks, `coder` is (encode, decode) with seg_vae's parameters bound.
   """
-  kept = [of[i * len(of) // MAX_MASKS] for i in range(MAX_MASKS)] if len(of) > MAX_MASKS else of
-  ious = []
-  for i, k, segmentation, box, size in kept:
+  count = min(len(of), MAX_MASKS)
+  sample, ious = [of[i * len(of) // count] for i in range(count)], []
+  for i, k, segmentation, box, size in sample:
     try:
       mask_HW = masks.from_coco(segmentation, *size)
       ious.append(masks.round_trip_iou(mask_HW, box, *coder))
     except UserError as error:
-      book.tell("malformed mask", i, f"object {k}: {error}")
+      book.add("malformed mask", i, f"object {k}: {error}")
       continue
     if ious[-1] < COARSE:
-      book.tell("coarse mask", i, f"object {k}: {ious[-1]:.2f}")
+      book.add("coarse mask", i, f"object {k}: {ious[-1]:.2f}")
   return dict(
     number=len(of),
-    looked_at=len(kept),
+    looked_at=count,
     mean_iou=float(np.mean(ious)) if ious else None,
     least_iou=min(ious, default=None),
   )
@@ -132,7 +131,7 @@ def mask_round_trips(
 
 def objects_with_masks(source: Any, indices: Sequence[int], book: Book) -> list[tuple]:
   """(index, which object, segmentation, box y0 x0 y1 x1, (height, width)) of raw examples."""
-  found = []
+  masked = []
   for i in indices:
     try:
       example = source.texts(i)
@@ -140,7 +139,7 @@ def objects_with_masks(source: Any, indices: Sequence[int], book: Book) -> list[
       size = (example.get("height"), example.get("width"))
       if any(outlines) and all(size):
         pairs = zip(outlines, boxes, strict=True)
-        found += [(i, k, o, box, size) for k, (o, box) in enumerate(pairs) if o is not None]
+        masked += [(i, k, o, box, size) for k, (o, box) in enumerate(pairs) if o is not None]
     except ValueError as error:
-      book.tell("malformed mask", i, " ".join(str(error).split()))
-  return found
+      book.add("malformed mask", i, " ".join(str(error).split()))
+  return masked

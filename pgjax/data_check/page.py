@@ -1,8 +1,4 @@
-"""How does what was found in the data read? As text, as one HTML file, and as plain data.
-
-The page has the pictures in it, asks nothing from outside, and runs no script; all text comes from
-data and is escaped.
-"""
+"""How are findings reported? As text, as one HTML file without scripts or links, and as data."""
 
 import base64
 import html
@@ -28,16 +24,16 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: 1rem; border-radius: 
 
 
 def verdict(findings: Sequence[Finding]) -> str:
-  """How much is wrong, in a few words."""
+  """The number of errors and warnings."""
   counts = {level: sum(f.level == level for f in findings) for level in (ERROR, WARNING)}
   named = [f"{n} {level}{'s' * (n > 1)}" for level, n in counts.items() if n]
-  return " and ".join(named) or "nothing found that is wrong"
+  return " and ".join(named) or "no problems found"
 
 
-def told(findings: Sequence[Finding]) -> str:
-  """Errors, then warnings, each with its examples."""
+def text(findings: Sequence[Finding]) -> str:
+  """The findings, each with its examples."""
   lines = []
-  for finding in by_level(findings):
+  for finding in findings:
     lines.append(f"{finding.level}: {finding.sentence}")
     lines += [f"    {example}" for example in finding.examples]
     if (more := finding.count - len(finding.examples)) > 0:
@@ -45,13 +41,8 @@ def told(findings: Sequence[Finding]) -> str:
   return "\n".join(lines)
 
 
-def by_level(findings: Sequence[Finding]) -> list[Finding]:
-  """Errors first."""
-  return sorted(findings, key=lambda f: f.level != ERROR)
-
-
 def report(facts: Mapping[str, Mapping[str, Any]]) -> str:
-  """All facts, a paragraph for each data set."""
+  """All facts, a paragraph per data set."""
   paragraphs = []
   for name, of in facts.items():
     lines = [name]
@@ -67,8 +58,14 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
   if "columns" in facts:
     columns = [f"{name} ({_types(types)})" for name, types in facts["columns"].items()]
     lines.append(("columns", ", ".join(columns)))
-  if "images" in facts:
-    lines += _image_lines(facts["images"])
+  if images := facts.get("images"):
+    read = f"{images['read']:,} read in {images['looked_at']:,} examples"
+    lines.append(("images", f"{read}, {images['different']:,} different"))
+    if images["per_example"] and images["per_example"].max > 1:
+      lines.append(("", f"of an example: {spread(images['per_example'])}"))
+    if images["width"]:
+      sizes = f"width {spread(images['width'])}; height {spread(images['height'])}"
+      lines.append(("", sizes))
   lines += _text_lines(facts["texts"])
   if "masks" in facts:
     lines.append(("masks", _masks(facts["masks"])))
@@ -81,24 +78,11 @@ def _types(types: Mapping[str, int]) -> str:
   return ", ".join(f"{count:,} {name}" for name, count in types.items())
 
 
-def _image_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-  text = (
-    f"{facts['read']:,} read in {facts['looked_at']:,} examples, {facts['different']:,} different"
-  )
-  lines = [("images", text)]
-  if facts["per_example"] and facts["per_example"].max > 1:
-    lines.append(("", f"of an example: {spread(facts['per_example'])}"))
-  if facts["width"]:
-    sizes = f"width {spread(facts['width'])}; height {spread(facts['height'])}"
-    lines.append(("", sizes))
-  return lines
-
-
 def _text_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
   looked_at = facts["looked_at"]
   share = f"{facts['cut'] / looked_at:.2%}" if looked_at else "none"
   lines = [
-    ("tokens", f"{spread(facts['tokens'])}; text_len={facts['room']}, which cuts {share}"),
+    ("tokens", f"{spread(facts['tokens'])}; text_len={facts['room']} truncates {share}"),
     ("prefixes", f"tokens {spread(facts['prefix_tokens'])}; {_common(facts['prefixes'])}"),
   ]
   if facts["answers"]["number"]:
@@ -108,11 +92,10 @@ def _text_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     boxes = facts["boxes"]
     classes = ", ".join(f"{name or 'no label'} {count:,}" for name, count in boxes["classes"])
     masks = f", {boxes['with_mask']:,} with a mask" if boxes["with_mask"] else ""
-    lines.append((
-      "boxes",
-      f"{boxes['objects']:,} in answers{masks}, at most {boxes['most_in_an_answer']} in one; "
-      f"{boxes['answers_without']:,} answers without; {classes}",
-    ))  # fmt: skip
+    most = f"at most {boxes['most_in_an_answer']} in one"
+    without = f"{boxes['answers_without']:,} answers without"
+    text = f"{boxes['objects']:,} in answers{masks}, {most}; {without}; {classes}"
+    lines.append(("boxes", text))
   return lines
 
 
@@ -120,8 +103,8 @@ def _masks(facts: Mapping[str, Any]) -> str:
   if facts["mean_iou"] is None:
     return f"{facts['number']:,}; {facts['why_not']}"
   return (
-    f"{facts['number']:,}; through their codes {facts['looked_at']} of them keep an IoU of "
-    f"{facts['mean_iou']:.3f} on average, {facts['least_iou']:.3f} at least"
+    f"{facts['number']:,}; after encoding {facts['looked_at']} of them, mean IoU "
+    f"{facts['mean_iou']:.3f}, lowest {facts['least_iou']:.3f}"
   )
 
 
@@ -135,13 +118,12 @@ def spread(of: Spread | None) -> str:
 
 
 def _common(facts: Mapping[str, Any]) -> str:
-  number = facts["number"]
-  first = ", ".join(
-    f"{_cut(value)!r} {count / number:.1%}" for value, count in facts["commonest"] if count > 1
-  )
-  if first or not number:
-    return f"{facts['different']:,} different" + (f"; commonest {first}" if first else "")
-  return f"{facts['different']:,} different, such as {_cut(facts['commonest'][0][0])!r}"
+  number, text = facts["number"], f"{facts['different']:,} different"
+  repeated = [(_cut(value), count) for value, count in facts["commonest"] if count > 1]
+  if repeated:
+    shares = [f"{value!r} {count / number:.1%}" for value, count in repeated]
+    return f"{text}; most frequent {', '.join(shares)}"
+  return f"{text}, such as {_cut(facts['commonest'][0][0])!r}" if number else text
 
 
 def _cut(text: str) -> str:
@@ -149,20 +131,20 @@ def _cut(text: str) -> str:
 
 
 def page(spec: str, facts: Mapping[str, Any], findings: Sequence[Finding], pictures) -> str:
-  """HTML; `pictures` are (title, PNG bytes, (prompt, answer))."""
+  """HTML; `pictures` are (title, PNG bytes, (prompt, answer)). Texts of the data are escaped."""
   parts = [f"<h1>{html.escape(spec)}</h1><p>{html.escape(verdict(findings))}</p>"]
-  for finding in by_level(findings):
+  for finding in findings:
     examples = "".join(f"<li>{html.escape(example)}</li>" for example in finding.examples)
     parts.append(
       f'<div class="finding {finding.level}">{finding.level}: {html.escape(finding.sentence)}'
       f"<ul>{examples}</ul></div>"
     )
   parts.append(f"<h2>The data</h2><pre>{html.escape(report(facts))}</pre>")
-  parts.append("<h2>What the model gets</h2>")
+  parts.append("<h2>What the model receives</h2>")
   for title, png, texts in pictures:
     data = base64.b64encode(png).decode()
-    said = (html.escape(text.strip()) for text in texts)  # In letters that the picture may lack.
-    parts.append("<p>prompt: {}<br>answer: {}</p>".format(*said))
+    prompt, answer = (html.escape(text.strip()) for text in texts)
+    parts.append(f"<p>prompt: {prompt}<br>answer: {answer}</p>")
     parts.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(title)}">')
   head = f'<meta charset="utf-8"><title>{html.escape(spec)}</title><style>{_STYLE}</style>'
   view = '<meta name="viewport" content="width=device-width">'
@@ -175,7 +157,7 @@ def as_json(spec: str, facts: Mapping[str, Any], findings: Sequence[Finding]) ->
     config=spec,
     errors=sum(f.level == ERROR for f in findings),
     warnings=sum(f.level == WARNING for f in findings),
-    findings=[dict(level=f.level, **f._asdict()) for f in by_level(findings)],
+    findings=[dict(level=f.level, **f._asdict()) for f in findings],
     data={name: _plain(of) for name, of in facts.items()},
   )
 

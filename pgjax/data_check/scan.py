@@ -1,7 +1,7 @@
-"""What is in a data set, and what is wrong with it, before anyone trains on it?
+"""What does a data set contain, and what is wrong with it?
 
-One pass over the texts, as pp makes them, and one over the images, in threads. Facts are plain
-numbers for a report; faults go into a findings.Book. Boxes and masks are in data_check/boxes.py.
+One pass over the texts after pp, and one over the images, in threads. Facts are plain numbers for a
+report; defects go into a findings.Book. data_check/boxes.py checks boxes and masks.
 """
 
 import collections
@@ -20,11 +20,11 @@ from pgjax.data_check.findings import Book
 from pgjax.metrics import structured
 
 COMMONEST = 5
-AHEAD = 64  # Examples that are read before they are needed.
+AHEAD = 64  # Prefetched examples.
 
 
 class CheckedSplit(NamedTuple):
-  """One data set of a config, and who asks what of it."""
+  """One data set of a config, and how the config uses it."""
 
   name: str  # "training", "evals.val".
   loader: loader_lib.Loader
@@ -39,7 +39,7 @@ class CheckedSplit(NamedTuple):
 
 
 class Spread(NamedTuple):
-  """Where many numbers lie."""
+  """The distribution of some numbers."""
 
   min: float
   median: float
@@ -48,14 +48,14 @@ class Spread(NamedTuple):
 
 
 class Text(NamedTuple):
-  """What is asked, and the true answers; none where the data has none."""
+  """A prompt and its true answers, if any."""
 
   prefix: str
   answers: tuple[str, ...]
 
 
 def spread(numbers: Iterable[float]) -> Spread | None:
-  """None of nothing."""
+  """Their distribution; None without numbers."""
   values = np.asarray(list(numbers))
   if not values.size:
     return None
@@ -64,28 +64,25 @@ def spread(numbers: Iterable[float]) -> Spread | None:
 
 
 def evenly(total: int, limit: int) -> list[int]:
-  """At most `limit` of `total` positions, from the first on."""
+  """At most `limit` of `total` positions, evenly spaced from the first."""
   count = min(total, limit)
   return [i * total // count for i in range(count)]
 
 
-# Texts
-
-
 def texts(split: CheckedSplit, indices: Sequence[int], book: Book) -> tuple[dict[str, Any], dict]:
-  """(facts, {index: Text}): lengths in tokens, what is common, boxes, JSON."""
+  """(facts, {index: Text}): lengths in tokens, frequent values, boxes, JSON."""
   encode = functools.lru_cache(maxsize=1 << 16)(split.loader.tokenizer.encode)
-  found: dict[int, Text] = {}
+  accepted: dict[int, Text] = {}
   cut: dict[int, str] = {}
   tokens, prompts, answers = [], [], []
   for i in indices:
     try:
       example, num_tokens, room = split.loader.texts(i)
       text = text_of(example, split)
-    except Exception as error:  # Whatever an op raises on odd data, the next example is looked at.
-      book.tell("refused", i, _reason(error))
+    except Exception as error:  # Whatever an op raises, the next example is checked.
+      book.add("refused", i, _reason(error))
       continue
-    found[i] = text
+    accepted[i] = text
     tokens.append(num_tokens)
     prompts.append(len(encode(text.prefix)))
     lengths = [len(encode(answer)) for answer in text.answers]
@@ -94,12 +91,17 @@ def texts(split: CheckedSplit, indices: Sequence[int], book: Book) -> tuple[dict
       cut[i] = f"{num_tokens} tokens, {room} fit"
     if lengths and split.max_decode_len and min(lengths) + 1 > split.max_decode_len:
       needed = f"{min(lengths) + 1} tokens with <eos>, max_decode_len={split.max_decode_len}"
-      book.tell("answer too long", i, needed)
-    _look_at(text, i, book)
+      book.add("answer too long", i, needed)
+    # "detect cat" of an image without cats has an empty answer.
+    asks_for_boxes = box_check.classes_of(text.prefix) is not None
+    if text.answers and not any(map(str.strip, text.answers)) and not asks_for_boxes:
+      book.add("empty answer", i, f"prefix {text.prefix[:60]!r}")
+    for answer in text.answers:
+      box_check.look_at(text.prefix, answer, i, book)
   too_many = not split.allow_truncated and len(cut) > pipeline.MAX_TRUNCATED * len(indices)
   for i, detail in cut.items():
-    book.tell("too many cut" if too_many else "cut", i, detail)
-  _json(found, book)
+    book.add("too many cut" if too_many else "cut", i, detail)
+  _json(accepted, book)
   facts = dict(
     looked_at=len(indices),
     tokens=spread(tokens),
@@ -107,14 +109,14 @@ def texts(split: CheckedSplit, indices: Sequence[int], book: Book) -> tuple[dict
     cut=len(cut),
     prefix_tokens=spread(prompts),
     answer_tokens=spread(answers),
-    prefixes=common(text.prefix for text in found.values()),
-    answers=common(answer for text in found.values() for answer in text.answers),
+    prefixes=common(text.prefix for text in accepted.values()),
+    answers=common(answer for text in accepted.values() for answer in text.answers),
   )
-  return facts | box_check.facts(text.answers for text in found.values()), found
+  return facts | box_check.facts(text.answers for text in accepted.values()), accepted
 
 
 def text_of(example: dict[str, Any], split: CheckedSplit) -> Text:
-  """Of an example after pp; where pp has made tokens of its texts, of these."""
+  """Of an example after pp; decodes its tokens if pp tokenizes."""
   if "prefix" in example:
     return Text(example["prefix"], answers_of(example.get(split.answer)))
   ids, ar = np.asarray(example["text"]), np.asarray(example["mask_ar"])
@@ -126,7 +128,7 @@ def text_of(example: dict[str, Any], split: CheckedSplit) -> Text:
 
 
 def answers_of(value: Any) -> tuple[str, ...]:
-  """A column with an answer, with a list of them, or with nothing."""
+  """From a column with an answer, a list of answers, or None."""
   if value is None:
     return ()
   if isinstance(value, np.ndarray):
@@ -140,33 +142,21 @@ def _reason(error: Exception) -> str:
   return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
-def _look_at(text: Text, i: int, book: Book) -> None:
-  # "detect cat" of an image without cats has an empty answer.
-  asks_for_boxes = box_check.classes_of(text.prefix) is not None
-  if text.answers and not any(map(str.strip, text.answers)) and not asks_for_boxes:
-    book.tell("empty answer", i, f"prefix {text.prefix[:60]!r}")
-  for answer in text.answers:
-    box_check.look_at(text.prefix, answer, i, book)
-
-
-def _json(found: dict[int, Text], book: Book) -> None:
-  """Where more than half of the answers are objects or lists, the others are told."""
-  given = {i: t.answers[0] for i, t in found.items() if t.answers and t.answers[0].strip()}
+def _json(accepted: dict[int, Text], book: Book) -> None:
+  """If more than half of the answers are objects or lists, adds the others to the book."""
+  given = {i: t.answers[0] for i, t in accepted.items() if t.answers and t.answers[0].strip()}
   if not any(answer.lstrip()[:1] in ("{", "[") for answer in given.values()):
     return
   broken = {i: a for i, a in given.items() if not isinstance(structured.parsed(a), dict | list)}
   if len(broken) < len(given) / 2:
     for i, answer in broken.items():
-      book.tell("not JSON", i, repr(answer[:80]))
+      book.add("not JSON", i, repr(answer[:80]))
 
 
 def common(values: Iterable[str]) -> dict[str, Any]:
-  """How many there are, how many different ones, and the commonest with their counts."""
+  """Their number, the number of different ones, and the most frequent with counts."""
   counts = collections.Counter(values)
   return dict(number=counts.total(), different=len(counts), commonest=counts.most_common(COMMONEST))
-
-
-# Columns
 
 
 def columns(split: CheckedSplit, indices: Sequence[int], book: Book) -> dict[str, dict[str, int]]:
@@ -175,7 +165,7 @@ def columns(split: CheckedSplit, indices: Sequence[int], book: Book) -> dict[str
   for i in indices:
     try:
       example = split.source.texts(i)
-    except ValueError:  # Told by `texts`.
+    except ValueError:  # Reported by `texts`.
       continue
     for name, value in example.items():
       types.setdefault(name, {})[i] = type_name(value)
@@ -184,34 +174,27 @@ def columns(split: CheckedSplit, indices: Sequence[int], book: Book) -> dict[str
     usual = max(counted[name], key=lambda t: counted[name][t] * (t != "null"))
     for i, kind in of.items():
       if kind not in (usual, "null", "empty list") and usual != "empty list":
-        book.tell("mixed types", i, f"{name} is {kind}, not {usual}")
+        book.add("mixed types", i, f"{name} is {kind}, not {usual}")
   return counted
 
 
 def type_name(value: Any) -> str:
-  """As JSON has them: text, number, true/false, list of ..., object, null."""
+  """In JSON's terms: text, number, true/false, list of ..., object, null."""
   if isinstance(value, np.ndarray):
     return f"array of {value.dtype}"
   if isinstance(value, np.generic):
     value = value.item()
   if isinstance(value, list | tuple):
     inner = {type_name(one) for one in value}
-    return (
-      f"list of {inner.pop() if len(inner) == 1 else 'several types'}" if inner else "empty list"
-    )
-  if value is None:
-    return "null"
-  if isinstance(value, bool):
-    return "true/false"
-  names = {str: "text", int: "number", float: "number", bytes: "bytes", dict: "object"}
-  return names.get(type(value), type(value).__name__)
-
-
-# Images
+    if not inner:
+      return "empty list"
+    return f"list of {inner.pop() if len(inner) == 1 else 'several types'}"
+  names = {str: "text", int: "number", float: "number", bool: "true/false", dict: "object"}
+  return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 class Picture(NamedTuple):
-  """One encoded image that could be read; a fault is why it cannot be decoded."""
+  """One readable image; `fault` is why it cannot be decoded."""
 
   size: tuple[int, int] | None
   rotated: bool
@@ -227,15 +210,15 @@ def pictures(
   of_example: list[int] = []
   for i, parts in _read(split.source, indices, known, num_threads):
     if isinstance(parts, str):
-      book.tell("unreadable image", i, parts)
+      book.add("unreadable image", i, parts)
       continue
     digests[i] = "+".join(parts)
     of_example.append(len(parts))
     for digest in parts:
       if known[digest].fault:
-        book.tell("damaged image", i, known[digest].fault)
+        book.add("damaged image", i, known[digest].fault)
       elif known[digest].rotated:
-        book.tell("rotated image", i)
+        book.add("rotated image", i)
   sizes = [picture.size for picture in known.values() if picture.size]
   facts = dict(
     looked_at=len(indices),
@@ -249,30 +232,28 @@ def pictures(
 
 
 def _read(source, indices, known, num_threads) -> Iterator[tuple[int, list[str] | str]]:
-  """(index, digests of its images, or why they cannot be read), in order, some ahead."""
+  """(index, digests of its images, or why they cannot be read), in order, prefetched."""
 
   def read(i):
     try:
       images_of = source[i]["image"]
-    except Exception as error:  # Told with file and line, and the next one is looked at.
+    except Exception as error:  # Reported with file and line; the next one is read.
       return _reason(error) if not isinstance(error, KeyError) else "there is no column 'image'"
     several = isinstance(images_of, list | tuple)
     return [_look_into(image, known) for image in (images_of if several else [images_of])]
 
-  positions = iter(indices)
   with futures.ThreadPoolExecutor(num_threads) as pool:
-    waiting = collections.deque(
-      (i, pool.submit(read, i)) for i in itertools.islice(positions, AHEAD)
-    )
-    while waiting:
-      i, made = waiting.popleft()
-      yield i, made.result()
-      waiting.extend((j, pool.submit(read, j)) for j in itertools.islice(positions, 1))
+    submitted = ((i, pool.submit(read, i)) for i in indices)
+    pending = collections.deque(itertools.islice(submitted, AHEAD))
+    while pending:
+      i, future = pending.popleft()
+      yield i, future.result()
+      pending.extend(itertools.islice(submitted, 1))
 
 
 def _look_into(image, known) -> str:
-  """The image's digest; what is found out is kept under it."""
-  if not isinstance(image, bytes):  # Pixels already, as videos of TFDS are.
+  """The image's digest; adds its Picture to `known`."""
+  if not isinstance(image, bytes):  # Decoded, as the videos of TFDS.
     image = np.asarray(image)
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
     known.setdefault(digest, Picture(tuple(image.shape[-3:-1]), rotated=False, fault=""))
@@ -287,11 +268,8 @@ def _look_into(image, known) -> str:
   return digest
 
 
-# The same again
-
-
 class Seen(NamedTuple):
-  """What is needed of a data set to find the same examples elsewhere."""
+  """Digests and texts of a data set, for comparison with others."""
 
   digests: dict[int, str]
   texts: dict[int, Text]
@@ -304,44 +282,40 @@ class Seen(NamedTuple):
 
 
 def repeats(seen: Seen, where: Any, book: Book) -> None:
-  """The same image and prefix twice in one data set."""
+  """Adds to the book the examples with image and prefix of an earlier one."""
   first: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
   for i, pair, answers in seen.pairs():
-    before, its_answers = first.setdefault(pair, (i, answers))
-    if before == i:
-      continue
-    as_before = f"as {where(before)}"
-    if answers == its_answers:
-      book.tell("repeated", i, as_before)
-    else:
+    earlier, its_answers = first.setdefault(pair, (i, answers))
+    if answers != its_answers:
       mine, other = _difference(" | ".join(answers), " | ".join(its_answers))
-      book.tell("contradiction", i, f"{mine!r}, but {other!r} {as_before}")
+      book.add("contradiction", i, f"{mine!r}, but {other!r} as {where(earlier)}")
+    elif earlier != i:
+      book.add("repeated", i, f"as {where(earlier)}")
 
 
 def _difference(a: str, b: str) -> tuple[str, str]:
   """Both texts around the first character that differs."""
-  same = next(
-    (k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-  )
+  differing = (k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+  same = next(differing, min(len(a), len(b)))
   start = max(0, same - 20)
   return a[start : same + 40], b[start : same + 40]
 
 
 def leaks(seen: Seen, training: dict[str, tuple[str, set[str]]], book: Book) -> None:
-  """Examples that are trained on as well; `training` is what `of_training` gives."""
+  """Adds to the book the examples that are in `training`, the result of `of_training`."""
   for i, digest in seen.digests.items():
     if digest in training:
       where, prefixes = training[digest]
       same = i in seen.texts and seen.texts[i].prefix in prefixes
-      book.tell("example in training" if same else "image in training", i, f"as {where}")
+      book.add("example in training" if same else "image in training", i, f"as {where}")
 
 
 def of_training(splits: Iterable[tuple[CheckedSplit, Seen]]) -> dict[str, tuple[str, set[str]]]:
-  """{image: (where it is first, the prefixes that it has)} over all training data."""
-  found: dict[str, tuple[str, set[str]]] = {}
+  """{image digest: (its first location, its prefixes)} over all training data."""
+  training: dict[str, tuple[str, set[str]]] = {}
   for split, seen in splits:
     for i, digest in seen.digests.items():
-      _, prefixes = found.setdefault(digest, (split.source.where(i), set()))
+      _, prefixes = training.setdefault(digest, (split.source.where(i), set()))
       if i in seen.texts:
         prefixes.add(seen.texts[i].prefix)
-  return found
+  return training

@@ -1,8 +1,8 @@
 """Which setting of a run is the fastest that fits?
 
-Compiles few candidates, what changes nothing about the run first: how much the layers keep, in how
-many parts the batch goes through, whether parameters are split over the devices. Only if none of
-them fits, what changes the run: the storage of moments, frozen parts, adapters.
+Compiles a few candidates. First those that change nothing about the run: what the layers store for
+the backward pass, the number of microbatches, whether parameters are sharded. Only if none of them
+fits, those that change the run: storage of moments, frozen parts, adapters.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ from pgjax.planning import savings, step_time
 from pgjax.planning.compiler import Step
 from pgjax.planning.gpus import Gpu
 
-KEEPING = ("products_saveable", "attention_saveable", remat.BALANCED, "least_memory")
+POLICIES = ("products_saveable", "attention_saveable", remat.BALANCED, "least_memory")
 REPLICATED = '[[".*", "replicate()"]]'
 
 
 class Candidate(NamedTuple):
-  """One candidate; `overrides` is what it changes."""
+  """One compiled setting of the run."""
 
-  overrides: dict[str, str]
+  overrides: dict[str, str]  # What it changes.
   step: Step
   seconds: float  # Modelled.
   fits: bool
@@ -38,37 +38,37 @@ def candidates(
   mfu: float,
   num_devices: int,
 ) -> Iterator[Candidate]:
-  """Candidates as they are compiled; it ends when what comes next would be slower."""
+  """Yields candidates as they are compiled; ends when the next ones would be slower."""
 
   def attempt(overrides):
     changed = config_validate.validated(config_load.overridden(config, overrides))
-    found = compile_step(changed)
-    seconds = step_time.modelled(found, gpu, changed.dtype, mfu)
-    return Candidate(overrides, found, seconds, found.need.total <= limit_bytes)
+    step = compile_step(changed)
+    seconds = step_time.modelled(step, gpu, changed.dtype, mfu)
+    return Candidate(overrides, step, seconds, step.need.total <= limit_bytes)
 
-  found = []
+  same_run = []
   for overrides in _same_run(config, num_devices):
     yield (candidate := attempt(overrides))
-    found.append(candidate)
+    same_run.append(candidate)
     if _hopeless(candidate, limit_bytes):
       break
-  if any(candidate.fits for candidate in found):
+  if any(candidate.fits for candidate in same_run):
     return
   if not _hopeless(candidate, limit_bytes):
-    least = min(c.step.need.total for c in found)
-    for overrides in _in_parts(config, num_devices):
+    least = min(c.step.need.total for c in same_run)
+    for overrides in _microbatched(config, num_devices):
       yield (candidate := attempt(overrides))
       if candidate.fits:
         return
       if candidate.step.need.total > least:  # A second set of gradients costs more than it saves.
         break
-  yield from _other_runs(config, found[0], attempt, num_devices, limit_bytes)
+  yield from _other_runs(config, same_run[0], attempt, num_devices, limit_bytes)
 
 
 def _same_run(config: Any, num_devices: int) -> Iterator[dict[str, str]]:
-  """All of the batch at once."""
+  """Overrides with the whole batch at once."""
   yield {}
-  for policy in KEEPING:
+  for policy in POLICIES:
     if policy != remat.chosen(config.remat, config.dtype, num_devices) and policy != config.remat:
       yield {"remat": policy}
   if num_devices > 1:
@@ -76,12 +76,11 @@ def _same_run(config: Any, num_devices: int) -> Iterator[dict[str, str]]:
 
 
 def _hopeless(candidate: Candidate, limit_bytes: float) -> bool:
-  """Whether it would not fit even if it kept nothing for its backward pass."""
+  """Whether it would not fit even if nothing were stored for the backward pass."""
   return candidate.step.need.total - candidate.step.need.workspace > limit_bytes
 
 
-def _in_parts(config: Any, num_devices: int) -> Iterator[dict[str, str]]:
-  """More and more microbatches, whose layers keep the least."""
+def _microbatched(config: Any, num_devices: int) -> Iterator[dict[str, str]]:
   rows = config.input.batch_size // num_devices
   for parts in (2, 4, 8, 16, 32, 64):
     if parts > config.microbatches and rows % parts == 0:
@@ -89,7 +88,7 @@ def _in_parts(config: Any, num_devices: int) -> Iterator[dict[str, str]]:
 
 
 def _other_runs(config, first, attempt, num_devices, limit_bytes) -> Iterator[Candidate]:
-  """Switches one upon the other, once they may be enough by their estimates; then adapters."""
+  """Adds switches until their estimates are large enough, then tries adapters."""
   model = paligemma.Model(**config.model)
   leaves = of_model.stored_params(model, config)
   run = savings.PlannedRun(config, model, leaves, first.step.need, num_devices)
@@ -105,8 +104,8 @@ def _other_runs(config, first, attempt, num_devices, limit_bytes) -> Iterator[Ca
   for base in ("bfloat16", "nf4"):
     for more in ({}, least, least | {"microbatches": str(parts)}):
       yield (candidate := attempt(savings.adapters(config, base) | more))
-      if candidate.fits and not more:  # There may be room to compute nothing twice.
-        yield attempt(candidate.overrides | {"remat": KEEPING[0]})
+      if candidate.fits and not more:  # Without recomputation it may fit too.
+        yield attempt(candidate.overrides | {"remat": POLICIES[0]})
       if candidate.fits:
         return
       if _hopeless(candidate, limit_bytes):
@@ -120,25 +119,23 @@ def best(candidates: list[Candidate]) -> Candidate | None:
 
 def line(candidate: Candidate) -> str:
   """One row of text."""
-  what = savings.flags(candidate.overrides) or "as it is"
+  change = savings.flags(candidate.overrides) or "unchanged"
   fits = "fits" if candidate.fits else "too much"
   gigabytes = candidate.step.need.total / 1e9
-  return f"{gigabytes:>8.1f} GB  {fits:<9}{candidate.seconds:>8.3f} s   {what}"
+  return f"{gigabytes:>8.1f} GB  {fits:<9}{candidate.seconds:>8.3f} s   {change}"
 
 
 def verdict(candidates: list[Candidate]) -> str:
-  """What to do."""
+  """The recommendation, with the flags to add."""
   chosen = best(candidates)
   if chosen is None:
-    return "Nothing that was tried fits: take more devices, a larger one, or a smaller model."
+    return "None of these fits: use more devices, a larger one, or a smaller model."
   if not chosen.overrides:
-    return "The config as it is, is the fastest that fits."
+    return "The unchanged config is the fastest that fits."
   gain = candidates[0].seconds / chosen.seconds
-  than = f", {gain:.2f} x the config as it is" if candidates[0].fits else ""
-  return (
-    f"The fastest that fits: {chosen.seconds:.3f} s a step by the model{than}. Add\n"
-    f"  {savings.flags(chosen.overrides)}"
-  )
+  than = f", {gain:.2f} x the unchanged config" if candidates[0].fits else ""
+  flags = savings.flags(chosen.overrides)
+  return f"The fastest that fits: {chosen.seconds:.3f} s a step by the model{than}. Add\n  {flags}"
 
 
 def as_json(candidate: Candidate) -> dict[str, Any]:

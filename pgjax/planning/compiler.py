@@ -1,8 +1,7 @@
-"""What does XLA say about the training step of a config, compiled for devices that are not here?
+"""How many bytes and FLOPs does XLA report for a config's training step on an absent device?
 
-`look` compiles one case in this process. `Compiler` asks a process of its own, because what a
-process can compile for is settled by environment variables when it imports JAX; that process runs
-this module, which reads cases and writes answers, a line of JSON each.
+`look` compiles in this process. `Compiler` starts another one, which runs this module and answers
+one JSON line with another: environment variables read at JAX's import select the target.
 """
 
 import contextlib
@@ -11,6 +10,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -18,9 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypedDict, get_type_hints
+from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 
 import pgjax
@@ -34,49 +35,31 @@ from pgjax.params import of_model
 from pgjax.planning import flops as flops_lib, gpus, hlo, memory
 from pgjax.training import optimizer, state as train_state, step as step_lib, stochastic_rounding
 
-WHEELS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")  # What an installed compiler brings.
-# Schedules need the length of a run; what is compiled does not depend on it.
+WHEELS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
+# Schedules need the length of a run; the compiled program does not depend on it.
 STEPS, EPOCH_STEPS = 10**9, 1000
 
 
-class Step(NamedTuple):
-  """What is known about one step; all bytes are of one device."""
+class Step(msgspec.Struct, frozen=True):
+  """Memory, FLOPs and collectives of one training step; bytes are per device."""
 
   compiled_for: str  # "H100" or "cpu".
   mesh: dict[str, int]
   need: memory.Need
   flops: float  # Model FLOPs of the step, over all devices.
-  executed_flops: float  # Of one device, with what is computed twice.
+  executed_flops: float  # Of one device, recomputation included.
   collectives: list[hlo.Collective]
   seconds: float  # Of compilation.
 
-  def to_json(self) -> str:
-    """One line."""
-    parts = dict(need=self.need._asdict(), collectives=[c._asdict() for c in self.collectives])
-    return json.dumps(self._asdict() | parts)
-
-  @classmethod
-  def from_json(cls, line: str, where: Any) -> "Step":
-    """The inverse of `to_json`."""
-    fields = typed_json.decode(line, _STEP, where)
-    return cls(**fields | dict(
-      need=memory.Need(**fields["need"]),
-      collectives=[hlo.Collective(**c) for c in fields["collectives"]],
-    ))  # fmt: skip
-
-
-def _typed(kind: Any, **fields: Any) -> Any:
-  """A named tuple as the JSON object that `to_json` makes of it."""
-  hints = {name: typed_json.Count if t is int else t for name, t in get_type_hints(kind).items()}
-  return TypedDict(kind.__name__, hints | fields)
-
-
-_STEP = _typed(Step, need=_typed(memory.Need), collectives=list[_typed(hlo.Collective)])
+  @property
+  def num_devices(self) -> int:
+    """Devices of the mesh."""
+    return math.prod(self.mesh.values())
 
 
 def can_compile_for_gpus() -> bool:
   """Whether XLA's GPU compiler is installed (requirements-plan.txt)."""
-  with contextlib.suppress(ModuleNotFoundError):  # There is no jax_plugins at all.
+  with contextlib.suppress(ModuleNotFoundError):  # No package jax_plugins.
     return any(importlib.util.find_spec(name) is not None for name in WHEELS)
   return False
 
@@ -84,36 +67,33 @@ def can_compile_for_gpus() -> bool:
 def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = True) -> Step:
   """Compiles the step of a checked config; gpu: a name of planning/gpus.py, or None for this CPU.
 
-  Not compiled, it is known by its shapes alone: without FLOPs and what it makes on the way.
+  With compiled=False only shapes are used: no FLOPs, and no temporaries but the gradients.
   """
   if gpu and config.opt_state_memory == "host":
     raise UserError(
-      'config.opt_state_memory="host": nothing can be placed on the host of a GPU that is not '
-      "here. Plan with --config.opt_state_memory=device, and take off the optimizer state but for "
-      "a tenth."
+      'config.opt_state_memory="host" cannot be compiled without the GPU. Plan with '
+      "--config.opt_state_memory=device and subtract nine tenths of the optimizer state."
     )
   mesh = mesh_lib.make_mesh(config.mesh, devices(gpu, num_devices))
   mesh_lib.check_batch_size(config.input.batch_size, mesh)
   model = paligemma.Model(**config.model)
   leaves = of_model.stored_params(model, config)
-  rules = leaves.rules
   trained = of_model.trained_shapes(model, config)
   stochastic_rounding.check(config, trained)
   tx = optimizer.make(config, STEPS, trained, num_examples=EPOCH_STEPS * config.input.batch_size)
   state = train_state.abstract_state(model, tx, config, mesh)
   batch = abstract_batch(config, mesh)
-  known = functools.partial(memory.need, config, model, state, batch, rules)
+  need = functools.partial(memory.need, config, model, state, batch, leaves.rules)
   if not compiled:
-    return Step(gpu or "cpu", dict(mesh.shape), known(None), 0.0, 0.0, [], 0.0)
+    return Step(gpu or "cpu", dict(mesh.shape), need(None), 0.0, 0.0, [], 0.0)
   start = time.monotonic()
   program = step_lib.jitted(model, tx, config, mesh).lower(state, batch).compile()
-  chunks = memory.loss_chunks(config, batch, rules)[1]
+  chunks = memory.loss_chunks(config, batch, leaves.rules)[1]
   text = program.as_text()
-  temporaries = program.memory_analysis().temp_size_in_bytes
   return Step(
     compiled_for=gpu or "cpu",
     mesh=dict(mesh.shape),
-    need=known(temporaries),
+    need=need(program.memory_analysis().temp_size_in_bytes),
     flops=flops_lib.of_step(config, model, leaves),
     executed_flops=hlo.product_flops(text, chunks),
     collectives=hlo.collectives(text, mesh.shape, chunks) if mesh.size > 1 else [],
@@ -122,25 +102,22 @@ def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = Tru
 
 
 def abstract_batch(config: Any, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """A training batch as data/pipeline.py makes it, from the sizes in the config alone."""
-  place, rows = mesh_lib.batch_sharding(mesh), config.input.batch_size
+  """Shapes of a training batch of data/pipeline.py, from the config only."""
   image, _ = of_model.example_shapes(config)
   shapes = {"image": (image.shape[1:], np.float32)}
   if config.num_frames:
     shapes["image_mask"] = ((config.num_frames,), np.bool_)
-  shapes |= {
-    "text": ((config.text_len + 1,), np.int32),
-    "mask_ar": ((config.text_len + 1,), np.int32),
-    "mask_loss": ((config.text_len + 1,), np.int32),
-  }
+  text = ((config.text_len + 1,), np.int32)
+  shapes |= dict(text=text, mask_ar=text, mask_loss=text)
+  rows, sharding = config.input.batch_size, mesh_lib.batch_sharding(mesh)
   return {
-    name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place)
+    name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
     for name, (shape, dtype) in shapes.items()
   }
 
 
 def devices(gpu: str | None, num_devices: int) -> list[Any]:
-  """So many devices of a kind; GPUs can only be compiled for."""
+  """N devices of one kind; the GPUs are descriptions to compile for."""
   if gpu is None:
     return jax.devices()[:num_devices]
   from jax.experimental import topologies
@@ -152,7 +129,7 @@ def devices(gpu: str | None, num_devices: int) -> list[Any]:
 
 
 class Compiler:
-  """A process that compiles for one kind of device; use it in a `with` statement."""
+  """A process that compiles for one kind of device; a context manager."""
 
   def __init__(self, gpu: str | None, num_devices: int):
     """gpu: a name of gpus.py, or None for the CPU with at most num_devices simulated devices."""
@@ -163,15 +140,15 @@ class Compiler:
       flag = f"--xla_force_host_platform_device_count={num_devices}"
       environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flag}".strip()
     else:
-      environment = gpus.environment(environment)
+      environment |= gpus.ENVIRONMENT
     self._gpu = gpu
-    # Not a pipe: one that nobody reads fills up, and stops the process.
-    self._said = tempfile.TemporaryFile()  # noqa: SIM115
+    # Not a pipe: it would fill up and block the process.
+    self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
     self._process = subprocess.Popen(
       [sys.executable, "-m", "pgjax.planning.compiler"],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      stderr=self._said,
+      stderr=self._stderr,
       text=True,
       env=environment,
       cwd=pathlib.Path(pgjax.__path__[0]).resolve().parent,
@@ -184,37 +161,34 @@ class Compiler:
     self.close()
 
   def close(self) -> None:
-    """Ends the process."""
+    """Kills the process."""
     self._process.kill()
     self._process.communicate()
-    self._said.close()
+    self._stderr.close()
 
   def step(self, config: Any, num_devices: int, *, compiled: bool = True) -> Step:
-    """What XLA says; a mistake in the config is told as it would be here.
-
-    What was compiled once, by the same programs, is kept in a file and not compiled again.
-    """
+    """As `look`; compiled steps are cached in files. A mistake in the config raises UserError."""
     case = dict(config=config.to_dict(), gpu=self._gpu, num_devices=num_devices, compiled=compiled)
-    kept = _kept_file(case) if compiled else None
-    if kept and kept.is_file():
-      with contextlib.suppress(UserError, OSError, UnicodeError):  # Damaged: compiled once more.
-        return Step.from_json(kept.read_text(), kept)
+    cached = _cache_file(case) if compiled else None
+    if cached and cached.is_file():
+      with contextlib.suppress(UserError):  # Damaged: compiled once more.
+        return typed_json.read(cached, Step)
     print(json.dumps(case), file=self._process.stdin, flush=True)
     line = self._process.stdout.readline()
     if not line:
-      self._said.seek(0)
-      words = self._said.read().decode(errors="replace").split()[-60:]
-      raise UserError(f"The compiler's process ended; the last that it said is: {' '.join(words)}")
+      self._stderr.seek(0)
+      words = self._stderr.read().decode(errors="replace").split()[-60:]
+      raise UserError(f"The compiler's process ended; its last output: {' '.join(words)}")
     answer = json.loads(line)
     if "error" in answer:
       raise UserError(answer["error"])
-    if kept:
-      kept.write_text(line)
-    return Step.from_json(line, "the compiler's process")
+    if cached:
+      cached.write_text(line)
+    return typed_json.decode(line, Step, "the compiler's process")
 
 
-def _kept_file(case: Mapping[str, Any]) -> pathlib.Path | None:
-  """Where the answer is kept: by what the step depends on, versions and sources included."""
+def _cache_file(case: Mapping[str, Any]) -> pathlib.Path | None:
+  """Named by a hash of everything the step depends on, versions and sources included."""
   folder = cache_dir.folder("plan")
   if folder is None:
     return None
@@ -227,9 +201,9 @@ def _kept_file(case: Mapping[str, Any]) -> pathlib.Path | None:
 
 
 def serve() -> None:
-  """Answers the cases on stdin until there are no more."""
+  """Answers the cases on stdin, one a line."""
   out = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)  # Whatever else is printed does not get between the answers.
+  os.dup2(2, 1)  # Other output must not get between the answers.
   for answer in map(_answer, sys.stdin):
     print(answer, file=out, flush=True)
 
@@ -238,14 +212,14 @@ def _answer(line: str) -> str:
   case = json.loads(line)
   try:
     config = config_validate.validated(config_load.from_dict(case["config"]))
-    found = look(config, case["gpu"], case["num_devices"], compiled=case["compiled"])
-    jax.clear_caches()  # Of the case before, which nothing needs again.
-    return found.to_json()
+    step = look(config, case["gpu"], case["num_devices"], compiled=case["compiled"])
+    jax.clear_caches()
+    return msgspec.json.encode(step).decode()
   except UserError as e:
     return json.dumps({"error": str(e)})
   except Exception as e:
-    kind = case["gpu"] or "CPU"
     message = " ".join(str(e).split())[:400]
+    kind = case["gpu"] or "CPU"
     return json.dumps({"error": f"The step could not be compiled for {kind}: {message}"})
 
 

@@ -1,7 +1,4 @@
-"""How does a plan look? The bytes of one run as a stacked bar, or what fits as a grid.
-
-matplotlib comes with requirements-plan.txt; it is imported when a picture is asked for.
-"""
+"""How does a plan look? One run as a stacked bar of bytes, or a table as a grid of what fits."""
 
 import pathlib
 from collections.abc import Sequence
@@ -12,7 +9,7 @@ from pgjax.planning import table as plan_table
 from pgjax.planning.memory import Need
 from pgjax.planning.page import GB, ROWS
 
-# One colour a row of plan_page.ROWS: what is given in blues, what is made in reds, the rest grey.
+# One colour a row of page.ROWS: inputs in blues, temporaries in reds, the rest grey.
 _COLOURS = (
   *("#1f4e79", "#7fa7d1", "#b7a1d6", "#3f7fb5", "#5b6b8c", "#c9dcef"),
   *("#b23a2e", "#e59a6b", "#dddddd", "#bbbbbb"),
@@ -21,7 +18,7 @@ _FITS, _ABOUT, _NOT = "#4c9f70", "#a9d3b8", "#f1d5cf"
 
 
 def check(file: str) -> None:
-  """Before anything is compiled: whether the picture can be drawn at all."""
+  """Raises UserError, before anything is compiled, if the picture cannot be drawn."""
   if pathlib.Path(file).suffix != ".png":
     raise UserError(f"--picture={file} must end with .png.")
   _figure()
@@ -29,7 +26,7 @@ def check(file: str) -> None:
 
 def _figure(**sizes: Any) -> Any:
   try:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # Comes with requirements-plan.txt.
   except ModuleNotFoundError:
     raise UserError("--picture needs matplotlib: pip install matplotlib.") from None
   return Figure(layout="constrained", **sizes)
@@ -43,22 +40,15 @@ def _save(figure: Any, file: str) -> None:
 
 
 def bar(file: str, need: Need, limit_bytes: float, title: str) -> None:
-  """One device's bytes, and what it has."""
+  """Draws one device's bytes, and a line at its memory."""
   figure = _figure(figsize=(9, 2.9))
   axes = figure.add_subplot()
   left = 0.0
   for (label, field), colour in zip(ROWS, _COLOURS, strict=True):
     size = getattr(need, field) / GB
     if size >= 0.005:
-      axes.barh(
-        0,
-        size,
-        left=left,
-        color=colour,
-        edgecolor="white",
-        linewidth=0.5,
-        label=f"{label}  {size:.2f}",
-      )
+      look = dict(color=colour, edgecolor="white", linewidth=0.5, label=f"{label}  {size:.2f}")
+      axes.barh(0, size, left=left, **look)
       left += size
   limit = limit_bytes / GB
   axes.axvline(limit, color="black", linewidth=1.5)
@@ -71,15 +61,15 @@ def bar(file: str, need: Need, limit_bytes: float, title: str) -> None:
 
 
 def grid(file: str, rows: Sequence[plan_table.PlanRow], name: str, limit_bytes: float) -> None:
-  """A panel for each size, a column for each resolution and batch size, a row for each method."""
+  """A panel per size, a column per resolution and batch size, a row per method."""
   sizes = list(dict.fromkeys(row.case.size for row in rows))
   figure = _figure(figsize=(10, 0.7 + 2.1 * len(sizes)))
   panels = figure.subplots(len(sizes), 1, squeeze=False)[:, 0]
   for axes, size in zip(panels, sizes, strict=True):
     _panel(axes, size, [row for row in rows if row.case.size == size], limit_bytes)
   figure.suptitle(
-    f"{name}, {limit_bytes / GB:.1f} GB: GB needed at so many examples a device and step (green: "
-    "fits; ~ read off a line)",
+    f"{name}, {limit_bytes / GB:.1f} GB: GB needed at N examples a device and step (green: fits; "
+    "~ interpolated)",
     fontsize=10,
   )
   _save(figure, file)
@@ -93,12 +83,11 @@ def _panel(axes: Any, size: str, rows: Sequence[plan_table.PlanRow], limit_bytes
     y = methods.index(row.case.method)
     for i, cell in enumerate(row.cells):
       x = resolutions.index(row.case.res) * (len(batches) + 0.3) + i
-      fits = plan_table.fits(cell, limit_bytes)
+      fits = cell.total <= limit_bytes
       colour = _NOT if not fits else _FITS if cell.how == "compiled" else _ABOUT
-      axes.add_patch(_rectangle(x, y, colour))
-      mark = {"about": "~", "at least": ">"}.get(cell.how, "")
+      axes.barh(y + 0.5, 0.94, left=x + 0.03, height=0.9, color=colour)
       ink = "white" if colour == _FITS else "black" if fits else "#8a6a63"
-      number = f"{mark}{cell.total / GB:.0f}"
+      number = f"{plan_table.MARKS[cell.how]}{cell.total / GB:.0f}"
       axes.text(x + 0.5, y + 0.5, number, ha="center", va="center", fontsize=8, color=ink)
   columns = [(r * (len(batches) + 0.3) + i + 0.5, b) for r in range(len(resolutions))
              for i, b in enumerate(batches)]  # fmt: skip
@@ -110,9 +99,3 @@ def _panel(axes: Any, size: str, rows: Sequence[plan_table.PlanRow], limit_bytes
     axes.text(middle, -0.15, f"{size}, {res} px", ha="center", va="bottom", fontsize=9)
   axes.tick_params(length=0)
   axes.spines[:].set_visible(False)
-
-
-def _rectangle(x: float, y: float, colour: str) -> Any:
-  from matplotlib.patches import Rectangle
-
-  return Rectangle((x + 0.03, y + 0.05), 0.94, 0.9, color=colour)

@@ -1,10 +1,9 @@
 """How many floating-point operations does one training example need?
 
-Model FLOPs, nothing computed twice; docs/flops.md has the formula. Used by the MFU in the log and
-by pgjax.plan. A product with a weight of P entries costs 2 P a token forward, 2 P for the gradient
-of its input and 2 P for the gradient of the weight. The weight's gradient counts where the weight
-trains; the input's where anything at or before that stage of the model trains, as the layers of a
-stage run in one scan.
+Model FLOPs, without recomputation (docs/flops.md). A product with P weights costs 2 P a token
+forward, 2 P for the gradient of its input and 2 P for the gradient of the weight. The weight's
+gradient counts if the weight trains; the input's if anything at or before that stage of the model
+trains, because the layers of a stage run in one scan.
 """
 
 import math
@@ -30,9 +29,8 @@ _NO_PRODUCT = ("bias", "scale", "pos_embedding")
 
 def of_step(config: Any, model: paligemma.Model, leaves: StoredParams) -> float:
   """FLOPs of one step, over all devices."""
-  factors = {
-    n: a for n, a in param_tree.flatten(leaves.abstract()).items() if n.startswith(param_names.LORA)
-  }
+  stored = param_tree.flatten(leaves.abstract())
+  factors = {name: a for name, a in stored.items() if name.startswith(param_names.LORA)}
   return config.input.batch_size * train_flops(
     model,
     leaves.shapes | factors,
@@ -54,8 +52,8 @@ def train_flops(
 ) -> float:
   """FLOPs of one example, forward and backward.
 
-  shapes: flat, the model's parameters as it declares them, and LoRA's factors. trained: the names
-  that have a gradient. Everything trained costs three times the forward pass.
+  shapes: flat, the model's declared parameters and the LoRA factors. trained: the names with a
+  gradient. If everything trains, it is three times the forward pass.
   """
   img, llm = model.img_config, model.llm_config
   patches = (res // img.patch_size[0]) * (res // img.patch_size[1])
@@ -80,14 +78,14 @@ def train_flops(
 
 
 def _stage(name: str) -> int:
-  """Where in the forward pass the parameter's product is."""
+  """The index in _STAGES of the parameter's product."""
   name = name.removeprefix(param_names.LORA)
   return next(i for i, pattern in enumerate(_STAGES) if re.fullmatch(pattern, name))
 
 
 def _reached(name: str) -> int:
-  """The first stage whose activations need a gradient for this parameter's sake.
+  """The first stage whose activations need a gradient if this parameter trains.
 
-  The token table is read before the decoder, and once more where logits are made.
+  The token table is read before the decoder, and again for the logits.
   """
   return _DECODER if name.removeprefix(param_names.LORA) == paligemma.TOKEN_TABLE else _stage(name)

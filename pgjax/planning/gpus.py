@@ -1,22 +1,20 @@
-"""What is known about a GPU that is not here: memory, peak rates, links, and how XLA is told of it.
+"""Memory, peak rates and links of each GPU that pgjax.plan knows, and XLA's description of it.
 
-From openxla's target_config specs and the makers' data sheets. Names are those of pgjax.plan's
---device; `of_kind` finds the entry for what JAX calls a device.
+Sources: openxla's target_config specs and the vendors' data sheets.
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pgjax.errors import UserError, did_you_mean
 
 
 class Gpu(NamedTuple):
-  """One kind of GPU. Rates are dense, without sparsity, and of one GPU."""
+  """One kind of GPU. Rates are dense (without sparsity) and of one GPU."""
 
   kind: str  # A regex over JAX's device_kind.
   capability: tuple[int, int]
-  cores: int  # Streaming multiprocessors; the next four are of one of them.
+  cores: int  # Streaming multiprocessors; the next four are per multiprocessor.
   float32_units: int
   shared_bytes: int
   shared_optin_bytes: int
@@ -26,7 +24,7 @@ class Gpu(NamedTuple):
   bandwidth: float  # Bytes a second of its memory.
   memory_bytes: int
   half_flops: float  # FLOP/s in bfloat16; without bfloat16 arithmetic (T4) in float16.
-  float32_flops: float  # Of float32 products: in TF32 where the GPU has it, as XLA does them.
+  float32_flops: float  # Of float32 products: in TF32 where the GPU has it, as in XLA.
   link_bandwidth: float  # Bytes a second to other GPUs of the host, one direction.
 
   @property
@@ -87,11 +85,11 @@ device_description_str: "NVIDIA {name}"
 
 
 def named(name: str) -> str:
-  """The entry that a --device names, in upper or lower case."""
+  """The key in GPUS of a --device, in upper or lower case."""
   by_upper = {known.upper(): known for known in GPUS}
   if name.upper() not in by_upper:
-    begun = [known for known in by_upper if known.startswith(name.upper())]
-    hint = f" Did you mean {' or '.join(by_upper[n] for n in begun)}?" if begun else ""
+    longer = [known for known in by_upper if known.startswith(name.upper())]
+    hint = f" Did you mean {' or '.join(by_upper[n] for n in longer)}?" if longer else ""
     hint = hint or did_you_mean(name.upper(), GPUS)
     raise UserError(
       f"--device={name} is not known.{hint} For another GPU give --hbm_gb=GIGABYTES instead."
@@ -100,21 +98,16 @@ def named(name: str) -> str:
 
 
 def of_kind(device_kind: str) -> Gpu | None:
-  """The GPU that JAX calls so ("NVIDIA A100-SXM4-80GB"), or None."""
+  """The GPU with this name in JAX ("NVIDIA A100-SXM4-80GB"), or None."""
   return next((gpu for gpu in GPUS.values() if re.search(gpu.kind, device_kind)), None)
 
 
 def target_config(name: str) -> str:
-  """What XLA's GPU compiler needs to know about it."""
+  """The description of a GPU for XLA's compiler."""
   return _TARGET.format(gpu=GPUS[name], name=name)
 
 
-def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-  """The environment of a process that compiles for one of these GPUs."""
-  return {**inherited, **ENVIRONMENT}
-
-
 def peak_flops(devices: list[Any]) -> float | None:
-  """Half-precision peak of all of them, or None if one is of an unknown kind."""
+  """Total half-precision peak, FLOP/s, or None if one device is of an unknown kind."""
   known = [of_kind(device.device_kind) for device in devices]
   return None if None in known else sum(gpu.half_flops for gpu in known)

@@ -1,18 +1,19 @@
-"""What does a compiled step send from device to device, and how much does it multiply?
+"""What does a compiled step send between devices, and how many FLOPs does it execute?
 
-Reads the text of an optimized HLO program (`compiled.as_text()`): every collective, how often the
-loops around it run it, its bytes, and the axes of the mesh that its groups of devices lie along;
-and the FLOPs of every product, those computed twice included.
+Parses the text of an optimized HLO program (`compiled.as_text()`): each collective with its count
+(iterations of the loops around it), bytes and mesh axes, and the FLOPs of each product.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
-_BITS = {"pred": 8, "bf16": 16}  # Others have their width in their name: f32, s8, f8e4m3fn.
+from pgjax.formats.typed_json import Count
+
+_BITS = {"pred": 8, "bf16": 16}  # The other names contain the width: f32, s8, f8e4m3fn.
 _OPS = (
   *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
   *("collective-permute", "collective-broadcast"),
@@ -29,21 +30,20 @@ _CALLED = re.compile(
 )
 
 
-class Collective(NamedTuple):
-  """One kind of collective on one set of axes, all its runs in a step together."""
+class Collective(msgspec.Struct, frozen=True):
+  """One kind of collective on one set of axes, summed over a step."""
 
   op: str
   axes: str  # "data", or "replica+data" for groups along both.
-  count: int
-  bytes: int  # Of the whole arrays: what a gather results in, what a reduction begins with.
-  sent_bytes: int  # What one device sends on a ring: (n-1)/n of `bytes`; a reduction twice that.
+  count: Count
+  bytes: Count  # Of the whole arrays: results of a gather, operands of a reduction.
+  sent_bytes: Count  # What one device sends on a ring: (n-1)/n of `bytes`; a reduction twice that.
 
 
 def collectives(text: str, mesh: Mapping[str, int], unknown_trips: int = 1) -> list[Collective]:
-  """All of a program, by op and axes; mesh is {axis: size}.
+  """All of a program, by op and axes; mesh is {axis: size}, devices in row-major order.
 
-  Device i of the program is the i-th of the mesh, in row-major order. `unknown_trips`: how often
-  loops run whose length is not known to the compiler.
+  unknown_trips: the iterations of loops whose length the compiler does not know.
   """
   computations, entry = _computations(text)
   totals: dict[tuple[str, str], list[int]] = {}
@@ -51,7 +51,8 @@ def collectives(text: str, mesh: Mapping[str, int], unknown_trips: int = 1) -> l
     match = _OP.search(line)
     op = match[1]
     group = _group(line, mesh)
-    whole = _whole_bytes(op, _result(line, match), len(group), is_start=bool(match[2]))
+    result = line[: match.start()].partition(" = ")[2]
+    whole = _whole_bytes(op, result, len(group), is_start=bool(match[2]))
     total = totals.setdefault((op, _axes(group, mesh)), [0, 0, 0])
     share = 1 if op.startswith("collective") else (len(group) - 1) / len(group)
     total[0] += times
@@ -76,7 +77,7 @@ def product_flops(text: str, unknown_trips: int = 1) -> float:
 
 
 def _dims(type_text: str) -> list[int]:
-  """Of the first array in a type's text."""
+  """The shape of the first array in a type."""
   return _ints(_SHAPE.search(type_text)[2])
 
 
@@ -94,14 +95,8 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
   return computations, entry
 
 
-def _executed(
-  computations: Mapping[str, list[str]],
-  name: str,
-  times: int,
-  unknown_trips: int,
-  wanted: re.Pattern[str],
-) -> Iterator[tuple[str, str, int]]:
-  """(computation, line, how often it runs) of the lines wanted, where `name` runs so many times."""
+def _executed(computations, name, times, unknown_trips, wanted) -> Iterator[tuple[str, str, int]]:
+  """(computation, line, executions) of each wanted line, where `name` is executed `times` times."""
   for line in computations.get(name, ()):
     if wanted.search(line):
       yield name, line, times
@@ -115,22 +110,16 @@ def _executed(
         yield from _executed(computations, callee, inner, unknown_trips, wanted)
 
 
-def _result(line: str, match: re.Match[str]) -> str:
-  """The text of the result's type."""
-  return line[: match.start()].partition(" = ")[2]
-
-
 def _bytes(type_text: str) -> int:
-  """Of all arrays in a type's text; scalars of context that async ops carry count 4 bytes."""
+  """Of all arrays in a type; the context scalars of async ops count 4 bytes."""
   total = 0
   for dtype, dims in _SHAPE.findall(type_text):
-    bits = _BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])
-    total += math.prod(int(d) for d in dims.split(",") if d) * bits
+    total += math.prod(_ints(dims)) * (_BITS.get(dtype) or _ints(dtype)[0])
   return total // 8
 
 
 def _whole_bytes(op: str, result: str, group_size: int, *, is_start: bool) -> int:
-  """The larger of what goes in and what comes out; a start's type tells both."""
+  """The larger of operands and results; the type of a start contains both."""
   if is_start and result.startswith("((") and op != "all-reduce":  # ((operands), results).
     operands, _, results = re.sub(r"\{[^{}]*\}", "", result).partition(")")
     return max(_bytes(operands), _bytes(results))
@@ -140,7 +129,7 @@ def _whole_bytes(op: str, result: str, group_size: int, *, is_start: bool) -> in
 
 
 def _group(line: str, mesh: Mapping[str, int]) -> list[int]:
-  """The devices of the first group, in one of the four ways in which HLO writes groups."""
+  """The devices of the first group; HLO has four notations for groups."""
   everyone = list(range(math.prod(mesh.values())))
   if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
     return [int(pairs[1]), int(pairs[2])]
@@ -174,6 +163,6 @@ def _ints(text: str) -> list[int]:
 
 def _axes(group: list[int], mesh: Mapping[str, int]) -> str:
   """The axes along which the devices of a group differ."""
-  places = np.array(np.unravel_index(group, tuple(mesh.values())))
-  along = [name for name, row in zip(mesh, places, strict=True) if len(set(row.tolist())) > 1]
+  coordinates = np.unravel_index(group, tuple(mesh.values()))
+  along = [name for name, row in zip(mesh, coordinates, strict=True) if len({*row.tolist()}) > 1]
   return "+".join(along) or "one device"

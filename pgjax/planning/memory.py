@@ -1,80 +1,79 @@
-"""What lies in a device's memory during a training step?
+"""What does a training step store in a device's memory?
 
-Bytes of one device: what a step is given, from the shapes and shardings of its abstract state; what
-it makes on the way, from the compiler's own analysis of the compiled step. Nothing is allocated
-here. What could be done about it is in planning/savings.py.
+Bytes of one device: inputs from the shapes and shardings of the abstract state, temporaries from
+the compiler's analysis. Nothing is allocated. planning/savings.py suggests how to reduce them.
 """
 
+import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import msgspec
 
 from pgjax.data import device_feed
+from pgjax.formats.typed_json import Count
 from pgjax.layers import cross_entropy, mixed_precision
 from pgjax.models import paligemma
 from pgjax.params import names as param_names, tree as param_tree
 
-# What no compiler sees: the CUDA context with the libraries' own buffers, and fragmentation.
+# Not in the compiler's analysis: the CUDA context with the libraries' buffers, and fragmentation.
 RESERVE_BYTES, RESERVE_SHARE = 600_000_000, 0.03
-PREALLOCATED = 0.75  # JAX takes this share of a GPU, unless XLA_PYTHON_CLIENT_MEM_FRACTION says.
+PREALLOCATED = 0.75  # JAX's share of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
 
 
-class Need(NamedTuple):
+class Need(msgspec.Struct, frozen=True):
   """Bytes of one device during a step. The fields down to `workspace` add up to `step`."""
 
-  trained: int  # Parameters that train, LoRA's factors excepted.
-  frozen: int  # Parameters that do not, as they are stored.
-  lora: int
-  optimizer: int
-  batch: int
-  other: int  # The step's number, and what a later version of the state holds.
-  gradients: int  # From shapes; at most what is there for all temporaries.
-  workspace: int  # The other temporaries: activations, logits, one layer's own arrays.
-  logits: int  # Within `workspace`: of one chunk of the loss.
+  trained: Count  # Trainable parameters without LoRA factors.
+  frozen: Count  # Frozen parameters, in the dtype in which they are stored.
+  lora: Count
+  optimizer: Count
+  batch: Count
+  other: Count  # EMA weights and the step's number.
+  gradients: Count  # From shapes; at most the compiler's total of temporaries.
+  workspace: Count  # The other temporaries: activations, logits, one layer's own arrays.
+  logits: Count  # Part of `workspace`: one chunk of the loss.
 
   @property
   def arguments(self) -> int:
-    """What a step is given."""
-    return sum(self[:6])
+    """The inputs of a step."""
+    parameters = self.trained + self.frozen + self.lora
+    return parameters + self.optimizer + self.batch + self.other
 
   @property
   def temporaries(self) -> int:
-    """What it makes on the way, at the moment when that is most."""
+    """The peak of the temporaries."""
     return self.gradients + self.workspace
 
   @property
   def step(self) -> int:
-    """Both: what the compiler's analysis says."""
+    """Inputs and temporaries: the compiler's analysis."""
     return self.arguments + self.temporaries
 
   @property
   def waiting(self) -> int:
-    """The batches that wait for their step."""
+    """Prefetched batches."""
     return device_feed.PREFETCH_DEPTH * self.batch
 
   @property
   def reserve(self) -> int:
-    """What no compiler sees."""
+    """CUDA context and fragmentation."""
     return RESERVE_BYTES + round(RESERVE_SHARE * self.step)
 
   @property
   def total(self) -> int:
-    """What a device must have."""
+    """The memory that a device must have."""
     return self.step + self.waiting + self.reserve
 
 
 def need(config: Any, model: Any, state: Any, batch: Mapping[str, Any],
          rules: Mapping[str, Any], temporaries: int | None) -> Need:  # fmt: skip
-  """From the abstract state and batch of a step, and the temporaries of the compiled one.
-
-  Without a compiled step the gradients are all that is known of these.
-  """
+  """Of an abstract state and batch; temporaries of the compiled step, or None: gradients only."""
   parts = dict.fromkeys(("trained", "frozen", "lora"), 0)
   for name, leaf in param_tree.flatten(state.params).items():
     parts[part_of(name, rules)] += device_bytes(leaf)
-  rest = [value for name, value in state._asdict().items() if name not in ("params", "opt_state")]
   gradients = gradient_bytes(model, state, rules) * (2 if config.microbatches > 1 else 1)
   temporaries = gradients if temporaries is None else temporaries
   gradients = min(gradients, temporaries)
@@ -82,27 +81,24 @@ def need(config: Any, model: Any, state: Any, batch: Mapping[str, Any],
     **parts,
     optimizer=tree_bytes(state.opt_state),
     batch=tree_bytes(batch),
-    other=tree_bytes(rest),
+    other=tree_bytes(state._replace(params=(), opt_state=())),
     gradients=gradients,
     workspace=temporaries - gradients,
-    # A table split by rows takes the chunks of all its devices, each a part of the columns.
+    # With a table sharded by rows, each device has all chunks and a part of the columns.
     logits=4 * loss_chunks(config, batch, rules)[0] * model.llm_config.vocab_size,
   )
 
 
 def part_of(name: str, rules: Mapping[str, Any]) -> str:
-  """ "trained", "frozen" or "lora", for a leaf of the state's parameters.
-
-  The arrays of a quantized leaf have its name with one more part.
-  """
+  """ "trained", "frozen" or "lora", for a leaf of the state's parameters."""
   if name.startswith(param_names.LORA):
     return "lora"
-  base = name if name in rules else name.rpartition("/")[0]
+  base = name if name in rules else name.rpartition("/")[0]  # An array of a quantized leaf.
   return "trained" if rules[base].kind == "train" else "frozen"
 
 
 def device_bytes(leaf: Any) -> int:
-  """Of an abstract array on one device; none if it is kept in the host's memory."""
+  """Of an abstract array on one device; 0 if it is stored in the host's memory."""
   if leaf.sharding is not None and "host" in str(leaf.sharding.memory_kind):
     return 0
   shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
@@ -115,26 +111,19 @@ def tree_bytes(tree: Any) -> int:
 
 
 def gradient_bytes(model: Any, state: Any, rules: Mapping[str, Any]) -> int:
-  """Of all gradients at once. While microbatches are added up, there are two sets of them."""
-  moving = {
-    name: leaf
-    for name, leaf in param_tree.flatten(state.params).items()
-    if part_of(name, rules) != "frozen"
-  }
-  total = 0
-  for name, leaf in jax.eval_shape(
-    lambda leaves: mixed_precision.differentiable(leaves, model.dtype), moving
-  ).items():
-    narrow = leaf.dtype.itemsize / moving[name].dtype.itemsize
-    total += round(device_bytes(moving[name]) * narrow)
-  return total
+  """Of one set of gradients; accumulating over microbatches needs two."""
+  leaves = param_tree.flatten(state.params)
+  trained = {n: leaf for n, leaf in leaves.items() if part_of(n, rules) != "frozen"}
+  cast = functools.partial(mixed_precision.differentiable, dtype=model.dtype)
+  gradients = jax.eval_shape(cast, trained)
+  narrow = {n: gradients[n].dtype.itemsize / a.dtype.itemsize for n, a in trained.items()}
+  return sum(round(device_bytes(a) * narrow[n]) for n, a in trained.items())
 
 
 def loss_chunks(config: Any, batch: Mapping[str, Any], rules: Mapping[str, Any]) -> tuple[int, int]:
-  """(tokens of a chunk, chunks) of the loss on a device, if every token of its text is learned."""
+  """(tokens of a chunk, chunks) of the loss on a device, if every text token is in the loss."""
   rows, length = batch["text"].sharding.shard_shape(batch["text"].shape)
   tokens = max(1, rows // config.microbatches) * (length - 1)
-  chunk = min(
-    tokens, cross_entropy.chunk_size(tokens, rules[paligemma.TOKEN_TABLE].kind == "train")
-  )
+  trains = rules[paligemma.TOKEN_TABLE].kind == "train"
+  chunk = min(tokens, cross_entropy.chunk_size(tokens, trains))
   return chunk, -(-tokens // chunk)

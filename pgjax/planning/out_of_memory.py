@@ -1,7 +1,6 @@
-"""What to tell a user whose device is out of memory: where the bytes are, and what would help.
+"""What does pgjax.train report when a device is out of memory? A table of bytes, and remedies.
 
-For the training program. No second compilation: the table is made of shapes, and of the analysis of
-the step that was compiled, if it came that far.
+The bytes come from shapes and, if the step was compiled, from its analysis: nothing is recompiled.
 """
 
 from typing import Any
@@ -17,7 +16,7 @@ _WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
 class Advice:
-  """A context manager, to be entered as often as needed, that turns such errors into a UserError.
+  """A reusable context manager that turns out-of-memory errors into a UserError.
 
   Attributes:
     program: the compiled step, once there is one.
@@ -33,11 +32,11 @@ class Advice:
 
   def __exit__(self, kind, error, traceback):
     if isinstance(error, jax.errors.JaxRuntimeError) and any(w in str(error) for w in _WORDS):
-      said = str(error).strip().splitlines()[0]
-      raise UserError(page(said, self.program, *self._about)) from error
+      reason = str(error).strip().splitlines()[0]
+      raise UserError(page(reason, self.program, *self._about)) from error
 
 
-def page(said: str, program: Any, config: Any, model: Any, abstract: Any, mesh: Any) -> str:
+def page(reason: str, program: Any, config: Any, model: Any, abstract: Any, mesh: Any) -> str:
   """The table and the three cheapest switches."""
   leaves = of_model.stored_params(model, config)
   batch = compiler.abstract_batch(config, mesh)
@@ -47,16 +46,15 @@ def page(said: str, program: Any, config: Any, model: Any, abstract: Any, mesh: 
   run = savings.PlannedRun(config, model, leaves, need, mesh.size)
   excess = need.step + need.waiting - limit if limit else None
   lines = [
-    f"a device is out of memory ({said}). What the run needs:",
+    f"a device is out of memory ({reason}). The run needs:",
     plan_page.memory_table(need, limit),
   ]
   if program is None:
-    lines.append("The step was not compiled yet: without what it makes on the way.")
-  lines.append("What would help, the cheapest first:")
-  lines.append(savings.lines(savings.cheapest(run, excess)))
+    lines.append("The step was not compiled yet: temporaries are missing.")
+  lines += ["Remedies, the cheapest first:", savings.lines(savings.cheapest(run, excess))]
   if mesh.size == 1:
-    lines.append("More devices share parameters and optimizer state (sharding_strategy fsdp).")
+    lines.append("More devices shard parameters and optimizer state (sharding_strategy fsdp).")
   if config.evals:
     lines.append("If an evaluation was running: its batch_size can be smaller.")
-  lines.append("python -m pgjax.plan --suggest with the same config compiles what might fit.")
+  lines.append("python -m pgjax.plan --suggest with the same config searches for one that fits.")
   return "\n".join(lines)

@@ -1,12 +1,12 @@
 """Which sizes, resolutions, methods and batch sizes fit a device?
 
-The same config file with other arguments, each compiled at two batch sizes; memory is so nearly a
-straight line in the batch that the others are read off it, and marked. What cannot fit by its
-parameters, optimizer state and gradients alone is not compiled.
+Each combination is compiled at two batch sizes; memory is nearly linear in the batch size, so the
+others are interpolated and marked. A case whose parameters, optimizer state and gradients do not
+fit is not compiled.
 """
 
 import concurrent.futures
-import itertools
+import contextlib
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ from pgjax.planning import memory
 from pgjax.planning.compiler import Compiler
 from pgjax.planning.page import GB
 
-FIRST, SECOND = 4, 16  # The batch sizes, on a device, that are compiled; 1 where FIRST is too much.
+FIRST, SECOND = 4, 16  # Compiled batch sizes per device; 1 instead of SECOND if FIRST is too much.
+MARKS = {"compiled": "", "about": "~", "at least": ">"}
 
 
 class Case(NamedTuple):
@@ -27,7 +28,7 @@ class Case(NamedTuple):
   method: str
 
   def spec(self, config_spec: str) -> str:
-    """The config's file with these arguments in place of its own."""
+    """The config file with its arguments replaced by these."""
     file, _, arg = config_spec.partition(".py:")
     given = dict(part.partition("=")[::2] for part in filter(None, arg.split(",")))
     given |= dict(size=self.size, res=self.res, tune=self.method)
@@ -40,7 +41,7 @@ class Cell(NamedTuple):
 
   batch: int  # On a device.
   total: int
-  how: str  # "compiled", "about" (on the line through two that are) or "at least".
+  how: str  # A key of MARKS; "about" is interpolated.
 
 
 class PlanRow(NamedTuple):
@@ -51,12 +52,7 @@ class PlanRow(NamedTuple):
 
   def largest(self, limit_bytes: float) -> int:
     """The largest of the batch sizes that fits; 0: none."""
-    return max((c.batch for c in self.cells if fits(c, limit_bytes)), default=0)
-
-
-def fits(cell: Cell, limit_bytes: float) -> bool:
-  """Whether a device of that size is enough."""
-  return cell.total <= limit_bytes
+    return max((c.batch for c in self.cells if c.total <= limit_bytes), default=0)
 
 
 def rows(
@@ -69,7 +65,7 @@ def rows(
   limit_bytes: float,
   processes: int,
 ) -> Iterator[PlanRow]:
-  """A row for each case, in order, as they are done. make_config: (case, batch on all devices)."""
+  """Yields the row of each case, in order. make_config: (case, global batch size) -> config."""
   compilers: queue.SimpleQueue[Compiler] = queue.SimpleQueue()
 
   def row(case):
@@ -84,20 +80,13 @@ def rows(
     finally:
       compilers.put(compiler)
 
-  with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-    opened = [open_compiler() for _ in range(processes)]
-    try:
-      for compiler in opened:
-        compilers.put(compiler)
-      yield from pool.map(row, cases)
-    finally:
-      for compiler in opened:
-        compiler.close()
+  with concurrent.futures.ThreadPoolExecutor(processes) as pool, contextlib.ExitStack() as stack:
+    for _ in range(processes):
+      compilers.put(stack.enter_context(contextlib.closing(open_compiler())))
+    yield from pool.map(row, cases)
 
 
-def _cells(
-  need: Callable[..., memory.Need], batches: Sequence[int], limit_bytes: float
-) -> list[Cell]:
+def _cells(need: Callable[..., memory.Need], batches: Sequence[int], limit_bytes: float):
   least = need(1, compiled=False)
   if least.total > limit_bytes:
     return [Cell(batch, least.total, "at least") for batch in batches]
@@ -106,17 +95,9 @@ def _cells(
   points[second] = need(second).total
   (b0, y0), (b1, y1) = sorted(points.items())
   slope = max(0.0, (y1 - y0) / (b1 - b0))
-  return [
-    Cell(b, points[b], "compiled")
-    if b in points
-    else Cell(b, round(y0 + slope * (b - b0)), "about")
-    for b in batches
-  ]
-
-
-def cases(sizes: Sequence[str], resolutions: Sequence[str], methods: Sequence[str]) -> list[Case]:
-  """All combinations."""
-  return [Case(*c) for c in itertools.product(sizes, resolutions, methods)]
+  about = {b: Cell(b, round(y0 + slope * (b - b0)), "about") for b in batches}
+  compiled = {b: Cell(b, total, "compiled") for b, total in points.items()}
+  return [compiled.get(b, about[b]) for b in batches]
 
 
 def config_of(config_spec: str, overrides: dict[str, Any], case: Case, batch_size: int) -> Any:
@@ -126,11 +107,11 @@ def config_of(config_spec: str, overrides: dict[str, Any], case: Case, batch_siz
 
 
 def head(name: str, limit_bytes: float, batches: Sequence[int], num_devices: int) -> str:
-  """What the columns are."""
+  """The lines above the first row."""
   devices = f"{num_devices} x {name}" if num_devices > 1 else name
   return (
-    f"GB on each of {devices} ({limit_bytes / GB:.1f}) at so many examples a device and step, "
-    f"all included;\n* fits, ~ not compiled but on the line through two that are, > at least\n"
+    f"GB on each of {devices} ({limit_bytes / GB:.1f}) at N examples a device and step, total;\n"
+    "* fits, ~ interpolated between two compiled batch sizes, > at least\n"
     + f"{'size':<6}{'px':>4}  {'method':<15}"
     + "".join(f"{batch:>8}" for batch in batches)
   )
@@ -138,15 +119,14 @@ def head(name: str, limit_bytes: float, batches: Sequence[int], num_devices: int
 
 def line(row: PlanRow, limit_bytes: float) -> str:
   """One row of text."""
-  marks = {"compiled": "", "about": "~", "at least": ">"}
-  cells = (
-    f"{marks[c.how]}{c.total / GB:.1f}{'*' if fits(c, limit_bytes) else ' '}" for c in row.cells
-  )
-  case = row.case
-  return f"{case.size:<6}{case.res:>4}  {case.method:<15}" + "".join(f"{c:>8}" for c in cells)
+  text = f"{row.case.size:<6}{row.case.res:>4}  {row.case.method:<15}"
+  for cell in row.cells:
+    fits = "*" if cell.total <= limit_bytes else " "
+    text += f"{f'{MARKS[cell.how]}{cell.total / GB:.1f}{fits}':>8}"
+  return text
 
 
 def as_json(row: PlanRow, limit_bytes: float) -> dict[str, Any]:
   """A row as data."""
-  cells = [c._asdict() | dict(fits=fits(c, limit_bytes)) for c in row.cells]
+  cells = [c._asdict() | dict(fits=c.total <= limit_bytes) for c in row.cells]
   return row.case._asdict() | dict(cells=cells, largest=row.largest(limit_bytes))

@@ -211,7 +211,7 @@ def test_through_peft_s_folder_the_sum_is_the_same_bits(adapted, tmp_path, capsy
 
 
 def test_without_merge_both_ways_out_are_named(adapted, tmp_path):
-  with pytest.raises(UserError, match="--merge adds them up, and --to=peft writes them alone"):
+  with pytest.raises(UserError, match="--merge merges them, --to=peft writes only them"):
     convert(adapted[1], tmp_path / "x", "hf")
   assert not (tmp_path / "x").exists()
 

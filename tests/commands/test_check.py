@@ -1,4 +1,4 @@
-"""Data with one fault of each kind: every fault is told with its line, and good data is silent."""
+"""Data with one defect of each kind is reported with its line; good data has no findings."""
 
 import io
 import json
@@ -47,22 +47,22 @@ def good(i, **fields):
 
 
 def look(folder, *flags, status):
-  """check.json of the data in the folder, and what it says of each kind as {kind: (data, text)}."""
+  """check.json of the data in the folder, and its findings as {kind: (data, examples)}."""
   data = f"train={folder}/train.jsonl,val={folder}/val.jsonl"
   recipe = f"variant=tiny,text_len=32,res=16,batch_size=4,{data}"
   argv = ["check", f"--config=configs/forkme.py:{recipe}", f"--out={folder}/out", "--num=1", *flags]
   with pytest.raises(SystemExit) as end:
     cli.run(check.main, check.__doc__, check.FLAGS, config=check.CONFIG, argv=argv)
   assert (end.value.code or 0) == status
-  found = json.loads((folder / "out/check.json").read_text())
-  return found, {f["kind"]: (f["data"], " ".join(f["examples"])) for f in found["findings"]}
+  result = json.loads((folder / "out/check.json").read_text())
+  return result, {f["kind"]: (f["data"], " ".join(f["examples"])) for f in result["findings"]}
 
 
-def test_good_data_is_silent_and_is_described(folder, capsys):
-  found, by_kind = look(folder, status=0)
+def test_good_data_has_no_findings_and_is_described(folder, capsys):
+  result, by_kind = look(folder, status=0)
   assert by_kind == {}
-  assert "Nothing found that is wrong." in capsys.readouterr().out
-  training = found["data"]["training"]
+  assert "No problems found." in capsys.readouterr().out
+  training = result["data"]["training"]
   assert training["examples"] == training["images"]["different"] == 20
   assert training["columns"]["suffix"] == {"text": 20}
   assert training["images"]["width"] == dict(min=8, median=8, p99=8, max=8)
@@ -71,7 +71,7 @@ def test_good_data_is_silent_and_is_described(folder, capsys):
   assert names == {"report.txt", "check.json", "check.html", "example_0.png"}
 
 
-FAULTS = {
+DEFECTS = {
   "unreadable image": (good(2, image="none.png"), "none.png cannot be read: No such file"),
   "damaged image": (good(3, image="damaged.png"), "the image cannot be decoded"),
   "refused": (dict(image="4.png", prefix="p"), "there is no 'suffix' after pp"),
@@ -96,26 +96,26 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("kind", FAULTS)
-def test_a_fault_in_the_training_data_is_told_with_its_line(folder, kind):
-  row, said = FAULTS[kind]
+@pytest.mark.parametrize("kind", DEFECTS)
+def test_a_defect_in_the_training_data_is_reported_with_its_line(folder, kind):
+  row, detail = DEFECTS[kind]
   (folder / "damaged.png").write_bytes(encoded(3)[:100])
   exif = Image.Exif()
   exif[0x0112] = 6
   (folder / "rotated.jpg").write_bytes(encoded(11, "JPEG", exif=exif))
   rows = [good(i, note="a") for i in (0, *range(12, 20))]
   write(folder, "train.jsonl", [*rows, row])
-  is_error = findings.FINDING_KINDS[kind].level == findings.ERROR
-  found, by_kind = look(folder, status=int(is_error))
+  is_error = kind in findings.ERRORS
+  result, by_kind = look(folder, status=int(is_error))
   data, examples = by_kind.pop(kind)
   assert by_kind == {}
   assert data == "training"
   assert f"train.jsonl, line {len(rows) + 1} (image {row['image']})" in examples
-  assert said in examples
-  assert (found["errors"], found["warnings"]) == ((1, 0) if is_error else (0, 1))
+  assert detail in examples
+  assert (result["errors"], result["warnings"]) == ((1, 0) if is_error else (0, 1))
 
 
-def test_an_empty_answer_to_detect_is_no_fault(folder):
+def test_an_empty_answer_to_detect_is_not_a_defect(folder):
   write(folder, "train.jsonl", [good(i, prefix="detect cat", suffix="") for i in range(3)])
   assert look(folder, status=0)[1] == {}
 
@@ -142,10 +142,10 @@ def test_cut_texts_that_are_allowed_are_a_warning(folder):
   assert by_kind.keys() == {"cut"}
 
 
-def test_what_is_trained_on_and_scored_is_told(folder):
+def test_examples_in_training_and_evaluation_are_reported(folder):
   rows = [good(0), good(1, prefix="another"), good(30), good(31, suffix="x" * 20)]
   write(folder, "val.jsonl", rows)
-  found, by_kind = look(folder, "--config.evals.val.max_decode_len=20", status=0)
+  result, by_kind = look(folder, "--config.evals.val.max_decode_len=20", status=0)
   data, examples = by_kind["example in training"]
   assert data == "evals.val"
   assert "val.jsonl, line 1 (image 0.png): as" in examples
@@ -153,18 +153,18 @@ def test_what_is_trained_on_and_scored_is_told(folder):
   assert "val.jsonl, line 2 (image 1.png)" in by_kind["image in training"][1]
   assert "val.jsonl, line 4" in by_kind["answer too long"][1]
   assert "21 tokens with <eos>, max_decode_len=20" in by_kind["answer too long"][1]
-  told = [(f["kind"], f["data"]) for f in found["findings"]]
-  assert len(told) == len({kind for kind, _ in told})  # Once: val/pplx is of the same data.
-  assert found["data"]["evals.val/pplx"]["data"] == "that of evals.val"
+  kinds = [f["kind"] for f in result["findings"]]
+  assert len(kinds) == len(set(kinds))  # Once: val/pplx is of the same data.
+  assert result["data"]["evals.val/pplx"]["data"] == "that of evals.val"
 
 
-def test_images_over_the_limit_are_told(folder, monkeypatch):
+def test_images_over_the_limit_are_reported(folder, monkeypatch):
   monkeypatch.setattr(images, "MAX_PIXELS", 60)
   _, by_kind = look(folder, status=1)
   assert "the image declares 8 x 8 = 64 pixels" in by_kind["damaged image"][1]
 
 
-def test_answers_that_are_no_json_are_told_where_most_are(folder):
+def test_answers_that_are_not_json_are_reported_if_most_are(folder):
   record = [good(i, suffix=json.dumps(dict(total=i))) for i in range(4)]
   write(folder, "train.jsonl", [*record, good(4, suffix='{"total": ')])
   _, by_kind = look(folder, status=0)
@@ -174,21 +174,21 @@ def test_answers_that_are_no_json_are_told_where_most_are(folder):
   assert look(folder, status=0)[1] == {}
 
 
-def test_data_that_cannot_be_opened_is_told_and_the_rest_is_looked_at(folder):
+def test_data_that_cannot_be_opened_is_reported_and_the_rest_is_checked(folder):
   (folder / "train.jsonl").write_text('{"image": "0.png"\n')
   write(folder, "val.jsonl", [good(i, image="none.png") for i in range(20, 27)])
-  found, by_kind = look(folder, status=1)
+  result, by_kind = look(folder, status=1)
   assert by_kind["not opened"][0] == "training"
   assert "train.jsonl, line 1: not JSON" in by_kind["not opened"][1]
-  [missing] = [f for f in found["findings"] if f["kind"] == "unreadable image"]
+  [missing] = [f for f in result["findings"] if f["kind"] == "unreadable image"]
   assert (missing["count"], len(missing["examples"])) == (7, findings.EXAMPLES)
 
 
 def test_images_are_limited_and_evenly_spaced(folder):
   (folder / "19.png").unlink()
-  found, by_kind = look(folder, "--images=2", status=0)
+  result, by_kind = look(folder, "--images=2", status=0)
   assert by_kind == {}
-  assert found["data"]["training"]["images"]["looked_at"] == 2
+  assert result["data"]["training"]["images"]["looked_at"] == 2
   assert scan.evenly(20, 2) == [0, 10]
 
 
@@ -204,10 +204,10 @@ def test_weights_are_not_downloaded_for_a_tokenizer(folder, capsys, monkeypatch)
   with pytest.raises(SystemExit, match="1"):
     cli.run(check.main, check.__doc__, check.FLAGS, config=check.CONFIG, argv=argv)
   assert [how["local_files_only"] for how in downloads] == [True]
-  assert "or take --config.tokenizer=tiny" in capsys.readouterr().err
+  assert "or use --config.tokenizer=tiny" in capsys.readouterr().err
 
 
-def test_the_page_shows_data_as_text_and_asks_for_nothing(folder):
+def test_the_page_escapes_data_and_loads_nothing(folder):
   (folder / "1.png").unlink()
   write(folder, "train.jsonl", [good(0, prefix="<script>alert(1)</script>"), good(1)])
   look(folder, status=1)
@@ -232,12 +232,12 @@ def test_the_page_shows_data_as_text_and_asks_for_nothing(folder):
     (f"cat {BOX} cat", "before or between the tokens"),
   ],
 )
-def test_a_malformed_box_is_told_with_what_is_wrong(piece, why):
+def test_a_malformed_box_is_reported_with_the_reason(piece, why):
   assert locations.parse(piece).malformed == 1
   assert why in box_check.fault(piece)
 
 
-def test_masks_that_their_codes_do_not_hold_are_told():
+def test_masks_that_do_not_survive_their_codes_are_reported():
   square = [0, 0, 10, 0, 10, 10, 0, 10]
 
   class Source:
@@ -256,10 +256,10 @@ def test_masks_that_their_codes_do_not_hold_are_told():
   assert [f.kind for f in book.findings(2)] == ["malformed mask"]
   nothing = (lambda masks_BHW1: masks_BHW1, lambda values: -1 - values)
   assert box_check.mask_round_trips(masked, nothing, book)["least_iou"] == 0
-  assert "row 1: object 0: 0.00" in check_page.told(book.findings(2))
+  assert "row 1: object 0: 0.00" in check_page.text(book.findings(2))
 
 
-def test_numbers_are_spread_by_what_was_really_there():
+def test_a_spread_has_values_of_the_data():
   of = scan.spread([3, 1, 2, 10])
   assert of == (1, 2, 10, 10)
   assert check_page.spread(of) == "min 1, median 2, 99% 10, max 10"
@@ -301,8 +301,8 @@ def test_masks_of_a_coco_file_go_through_their_codes_and_are_drawn(folder):
     f'|masks_to_suffix("{folder}/masks.npz")|keep("image", "prefix", "suffix")',
   )
   flags = [f"--config.input.{name}={value}" for name, value in config.items()]
-  found, by_kind = look(folder, *flags, status=0)
+  result, by_kind = look(folder, *flags, status=0)
   assert by_kind.keys() == {"coarse mask"}
-  facts = found["data"]["training"]
+  facts = result["data"]["training"]
   assert facts["masks"]["number"] == facts["masks"]["looked_at"] == 3
   assert facts["texts"]["boxes"]["with_mask"] == 3

@@ -142,7 +142,10 @@ def test_shards_are_as_large_as_asked_and_read_as_one(saved, tmp_path, monkeypat
 def test_rounding_is_to_nearest_even_and_said(saved, tmp_path, capsys):
   path, values = saved(LLM["gemma1"])
   assert run(f"--src={path}", f"--dst={tmp_path}/x.npz", "--to=bv", "--dtype=bfloat16") == 0
-  assert "32 arrays go from float32 to bfloat16, rounded to nearest even" in capsys.readouterr().out
+  assert (
+    "32 arrays are cast from float32 to bfloat16, rounded to nearest even"
+    in capsys.readouterr().out
+  )
   for name, array in arrays(tmp_path / "x.npz").items():
     bits = values[name].view(np.uint32).astype(np.uint64)  # By hand, on the bits.
     expected = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -176,9 +179,7 @@ def test_the_real_vocabulary_loses_and_regains_hugging_faces_rows(tmp_path, caps
     assert run(f"--src={tmp_path / src}", f"--dst={tmp_path / dst}", f"--to={to}", "--verify") == 0
     if to != "bv":
       assert_same_bits(arrays(tmp_path / dst), values)
-  assert (
-    "last 64 rows (Hugging Face's <image> and padding) have no place" in capsys.readouterr().out
-  )
+  assert "last 64 rows (Hugging Face's <image> and padding) are dropped" in capsys.readouterr().out
   values[paligemma_lib.TOKEN_TABLE] = values[paligemma_lib.TOKEN_TABLE][:1792]
   assert_same_bits(arrays(tmp_path / "x.npz"), values)
   assert run(f"--src={tmp_path}/x.npz", f"--dst={tmp_path}/hf2", "--to=hf", "--verify") == 0
@@ -463,7 +464,7 @@ def test_wrong_flags_are_told_before_anything_is_read(saved, tmp_path, flags, to
     run(f"--src={path}", f"--dst={tmp_path / 'x'}", *flags)
   (tmp_path / "there").mkdir()
   (tmp_path / "there" / "file").touch()
-  with pytest.raises(UserError, match="is there already"):
+  with pytest.raises(UserError, match="exists already"):
     run(f"--src={path}", f"--dst={tmp_path / 'there'}", "--to=hf")
 
 

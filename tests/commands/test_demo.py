@@ -53,7 +53,7 @@ def test_an_upload_that_is_no_picture_gets_a_sentence(answerer, tmp_path):
     file.write_bytes(content)
     with pytest.raises(UserError, match=sentence):
       demo.asked(answerer, str(file), "what?", SETTINGS)
-  with pytest.raises(UserError, match="There is no image yet"):
+  with pytest.raises(UserError, match="Upload an image first"):
     demo.asked(answerer, None, "what?", SETTINGS)
   Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
   with pytest.raises(UserError, match="the prompt has"):

@@ -212,4 +212,4 @@ def test_a_full_disk_while_saving(attempt, tmp_path, monkeypatch):
   monkeypatch.setattr(workdir_lib, "add_files", add_files)
   code, out, _ = attempt()
   assert code == 0
-  assert "Going on from step 8." in out
+  assert "Resuming from step 8." in out

@@ -1,4 +1,4 @@
-"""What pgjax.plan says: equal to the compiled step, and to what was counted in another way."""
+"""pgjax.plan reports the bytes of the compiled step, and what an independent count gives."""
 
 import json
 import pathlib
@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import jax
+import msgspec
 import pytest
 import tiny
 
@@ -49,7 +50,7 @@ def config(**fields):
 
 
 def compiled_run(**fields):
-  """The tiny run of that config on 8 devices, really compiled."""
+  """The tiny run of that config, compiled for 8 devices."""
   run = tiny.Run(tiny.config(**fields), tiny.model(), tiny.mesh(devices=8))
   place = mesh_lib.batch_sharding(run.mesh)
   batch = {
@@ -66,7 +67,7 @@ def full():
 @pytest.mark.parametrize(
   "fields", [{}, {"params": ADAPTERS}, {"optax_name": "big_vision.sgd", "optax": {}}]
 )
-def test_what_a_step_is_given_is_what_the_compiled_step_takes(fields, full):
+def test_inputs_and_temporaries_are_those_of_the_compiled_step(fields, full):
   run, batch, program = compiled_run(**fields) if fields else full
   analysis = program.memory_analysis()
   need = memory.need(
@@ -77,8 +78,8 @@ def test_what_a_step_is_given_is_what_the_compiled_step_takes(fields, full):
   assert need.total == need.step + 2 * need.batch + memory.RESERVE_BYTES + round(0.03 * need.step)
 
 
-def test_bytes_are_sorted_by_what_happens_to_them():
-  """Adapters of rank 2 on a quantized base: nothing trains but the factors, in float32."""
+def test_lora_bytes_are_the_factors_their_gradients_and_their_moments():
+  """Adapters of rank 2 on a quantized base: only the factors train, in float32."""
   run, batch, _ = compiled_run(params=ADAPTERS, sharding_strategy=[(".*", "replicate()")])
   need = memory.need(run.config, run.model, run.abstract, batch, run.rules, 10**9)
   factors = [a for n, a in param_tree.flatten(run.abstract.params).items() if n.startswith("lora/")]
@@ -90,13 +91,13 @@ def test_bytes_are_sorted_by_what_happens_to_them():
 
 
 def counted_by_lines(text, depth):
-  """(count, bytes of results) of each collective, in another way than planning/hlo.py.
+  """(count, bytes of results) of each collective, counted otherwise than in planning/hlo.py.
 
-  Every loop of this program runs once a layer, but for the loss's, which runs once here: so a
-  collective runs `depth` times if its name says that it is in a while loop of a tower.
+  Every loop of this program runs once a layer, except that of the loss, which runs once: a
+  collective in a while loop of a tower runs `depth` times.
   """
   widths = dict(f32=4, s32=4, bf16=2, pred=1, u32=4)
-  found = {}
+  counted = {}
   computation, in_loop = "", set(re.findall(r"body=%([\w.\-]+)", text))
   loss = {m for line in text.splitlines() if " while(" in line and "known_trip_count" not in line
           for m in re.findall(r"body=%([\w.\-]+)", line)}  # fmt: skip
@@ -112,9 +113,12 @@ def counted_by_lines(text, depth):
         for d in filter(None, dims.split(",")):
           count *= int(d)
         size += widths[dtype] * count
-      n, total = found.get(match[2], (0, 0))
-      found[match[2]] = n + times, total + times * size * (8 if match[2] == "reduce-scatter" else 1)
-  return found
+      n, total = counted.get(match[2], (0, 0))
+      counted[match[2]] = (
+        n + times,
+        total + times * size * (8 if match[2] == "reduce-scatter" else 1),
+      )
+  return counted
 
 
 def test_collectives_are_those_of_the_program(full):
@@ -182,15 +186,15 @@ NEED = memory.Need(
 )
 
 
-def test_a_verdict_counts_the_reserve_and_what_jax_takes():
-  """47 GB of arguments and temporaries, 0.02 GB of batches, 0.6 GB and 3% beside."""
+def test_the_verdict_includes_the_reserve_and_jaxs_preallocation():
+  """47 GB of inputs and temporaries, 0.02 GB of batches, 0.6 GB and 3% of reserve."""
   assert NEED.total == 47_010_000_004 + 2 * 10**7 + 600_000_000 + 1_410_300_000
   assert plan_page.verdict(NEED, 48e9).startswith("does not fit, 1.0 GB")
   assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in plan_page.verdict(NEED, 60e9)
   assert plan_page.verdict(NEED, 80e9) == "fits."
 
 
-def test_batches_that_wait_are_as_many_as_the_feed_prefetches(monkeypatch):
+def test_prefetched_batches_are_as_many_as_the_feed_prefetches(monkeypatch):
   assert NEED.waiting == device_feed.PREFETCH_DEPTH * NEED.batch
   monkeypatch.setattr(device_feed, "PREFETCH_DEPTH", 7)
   assert NEED.waiting == 7 * NEED.batch
@@ -198,19 +202,19 @@ def test_batches_that_wait_are_as_many_as_the_feed_prefetches(monkeypatch):
 
 def test_time_is_compute_at_the_mfu_and_communication_at_the_links():
   collective = hlo.Collective("all-gather", "data", 1, 0, sent_bytes=45 * 10**9)
-  made = compiler_lib.Step("H100", {"data": 2}, NEED, 989e12, 618e12, [collective], 1.0)
-  time = step_time.estimate(made, gpus.GPUS["H100"], "bfloat16", 0.4)
+  step = compiler_lib.Step("H100", {"data": 2}, NEED, 989e12, 618e12, [collective], 1.0)
+  time = step_time.estimate(step, gpus.GPUS["H100"], "bfloat16", 0.4)
   assert time.compute == pytest.approx(0.5 / 0.4)
   assert time.communication == pytest.approx(0.1)
   assert time.low == pytest.approx(0.5 / 0.5)
   assert time.high == pytest.approx(0.5 / 0.3 + 0.1)
-  on_t4 = step_time.estimate(made, gpus.GPUS["T4"], "bfloat16", 0.4)
+  on_t4 = step_time.estimate(step, gpus.GPUS["T4"], "bfloat16", 0.4)
   assert on_t4.compute == pytest.approx(989 / 2 / 8.1 / 0.4)  # In float32.
-  assert compiler_lib.Step.from_json(made.to_json(), "here") == made
+  assert msgspec.json.decode(msgspec.json.encode(step), type=compiler_lib.Step) == step
 
 
 def estimates(**fields):
-  """What the switches are estimated from, for PaliGemma 2 3B and the bytes above."""
+  """PaliGemma 2 3B with the bytes above."""
   from pgjax.models import paligemma
   from pgjax.params import of_model
 
@@ -231,8 +235,8 @@ def test_switches_save_what_they_saved_when_compiled():
   assert eight_bit / NEED.optimizer == pytest.approx((47.80 - 32.90) / 24.26, rel=0.05)
 
 
-def test_switches_can_be_pasted_and_do_what_they_say(monkeypatch):
-  """Each of them, as a shell would read it, makes a config that is checked and differs."""
+def test_suggested_flags_are_valid_and_change_the_config(monkeypatch):
+  """Parsed as by a shell, each gives a valid config that differs."""
   import shlex
 
   run = estimates()
@@ -249,8 +253,10 @@ def test_switches_can_be_pasted_and_do_what_they_say(monkeypatch):
 
 
 def fake_step(total, executed, parts=1):
-  """A compiled step that takes so many GB."""
-  need = NEED._replace(trained=0, optimizer=0, gradients=0, batch=0, workspace=int(total * 1e9))
+  """A compiled step that needs N GB."""
+  need = msgspec.structs.replace(
+    NEED, trained=0, optimizer=0, gradients=0, batch=0, workspace=int(total * 1e9)
+  )
   return compiler_lib.Step("H100", {"data": 1}, need, 100e12, executed * 1e12, [], 1.0)
 
 
@@ -288,7 +294,7 @@ def test_microbatches_come_next_and_adapters_last():
 
 
 class FakeCompiler:
-  """Answers with a line: 10 GB and 1 GB an example; `refuses`: known by its shapes not to fit."""
+  """10 GB and 1 GB an example; `refuses`: its shapes do not fit."""
 
   def __init__(self, refuses=False):
     self.refuses, self.asked = refuses, []
@@ -296,9 +302,9 @@ class FakeCompiler:
   def step(self, config, num_devices, compiled=True):
     batch = config.input.batch_size
     self.asked.append((batch, compiled))
-    need = NEED._replace(trained=0, optimizer=0, gradients=0, batch=0, other=0)
+    need = msgspec.structs.replace(NEED, trained=0, optimizer=0, gradients=0, batch=0, other=0)
     workspace = (90 if self.refuses else 10 + batch * compiled) * 10**9
-    return SimpleNamespace(need=need._replace(workspace=workspace))
+    return SimpleNamespace(need=msgspec.structs.replace(need, workspace=workspace))
 
   def close(self):
     pass
@@ -319,7 +325,7 @@ def table_rows(compiler, limit_bytes):
   )
 
 
-def test_a_row_of_the_table_is_read_off_two_compilations():
+def test_a_row_of_the_table_is_interpolated_from_two_compilations():
   total = lambda gigabytes: gigabytes * 1.03 + 0.6  # noqa: E731
   compiler = FakeCompiler()
   [row] = table_rows(compiler, 30e9)
@@ -370,7 +376,7 @@ def test_pictures_are_drawn(tmp_path):
     (["--picture=x.jpg"], "must end with .png"),
   ],
 )
-def test_mistakes_are_told_before_anything_is_compiled(flags, says, capsys, monkeypatch):
+def test_mistakes_are_reported_before_anything_is_compiled(flags, says, capsys, monkeypatch):
   monkeypatch.setattr(compiler_lib, "Compiler", lambda *_: pytest.fail("it started to compile"))
   argv = ["plan", "--config=configs/forkme.py", *flags]
   with pytest.raises(SystemExit) as end:
@@ -398,23 +404,23 @@ TRUTHS = [
 ]
 
 
-def test_a_stored_plan_is_of_these_sources_of_the_whole_package(monkeypatch, tmp_path):
+def test_the_plan_cache_depends_on_every_source_of_the_package(monkeypatch, tmp_path):
   package = tmp_path / "pgjax"
   shutil.copytree(pathlib.Path(pgjax.__file__).parent, package)
   monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path / "cache"))
   monkeypatch.setattr(pgjax, "__path__", [str(package)])
   case = dict(config=dict(input=dict(batch_size=8)), gpu=None, num_devices=1, compiled=True)
-  files = {compiler_lib._kept_file(case)}  # noqa: SLF001
+  files = {compiler_lib._cache_file(case)}  # noqa: SLF001
   modules = sorted(package.rglob("*.py"))
   for module in modules:
     module.write_text(module.read_text() + "# Another.\n")
-    files.add(compiler_lib._kept_file(case))  # noqa: SLF001
+    files.add(compiler_lib._cache_file(case))  # noqa: SLF001
   assert len(files) == 1 + len(modules) > 100
 
 
 @pytest.mark.slow
-def test_the_plan_is_the_memory_of_the_really_compiled_step(monkeypatch, tmp_path):
-  """In a process of its own against this one, which compiles for devices that are really there."""
+def test_the_plan_is_the_memory_of_the_compiled_step(monkeypatch, tmp_path):
+  """Compiler, a separate process, against a compilation in this one."""
   monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path))
   with compiler_lib.Compiler(None, 8) as compiler:
     for fields, num_devices in TRUTHS:
@@ -422,13 +428,12 @@ def test_the_plan_is_the_memory_of_the_really_compiled_step(monkeypatch, tmp_pat
       need = compiler.step(made, num_devices).need
       here = compiler_lib.look(made, None, num_devices)
       assert need.step == pytest.approx(here.need.step, rel=0.1), (fields, num_devices)
-    kept = list(tmp_path.glob("plan/*.json"))
-    assert len(kept) == len(TRUTHS)
-    kept[0].write_text(
-      kept[0].read_text().replace('"compiled_for": "cpu"', '"compiled_for": "kept"')
-    )
+    files = list(tmp_path.glob("plan/*.json"))
+    assert len(files) == len(TRUTHS)
+    changed = files[0].read_text().replace('"compiled_for":"cpu"', '"compiled_for":"cached"')
+    files[0].write_text(changed)
     again = [compiler.step(config(**f, remat="none"), n).compiled_for for f, n in TRUTHS]
-    assert sorted(again) == ["cpu"] * 5 + ["kept"]
+    assert sorted(again) == ["cached"] + ["cpu"] * 5
 
 
 @pytest.mark.slow
@@ -443,13 +448,13 @@ def test_the_command_prints_a_page_and_writes_data(tmp_path, capsys, monkeypatch
   page = capsys.readouterr().out
   assert "compiled for the CPU" in page
   assert "all-gather" in page
-  found = json.loads(out.read_text())
-  assert found["fits"]
-  assert sum(found["memory"].values()) == pytest.approx(found["total_bytes"], abs=2000)
+  plan_json = json.loads(out.read_text())
+  assert plan_json["fits"]
+  assert sum(plan_json["memory"].values()) == pytest.approx(plan_json["total_bytes"], abs=2000)
   assert sys.modules.get("jax") is jax
 
 
-def test_adapters_that_are_suggested_are_the_presets():
+def test_suggested_adapters_are_the_presets():
   config = common.base()
   for base, name in (("bfloat16", "lora"), ("nf4", "qlora")):
     suggested = json.loads(savings.adapters(config, base)["params"])

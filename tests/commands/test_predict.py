@@ -141,7 +141,7 @@ def huge_png(width, height):
     (["--image=a.png", "--quantize=int2"], "--quantize=int2 must be one of nf4, int8."),
     (["--image=a.png", "--max_decode_len=-1"], "--max_decode_len=-1 must be at least 1."),
     (["--image=a.png", "--draw=a.pdf"], "--draw=a.pdf must end in one of .png"),
-    (["--image=a.png", "--out=b.jsonl"], "--out is where the answers to --jsonl go"),
+    (["--image=a.png", "--out=b.jsonl"], "--out is for the answers to --jsonl"),
     (["--image=a.png", "--jsonl=in.jsonl"], "Give either --image and --prompt, or --jsonl"),
     ([], "Give either --image and --prompt, or --jsonl"),
     (["--jsonl=bad.jsonl", "--prompt="], "--draw and --prompt are for one --image"),

@@ -201,7 +201,7 @@ def test_a_run_resumes_from_the_step_before_a_damaged_one(whole, tmp_path, capsy
   assert run_here(train, arguments(workdir)) == 0
   out = capsys.readouterr().out
   assert "checkpoint of step 40 is damaged" in out
-  assert "Going on from step 35." in out
+  assert "Resuming from step 35." in out
   assert workdir_lib.steps(workdir) == [35, 40]
   assert losses(workdir) == losses(whole)
   assert state_sums(workdir) == state_sums(whole)
@@ -448,7 +448,7 @@ def test_two_processes_of_four_devices_equal_one_device(one_device, tmp_path):
   assert workdir_lib.steps(tmp_path)[-1] == int(step)
   code, out = finish(launch())
   assert code == 0, out
-  assert f"[0] Going on from step {step}." in out
+  assert f"[0] Resuming from step {step}." in out
   assert "[1] step" not in out  # Only the main process talks.
   close(losses(tmp_path), losses(one_device))
   assert answers(tmp_path / "evals/val") == answers(one_device / "evals/val")

@@ -1,4 +1,4 @@
-"""Model FLOPs of a step: the formula's own figures, and what does not train is not counted."""
+"""Model FLOPs of a step equal the published figures; frozen parameters have no gradient FLOPs."""
 
 import functools
 
@@ -42,12 +42,11 @@ def shapes(variant):
 
 def of(variant, trains, *, res=224, text_len=128, factors=None):
   """FLOPs where the pattern trains."""
-  made = model(variant)
   leaves = shapes(variant)
   matches = param_names.first_match([trains], leaves)
   trained = {name for name, match in matches.items() if match == 0} | set(factors or ())
   leaves |= factors or {}
-  return flops.train_flops(made, leaves, trained, res=res, text_len=text_len)
+  return flops.train_flops(model(variant), leaves, trained, res=res, text_len=text_len)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def of(variant, trains, *, res=224, text_len=128, factors=None):
     ("gemma2_27b", 224, 128, 61.92e12),
   ],
 )
-def test_full_training_costs_what_the_published_formula_says(variant, res, text_len, expected):
+def test_full_training_costs_the_published_formula(variant, res, text_len, expected):
   assert of(variant, ".*", res=res, text_len=text_len) == pytest.approx(expected, rel=0.01)
 
 
@@ -85,7 +84,7 @@ def test_full_training_costs_what_the_published_formula_says(variant, res, text_
     ("none", 0, 0),
   ],
 )
-def test_what_does_not_train_is_not_counted(trains, twice, thrice):
+def test_frozen_parameters_have_no_gradient_flops(trains, twice, thrice):
   assert of("gemma2_2b", trains) == 2 * (ALL + twice + 2 * thrice)
 
 
@@ -101,7 +100,7 @@ def test_lora_costs_its_factors_and_no_gradient_of_the_base():
   assert expected < 0.72 * of("gemma2_2b", ".*")
 
 
-def test_more_images_and_text_cost_what_they_add():
+def test_flops_without_attention_are_linear_in_images_and_text():
   """Without attention, whose cost is quadratic: twice the images and text cost twice as much."""
   model = tiny.model()
   leaves = abstract(model, tiny.RES)

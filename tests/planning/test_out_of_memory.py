@@ -1,4 +1,4 @@
-"""A device without memory is answered with a table and with what would help."""
+"""An out-of-memory error becomes a table of bytes and remedies."""
 
 import re
 
@@ -25,35 +25,35 @@ def run():
   return tiny.Run(config, tiny.model(), tiny.mesh(devices=8))
 
 
-def answer(run):
+def advice_of(run):
   return out_of_memory.Advice(run.config, run.model, run.abstract, run.mesh)
 
 
-def test_a_real_allocation_that_fails_is_answered_with_the_compiled_steps_bytes(run):
-  made = answer(run)
+def test_a_failed_allocation_reports_the_compiled_steps_bytes(run):
+  advice = advice_of(run)
   batch = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in tiny.batch().items()}
-  made.program = run.train_step.lower(run.abstract, batch).compile()
-  with pytest.raises(UserError) as told, made:
+  advice.program = run.train_step.lower(run.abstract, batch).compile()
+  with pytest.raises(UserError) as raised, advice:
     allocate()
-  page = str(told.value)
+  page = str(raised.value)
   assert "RESOURCE_EXHAUSTED" in page
   assert "activations and workspace" in page
   assert "--config.dtype=bfloat16" in page
   assert "an evaluation was running" in page
-  assert told.value.__cause__ is not None
+  assert raised.value.__cause__ is not None
 
 
-def test_before_the_step_is_compiled_only_shapes_are_told(run):
-  with pytest.raises(UserError, match="was not compiled yet") as told, answer(run):
+def test_before_the_step_is_compiled_only_shapes_are_reported(run):
+  with pytest.raises(UserError, match="was not compiled yet") as raised, advice_of(run):
     allocate()
-  assert "trained parameters" in str(told.value)
+  assert "trained parameters" in str(raised.value)
 
 
 @pytest.mark.parametrize(
   "error", [ValueError("Out of memory"), jax.errors.JaxRuntimeError("INTERNAL: x")]
 )
 def test_other_errors_pass(run, error):
-  with pytest.raises(type(error), match=str(error)), answer(run):
+  with pytest.raises(type(error), match=str(error)), advice_of(run):
     raise error
 
 
@@ -62,9 +62,9 @@ def test_a_first_step_that_needs_terabytes_ends_in_one_page(tmp_path, capsys):
   """The mask and scores of 400,000 tokens: it compiles in seconds, and no machine can run it."""
   settings = dict(text_len=400_000, evals__val__log_steps=1000)
   assert test_run.run_here(train, test_run.arguments(tmp_path, **settings)) == 1
-  said = capsys.readouterr()
-  assert "Compiling the training step" in said.out
-  assert "error: a device is out of memory (RESOURCE_EXHAUSTED" in said.err
-  assert "Traceback" not in said.err
-  assert float(re.search(r"activations and workspace +([\d.]+)", said.err)[1]) > 1000
-  assert "--config.dtype=bfloat16" in said.err
+  output = capsys.readouterr()
+  assert "Compiling the training step" in output.out
+  assert "error: a device is out of memory (RESOURCE_EXHAUSTED" in output.err
+  assert "Traceback" not in output.err
+  assert float(re.search(r"activations and workspace +([\d.]+)", output.err)[1]) > 1000
+  assert "--config.dtype=bfloat16" in output.err
