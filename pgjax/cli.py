@@ -1,10 +1,7 @@
-"""What do all commands share on the command line?
+"""The command line that all commands share.
 
 `run` parses the flags, loads and checks the config before JAX is imported, prints --help, and
 reports a UserError in one line; bugs keep their stack trace.
-
-  if __name__ == "__main__":
-    cli.run(main, __doc__, [cli.Flag("workdir", str, required=True, help="...")], examples=[...])
 """
 
 import logging
@@ -78,7 +75,10 @@ def run(
       if least is not None and value is not None and value < least:
         raise UserError(f"--{name}={value} must be a whole number >= {least}.")
     if config != "none":
-      _load_config(args)
+      from pgjax.config import load, validate  # After --help and the flags: this takes a moment.
+
+      args.config_spec = spec = args.config
+      args.config = validate.validated(load.load(spec, args.overrides)) if spec else None
     sys.exit(main(args))
   except UserError as e:
     _fail(str(e), 1)
@@ -124,14 +124,6 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
       raise UserError(f"{arg} needs a value: {arg}=...")
     overrides[name.removeprefix("config.")] = value
   return plain, overrides
-
-
-def _load_config(args: SimpleNamespace) -> None:
-  from pgjax.config import load, validate  # After --help and the flags: this takes a moment.
-
-  args.config_spec, args.config = args.config, None
-  if args.config_spec:
-    args.config = validate.validated(load.load(args.config_spec, args.overrides))
 
 
 def help_page(

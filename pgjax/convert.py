@@ -106,7 +106,7 @@ def _without_adapters(source: source_lib.Source, args: Any) -> source_lib.Source
   if not source.adapters:
     flags = {"--merge": args.merge, "--base": args.base, "--to=peft": args.to == "peft"}
     if given := [flag for flag, value in flags.items() if value]:
-      raise UserError(f"{given[0]} is about adapters (LoRA), and {args.src} has none.")
+      raise UserError(f"{given[0]} is for adapters (LoRA), and {args.src} has none.")
     return source
   if args.to == "peft":
     folder = merge_lora.folder_of(source, args.base)

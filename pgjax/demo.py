@@ -88,11 +88,12 @@ def start(blocks: Any, gradio: Any, port: int) -> None:
 
 def page(gradio: Any, answerer: engine.Engine) -> Any:
   """The components, and the button's action."""
-  settings = answerer.opened.settings
+  settings, source = answerer.opened.settings, answerer.opened.source
+  name = f"{source.name}, step {source.run.step}" if source.run else source.name
   methods = list(dict.fromkeys([settings.decode, *METHODS]))
   lengths = sorted({settings.max_decode_len, *LENGTHS})
   with gradio.Blocks(title="pgjax", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-    gradio.Markdown(f"# pgjax: {_plain(_name(answerer.opened.source))}")
+    gradio.Markdown(f"# pgjax: {_plain(name)}")
     with gradio.Row():
       with gradio.Column():
         image = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"])
@@ -159,10 +160,6 @@ def shown(opened: engine.OpenCheckpoint, answer: engine.Answer) -> str:
     spans.append(f"<span><bdi>{piece}</bdi><small>{math.exp(logp):.1%}</small></span>")
   whole = math.exp(sum(answer.logp))
   return f'<div class="tokens">{"".join(spans)}</div><p>Probability of the answer: {whole:.3g}</p>'
-
-
-def _name(source: Any) -> str:
-  return f"{source.name}, step {source.run.step}" if source.run else source.name
 
 
 def _plain(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 import time
-from typing import Any
+from typing import Any, TypedDict
 
 from etils import epy
 
@@ -17,8 +17,6 @@ from pgjax.checkpoints import resolve
 from pgjax.errors import UserError
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
-  import msgspec
-
   from pgjax.checkpoints import source as source_lib, watchers, workdir as workdir_lib
   from pgjax.distributed import processes
   from pgjax.evaluation import score_checkpoint
@@ -33,10 +31,7 @@ def main(args: Any) -> None:
   """Scores one checkpoint, or with --watch each new step until the run has ended."""
   cache_dir.use_compilation_cache()
   out = disk.open_folder(args.out, "--out")
-  if args.watch:
-    watch(args, out)
-  else:
-    once(args, out)
+  (watch if args.watch else once)(args, out)
 
 
 def once(args: Any, out: pathlib.Path) -> dict[str, float]:
@@ -102,11 +97,11 @@ def _announce(workdir: pathlib.Path, out: pathlib.Path, scored: set[int], log: A
     log.say(f"The run may delete steps before they are scored: {error}.")
 
 
-class _About(msgspec.Struct):
+class _About(TypedDict):
   flags: dict[str, Any]
 
 
-class _Metrics(msgspec.Struct):
+class _Metrics(TypedDict):
   about: _About
 
 
@@ -116,7 +111,7 @@ def is_scored(out: pathlib.Path, args: Any) -> bool:
     metrics = typed_json.read(out / "metrics.json", _Metrics, nan=True)
   except UserError:
     return False
-  return metrics.about.flags == score_checkpoint.asked(args)
+  return metrics["about"]["flags"] == score_checkpoint.asked(args)
 
 
 FLAGS = [

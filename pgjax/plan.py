@@ -7,6 +7,7 @@ this CPU with simulated devices; the report names which. Bytes are of one device
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -44,6 +45,8 @@ def main(args: Any) -> None:
   target = device(args)
   check(args)
   data = (table if args.table else search if args.suggest else one)(args, target)
+  if (args.table or args.suggest) and target.compiled_for is None:
+    cli.say(plan_page.FOR_CPU)
   if args.json:
     disk.write(pathlib.Path(args.json), json.dumps(data, indent=2) + "\n")
 
@@ -60,7 +63,7 @@ class Target(NamedTuple):
 def one(args: Any, target: Target) -> dict[str, Any]:
   """The report on the run."""
   name, gpu, limit_bytes, compiled_for = target
-  with compiler_lib.Compiler(compiled_for, args.devices) as compiler:
+  with contextlib.closing(compiler_lib.Compiler(compiled_for, args.devices)) as compiler:
     step = compiler.step(args.config, args.devices)
   plan = (args.config, args.config_spec, step, name, gpu, limit_bytes, args.mfu)
   cli.say(plan_page.page(*plan))
@@ -91,8 +94,6 @@ def table(args: Any, target: Target) -> dict[str, Any]:
   ):
     cli.say(plan_table.line(row, limit_bytes))
     rows.append(row)
-  if compiled_for is None:
-    cli.say(plan_page.FOR_CPU)
   if args.picture:
     plan_figure.grid(args.picture, rows, name, limit_bytes)
   data = [plan_table.as_json(row, limit_bytes) for row in rows]
@@ -103,7 +104,7 @@ def search(args: Any, target: Target) -> dict[str, Any]:
   """The fastest setting that fits."""
   name, gpu, limit_bytes, compiled_for = target
   candidates = []
-  with compiler_lib.Compiler(compiled_for, args.devices) as compiler:
+  with contextlib.closing(compiler_lib.Compiler(compiled_for, args.devices)) as compiler:
     for candidate in autotune.candidates(
       args.config,
       lambda config: compiler.step(config, args.devices),
@@ -115,8 +116,6 @@ def search(args: Any, target: Target) -> dict[str, Any]:
       candidates.append(candidate)
       cli.say(autotune.line(candidate))
   cli.say(autotune.verdict(candidates))
-  if compiled_for is None:
-    cli.say(plan_page.FOR_CPU)
   if args.picture and (chosen := autotune.best(candidates)):
     title = f"{args.config_spec} with the suggested flags, on {name}"
     plan_figure.bar(args.picture, chosen.step.need, limit_bytes, title)

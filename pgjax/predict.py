@@ -27,7 +27,6 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.visualization import images as draw_images
 
 log = logging.getLogger("pgjax")
-
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 

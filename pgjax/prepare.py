@@ -14,6 +14,7 @@ import io
 import os
 import sys
 import tempfile
+from typing import Any
 
 from etils import epy
 
@@ -28,29 +29,32 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
 
 BUILDERS = dict(chartqa=(chartqa, "ChartQA"), easyvqa=(easyvqa, "EasyVQA"))
 
-ARGUMENTS = (
+FLAGS = [
   cli.Flag("dataset", str, required=True, positional=True, help=" or ".join(BUILDERS)),
   cli.Flag("raw", str, help="folder of the official download"),
   cli.Flag("out", str, help="folder of prepared data sets, if not $TFDS_DATA_DIR"),
   cli.Flag("parts", list, help="the parts to prepare, if not all"),
-)
+]
 
 
-def prepare(dataset: str, raw: str | None, out: str, parts: list[str] | None = None) -> list[str]:
-  """Writes the data set below `out`; returns a line for each part."""
-  if dataset not in BUILDERS:
-    raise UserError(f"pgjax.prepare knows {', '.join(BUILDERS)}, not '{dataset}'.")
-  module, class_name = BUILDERS[dataset]
-  if module.PARTS and not raw:
-    raise UserError(f"pgjax.prepare {dataset} needs --raw=DIR, the folder of its download.")
-  parts = tuple(parts or module.PARTS)
-  module.check(raw, parts)
+def main(args: Any) -> None:
+  """Writes the data set; prints a line for each part."""
+  logging.set_verbosity(logging.WARNING)
+  out = os.path.expanduser(args.out or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+  if args.dataset not in BUILDERS:
+    raise UserError(f"pgjax.prepare knows {', '.join(BUILDERS)}, not '{args.dataset}'.")
+  module, class_name = BUILDERS[args.dataset]
+  if module.PARTS and not args.raw:
+    raise UserError(f"pgjax.prepare {args.dataset} needs --raw=DIR, the folder of its download.")
+  parts = tuple(args.parts or module.PARTS)
+  module.check(args.raw, parts)
   tfds.disable_progress_bar()
-  builder = getattr(module, class_name)
-  return [_prepare_one(builder, raw, out, part) for part in parts or [None]]
+  for part in parts or [None]:
+    cli.say(prepared(getattr(module, class_name), args.raw, out, part))
 
 
-def _prepare_one(builder_class, raw, out, part) -> str:
+def prepared(builder_class: Any, raw: str | None, out: str, part: str | None) -> str:
+  """Writes one part below `out`; returns its sizes and path."""
   name = builder_class.name if part is None else f"{builder_class.name}/{part}"
   sys.stderr.write(f"Preparing {name} ...\n")
   try:
@@ -67,13 +71,5 @@ def _prepare_one(builder_class, raw, out, part) -> str:
   return f"{name}: {sizes} in {builder.data_path}"
 
 
-def main(args):
-  """One data set."""
-  logging.set_verbosity(logging.WARNING)
-  out = args.out or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  for line in prepare(args.dataset, args.raw, os.path.expanduser(out), args.parts):
-    cli.say(line)
-
-
 if __name__ == "__main__":
-  cli.run(main, __doc__, ARGUMENTS, config="none")
+  cli.run(main, __doc__, FLAGS, config="none")

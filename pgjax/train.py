@@ -50,8 +50,7 @@ AGREE_STEPS = 10  # How often several processes agree on whether to stop.
 
 def main(args: Any) -> None:
   """Trains, or resumes."""
-  again = shlex.join(["python", "-m", "pgjax.train", *sys.argv[1:]])
-  execute(args.config, args.workdir, again)
+  execute(args.config, args.workdir, shlex.join(["python", "-m", "pgjax.train", *sys.argv[1:]]))
 
 
 def execute(
@@ -79,11 +78,13 @@ def execute(
   total_steps = durations.total_steps(config, data.num_examples)
   steps = functools.partial(durations.steps, config, total_steps=total_steps, **sizes)
   model = paligemma.Model(**config.model)
-  tx = make_optimizer(config, model, total_steps, data.num_examples)
+  trained = of_model.trained_shapes(model, config)
+  stochastic_rounding.check(config, trained)
+  tx = optimizer.make(config, total_steps, trained, num_examples=data.num_examples)
   abstract = train_state.abstract_state(model, tx, config, mesh)
   shardings = sharding.shardings_of(abstract.params)
-  every = evaluator_lib.of_training(config, total_steps, data.num_examples)
   leaves = of_model.stored_params(model, config)
+  every = evaluator_lib.of_training(config, total_steps, data.num_examples)
   evaluators = evaluator_lib.make(config, model, leaves, mesh, tokenizer, shardings, every)
   identity = identity_of(config, tokenizer, data.num_examples)
   saver = make_saver(config, workdir, tokenizer, identity, total_steps, steps, log)
@@ -181,14 +182,11 @@ def fit(run: Run, state: Any, position: dict[str, Any], stop: Stop) -> tuple[int
 
 @contextlib.contextmanager
 def saved_if_broken(run: Run, step: int, state: Any) -> Iterator[None]:
-  """Saves the run when an example is broken or an evaluation cannot be written, then raises.
-
-  Not with several processes: the others do not know of the error.
-  """
+  """Saves the run when an example is broken or an evaluation cannot be written, then raises."""
   try:
     yield
   except UserError:
-    if step and processes_lib.process_count() == 1:
+    if step and processes_lib.process_count() == 1:  # Other processes do not know of the error.
       run.save(step, state, None)
     raise
 
@@ -224,13 +222,6 @@ class Stop:
     if not self._agreed and step % AGREE_STEPS == 0:
       self._agreed = any(processes_lib.gather_objects(self.signal is not None))
     return self._agreed
-
-
-def make_optimizer(config: Any, model: Any, total_steps: int, num_examples: int) -> Any:
-  """The optimizer of the trainable leaves."""
-  trained = of_model.trained_shapes(model, config)
-  stochastic_rounding.check(config, trained)
-  return optimizer.make(config, total_steps, trained, num_examples=num_examples)
 
 
 def make_saver(config, workdir, tokenizer, identity, total_steps, steps, log) -> saver_lib.Saver:

@@ -1,4 +1,4 @@
-"""What is in an answer: text, tokens with their log-probabilities, boxes and masks in pixels."""
+"""An answer: text, tokens with their log-probabilities, boxes and masks in pixels."""
 
 import dataclasses
 import html
@@ -59,18 +59,18 @@ class Answer:
 
   @property
   def masks(self) -> tuple[Mask, ...]:
-    """Those of the objects that have a mask; decoding it needs the VQ-VAE (docs/boxes.md)."""
+    """The objects with a mask; decoding it needs the VQ-VAE (docs/boxes.md)."""
     masks_HW = draw_images.masks_of(self.objects, *self.image_size[::-1])
-    made = zip(self.objects, masks_HW, strict=True)
-    return tuple(Mask(*self._fields(o), mask_HW) for o, mask_HW in made if mask_HW is not None)
+    pairs = zip(self.objects, masks_HW, strict=True)
+    return tuple(Mask(*self._fields(o), mask_HW) for o, mask_HW in pairs if mask_HW is not None)
 
   def draw(self) -> Image.Image:
     """The (first) image with boxes and masks; without the VQ-VAE, a warning and only boxes."""
     encoded = images.encoded(self.image)
     pixels = images.decode(encoded[0] if isinstance(encoded, list) else encoded)
-    picture, missing = draw_images.marked(pixels, self.objects)
-    if missing:
-      log.warning(missing)
+    picture, warning = draw_images.marked(pixels, self.objects)
+    if warning:
+      log.warning(warning)
     return picture
 
   def _repr_html_(self) -> str:

@@ -1,4 +1,4 @@
-"""What may be passed to the functions of pgjax.api, and how do errors name it?"""
+"""Checks the arguments of the functions of pgjax.api, and names them in errors."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from pgjax.errors import UserError
 
 @contextlib.contextmanager
 def named_as_in_python() -> Iterator[None]:
-  """Errors of the commands say --step=3, here they say step=3; quoted commands stay as they are."""
+  """Rewrites --step=3 in errors of the commands to step=3, except in quoted commands."""
   try:
     yield
   except UserError as error:
@@ -43,7 +43,7 @@ def path(name: str, value: Any) -> str:
 
 
 def checkpoint(ckpt: Any, step: Any, ema: Any, quantize: Any) -> str:
-  """Checks what `load` and `score` have in common; returns the checkpoint's name."""
+  """Checks the arguments that `load` and `score` share; returns the checkpoint's name."""
   check_number("step", step, 0)
   check("ema", ema, bool, "True or False")
   check("quantize", quantize, str | None, "one of nf4, int8")
@@ -51,7 +51,7 @@ def checkpoint(ckpt: Any, step: Any, ema: Any, quantize: Any) -> str:
 
 
 def dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
-  """input__batch_size=8 means config.input.batch_size; names with dots are taken as they are."""
+  """Turns input__batch_size into input.batch_size; names with dots are unchanged."""
   return {n if "." in n else n.replace("__", "."): value for n, value in overrides.items()}
 
 

@@ -1,7 +1,6 @@
-"""What does a checkpoint answer, and how likely does it find given answers?
+"""What does a checkpoint answer, and how likely are given answers?
 
-The engine is that of pgjax.predict (inference/engine.py): the same tokens and log-probabilities,
-bit for bit. Likelihoods are those of the perplexity evaluator (evaluation/likelihood.py).
+Answers are bit-identical to those of pgjax.predict, likelihoods to the perplexity evaluator's.
 """
 
 import os
@@ -40,7 +39,7 @@ def load(
   Args:
     ckpt: any that the commands take: a workdir or step folder, an .npz, a Hugging Face or PEFT
       folder, a name such as "pt_3b_224", a hub id.
-    dtype: "float32" or "bfloat16", of the computation; without it as the checkpoint says. With
+    dtype: "float32" or "bfloat16", of the computation; without it the checkpoint's own. With
       "bfloat16", float32 parameters are also stored in it.
     quantize: "int8" or "nf4" stores the matrices in fewer bits.
     step: which step of a workdir; without it the newest.
@@ -60,16 +59,15 @@ def load(
 
 
 class Model:
-  """A loaded checkpoint; programs are compiled at their first use and reused.
+  """A loaded checkpoint (see `load`); programs are compiled at their first use and reused.
 
   Attributes:
     checkpoint: the file or folder it was read from.
-    settings: how it decodes unless arguments say otherwise, from the config of its run.
-    notes: what to know about how it was read, such as how its images are resized.
+    settings: the defaults of decoding, from the config of its run.
+    notes: remarks on how it was read, such as how its images are resized.
   """
 
   def __init__(self, answerer: engine.Engine):
-    """Use `load`."""
     self._answerer, self._likelihood, opened = answerer, None, answerer.opened
     self.checkpoint, self.settings, self.notes = opened.source.path, opened.settings, opened.notes
 
@@ -100,10 +98,7 @@ class Model:
   def answer_batch(
     self, questions: Sequence[tuple[Any, str]], *, batch_size: int | None = None, **settings: Any
   ) -> list[Answer]:
-    """Answers many pairs (image, prompt), in order; each gets the answer it gets alone.
-
-    settings: decode, max_decode_len, grammar and seed, as in `answer`.
-    """
+    """Answers many pairs (image, prompt), in order; decode, grammar etc. are those of `answer`."""
     arguments.check("questions", questions, list | tuple, "a list of pairs (image, prompt)")
     for i, pair in enumerate(questions):
       if not isinstance(pair, list | tuple) or len(pair) != 2:
@@ -138,18 +133,18 @@ class Model:
     """-log p of each token of each row."""
     answerer, opened = self._answerer, self._answerer.opened
     if self._likelihood is None:
-      places = sharding.shardings_of(answerer.params)
+      shardings = sharding.shardings_of(answerer.params)
       self._likelihood = likelihood.jitted_nll(
-        answerer.model, answerer.leaves, answerer.mesh, places, per_token=True
+        answerer.model, answerer.leaves, answerer.mesh, shardings, per_token=True
       )
     layout = Layout(opened.config.res, text_len, opened.config.num_frames, for_training=True)
     part = loader_lib.Part("answers", memory.InMemory(rows, ["this question"] * len(rows)), 1.0)
     loader = Loader(part, opened.pp, opened.tokenizer, layout, 0, cache_bytes=64 << 20)
-    made = []
+    nll = []
     for batch in answerer.batches(loader, opened.batch_size):
       nll_BT = np.asarray(self._likelihood(answerer.params, batch.arrays))
-      made += list(nll_BT[: len(batch.rows)])
-    return made
+      nll += list(nll_BT[: len(batch.rows)])
+    return nll
 
   def _settings(self, decode=None, max_decode_len=None, grammar=None, seed=0) -> Settings:
     for name, value in dict(decode=decode, grammar=grammar).items():
@@ -171,11 +166,11 @@ class Model:
 
   def _answers(self, pairs, where, settings, batch_size) -> list[Answer]:
     questions, sizes = self._checked(pairs, where, settings)
-    opened, made = self._answerer.opened, []
+    opened, results = self._answerer.opened, []
     answers = self._answerer.answers(questions, settings, batch_size)
     for (image, _), size, answer in zip(pairs, sizes, answers, strict=True):
       prompt, text, tokens, logps = answer
       objects = engine.objects_of(opened, answer).objects
       ended = tokens[-1:] == [opened.tokenizer.eos]
-      made.append(Answer(prompt, text, tuple(tokens), tuple(logps), ended, size, image, objects))
-    return made
+      results.append(Answer(prompt, text, tuple(tokens), tuple(logps), ended, size, image, objects))
+    return results

@@ -1,4 +1,4 @@
-"""Training and scoring as functions: what pgjax.train and pgjax.evaluate do, with their results."""
+"""Training and scoring as functions that return the results of pgjax.train and pgjax.evaluate."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from pgjax.api import arguments
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-  """Where a run is."""
+  """The state of a run."""
 
   workdir: pathlib.Path
   step: int  # The last one, which is saved.
@@ -44,7 +44,7 @@ def fit(config: Any, workdir: str | os.PathLike, **overrides: Any) -> Fitted:
 
   Args:
     config: "configs/x.py:args", a dict, or a ConfigDict such as a config file's get_config returns.
-    workdir: folder of the run; made if it does not exist.
+    workdir: folder of the run; created if missing.
     overrides: fields to replace, `input__batch_size=8` for config.input.batch_size.
   """
   checked = arguments.checked_config(config, arguments.dotted(overrides))
@@ -73,8 +73,8 @@ def score(
 
   Args:
     ckpt: as in `load`, and so are step, ema and quantize.
-    out: folder for the results; made if it does not exist.
-    config: as in `fit`; without it the one that the checkpoint was trained with.
+    out: folder for the results; created if missing.
+    config: as in `fit`; without it the config of the checkpoint's run.
     evals: regular expression: which entries of config.evals to run.
     overrides: as in `fit`.
   """

@@ -84,10 +84,8 @@ def fault(piece: str) -> str:
 def facts(answers: Iterable[Sequence[str]]) -> dict[str, Any]:
   """Objects per answer and their classes; empty without boxes."""
   counts, classes, with_mask = [], collections.Counter(), 0
-  for one in answers:
-    objects = [
-      o for answer in one for o in locations.parse(answer).objects if has_locations(answer)
-    ]
+  for texts in answers:
+    objects = [o for text in texts if has_locations(text) for o in locations.parse(text).objects]
     counts.append(len(objects))
     classes.update(o.label for o in objects)
     with_mask += sum(o.codes is not None for o in objects)
@@ -106,10 +104,7 @@ def facts(answers: Iterable[Sequence[str]]) -> dict[str, Any]:
 def mask_round_trips(
   of: Sequence[tuple], coder: tuple[Callable, Callable], book: Book
 ) -> dict[str, Any]:
-  """IoU of some masks after encoding and decoding.
-
-  `of` is from objects_with_masks, `coder` is (encode, decode) with seg_vae's parameters bound.
-  """
+  """IoU of some masks (of objects_with_masks) after encoding and decoding; coder: the two."""
   count = min(len(of), MAX_MASKS)
   sample, ious = [of[i * len(of) // count] for i in range(count)], []
   for i, k, segmentation, box, size in sample:

@@ -67,8 +67,12 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
       sizes = f"width {spread(images['width'])}; height {spread(images['height'])}"
       lines.append(("", sizes))
   lines += _text_lines(facts["texts"])
-  if "masks" in facts:
-    lines.append(("masks", _masks(facts["masks"])))
+  if masks := facts.get("masks"):
+    text = masks.get("why_not")
+    if masks["mean_iou"] is not None:
+      text = f"after encoding {masks['looked_at']} of them, "
+      text += f"mean IoU {masks['mean_iou']:.3f}, lowest {masks['least_iou']:.3f}"
+    lines.append(("masks", f"{masks['number']:,}; {text}"))
   return lines
 
 
@@ -97,15 +101,6 @@ def _text_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     text = f"{boxes['objects']:,} in answers{masks}, {most}; {without}; {classes}"
     lines.append(("boxes", text))
   return lines
-
-
-def _masks(facts: Mapping[str, Any]) -> str:
-  if facts["mean_iou"] is None:
-    return f"{facts['number']:,}; {facts['why_not']}"
-  return (
-    f"{facts['number']:,}; after encoding {facts['looked_at']} of them, mean IoU "
-    f"{facts['mean_iou']:.3f}, lowest {facts['least_iou']:.3f}"
-  )
 
 
 def spread(of: Spread | None) -> str:

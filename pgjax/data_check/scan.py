@@ -134,7 +134,7 @@ def answers_of(value: Any) -> tuple[str, ...]:
   if isinstance(value, np.ndarray):
     value = value.tolist()
   many = value if isinstance(value, list | tuple) else [value]
-  return tuple(one if isinstance(one, str) else str(one) for one in many)
+  return tuple(map(str, many))
 
 
 def _reason(error: Exception) -> str:
@@ -274,18 +274,13 @@ class Seen(NamedTuple):
   digests: dict[int, str]
   texts: dict[int, Text]
 
-  def pairs(self) -> Iterator[tuple[int, tuple[str, str], tuple[str, ...]]]:
-    """(index, (image, prefix), answers), in the order of the data."""
-    for i, digest in self.digests.items():
-      if i in self.texts:
-        yield i, (digest, self.texts[i].prefix), self.texts[i].answers
-
 
 def repeats(seen: Seen, where: Any, book: Book) -> None:
   """Adds to the book the examples with image and prefix of an earlier one."""
   first: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
-  for i, pair, answers in seen.pairs():
-    earlier, its_answers = first.setdefault(pair, (i, answers))
+  for i in (i for i in seen.digests if i in seen.texts):
+    prefix, answers = seen.texts[i]
+    earlier, its_answers = first.setdefault((seen.digests[i], prefix), (i, answers))
     if answers != its_answers:
       mine, other = _difference(" | ".join(answers), " | ".join(its_answers))
       book.add("contradiction", i, f"{mine!r}, but {other!r} as {where(earlier)}")

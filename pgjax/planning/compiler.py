@@ -129,12 +129,11 @@ def devices(gpu: str | None, num_devices: int) -> list[Any]:
 
 
 class Compiler:
-  """A process that compiles for one kind of device; a context manager."""
+  """A process that compiles for one kind of device, until `close`."""
 
   def __init__(self, gpu: str | None, num_devices: int):
     """gpu: a name of gpus.py, or None for the CPU with at most num_devices simulated devices."""
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     if gpu is None:
       environment["JAX_PLATFORMS"] = "cpu"
       flag = f"--xla_force_host_platform_device_count={num_devices}"
@@ -153,12 +152,6 @@ class Compiler:
       env=environment,
       cwd=pathlib.Path(pgjax.__path__[0]).resolve().parent,
     )
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self.close()
 
   def close(self) -> None:
     """Kills the process."""

@@ -61,7 +61,9 @@ def train_flops(
   S = soft + text_len
   tokens = (soft, soft, soft, S, text_len)
   trained = frozenset(trained)
-  first = min((_reached(name) for name in trained), default=len(_STAGES))
+  # The token table is read before the decoder, and again for the logits.
+  reached = [_DECODER if _base(n) == paligemma.TOKEN_TABLE else _stage(n) for n in trained]
+  first = min(reached, default=len(_STAGES))  # Activations from here on need gradients.
   total = 0
   for name, leaf in shapes.items():
     if name.rsplit("/", 1)[-1] not in _NO_PRODUCT:
@@ -79,13 +81,8 @@ def train_flops(
 
 def _stage(name: str) -> int:
   """The index in _STAGES of the parameter's product."""
-  name = name.removeprefix(param_names.LORA)
-  return next(i for i, pattern in enumerate(_STAGES) if re.fullmatch(pattern, name))
+  return next(i for i, pattern in enumerate(_STAGES) if re.fullmatch(pattern, _base(name)))
 
 
-def _reached(name: str) -> int:
-  """The first stage whose activations need a gradient if this parameter trains.
-
-  The token table is read before the decoder, and again for the logits.
-  """
-  return _DECODER if name.removeprefix(param_names.LORA) == paligemma.TOKEN_TABLE else _stage(name)
+def _base(name: str) -> str:
+  return name.removeprefix(param_names.LORA)

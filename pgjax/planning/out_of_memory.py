@@ -16,15 +16,10 @@ _WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
 class Advice:
-  """A reusable context manager that turns out-of-memory errors into a UserError.
-
-  Attributes:
-    program: the compiled step, once there is one.
-  """
+  """A reusable context manager that turns out-of-memory errors into a UserError."""
 
   def __init__(self, config: Any, model: Any, abstract: Any, mesh: Any):
-    """abstract: the state of the run."""
-    self.program = None
+    self.program = None  # The compiled step, when there is one.
     self._about = (config, model, abstract, mesh)
 
   def __enter__(self):

@@ -135,15 +135,14 @@ def _activation_bytes(run: PlannedRun, policy: str) -> int:
   img, llm = run.model.img_config, run.model.llm_config
   of_image, of_text = run.tokens
   heads = llm.num_heads * llm.head_dim
+  text = image = 0
   if policy.startswith("mlp_out"):
-    text, image = llm.width, 0
+    text = llm.width
   elif policy == "attention_saveable":
     text, image = heads, img.width
   elif policy in ("products_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable", "none"):
     text = 2 * heads + 2 * llm.num_kv_heads * llm.head_dim + 2 * llm.width + 2 * llm.mlp_dim
     image = 5 * img.width + img.mlp_dim
-  else:
-    text = image = 0
   width = 2 if run.config.dtype == "bfloat16" else 4
   return width * (llm.depth * of_text * text + img.depth * of_image * image)
 

@@ -1,5 +1,6 @@
 """pgjax.plan reports the bytes of the compiled step, and what an independent count gives."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -422,7 +423,7 @@ def test_the_plan_cache_depends_on_every_source_of_the_package(monkeypatch, tmp_
 def test_the_plan_is_the_memory_of_the_compiled_step(monkeypatch, tmp_path):
   """Compiler, a separate process, against a compilation in this one."""
   monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path))
-  with compiler_lib.Compiler(None, 8) as compiler:
+  with contextlib.closing(compiler_lib.Compiler(None, 8)) as compiler:
     for fields, num_devices in TRUTHS:
       made = config(**fields, remat="none")
       need = compiler.step(made, num_devices).need
