@@ -4,7 +4,7 @@
 
 Writes a checkpoint with random bfloat16 weights to DIR, runs `python -m pgjax.convert` along the
 chain, without and with --verify, each in its own process, compares the last Hugging Face folder
-with the first file by file, and prints a line for each step and one for a plain copy of the files.
+with the first one byte by byte, and prints a line for each step and for a plain copy of the files.
 DIR needs space for four models; all output is removed at the end.
 """
 
@@ -59,11 +59,11 @@ def random_leaf(shape, seed) -> lazy_array.LazyArray:
   """bfloat16 numbers around 0.02; a row depends only on its index."""
 
   def rows(start, stop):
-    made = np.empty((stop - start, *shape[1:]), ml_dtypes.bfloat16)
+    values = np.empty((stop - start, *shape[1:]), ml_dtypes.bfloat16)
     for i in range(start, stop):
       rng = np.random.default_rng([seed, i])
-      made[i - start] = rng.standard_normal(shape[1:], np.float32) * np.float32(0.02)
-    return made
+      values[i - start] = rng.standard_normal(shape[1:], np.float32) * np.float32(0.02)
+    return values
 
   return lazy_array.LazyArray(tuple(shape), np.dtype(ml_dtypes.bfloat16), rows)
 

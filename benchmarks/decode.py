@@ -1,12 +1,12 @@
-"""Which generates answers faster: our decode, or transformers' generate?
+"""Which generates answers faster, pgjax or transformers?
 
   python benchmarks/decode.py [--device=cpu|gpu] [--only=REGEX] [--torch_python=PYTHON]
 
 Both sides get the same random weights (the 100 M parameters of benchmarks/step.py), images and
-prompts without padding, and generate all of their tokens: no answer ends early. Each side has its
-own process, and they take turns. Most answers must be the same, token for token. A row: new tokens
-a second (reading image and prompt included), peak memory while generating, and the share of answers
-that are the same. Packages: requirements-parity.txt.
+prompts without padding, and generate all tokens: no answer ends early. Each side has its own
+process, and they take turns. Most answers must be equal, token for token. A row: new tokens a
+second (prefill included), peak memory while generating, and the share of equal answers. Packages:
+requirements-parity.txt.
 """
 
 import argparse
@@ -44,29 +44,31 @@ def write_batch(path: pathlib.Path, shape: step.Shape, res: int) -> None:
 
 
 def measured(spec: dict[str, Any], pythons: dict[str, str]) -> dict[str, Any]:
-  """{side: what it measured}."""
-  sides, found = {}, {}
+  """{side: its measurements}."""
+  sides, results = {}, {}
   for name in step.NAMES:
     sides[name] = step.Side(name, pythons[name], spec, SIDES)
-    found[name] = sides[name].answer()
+    results[name] = sides[name].answer()
   rounds = {name: [] for name in step.NAMES}
   for number in range(ROUNDS):
     for name in step.NAMES if number % 2 == 0 else step.NAMES[::-1]:
       rounds[name].append(sides[name].answer("steps 1"))
   for name in step.NAMES:
     seconds = statistics.median(r["seconds"] for r in rounds[name])
-    found[name] |= sides[name].end()
-    found[name] |= dict(tokens_per_second=BATCH * NEW_TOKENS / seconds, rounds=rounds[name])
-  return found
+    results[name] |= sides[name].end()
+    results[name] |= dict(tokens_per_second=BATCH * NEW_TOKENS / seconds, rounds=rounds[name])
+  return results
 
 
-def same(found: dict[str, Any]) -> float:
+def same(results: dict[str, Any]) -> float:
   """The share of equal answers; exits if the two compute different things."""
-  ours, theirs = (np.array(found[name].pop("tokens")) for name in step.NAMES)
+  ours, theirs = (np.array(results[name].pop("tokens")) for name in step.NAMES)
   share = float((ours == theirs).all(axis=1).mean())
   if share < 0.8:
     first = [int(np.argmax(row)) for row in ours != theirs if row.any()]
-    raise SystemExit(f"Only {share:.0%} of the answers are the same; others from tokens {first}.")
+    raise SystemExit(
+      f"Only {share:.0%} of the answers are equal; the others differ from tokens {first}."
+    )
   return share
 
 
@@ -96,13 +98,13 @@ def main() -> None:
         continue
       spec = dict(files, device=args.device, res=res, text_len=PROMPT_LEN, new_tokens=NEW_TOKENS)
       spec |= dict(ours=ours, theirs=theirs, attention=args.attention)
-      found = measured(spec, pythons)
-      share = same(found)
-      speeds = [found[name]["tokens_per_second"] for name in step.NAMES]
+      results = measured(spec, pythons)
+      share = same(results)
+      speeds = [results[name]["tokens_per_second"] for name in step.NAMES]
       cells = [method, *(f"{speed:.4g}" for speed in speeds), f"{speeds[0] / speeds[1]:.2f}"]
-      cells += [f"{found[name]['peak_step'] / step.MB:,.0f}" for name in step.NAMES]
+      cells += [f"{results[name]['peak_step'] / step.MB:,.0f}" for name in step.NAMES]
       print("| " + " | ".join([*cells, f"{share:.0%}"]) + " |", flush=True)
-      everything[method] = found
+      everything[method] = results
   if args.json:
     args.json.write_text(json.dumps(everything, indent=2))
 

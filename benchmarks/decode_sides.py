@@ -1,7 +1,7 @@
-"""What do the two sides of decode.py run? As step_sides.py; a step is one batch of answers.
+"""The two programs that decode.py compares, with the protocol of step_sides.py.
 
-Called by decode.py: `python decode_sides.py pgjax|transformers SPEC`, SPEC in JSON. The first line
-that it prints has the tokens of the answers.
+Usage: `python decode_sides.py pgjax|transformers SPEC`, SPEC in JSON. The first line of output has
+the tokens of the answers; a step is one batch of answers.
 """
 
 import json
@@ -79,10 +79,10 @@ def transformers(spec):
     pixel_values=torch.tensor(data["image"]).permute(0, 3, 1, 2).contiguous().to(model.dtype),
     attention_mask=torch.ones(len(text), patches + text.shape[1], dtype=torch.long),
   )
-  if transformers.__version__.startswith("5"):  # 4.57 sees the whole prompt without being told.
+  if transformers.__version__.startswith("5"):  # 4.57 does so by default.
     inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
   inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-  model.generation_config.eos_token_id = None  # Both sides make all tokens.
+  model.generation_config.eos_token_id = None  # Both sides generate all tokens.
   fields = dict(max_new_tokens=spec["new_tokens"], do_sample=False, **spec["theirs"])
 
   def answer():

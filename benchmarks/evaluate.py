@@ -72,13 +72,13 @@ def main() -> None:
   parser.add_argument("--evals", default="test")
   parser.add_argument("--examples", type=int, default=300, help="how many the loop takes")
   args = parser.parse_args()
-  alone, some = one_by_one(args)
+  some_seconds, some = one_by_one(args)
   seconds, count, answers = whole_split(args)
   if some != answers[: len(some)]:
-    raise SystemExit("The two do not give the same answers.")
-  loop = alone / (len(some) - 1) * count
-  found = dict(examples=count, seconds=seconds, loop_seconds=loop, times_faster=loop / seconds)
-  print(json.dumps({name: round(value, 2) for name, value in found.items()}))
+    raise SystemExit("The answers of the two differ.")
+  loop = some_seconds / (len(some) - 1) * count
+  result = dict(examples=count, seconds=seconds, loop_seconds=loop, times_faster=loop / seconds)
+  print(json.dumps({name: round(value, 2) for name, value in result.items()}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How was pgjax/data/tiny_tokenizer.model made? By this program, once; the file is in git.
+"""Trains pgjax/data/tiny_tokenizer.model. It ran once; the file is in git.
 
 A SentencePiece model of 640 pieces with Gemma's conventions (ids of pad, eos, bos, unk; a newline
 is one piece; no dummy prefix, no normalisation, digits split, bytes instead of unknown pieces), so
-that small models need no download. The text: the questions and answers of the easy-VQA package and,
-where the folder is given, of ChartQA's training part.
+that small models need no download. The corpus: questions and answers of the easy-VQA package and,
+if the folder is given, of ChartQA's training split.
 
 python benchmarks/make_tiny_tokenizer.py [CHARTQA_DIR]
 """

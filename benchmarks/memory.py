@@ -1,4 +1,4 @@
-"""How much memory does a training step of PaliGemma need on a GPU that is not here?
+"""How much memory does a training step of PaliGemma need on a GPU, without having it?
 
   python benchmarks/memory.py [--device=H200] [--only=REGEX] [--hlo=DIR]
 
@@ -65,7 +65,7 @@ CASES = {
 
 
 def run_config(batch_size, fields):
-  """The config of a case: what training/step.py and training/optimizer.py read."""
+  """The config of a case: the fields that training/step.py and training/optimizer.py read."""
   import ml_collections
 
   base = dict(
@@ -118,9 +118,9 @@ def compiled_step(batch_size, num_devices, fields, device):
 
 
 def with_trip_counts(text, tokens, train_table):
-  """The program with the most iterations that its one loop of unknown length, the loss, can take.
+  """The program with the maximal trip count of its one loop of unknown length, the loss.
 
-  It runs as many chunks as there are tokens with a loss; whoever adds up costs must count all.
+  The loop runs only the chunks that have tokens with a loss; a sum of costs must count all.
   """
   from pgjax.layers import cross_entropy
 

@@ -1,14 +1,14 @@
-"""Which trains faster and in less memory: our step, or transformers with PEFT?
+"""Which trains faster and in less memory, pgjax or transformers with PEFT?
 
   python benchmarks/step.py [--device=cpu|gpu] [--only=REGEX] [--recompute=defaults|none|layers]
 
 Both sides get the same weights, batch, dtype and optimizer (AdamW, clipped to norm 1), each in its
 own process, and take turns, so that other load on the machine slows both. A case is a shape (tiny,
-or mid with 100 M parameters) and a method; its first losses must agree, and with the same trained
-weights those after two updates too. A row: trained parameters, examples/s (from the median of the
+or mid with 100 M parameters) and a method. The first losses must agree; without LoRA also those
+after two updates. A row: trained parameters, examples/s (from the median of the
 rounds), peak memory, and the difference of the first losses. Memory is that of the process on a CPU
 ("total" with loading and compilation, "step" while it trains), and the peak of the framework's
-allocator on a GPU. qlora of the other side needs a GPU and bitsandbytes. Packages:
+allocator on a GPU. For transformers, qlora needs a GPU and bitsandbytes. Packages:
 requirements-parity.txt.
 """
 
@@ -29,8 +29,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIDES = ROOT / "benchmarks" / "step_sides.py"
 NAMES = ("pgjax", "transformers")
 MB = 1e6
-IMAGE_ROWS = 64  # transformers' rows for <image> behind those of text.
-PREFIX = 0.75  # Of the text; what is left of it is learned.
+IMAGE_ROWS = 64  # Of transformers, for <image>, after those of text.
+PREFIX = 0.75  # Share of the text; the rest has a loss.
 
 
 class Shape(NamedTuple):
@@ -129,7 +129,7 @@ def write_weights(folder: pathlib.Path, shape: Shape) -> None:
 
 
 def write_batch(path: pathlib.Path, shape: Shape, rows: int) -> None:
-  """Images and texts without padding; the last quarter of each text is learned."""
+  """Images and texts without padding; the last quarter of each text has a loss."""
   rng = np.random.default_rng(1)
   learned = np.arange(shape.text_len + 1) >= PREFIX * shape.text_len
   learned = np.broadcast_to(learned, (rows, shape.text_len + 1)).astype(np.int32)
@@ -153,9 +153,9 @@ class Side:
       HF_HUB_OFFLINE="1",
       JAX_PLATFORMS=dict(cpu="cpu", gpu="cuda")[spec["device"]],
       XLA_PYTHON_CLIENT_PREALLOCATE="false",
-      OMP_WAIT_POLICY="PASSIVE",  # Who waits for its turn must not use a core.
+      OMP_WAIT_POLICY="PASSIVE",  # The waiting side must not use a core.
       TF_CPP_MIN_LOG_LEVEL="3",
-      PYTHONWARNINGS="ignore::FutureWarning",  # Of transformers, about its own next version.
+      PYTHONWARNINGS="ignore::FutureWarning",  # Of transformers.
     )
     command = [python, str(program), name, json.dumps(spec)]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -181,26 +181,26 @@ class Side:
 def measured(spec: dict[str, Any], shape: Shape, pythons: dict[str, str]) -> dict[str, Any]:
   """{side: measurements} of the sides that can run the case."""
   names = NAMES[:1] if spec["method"] == "qlora" and spec["device"] == "cpu" else NAMES
-  sides, found = {}, {}
-  for name in names:  # One after the other: each has the machine for its compilation.
+  sides, results = {}, {}
+  for name in names:  # One after the other, so that compilations do not overlap.
     sides[name] = Side(name, pythons[name], spec)
-    found[name] = sides[name].answer()
+    results[name] = sides[name].answer()
   rounds = {name: [] for name in names}
   for number in range(shape.rounds):
     for name in names if number % 2 == 0 else names[::-1]:
       rounds[name].append(sides[name].answer(f"steps {shape.steps}"))
   for name in names:
     seconds = statistics.median(r["seconds"] for r in rounds[name]) / shape.steps
-    found[name] |= sides[name].end()
-    found[name] |= dict(examples_per_second=spec["batch"] / seconds, rounds=rounds[name])
-  return found
+    results[name] |= sides[name].end()
+    results[name] |= dict(examples_per_second=spec["batch"] / seconds, rounds=rounds[name])
+  return results
 
 
-def check(found: dict[str, Any], spec: dict[str, Any]) -> str:
+def check(results: dict[str, Any], spec: dict[str, Any]) -> str:
   """The difference of the first losses; exits if the two compute different things."""
-  if len(found) < 2:
+  if len(results) < 2:
     return ""
-  ours, theirs = (found[name] for name in NAMES)
+  ours, theirs = (results[name] for name in NAMES)
   if ours["trained"] != theirs["trained"]:
     raise SystemExit(f"{spec}: trained parameters {ours['trained']} and {theirs['trained']}")
   exact = spec["device"] == "cpu"
@@ -213,11 +213,11 @@ def check(found: dict[str, Any], spec: dict[str, Any]) -> str:
   return f"{apart[0]:.0e}"
 
 
-def row(case: str, found: dict[str, Any], apart: str) -> str:
+def row(case: str, results: dict[str, Any], apart: str) -> str:
   """One line of the table, in Markdown."""
-  both = [found.get(name) for name in NAMES]
+  both = [results.get(name) for name in NAMES]
   speeds = [side and side["examples_per_second"] for side in both]
-  cells = [case, f"{found[NAMES[0]]['trained']:,}"]
+  cells = [case, f"{results[NAMES[0]]['trained']:,}"]
   cells += [f"{speed:.3g}" if speed else "n/a" for speed in speeds]
   cells.append(f"{speeds[0] / speeds[1]:.2f}" if speeds[1] else "")
   for kind in ("peak_step", "peak_all"):
@@ -242,7 +242,7 @@ def main() -> None:
     "--recompute",
     default="defaults",
     choices=["defaults", "none", "layers"],
-    help="activations computed again: as each side does by itself, never, or all of each layer",
+    help="recomputation of activations: each side's default, none, or all of each layer",
   )
   parser.add_argument("--torch_python", default=sys.executable, help="the other side's interpreter")
   parser.add_argument("--json", type=pathlib.Path)
@@ -264,9 +264,9 @@ def main() -> None:
       for method, case in cases.items():
         spec = dict(files, method=method, device=args.device, batch=batch, res=shape.res)
         spec |= dict(text_len=shape.text_len, recompute=args.recompute, lora=LORA, frozen=frozen)
-        found = measured(spec | dict(params=rules(method, frozen)), shape, pythons)
-        print(row(case, found, check(found, spec)), flush=True)
-        everything[case] = found
+        results = measured(spec | dict(params=rules(method, frozen)), shape, pythons)
+        print(row(case, results, check(results, spec)), flush=True)
+        everything[case] = results
   if args.json:
     args.json.write_text(json.dumps(everything, indent=2))
 

@@ -1,9 +1,8 @@
-"""What do the two sides of step.py run? Each loads, runs its first steps, then follows requests.
+"""The two programs that step.py compares: each loads, runs its first steps, then follows requests.
 
-Called by step.py: `python step_sides.py pgjax|transformers SPEC`, SPEC in JSON. It prints one JSON
-object a line: first the trained parameters and the losses of the first steps, then the seconds of
-each `steps N` that it reads (and those of all its threads together), and at `end` its memory. The
-side of transformers imports no pgjax.
+Usage: `python step_sides.py pgjax|transformers SPEC`, SPEC in JSON. It prints one JSON object a
+line: first the trained parameters and the losses of the first steps, then the wall-clock and CPU
+seconds of each `steps N` on stdin, and at `end` its memory. The transformers side imports no pgjax.
 """
 
 import ctypes
@@ -16,7 +15,7 @@ import time
 
 import numpy as np
 
-FIRST_STEPS = 3  # They compile, fill caches and give the losses that the two sides must share.
+FIRST_STEPS = 3  # For compilation, caches, and the losses to compare.
 STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 LR, CLIP = 1e-4, 1.0
 
@@ -24,12 +23,12 @@ LR, CLIP = 1e-4, 1.0
 def serve(first, step, gpu_peak=None):
   """Reports the first steps, then follows requests. `step()` returns when its work is done.
 
-  Not ru_maxrss: a process inherits that from the one which started it.
+  Not ru_maxrss: a process inherits it from its parent.
   """
   print(json.dumps(first), flush=True)
   memory = dict(peak_all=peak_of_process())
-  ctypes.CDLL(None).malloc_trim(0)  # What loading and compilation freed and glibc still holds.
-  CLEAR.write_text("5")  # From here on the peak counts anew (proc_pid_clear_refs(5)).
+  ctypes.CDLL(None).malloc_trim(0)  # Returns memory freed after loading and compilation.
+  CLEAR.write_text("5")  # Resets the peak (proc_pid_clear_refs(5)).
   for request in sys.stdin:
     if request.strip() == "end":
       memory["peak_step"] = gpu_peak() if gpu_peak else peak_of_process()
@@ -82,8 +81,8 @@ def pgjax(spec):
   train_step = step_lib.jitted(model, tx, config, mesh)
 
   def update():
-    state[0], found = train_step(state[0], batch)
-    return float(found["training_loss"])
+    state[0], metrics = train_step(state[0], batch)
+    return float(metrics["training_loss"])
 
   stats = jax.devices()[0].memory_stats
   gpu_peak = (lambda: stats()["peak_bytes_in_use"]) if spec["device"] == "gpu" else None

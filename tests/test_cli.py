@@ -84,7 +84,7 @@ def test_a_wrong_command_line_is_one_line_on_stderr(capsys, argv, status, messag
   assert err.count("\n") == 1
 
 
-def test_a_users_mistake_ends_a_command_without_a_trace_but_a_bug_keeps_it(capsys):
+def test_a_user_error_ends_a_command_without_a_stack_trace_but_a_bug_keeps_it(capsys):
   def fails(error):
     def main(args):
       raise error

@@ -77,7 +77,7 @@ def texts(split: CheckedSplit, indices: Sequence[int], book: Book) -> tuple[dict
   tokens, prompts, answers = [], [], []
   for i in indices:
     try:
-      example, num_tokens, room = split.loader.texts(i)
+      example, num_tokens, limit = split.loader.texts(i)
       text = text_of(example, split)
     except Exception as error:  # Whatever an op raises, the next example is checked.
       book.add("refused", i, _reason(error))
@@ -87,8 +87,8 @@ def texts(split: CheckedSplit, indices: Sequence[int], book: Book) -> tuple[dict
     prompts.append(len(encode(text.prefix)))
     lengths = [len(encode(answer)) for answer in text.answers]
     answers += lengths
-    if num_tokens > room:
-      cut[i] = f"{num_tokens} tokens, {room} fit"
+    if num_tokens > limit:
+      cut[i] = f"{num_tokens} tokens, {limit} fit"
     if lengths and split.max_decode_len and min(lengths) + 1 > split.max_decode_len:
       needed = f"{min(lengths) + 1} tokens with <eos>, max_decode_len={split.max_decode_len}"
       book.add("answer too long", i, needed)

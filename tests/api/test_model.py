@@ -50,7 +50,7 @@ def picture(tmp_path_factory):
 
 
 def printed(capsys, *flags):
-  """What pgjax.predict --json says."""
+  """The output of pgjax.predict --json."""
   capsys.readouterr()
   assert run(predict, *flags, "--json") == 0
   return json.loads(capsys.readouterr().out)
@@ -102,15 +102,15 @@ def test_an_image_may_be_a_path_bytes_a_pil_image_or_an_array(model, picture):
   )
 
 
-def test_a_batch_is_answered_as_each_alone(model, picture):
+def test_a_batch_gets_the_answers_of_each_question(model, picture):
   images = [picture, *(Image.new("RGB", (50, 50), (9 * i, 99, 199)) for i in range(11))]
   questions = [(image, f"what is {i}?") for i, image in enumerate(images)]
   together = model.answer_batch(questions, batch_size=8, max_decode_len=6)
   assert [answer.prompt for answer in together] == [prompt for _, prompt in questions]
   for question, answer in zip(questions, together, strict=True):
-    alone = model.answer(*question, max_decode_len=6)
-    assert alone.tokens == answer.tokens
-    np.testing.assert_allclose(alone.token_logps, answer.token_logps, atol=1e-5)
+    single = model.answer(*question, max_decode_len=6)
+    assert single.tokens == answer.tokens
+    np.testing.assert_allclose(single.token_logps, answer.token_logps, atol=1e-5)
   assert model.answer_batch([]) == []
 
 
@@ -133,11 +133,11 @@ def test_several_images_are_one_question(tmp_path, root, capsys):
 
 def test_the_log_probability_of_the_greedy_answer_is_its_own(model, picture):
   answer = model.answer(picture, "what is it?", max_decode_len=9)
-  alone, among = model.logprobs(picture, "what is it?", [answer, "yes"]), None
+  totals, among = model.logprobs(picture, "what is it?", [answer, "yes"]), None
   [among, other] = model.token_logprobs(picture, "what is it?", [answer, "yes"])
-  assert alone[0] == pytest.approx(answer.logp, abs=1e-5)
+  assert totals[0] == pytest.approx(answer.logp, abs=1e-5)
   np.testing.assert_allclose(among, answer.token_logps, atol=1e-5)
-  assert sum(other) == alone[1]
+  assert sum(other) == totals[1]
   assert model.logprobs(picture, "what is it?", []) == []
 
 
@@ -151,9 +151,9 @@ def test_log_probabilities_are_those_of_the_whole_logits(model, folder, picture)
   pixels = np.asarray(Image.open(picture).resize((48, 48), Image.Resampling.NEAREST))
   image = jnp.asarray(pixels / np.float32(127.5) - 1)[None]
   answers = ["yes", "", "yes yes " * 6, *"abcdefgh"]  # More than a batch.
-  found = model.token_logprobs(pixels, "what is it?", answers)
-  assert len(found) == len(answers)
-  for answer, logps in zip(answers[:4], found, strict=False):
+  results = model.token_logprobs(pixels, "what is it?", answers)
+  assert len(results) == len(answers)
+  for answer, logps in zip(answers[:4], results, strict=False):
     prompt = [tokenizer.bos, *tokenizer.encode("what is it?"), tokenizer.newline]
     suffix = [*tokenizer.encode(answer), tokenizer.eos]
     text = jnp.array([prompt + suffix])
@@ -175,7 +175,7 @@ def test_quantized_it_answers_as_predict_does_quantized(folder, picture, capsys,
 
 
 @pytest.mark.slow
-def test_dtype_is_that_of_computation_and_of_what_had_more_bits(folder, model, picture, tmp_path):
+def test_dtype_is_that_of_computation_and_of_float32_parameters(folder, model, picture, tmp_path):
   answers = {}
   for dtype in ("float32", "bfloat16"):
     loaded = pgjax.load(folder, dtype=dtype)

@@ -74,12 +74,12 @@ def test_an_interrupt_saves_and_the_same_call_resumes(whole, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_fit_runs_in_a_thread_without_parsed_flags_and_with_worker_processes(whole, tmp_path):
-  """Python allows handlers of signals in the main thread only; this one leaves them alone."""
+  """Python allows handlers of signals in the main thread only; this one does not change them."""
   program = (
     "import json, sys, threading, pgjax; fields = json.load(sys.stdin);"
-    " made = []; run = lambda: made.append(pgjax.fit(sys.argv[1], sys.argv[2], **fields));"
+    " runs = []; run = lambda: runs.append(pgjax.fit(sys.argv[1], sys.argv[2], **fields));"
     " thread = threading.Thread(target=run); thread.start(); thread.join();"
-    " assert made[0].finished"
+    " assert runs[0].finished"
   )
   fields = FIELDS | {"input.num_workers": 1}
   process = test_run.subprocess.run(
@@ -111,15 +111,15 @@ def test_a_stop_in_another_thread_takes_no_signals():
 def test_a_config_may_be_text_a_dict_or_a_config_dict(monkeypatch):
   monkeypatch.chdir(ROOT)
   expected = config_validate.validated(config_load.load("configs/easyvqa.py", FIELDS)).to_dict()
-  made = config_load.load(EASYVQA)
-  before = made.to_dict()
-  nested = dict(made.to_dict(), input=ConfigDict(made.input))  # Of both kinds.
-  for config in ("configs/easyvqa.py", made, made.to_dict(), nested):
+  loaded = config_load.load(EASYVQA)
+  before = loaded.to_dict()
+  nested = dict(loaded.to_dict(), input=ConfigDict(loaded.input))  # Of both kinds.
+  for config in ("configs/easyvqa.py", loaded, loaded.to_dict(), nested):
     assert arguments_lib.checked_config(config, FIELDS).to_dict() == expected
-  assert made.to_dict() == before
+  assert loaded.to_dict() == before
 
 
-def test_what_a_dict_leaves_out_has_its_default():
+def test_fields_that_a_dict_omits_have_defaults():
   data = dict(name="easy_vqa", split="train[:60]")
   sizes = dict(variant="tiny", width=16, depth=1, mlp_dim=32, num_heads=2)
   model = dict(img=dict(sizes, patch_size=16), llm=dict(sizes, num_kv_heads=1, head_dim=8))
@@ -139,7 +139,7 @@ COLOURS = {"red": (230, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 230), 
 
 
 @pytest.mark.slow
-def test_what_was_overfit_is_answered_and_most_likely(tmp_path):
+def test_overfit_answers_are_given_and_most_likely(tmp_path):
   rows = []
   for name, colour in COLOURS.items():
     Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")

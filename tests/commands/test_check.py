@@ -120,7 +120,7 @@ def test_an_empty_answer_to_detect_is_not_a_defect(folder):
   assert look(folder, status=0)[1] == {}
 
 
-def test_prompts_are_read_from_tokens_where_pp_makes_them(folder):
+def test_prompts_are_decoded_if_pp_tokenizes(folder):
   asked = lambda question, answer: good(0, question=question, answer=answer)  # noqa: E731
   write(folder, "train.jsonl", [asked("what", "a"), asked("who", "b"), asked("who", "c")])
   pp = (
@@ -136,7 +136,7 @@ def test_prompts_are_read_from_tokens_where_pp_makes_them(folder):
   assert "'c', but 'b' as" in by_kind["contradiction"][1]
 
 
-def test_cut_texts_that_are_allowed_are_a_warning(folder):
+def test_allowed_truncation_is_a_warning(folder):
   write(folder, "train.jsonl", [good(i, suffix="a long answer " * 20) for i in range(3)])
   _, by_kind = look(folder, "--config.input.allow_truncated=True", status=0)
   assert by_kind.keys() == {"cut"}
@@ -278,11 +278,11 @@ def test_a_spread_has_values_of_the_data():
     (None, "null"),
   ],
 )
-def test_types_are_named_as_json_has_them(value, name):
+def test_types_have_jsons_names(value, name):
   assert scan.type_name(value) == name
 
 
-def test_masks_of_a_coco_file_go_through_their_codes_and_are_drawn(folder):
+def test_masks_of_a_coco_file_are_encoded_and_drawn(folder):
   params = seg_vae.init(jax.random.key(0), width=8, embed_dim=8)
   seg_vae_npz.save(folder / "masks.npz", params)
   outline = [[1, 1, 6, 1, 1, 6]]  # A triangle, and random weights make a square of it.

@@ -48,7 +48,7 @@ def random_leaves(llm, dtype=np.float32, seed=0):
 
 def source(llm, dtype=np.float32, **fields):
   """A checkpoint in memory, with the tiny tokenizer."""
-  made = source_lib.Source(
+  original = source_lib.Source(
     name="memory",
     path=pathlib.Path("memory"),
     kind="orbax",
@@ -59,7 +59,7 @@ def source(llm, dtype=np.float32, **fields):
     image_token=None,
     run=None,
   )
-  return made._replace(**fields)
+  return original._replace(**fields)
 
 
 def vocabulary(llm, rows=1792):
@@ -90,10 +90,10 @@ def saved(tmp_path):
   """(folder in pgjax's own format, what is in it) of a model with these fields."""
 
   def save(llm, dtype=np.float32, **fields):
-    made = source(vocabulary(llm), dtype, **fields)
+    original = source(vocabulary(llm), dtype, **fields)
     path = tmp_path / "saved"
-    convert.WRITERS["orbax"](path, made, made.leaves)
-    return path, {name: leaf.whole() for name, leaf in made.leaves.items()}
+    convert.WRITERS["orbax"](path, original, original.leaves)
+    return path, {name: leaf.whole() for name, leaf in original.leaves.items()}
 
   return save
 
@@ -108,7 +108,7 @@ def saved(tmp_path):
     for fast in [(name, dtype) == ("gemma2", ml_dtypes.bfloat16)]
   ],
 )
-def test_there_and_back_is_the_same_bits(saved, tmp_path, llm, dtype, capsys):
+def test_a_round_trip_gives_the_same_bits(saved, tmp_path, llm, dtype, capsys):
   """orbax -> hf -> orbax -> bv -> hf; the last step is verified by the program itself, too."""
   path, values = saved(llm, dtype)
   for to, name in (("hf", "a"), ("orbax", "b"), ("bv", "c.npz"), ("hf", "d")):
@@ -121,9 +121,9 @@ def test_there_and_back_is_the_same_bits(saved, tmp_path, llm, dtype, capsys):
     assert paligemma.Model(**after.model).img_config == paligemma.Model(**before.model).img_config
     assert after.tokenizer == before.tokenizer
     path = target
-  told = capsys.readouterr().out
-  assert told.count("largest difference 0") == 1
-  assert "DIFFERENT" not in told
+  output = capsys.readouterr().out
+  assert output.count("largest difference 0") == 1
+  assert "DIFFERENT" not in output
   assert not list(tmp_path.glob(".unfinished*"))
 
 
@@ -139,7 +139,7 @@ def test_shards_are_as_large_as_asked_and_read_as_one(saved, tmp_path, monkeypat
   assert_same_bits(arrays(tmp_path / "hf"), values)
 
 
-def test_rounding_is_to_nearest_even_and_said(saved, tmp_path, capsys):
+def test_rounding_is_to_nearest_even_and_reported(saved, tmp_path, capsys):
   path, values = saved(LLM["gemma1"])
   assert run(f"--src={path}", f"--dst={tmp_path}/x.npz", "--to=bv", "--dtype=bfloat16") == 0
   assert (
@@ -152,7 +152,7 @@ def test_rounding_is_to_nearest_even_and_said(saved, tmp_path, capsys):
     np.testing.assert_array_equal(array.view(np.uint16), expected.astype(np.uint16), name)
 
 
-def test_what_does_not_fit_into_float16_is_told(saved, tmp_path):
+def test_float16_overflow_raises(saved, tmp_path):
   path, values = saved(LLM["gemma1"])
   leaves = {n: lazy_array.of_array(a) for n, a in values.items()}
   values["llm/final_norm/scale"][3] = 1e6
@@ -168,12 +168,12 @@ def test_what_does_not_fit_into_float16_is_told(saved, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_vocabulary_loses_and_regains_hugging_faces_rows(tmp_path, capsys, monkeypatch):
+def test_hugging_faces_token_rows_are_dropped_and_restored(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(hf_names, "VOCAB_SIZE", 1792)
   monkeypatch.setattr(hf_names, "HF_VOCAB_SIZE", 1792 + 64)
   llm = vocabulary(LLM["gemma2"], 1792 + 64)
-  made = source(llm, image_token=1792)
-  convert.WRITERS["orbax"](tmp_path / "o", made, made.leaves)
+  original = source(llm, image_token=1792)
+  convert.WRITERS["orbax"](tmp_path / "o", original, original.leaves)
   values = arrays(tmp_path / "o")
   for src, dst, to in (("o", "hf", "hf"), ("hf", "o2", "orbax"), ("o2", "x.npz", "bv")):
     assert run(f"--src={tmp_path / src}", f"--dst={tmp_path / dst}", f"--to={to}", "--verify") == 0
@@ -188,13 +188,13 @@ def test_the_real_vocabulary_loses_and_regains_hugging_faces_rows(tmp_path, caps
   assert_same_bits(arrays(tmp_path / "hf2"), values)
 
 
-def test_a_bare_npz_says_what_it_is_by_its_shapes(tmp_path, capsys):
+def test_a_bare_npz_is_identified_by_its_shapes(tmp_path, capsys):
   """As big_vision's trainer or the Colab write it: no file next to it, with or without a prefix."""
-  made = source(vocabulary(LLM["gemma2"]), ml_dtypes.bfloat16)
-  np.savez(tmp_path / "w.npz", **{n: leaf.whole() for n, leaf in made.leaves.items()})
+  original = source(vocabulary(LLM["gemma2"]), ml_dtypes.bfloat16)
+  np.savez(tmp_path / "w.npz", **{n: leaf.whole() for n, leaf in original.leaves.items()})
   opened = source_lib.open_source(str(tmp_path / "w.npz"))
   assert opened.res == RES
-  assert paligemma.Model(**opened.model).llm_config == paligemma.Model(**made.model).llm_config
+  assert paligemma.Model(**opened.model).llm_config == paligemma.Model(**original.model).llm_config
   assert run(f"--src={tmp_path}/w.npz", f"--dst={tmp_path}/hf", "--to=hf") == 0
   assert "taken: 30, as Gemma 2 was trained" in capsys.readouterr().out
   assert run(f"--src={tmp_path}/w.npz", f"--dst={tmp_path}/hf0", "--to=hf", "--softcap=0") == 0
@@ -204,7 +204,7 @@ def test_a_bare_npz_says_what_it_is_by_its_shapes(tmp_path, capsys):
 
 @pytest.mark.parametrize(("name", "millions"), [("gemma2_9b", 9662), ("gemma2_27b", 27650)])
 def test_the_table_covers_the_large_models(name, millions):
-  """9.66 and 27.7 billion parameters, as the paper says; every leaf stands in one row."""
+  """9.66 and 27.7 billion parameters, as in the paper; each leaf is in one row."""
   model = paligemma.Model(img=dict(variant="So400m/14"), llm=dict(variant=name))
   shapes = of_model.param_shapes(model, 224)
   assert {row.name for row in hf_names.table(shapes)} == set(shapes)
@@ -231,7 +231,7 @@ def test_verify_notices_one_bit_and_another_scale(saved):
   assert not verify.compare(opened.leaves, opened, copy)[1]
 
 
-def test_verify_computes_what_the_model_computes(saved):
+def test_verify_computes_the_models_logits(saved):
   """Layer by layer, from the file, against the whole model at once."""
   path, values = saved(LLM["gemma2"])
   opened = source_lib.open_source(str(path))
@@ -314,20 +314,20 @@ HF_DAMAGE = {
 
 
 @pytest.mark.parametrize("what", HF_DAMAGE)
-def test_damaged_hugging_face_folders_are_told_in_a_sentence(saved, tmp_path, what):
+def test_a_damaged_hugging_face_folder_raises_one_sentence(saved, tmp_path, what):
   path, _ = saved(LLM["gemma1"])
   folder = tmp_path / "hf"
   assert run(f"--src={path}", f"--dst={folder}", "--to=hf") == 0
-  damage, told = HF_DAMAGE[what]
+  damage, message = HF_DAMAGE[what]
   damage(folder)
   with pytest.raises(UserError) as error:
     run(f"--src={folder}", f"--dst={tmp_path}/x.npz", "--to=bv")
-  assert told in str(error.value)
+  assert message in str(error.value)
   assert "\n" not in str(error.value)
   assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "saved"]
 
 
-def test_shards_that_are_missing_or_elsewhere_are_told(saved, tmp_path, monkeypatch):
+def test_missing_and_misplaced_shards_raise(saved, tmp_path, monkeypatch):
   path, _ = saved(LLM["gemma1"])
   monkeypatch.setattr(safetensors.write_safetensors, "__defaults__", (300_000,))
   folder = tmp_path / "hf"
@@ -339,12 +339,12 @@ def test_shards_that_are_missing_or_elsewhere_are_told(saved, tmp_path, monkeypa
   with pytest.raises(UserError, match=f"names {first}, which is missing"):
     source_lib.open_source(str(folder))
   (tmp_path / "elsewhere.safetensors").rename(folder / first)
-  for bad, told in (
+  for bad, message in (
     ({**whole["weight_map"], NORM: "../elsewhere.safetensors"}, "not a file of this folder"),
     ({**whole["weight_map"], "language_model.x": first}, "names tensors that are in none"),
   ):
     index.write_text(json.dumps(dict(weight_map=bad)))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
       source_lib.open_source(str(folder))
   index.write_text("[]")
   with pytest.raises(UserError, match=r"index.json: \$ is \[\]; expected `object`"):
@@ -355,14 +355,14 @@ def test_untied_output_weights_are_refused_and_tied_ones_dropped(saved, tmp_path
   path, values = saved(LLM["gemma1"])
   folder = tmp_path / "hf"
   assert run(f"--src={path}", f"--dst={folder}", "--to=hf") == 0
-  found = safetensors.read_safetensors(folder)
+  written = safetensors.read_safetensors(folder)
   shapes = {name: array.shape for name, array in values.items()}
-  table = found["language_model.model.embed_tokens.weight"]
-  tied = hf_names.from_hf({**found, "lm_head.weight": table}, shapes)
+  table = written["language_model.model.embed_tokens.weight"]
+  tied = hf_names.from_hf({**written, "lm_head.weight": table}, shapes)
   assert_same_bits({n: leaf.whole() for n, leaf in tied.items()}, values)
   other = lazy_array.of_array(table.whole() + 1)
   with pytest.raises(UserError, match="differs from embed_tokens"):
-    hf_names.from_hf({**found, "lm_head.weight": other}, shapes)
+    hf_names.from_hf({**written, "lm_head.weight": other}, shapes)
 
 
 SPELLINGS = {
@@ -392,7 +392,7 @@ def test_every_spelling_of_transformers_is_read(spelling):
   assert_same_bits(*({n: leaf.whole() for n, leaf in a.items()} for a in (read, leaves)))
 
 
-def test_names_and_shapes_are_those_that_transformers_wrote(root):
+def test_names_and_shapes_are_those_of_transformers(root):
   """tests/golden/hf_keys_*.txt: name, shape and dtype of every tensor of two small models."""
   for version, llm in (("1", dict(num_kv_heads=1)), ("2", dict(num_kv_heads=2, **GEMMA2))):
     img = dict(IMG, width=32, mlp_dim=64, num_heads=2)
@@ -403,16 +403,16 @@ def test_names_and_shapes_are_those_that_transformers_wrote(root):
     assert hf_names.hf_shapes(shapes) == expected
 
 
-def test_npz_files_that_are_no_paligemma_are_told(tmp_path):
+def test_an_npz_that_is_not_a_paligemma_raises(tmp_path):
   leaves = {n: leaf.whole() for n, leaf in random_leaves(vocabulary(LLM["gemma1"])).items()}
   path = tmp_path / "w.npz"
-  for changed, told in (
+  for changed, message in (
     ({n: a for n, a in leaves.items() if n != "llm/final_norm/scale"}, "missing: llm/final_norm"),
     ({**leaves, "llm/extra": np.zeros(3, np.float32)}, "unexpected: llm/extra"),
     ({"x": np.zeros(3, np.float32)}, "does not hold a PaliGemma"),
   ):
     np.savez(path, **changed)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
       source_lib.open_source(str(path))
   np.savez(path, **leaves, x=np.array([{}], dtype=object))
   with pytest.raises(UserError, match="holds Python objects, which are never read"):
@@ -444,7 +444,7 @@ def test_a_disk_that_fills_up_leaves_nothing(saved, tmp_path, monkeypatch, to):
 
 
 @pytest.mark.parametrize(
-  ("flags", "told"),
+  ("flags", "message"),
   [
     (["--to=gguf"], "--to=gguf must be one of hf, bv, orbax"),
     (["--to=hf", "--dtype=int4"], "--dtype=int4 must be one of"),
@@ -458,9 +458,9 @@ def test_a_disk_that_fills_up_leaves_nothing(saved, tmp_path, monkeypatch, to):
     (["--to=hf", "--step=3"], "is the folder of one step"),
   ],
 )
-def test_wrong_flags_are_told_before_anything_is_read(saved, tmp_path, flags, told):
+def test_wrong_flags_raise_before_anything_is_read(saved, tmp_path, flags, message):
   path, _ = saved(LLM["gemma1"])
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     run(f"--src={path}", f"--dst={tmp_path / 'x'}", *flags)
   (tmp_path / "there").mkdir()
   (tmp_path / "there" / "file").touch()
@@ -492,8 +492,8 @@ def test_a_folder_is_pushed_when_it_is_complete(saved, tmp_path, monkeypatch):
 
 
 def test_a_compressed_npz_is_read_too(tmp_path):
-  made = source(vocabulary(LLM["gemma1"]))
-  values = {n: leaf.whole() for n, leaf in made.leaves.items()}
+  original = source(vocabulary(LLM["gemma1"]))
+  values = {n: leaf.whole() for n, leaf in original.leaves.items()}
   np.savez_compressed(tmp_path / "w.npz", **values)
   with zipfile.ZipFile(tmp_path / "w.npz") as file:
     assert file.infolist()[0].compress_type == zipfile.ZIP_DEFLATED
@@ -516,8 +516,10 @@ def test_training_starts_from_any_format(saved, tmp_path):
       spec[axis] = "data"
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
-  kept = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place(a)) for n, a in values.items()}
+  shapes = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place(a)) for n, a in values.items()}
   plain = storage.of({n: a.shape for n, a in values.items()}, [(".*", "train")], "float32")
   for name in (path, tmp_path / "x", tmp_path / "x.npz"):
-    loaded = param_tree.flatten(initial.load_initial(str(name), param_tree.unflatten(kept), plain))
+    loaded = param_tree.flatten(
+      initial.load_initial(str(name), param_tree.unflatten(shapes), plain)
+    )
     assert_same_bits({n: np.asarray(a) for n, a in loaded.items()}, values)

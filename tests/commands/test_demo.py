@@ -37,13 +37,13 @@ def answerer(checkpoint):
 SETTINGS = decoder_cache.Settings("greedy", 12)
 
 
-def test_without_gradio_there_is_a_sentence(monkeypatch):
+def test_without_gradio_it_raises_a_user_error(monkeypatch):
   monkeypatch.setitem(sys.modules, "gradio", None)
   with pytest.raises(UserError, match=r"pip install -r requirements-demo\.txt"):
     demo.imported()
 
 
-def test_an_upload_that_is_no_picture_gets_a_sentence(answerer, tmp_path):
+def test_an_upload_that_is_not_an_image_raises(answerer, tmp_path):
   file = tmp_path / "file"
   for content, sentence in (
     (b"no picture", "cannot be decoded"),
@@ -86,10 +86,10 @@ def test_boxes_are_drawn_on_the_upload_and_masks_only_with_their_weights(tmp_pat
 def test_tokens_are_escaped_and_add_up(checkpoint):
   opened = engine.open_checkpoint(checkpoint)
   ids = tokenizer.load("tiny").encode("<b>&")
-  made = demo.shown(opened, engine.Answer("p", "<b>&", ids, [-0.5] * len(ids)))
-  assert "<b>" not in made
-  assert made.count("60.7%") == len(ids)
-  assert f"{2.718281828 ** (-0.5 * len(ids)):.3g}" in made
+  page = demo.shown(opened, engine.Answer("p", "<b>&", ids, [-0.5] * len(ids)))
+  assert "<b>" not in page
+  assert page.count("60.7%") == len(ids)
+  assert f"{2.718281828 ** (-0.5 * len(ids)):.3g}" in page
 
 
 def free_port():
@@ -109,7 +109,7 @@ def served(checkpoint, root):
     lines.append(line)
     if "answers from" in line:
       break
-  assert lines, "the demo said nothing"
+  assert lines, "the demo printed nothing"
   assert "answers from" in lines[-1], "".join(lines)
   yield f"http://127.0.0.1:{port}"
   process.terminate()
@@ -120,7 +120,7 @@ def served(checkpoint, root):
 @needs_chromium
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "phone"), [(1280, False), (390, True)])
-def test_the_page_answers_an_upload_and_asks_nobody_else(served, tmp_path, width, phone):
+def test_the_page_answers_an_upload_and_contacts_nobody_else(served, tmp_path, width, phone):
   Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "a.png")
   with Browser(width, phone=phone) as browser:
     open_page(browser, served)

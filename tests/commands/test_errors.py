@@ -81,18 +81,18 @@ def test_a_missing_data_file(attempt):
 
 
 @pytest.mark.parametrize(
-  ("line", "said"),
+  ("line", "message"),
   [
     ('{"image": "nowhere.png", "prefix": "", "suffix": ""}', "line 3: image 'nowhere.png'"),
     ('{"image": "0.png", ', "line 3: not JSON"),
     ('{"image": "../../etc/passwd", "prefix": "", "suffix": ""}', "is outside of"),
   ],
 )
-def test_a_bad_line_is_named_before_anything_is_compiled(attempt, tmp_path, line, said):
+def test_a_bad_line_is_named_before_anything_is_compiled(attempt, tmp_path, line, message):
   rows(tmp_path, line3=line)
   code, out, err = attempt()
   is_one_sentence(code, out, err)
-  assert said in err
+  assert message in err
   assert "line 3" in err
 
 

@@ -219,10 +219,10 @@ def estimates(**fields):
   from pgjax.models import paligemma
   from pgjax.params import of_model
 
-  made = config_load.load("configs/forkme.py:size=3b", fields)
-  made = config_validate.validated(made)
-  model = paligemma.Model(**made.model)
-  return savings.PlannedRun(made, model, of_model.stored_params(model, made), NEED, 1)
+  changed = config_load.load("configs/forkme.py:size=3b", fields)
+  changed = config_validate.validated(changed)
+  model = paligemma.Model(**changed.model)
+  return savings.PlannedRun(changed, model, of_model.stored_params(model, changed), NEED, 1)
 
 
 def test_switches_save_what_they_saved_when_compiled():
@@ -312,11 +312,11 @@ class FakeCompiler:
 
 
 def table_rows(compiler, limit_bytes):
-  made = config()
+  checked = config()
   return list(
     plan_table.rows(
       [plan_table.Case("3b", "224", "full")],
-      lambda case, batch: SimpleNamespace(input=SimpleNamespace(batch_size=batch), made=made),
+      lambda case, batch: SimpleNamespace(input=SimpleNamespace(batch_size=batch), config=checked),
       lambda: compiler,
       batches=[1, 4, 16, 64],
       num_devices=1,
@@ -347,9 +347,9 @@ def test_a_case_is_the_config_with_other_arguments():
   case = plan_table.Case("10b", "448", "qlora")
   spec = case.spec("configs/forkme.py:size=3b,text_len=64,batch_size=8")
   assert spec == "configs/forkme.py:size=10b,text_len=64,res=448,tune=qlora"
-  made = plan_table.config_of("configs/forkme.py", {"optax.b1": "0.8"}, case, 64)
-  assert (made.res, made.input.batch_size, made.optax.b1) == (448, 64, 0.8)
-  assert made.model.llm.variant == "gemma2_9b"
+  changed = plan_table.config_of("configs/forkme.py", {"optax.b1": "0.8"}, case, 64)
+  assert (changed.res, changed.input.batch_size, changed.optax.b1) == (448, 64, 0.8)
+  assert changed.model.llm.variant == "gemma2_9b"
 
 
 def test_pictures_are_drawn(tmp_path):
@@ -363,7 +363,7 @@ def test_pictures_are_drawn(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("flags", "says"),
+  ("flags", "message"),
   [
     (["--device=h1000"], "Did you mean 'H100'?"),
     (["--device=H100", "--hbm_gb=80"], "give one of them"),
@@ -377,13 +377,13 @@ def test_pictures_are_drawn(tmp_path):
     (["--picture=x.jpg"], "must end with .png"),
   ],
 )
-def test_mistakes_are_reported_before_anything_is_compiled(flags, says, capsys, monkeypatch):
+def test_mistakes_are_reported_before_anything_is_compiled(flags, message, capsys, monkeypatch):
   monkeypatch.setattr(compiler_lib, "Compiler", lambda *_: pytest.fail("it started to compile"))
   argv = ["plan", "--config=configs/forkme.py", *flags]
   with pytest.raises(SystemExit) as end:
     cli.run(plan.main, plan.__doc__, plan.FLAGS, config=plan.CONFIG, argv=argv)
   assert end.value.code == 1
-  assert says in capsys.readouterr().err
+  assert message in capsys.readouterr().err
 
 
 def test_unknown_gpus_name_the_nearest():
@@ -425,9 +425,9 @@ def test_the_plan_is_the_memory_of_the_compiled_step(monkeypatch, tmp_path):
   monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path))
   with contextlib.closing(compiler_lib.Compiler(None, 8)) as compiler:
     for fields, num_devices in TRUTHS:
-      made = config(**fields, remat="none")
-      need = compiler.step(made, num_devices).need
-      here = compiler_lib.look(made, None, num_devices)
+      changed = config(**fields, remat="none")
+      need = compiler.step(changed, num_devices).need
+      here = compiler_lib.look(changed, None, num_devices)
       assert need.step == pytest.approx(here.need.step, rel=0.1), (fields, num_devices)
     files = list(tmp_path.glob("plan/*.json"))
     assert len(files) == len(TRUTHS)

@@ -68,7 +68,7 @@ def test_answers_are_those_of_the_evaluation(checkpoint, asked, tmp_path):
   np.testing.assert_allclose(*logps, atol=1e-5)
 
 
-def test_many_are_answered_as_each_alone(checkpoint, asked):
+def test_many_questions_get_the_answers_of_each_one(checkpoint, asked):
   """A sample depends on what is asked and the seed, not on its place among the questions."""
   folder, rows, _ = asked
   source = registry.open(dict(name="jsonl", fname=str(folder / "in.jsonl")))
@@ -79,14 +79,14 @@ def test_many_are_answered_as_each_alone(checkpoint, asked):
     together = list(answerer.answers(engine.loader(opened, source), settings, 8))
     assert [answer.prompt for answer in together] == [row["prefix"] for row in rows]
     for i in (0, 17):
-      alone = question(opened, (folder / f"{i}.png").read_bytes(), rows[i]["prefix"])
-      [answer] = answerer.answers(alone, settings, 8)
+      single = question(opened, (folder / f"{i}.png").read_bytes(), rows[i]["prefix"])
+      [answer] = answerer.answers(single, settings, 8)
       assert answer.tokens == together[i].tokens
-  [other] = answerer.answers(alone, settings._replace(seed=1), 8)
+  [other] = answerer.answers(single, settings._replace(seed=1), 8)
   assert other.tokens != answer.tokens
 
 
-def test_the_answer_alone_goes_to_stdout(checkpoint, asked, capsys):
+def test_only_the_answer_goes_to_stdout(checkpoint, asked, capsys):
   image = f"--image={asked[0]}/0.png"
   assert run(predict, f"--ckpt={checkpoint}", image, "--prompt=a", "--grammar=one_of('yes')") == 0
   out = capsys.readouterr()
@@ -99,22 +99,22 @@ def test_json_has_tokens_boxes_in_pixels_and_how_it_was_decoded(checkpoint, tmp_
   flags = [f"--ckpt={checkpoint}", f"--image={tmp_path}/a.png", "--prompt=detect cat"]
   flags += ["--grammar=boxes", "--max_decode_len=12", "--json", f"--draw={tmp_path}/out.png"]
   assert run(predict, *flags) == 0
-  made = json.loads(capsys.readouterr().out)
-  assert made["settings"] == dict(decode="greedy", max_decode_len=12, grammar="boxes", seed=0)
-  assert (made["image_size"], made["step"], made["ended"]) == ([200, 100], 7, True)
-  assert made["tokens"][-1]["piece"] == "<eos>"
-  assert made["logp"] == pytest.approx(sum(token["logp"] for token in made["tokens"]))
-  locs = [int(t["piece"][4:8]) for t in made["tokens"] if t["piece"].startswith("<loc")]
+  result = json.loads(capsys.readouterr().out)
+  assert result["settings"] == dict(decode="greedy", max_decode_len=12, grammar="boxes", seed=0)
+  assert (result["image_size"], result["step"], result["ended"]) == ([200, 100], 7, True)
+  assert result["tokens"][-1]["piece"] == "<eos>"
+  assert result["logp"] == pytest.approx(sum(token["logp"] for token in result["tokens"]))
+  locs = [int(t["piece"][4:8]) for t in result["tokens"] if t["piece"].startswith("<loc")]
   y0, x0, y1, x1 = locs[:4]
   drawn = Image.open(tmp_path / "out.png")
   assert drawn.size == (800, 400)
   if y0 < y1 and x0 < x1:
-    [first, *_] = made["objects"]
+    [first, *_] = result["objects"]
     assert first["label"] == "cat"
     assert first["box"] == pytest.approx(
       [x0 / 1023 * 200, y0 / 1023 * 100, x1 / 1023 * 200, y1 / 1023 * 100], abs=0.01
     )
-  assert len(made["objects"]) + made["malformed"] == len(locs) // 4 > 0
+  assert len(result["objects"]) + result["malformed"] == len(locs) // 4 > 0
 
 
 def huge_png(width, height):
@@ -147,7 +147,7 @@ def huge_png(width, height):
     (["--jsonl=bad.jsonl", "--prompt="], "--draw and --prompt are for one --image"),
   ],
 )
-def test_mistakes_are_told_before_weights_are_read(
+def test_mistakes_raise_before_weights_are_read(
   checkpoint, tmp_path, monkeypatch, capsys, flags, sentence
 ):
   monkeypatch.chdir(tmp_path)
@@ -162,7 +162,7 @@ def test_mistakes_are_told_before_weights_are_read(
   assert "Traceback" not in error
 
 
-def test_of_many_questions_the_line_is_told(checkpoint, tmp_path, monkeypatch, capsys):
+def test_a_mistake_in_a_jsonl_names_the_line(checkpoint, tmp_path, monkeypatch, capsys):
   Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
   (tmp_path / "b.png").write_bytes(b"\x89PNG nothing more")
   rows = [dict(image="a.png", prefix="a"), dict(image="b.png", prefix="b")]
@@ -195,7 +195,7 @@ def test_frames_are_one_question_in_their_order(tmp_path, root):
 
 
 @pytest.mark.slow
-def test_quantized_weights_answer_nearly_alike(checkpoint, asked, tmp_path):
+def test_quantized_weights_answer_nearly_the_same(checkpoint, asked, tmp_path):
   encoded = (asked[0] / "0.png").read_bytes()
   logp, kinds = {}, {}
   for how in (None, "int8", "nf4"):
@@ -212,7 +212,7 @@ def test_quantized_weights_answer_nearly_alike(checkpoint, asked, tmp_path):
 
 
 @pytest.mark.slow
-def test_adapters_stay_beside_a_base_that_is_kept_as_it_was(tmp_path, root, asked):
+def test_adapters_are_applied_to_a_base_stored_unchanged(tmp_path, root, asked):
   """Loaded as they are, the weights have the checkpoint's own bits: nothing is rounded twice."""
   rules = [("llm/layers/(attn|mlp)/.*", "lora(rank=2, alpha=6, rslora=True)"), (".*", "freeze")]
   folder = small_checkpoint.write(tmp_path / "lora", root, params=rules)
@@ -224,15 +224,13 @@ def test_adapters_stay_beside_a_base_that_is_kept_as_it_was(tmp_path, root, aske
   both = [read(tmp_path / name) for name in ("predictions.jsonl", "a.jsonl")]
   np.testing.assert_allclose(*([row["logp"] for row in rows] for rows in both), atol=1e-5)
   opened = engine.open_checkpoint(folder, quantize="nf4")
-  kept = param_tree.flatten(engine.Engine(opened).params)
-  assert "lora/llm/layers/mlp/linear/a" in kept
-  assert "llm/layers/mlp/linear/nf4" in kept
+  stored = param_tree.flatten(engine.Engine(opened).params)
+  assert "lora/llm/layers/mlp/linear/a" in stored
+  assert "llm/layers/mlp/linear/nf4" in stored
 
 
 @pytest.mark.slow
-def test_bare_weights_say_how_images_are_made_and_answer_the_same(
-  checkpoint, asked, tmp_path, capsys
-):
+def test_bare_weights_report_the_image_ops_and_answer_the_same(checkpoint, asked, tmp_path, capsys):
   flags = [f"--src={checkpoint}", f"--dst={tmp_path}/hf", "--to=hf"]
   assert run(convert, *flags) == 0
   folder, rows, _ = asked
@@ -248,7 +246,7 @@ def test_bare_weights_say_how_images_are_made_and_answer_the_same(
   assert "decode|resize(48, antialias=True)|value_range(-1, 1)" in out.err
 
 
-def test_what_was_compiled_serves_the_next_question(checkpoint, tmp_path):
+def test_compiled_programs_are_reused(checkpoint, tmp_path):
   opened = engine.open_checkpoint(checkpoint)
   answerer = engine.Engine(opened)
   encoded = png(tmp_path, (1, 2, 3))

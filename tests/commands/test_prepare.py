@@ -1,6 +1,6 @@
-"""`python -m pgjax.prepare` on a made-up download, and on a public subset of ChartQA.
+"""`python -m pgjax.prepare` on a synthetic download, and on a public subset of ChartQA.
 
-The subset is looked for in the folder named by PGJAX_SHARED_DATA, or in ../shared/data beside the
+The subset is in the folder named by PGJAX_SHARED_DATA, or in ../shared/data beside the
 repository.
 """
 
@@ -28,7 +28,7 @@ def prepare(*args):
 
 @pytest.fixture
 def raw(tmp_path):
-  """A download of three splits, two charts each, with the augmented part alone."""
+  """A download of three splits, two charts each, with only the augmented part."""
   for number, split in enumerate(["train", "val", "test"]):
     charts = tmp_path / "raw" / split / "png"
     charts.mkdir(parents=True)
@@ -40,7 +40,7 @@ def raw(tmp_path):
   return tmp_path / "raw"
 
 
-def test_what_was_prepared_is_read_back_unchanged(raw, tmp_path):
+def test_prepared_data_is_read_back_unchanged(raw, tmp_path):
   done = prepare("chartqa", f"--raw={raw}", f"--out={tmp_path}", "--parts=augmented")
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith("chartqa/augmented: train 2, val 2, test 2 in ")
@@ -54,7 +54,7 @@ def test_what_was_prepared_is_read_back_unchanged(raw, tmp_path):
   assert row["image"] == (raw / "val/png/1.png").read_bytes()
 
 
-def test_a_part_that_is_missing_is_named(raw, tmp_path):
+def test_a_missing_part_is_named(raw, tmp_path):
   done = prepare("chartqa", f"--raw={raw}", f"--out={tmp_path / 'out'}")
   assert done.returncode == 1
   assert done.stderr.count("\n") == 1
@@ -66,7 +66,7 @@ def test_a_part_that_is_missing_is_named(raw, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("args", "said"),
+  ("args", "message"),
   [
     (["chartqa"], "needs --raw=DIR"),
     (["chartqa", "--raw=/nowhere"], "--raw=/nowhere is not a folder"),
@@ -74,10 +74,10 @@ def test_a_part_that_is_missing_is_named(raw, tmp_path):
     (["chartqa", "--raw=.", "--parts=machine"], "no part ['machine']"),
   ],
 )
-def test_a_mistake_is_one_sentence(args, said):
+def test_a_mistake_is_one_sentence(args, message):
   done = prepare(*args)
   assert done.returncode == 1
-  assert said in done.stderr
+  assert message in done.stderr
   assert "Traceback" not in done.stderr
 
 
@@ -88,7 +88,7 @@ def test_without_a_data_set_the_command_line_is_wrong():
   assert "pgjax.prepare DATASET [flags]" in prepare("--help").stdout
 
 
-def test_a_chart_that_is_missing_is_told_with_its_entry(raw, tmp_path):
+def test_a_missing_chart_raises_with_its_entry(raw, tmp_path):
   (raw / "test/png/1.png").unlink()
   done = prepare("chartqa", f"--raw={raw}", f"--out={tmp_path}", "--parts=augmented")
   assert done.returncode == 1
@@ -98,13 +98,13 @@ def test_a_chart_that_is_missing_is_told_with_its_entry(raw, tmp_path):
 
 def test_splits_and_parts_are_checked_when_read(raw, tmp_path):
   prepare("chartqa", f"--raw={raw}", f"--out={tmp_path}", "--parts=augmented")
-  for name, split, said in [
+  for name, split, message in [
     ("chartqa/augmented", "trian", "no split"),
     ("chartqa/augmented", "train[", "cannot be read"),
     ("chartqa", "train", "write 'chartqa/augmented'"),
     ("chartqa/human", "train", "is not prepared"),
   ]:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
       registry.open(dict(name=name, split=split, data_dir=str(tmp_path)))
 
 

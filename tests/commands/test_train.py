@@ -84,14 +84,14 @@ def finish(process, seconds=300):
 
 
 def losses(workdir):
-  """{step: loss}; a step that is there twice is an error."""
-  found = {}
+  """{step: loss}; a duplicate step is an error."""
+  values = {}
   for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines():
     row = json.loads(line)
     if "training_loss" in row:
-      assert row["step"] not in found, f"step {row['step']} is there twice"
-      found[row["step"]] = row["training_loss"]
-  return found
+      assert row["step"] not in values, f"step {row['step']} is duplicated"
+      values[row["step"]] = row["training_loss"]
+  return values
 
 
 def scores(workdir):
@@ -106,31 +106,31 @@ def answers(out):
 
 
 def state_sums(workdir, step=STEPS):
-  """What the checkpoint says of the bits of all its arrays."""
+  """The checkpoint's sums of all its arrays."""
   return workdir_lib.read(workdir / "checkpoints" / str(step)).sums
 
 
 @pytest.fixture(scope="module")
-def said():
+def printed():
   """What `whole` printed."""
   return []
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, said):
+def whole(tmp_path_factory, printed):
   """A run that nothing interrupted, on the eight simulated devices of the tests."""
   workdir, output = tmp_path_factory.mktemp("run") / "whole", io.StringIO()
   with contextlib.redirect_stdout(output):
     assert run_here(train, arguments(workdir)) == 0
-  said.append(output.getvalue())
+  printed.append(output.getvalue())
   return workdir
 
 
 @pytest.mark.xdist_group("whole")
-def test_a_run_learns_and_leaves_what_it_promises(whole):
-  found = losses(whole)
-  assert list(found) == list(range(1, STEPS + 1))
-  assert found[STEPS] < 0.7 * found[1]
+def test_a_run_learns_and_writes_its_files(whole):
+  values = losses(whole)
+  assert list(values) == list(range(1, STEPS + 1))
+  assert values[STEPS] < 0.7 * values[1]
   assert workdir_lib.steps(whole) == [35, 40]
   assert {step for step, _ in scores(whole)} == {20, 40}
   rows = [json.loads(s) for s in (whole / "evals/val/predictions.jsonl").read_text().splitlines()]
@@ -141,15 +141,15 @@ def test_a_run_learns_and_leaves_what_it_promises(whole):
 
 
 @pytest.mark.xdist_group("whole")
-def test_a_run_draws_its_first_examples(whole, said):
+def test_a_run_draws_its_first_examples(whole, printed):
   pictures = sorted((whole / "check").iterdir())
   assert [path.name for path in pictures] == [f"example_{i}.png" for i in range(4)]
-  assert f"as the model gets them are drawn in {whole / 'check'}" in said[0]
+  assert f"as the model gets them are drawn in {whole / 'check'}" in printed[0]
 
 
 @pytest.mark.xdist_group("whole")
-def test_the_start_page_says_what_will_run(whole, said):
-  [out] = said
+def test_the_start_page_describes_the_run(whole, printed):
+  [out] = printed
   page, _, _ = out.partition("Compiling")
   for part in ("8 x cpu", "data=8", "60 examples", "llm/embedder/input_embedding", "train"):
     assert part in page, part
@@ -185,7 +185,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypat
 
 
 @pytest.mark.xdist_group("whole")
-def test_a_finished_run_has_nothing_left_to_do(whole, capsys):
+def test_a_finished_run_does_nothing(whole, capsys):
   before = (whole / "metrics.jsonl").read_text()
   assert run_here(train, arguments(whole)) == 0
   assert "Done: 40 steps" in capsys.readouterr().out
@@ -270,17 +270,17 @@ def test_a_converted_checkpoint_scores_the_same_and_starts_another_run(whole, tm
 @pytest.mark.xdist_group("whole")
 def test_watching_scores_every_step_and_ends_with_the_run(whole, tmp_path):
   assert run_here(evaluate, [f"--ckpt={whole}", f"--out={tmp_path}", "--evals=val", "--watch"]) == 0
-  found = {p.name: json.loads((p / "metrics.json").read_text()) for p in tmp_path.iterdir()}
-  assert {name: metrics["step"] for name, metrics in found.items()} == dict(step_35=35, step_40=40)
+  values = {p.name: json.loads((p / "metrics.json").read_text()) for p in tmp_path.iterdir()}
+  assert {name: metrics["step"] for name, metrics in values.items()} == dict(step_35=35, step_40=40)
   inside = [p for p in (whole / "tensorboard/evaluate").iterdir() if "tfevents" in p.name]
   assert len(inside) >= 2
   written = (tmp_path / "step_35/metrics.json").stat().st_mtime_ns
   assert run_here(evaluate, [f"--ckpt={whole}", f"--out={tmp_path}", "--evals=val", "--watch"]) == 0
   assert (tmp_path / "step_35/metrics.json").stat().st_mtime_ns == written
-  about = found["step_40"]["about"]
+  about = values["step_40"]["about"]
   assert about["evals"]["val"]["decode"] == "greedy"
   assert about["evals"]["val"]["first_prompt"]
-  same = found["step_35"]["about"]
+  same = values["step_35"]["about"]
   assert same["evals"]["val"]["data_sha256"] == about["evals"]["val"]["data_sha256"]
   assert same["checkpoint"]["sha256"] != about["checkpoint"]["sha256"]
   assert about["versions"]["jax"]
@@ -288,7 +288,7 @@ def test_watching_scores_every_step_and_ends_with_the_run(whole, tmp_path):
 
 @pytest.mark.xdist_group("whole")
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_step_that_goes_while_it_is_read_does_not_end_the_watch(
+def test_a_step_deleted_while_it_is_read_does_not_end_the_watch(
   whole, tmp_path, monkeypatch, capsys, gone
 ):
   workdir, out = tmp_path / "w", tmp_path / "o"
@@ -304,14 +304,14 @@ def test_a_step_that_goes_while_it_is_read_does_not_end_the_watch(
 
   monkeypatch.setattr(score_checkpoint.Scoring, "score", fails_at_35)
   code = run_here(evaluate, [f"--ckpt={workdir}", f"--out={out}", "--evals=val", "--watch"])
-  said = capsys.readouterr()
+  output = capsys.readouterr()
   if gone:
     assert code == 0
-    assert "Step 35 was removed by the run" in said.out + said.err
+    assert "Step 35 was removed by the run" in output.out + output.err
     assert [p.name for p in out.iterdir()] == ["step_40"]
   else:
     assert code != 0
-    assert "it cannot be read" in said.out + said.err
+    assert "it cannot be read" in output.out + output.err
 
 
 @pytest.mark.slow
@@ -334,12 +334,12 @@ def test_a_watcher_misses_no_step_and_scores_none_twice_though_both_are_killed(t
   trainer.communicate()
   before = {p: p.stat().st_mtime_ns for p in out.glob("step_*/metrics.json")}
   assert before, watched
-  code, said = finish(start(arguments(workdir, **settings), devices=1))
-  assert code == 0, said
+  code, output = finish(start(arguments(workdir, **settings), devices=1))
+  assert code == 0, output
   waiting = workdir_lib.steps(workdir)
   assert len(waiting) > 1
-  code, said = finish(start(flags, module="pgjax.evaluate", devices=1))
-  assert code == 0, said
+  code, output = finish(start(flags, module="pgjax.evaluate", devices=1))
+  assert code == 0, output
   scored = {int(p.parent.name[5:]): p for p in out.glob("step_*/metrics.json")}
   assert sorted(scored) == list(range(4, STEPS + 1, 4))
   for path, written in before.items():
@@ -348,7 +348,7 @@ def test_a_watcher_misses_no_step_and_scores_none_twice_though_both_are_killed(t
 
 
 def wait_for_rows(workdir, count, process, seconds=120):
-  """Until the run has written so many steps; says the rest of its output if it has died."""
+  """Waits until the run has written N steps; fails with its output if it has died."""
   path, deadline = pathlib.Path(workdir) / "metrics.jsonl", time.monotonic() + seconds
   while time.monotonic() < deadline:
     if path.exists() and path.read_text().count("training_loss") >= count:
@@ -380,7 +380,7 @@ def test_killed_three_times_equals_uninterrupted(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_says_how_to_resume_and_costs_nothing(tmp_path, number):
+def test_a_signal_saves_and_the_resumed_run_is_equal(tmp_path, number):
   settings = dict(total_steps=2000, ckpt_steps=1000, log_training_steps=1)
   process = start(arguments(tmp_path, **settings), devices=1)
   wait_for_rows(tmp_path, 12, process)
@@ -394,9 +394,11 @@ def test_a_signal_saves_says_how_to_resume_and_costs_nothing(tmp_path, number):
   assert list(losses(tmp_path)) == list(range(1, int(step) + 1))
 
 
-def close(found, expected):
-  assert found.keys() == expected.keys()
-  np.testing.assert_allclose([found[step] for step in expected], list(expected.values()), rtol=1e-5)
+def close(values, expected):
+  assert values.keys() == expected.keys()
+  np.testing.assert_allclose(
+    [values[step] for step in expected], list(expected.values()), rtol=1e-5
+  )
 
 
 MESHES = {
