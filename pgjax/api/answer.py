@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import logging
 import math
 from typing import Any
 
@@ -11,8 +10,6 @@ from PIL import Image
 
 from pgjax.data import images, locations
 from pgjax.visualization import images as draw_images
-
-log = logging.getLogger("pgjax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +65,7 @@ class Answer:
     """The (first) image with boxes and masks; without the VQ-VAE, a warning and only boxes."""
     encoded = images.encoded(self.image)
     pixels = images.decode(encoded[0] if isinstance(encoded, list) else encoded)
-    picture, warning = draw_images.marked(pixels, self.objects)
-    if warning:
-      log.warning(warning)
-    return picture
+    return draw_images.marked(pixels, self.objects)
 
   def _repr_html_(self) -> str:
     picture = draw_images.data_uri(self.draw(), 480)

@@ -1,9 +1,8 @@
-"""How good are the parameters on a split? Whole splits, on all hosts, as exact numbers.
+"""How good are the parameters on a split? Evaluators score the whole split, on all hosts.
 
-Each entry of config.evals becomes an Evaluator, in training and in pgjax.evaluate alike. Rows that
-only fill the last batch are not scored; the rows of all processes are put back in the order of the
-split, so every process has the same scores, and they do not depend on how many there are. What one
-answer is worth is in pgjax.metrics.
+Each entry of config.evals becomes an Evaluator, in training and in pgjax.evaluate. Padding rows are
+not scored; the rows of all processes are merged in the order of the split, so every process has the
+same scores, whatever their number. scorers.py scores one answer.
 """
 
 import contextlib
@@ -19,9 +18,8 @@ from pgjax import disk
 from pgjax.config import durations
 from pgjax.data import device_feed, loader, pipeline
 from pgjax.distributed import mesh as mesh_lib, processes
-from pgjax.errors import UserError
-from pgjax.evaluation import columns, journal as journal_lib, likelihood, scorers
-from pgjax.inference import decode
+from pgjax.errors import UserError, naming
+from pgjax.evaluation import journal as journal_lib, likelihood, scorers
 from pgjax.inference.decoder_cache import Decoders, Settings
 from pgjax.metrics import text
 from pgjax.params import names as param_names
@@ -33,23 +31,23 @@ class Evaluator(NamedTuple):
 
   name: str
   section: Any  # config.evals[name]
-  every_steps: int | None  # None: not while training.
+  every_steps: int | None  # None: not during training.
   batches: pipeline.EvalBatches
-  compute: Callable[[Any, pipeline.EvalBatch], Any]  # Compiled once, at its first call.
+  compute: Callable[[Any, pipeline.EvalBatch], Any]  # Compiled at its first call.
   scorer: scorers.Scorer | None  # None for perplexity.
 
 
 class Result(NamedTuple):
-  """Scores by name ("eval/acc"), and the rows of predictions.jsonl, in the order of the split."""
+  """Scores by name ("eval/acc"), and the rows of predictions.jsonl in the order of the split."""
 
   scores: dict[str, float]
   rows: list[dict[str, Any]]
-  data_sha256: str  # Of the images, prompts and answers that were scored.
-  parts: list[dict[str, tuple[float, float]]]  # What each row adds to the scores: (sum, count).
+  data_sha256: str  # Of the scored images, prompts and answers.
+  parts: list[dict[str, tuple[float, float]]]  # Each row's contribution: {score: (sum, count)}.
 
 
 def of_training(config, total_steps: int, num_examples: int) -> dict[str, int]:
-  """The evaluators that run while training, and every how many steps."""
+  """{evaluator: its interval in steps} of those that run during training."""
   sizes = dict(batch_size=config.input.batch_size, num_examples=num_examples)
   every = {
     name: durations.steps(section, "log", total_steps=total_steps, **sizes)
@@ -59,23 +57,23 @@ def of_training(config, total_steps: int, num_examples: int) -> dict[str, int]:
 
 
 def matching(config, pattern: str) -> dict[str, None]:
-  """The evaluators whose whole name matches, for pgjax.evaluate."""
-  wanted = param_names.compile_pattern(pattern, "--evals")
-  names = [name for name in config.evals if wanted.fullmatch(name)]
+  """The evaluators whose full name matches, for pgjax.evaluate."""
+  compiled = param_names.compile_pattern(pattern, "--evals")
+  names = [name for name in config.evals if compiled.fullmatch(name)]
   if not names:
-    there = ", ".join(config.evals) or "none"
-    raise UserError(f"No evaluator of this config matches {pattern!r}; there are: {there}.")
+    known = ", ".join(config.evals) or "none"
+    raise UserError(f"No evaluator of this config matches {pattern!r}; there are: {known}.")
   return dict.fromkeys(names)
 
 
 def make(config, model, leaves, mesh, tokenizer, param_places, every: Mapping[str, int | None]):
   """Opens the data of the evaluators named in `every`; nothing is compiled yet."""
   decoders = Decoders(model, leaves, mesh, param_places, tokenizer)
-  made = []
+  evaluators = []
   for name, every_steps in every.items():
     section = config.evals[name]
     mesh_lib.check_batch_size(section.batch_size, mesh, f"config.evals.{name}.batch_size")
-    try:
+    with naming(f"config.evals.{name}"):
       if section.type == "perplexity":
         compute = _likelihoods(likelihood.jitted_nll(model, leaves, mesh, param_places))
         scorer = None
@@ -84,40 +82,35 @@ def make(config, model, leaves, mesh, tokenizer, param_places, every: Mapping[st
       batches = _open(config, section, tokenizer)
       if scorer and scorer.columns:
         _check_columns(batches.first_columns(), scorer.columns, section.type)
-    except UserError as error:
-      raise UserError(f"config.evals.{name}: {error}") from None
-    made.append(Evaluator(name, section, every_steps, batches, compute, scorer))
-  return made
+    evaluators.append(Evaluator(name, section, every_steps, batches, compute, scorer))
+  return evaluators
 
 
-def _likelihoods(nll: Callable) -> Callable[[Any, pipeline.EvalBatch], Any]:
+def _likelihoods(nll):
   return lambda params, batch: nll(params, batch.arrays)
 
 
-def _answers(decoders, section, config) -> Callable[[Any, pipeline.EvalBatch], decode.Decoded]:
-  settings = Settings(
-    section.decode or config.decode, section.max_decode_len, section.grammar, config.seed
-  )
-  run = decoders.of(settings)
+def _answers(decoders, section, config):
+  decode, length = section.decode or config.decode, section.max_decode_len
+  run = decoders.of(Settings(decode, length, section.grammar, config.seed))
   return lambda params, batch: run(params, batch.arrays, batch.rows)
 
 
-def _check_columns(there: Mapping[str, Any], needed: Sequence[str], kind: str) -> None:
-  missing = [name for name in needed if name not in there]
+def _check_columns(columns: Mapping[str, Any], needed: Sequence[str], kind: str) -> None:
+  missing = [name for name in needed if name not in columns]
   if missing:
     raise UserError(
       f"type {kind!r} needs {', '.join(map(repr, missing))} of each example, and after pp there are"
-      f" only {', '.join(sorted(there))}; add them to keep(...)."
+      f" only {', '.join(sorted(columns))}; add them to keep(...)."
     )
 
 
 def _open(config, section, tokenizer) -> pipeline.EvalBatches:
+  for_training = section.type == "perplexity"
   return pipeline.eval_batches(
     section,
     tokenizer,
-    layout=loader.Layout(
-      config.res, config.text_len, config.num_frames, for_training=section.type == "perplexity"
-    ),
+    layout=loader.Layout(config.res, config.text_len, config.num_frames, for_training=for_training),
     num_threads=config.input.num_threads,
     allow_truncated=config.input.allow_truncated,
     seed=config.seed,
@@ -127,7 +120,7 @@ def _open(config, section, tokenizer) -> pipeline.EvalBatches:
 
 
 def is_due(evaluator: Evaluator, step: int, total_steps: int) -> bool:
-  """At step 0 (unless skip_first), every so often, and at the end; not just before the end."""
+  """At step 0 (unless skip_first), every every_steps, and at the end; not just before the end."""
   every = evaluator.every_steps
   if step in (0, total_steps):
     return step > 0 or not evaluator.section.skip_first
@@ -146,9 +139,9 @@ def run_due(
   workdir: pathlib.Path,
   stopping: Callable[[], bool],
 ) -> dict[str, float] | None:
-  """Runs what is due after `step`, writes it, and returns all scores; None if it was cut short.
+  """Runs what is due after `step`, writes the results, and returns all scores; None if interrupted.
 
-  `stopping` is asked between batches, so that a SIGTERM need not wait for a long evaluation.
+  `stopping` is called between batches, so that SIGTERM need not wait for a long evaluation.
   """
   scores = {}
   for evaluator in evaluators:
@@ -173,16 +166,17 @@ def run(
   stopping: Callable[[], bool] = lambda: False,
   journal: journal_lib.Journal | None = None,
 ) -> Result | None:
-  """One pass over the split; None if it was cut short.
+  """One pass over the split; None if interrupted.
 
-  What is in the journal is not decoded again, and each batch is added to it.
+  Batches in the journal are not decoded again; the others are added to it.
   """
-  rows, waiting = list(journal.batches) if journal else [], None
+  rows, previous = list(journal.batches) if journal else [], None
 
-  def read():
-    rows.append(_read(evaluator, tokenizer, *waiting))
-    if journal:
-      journal.add(rows[-1])
+  def score_previous():
+    if previous is not None:
+      rows.append(_rows(evaluator, tokenizer, *previous))
+      if journal:
+        journal.add(rows[-1])
 
   feed = device_feed.to_device(evaluator.batches.after(len(rows)), mesh)
   with contextlib.closing(feed):
@@ -190,14 +184,12 @@ def run(
       if stopping():
         return None
       output = evaluator.compute(params, batch)
-      if waiting is not None:  # The device works on this batch while the last one is read.
-        read()
-      waiting = (batch, output)
-  if waiting is not None:
-    read()
+      score_previous()  # While the device computes this batch.
+      previous = (batch, output)
+  score_previous()
   rows = [dict(row) for row in _in_order(processes.gather_objects(rows))]
   of_split = evaluator.scorer.of_split(evaluator.section, rows) if evaluator.scorer else {}
-  # What comes from a journal or another process is JSON, which has no tuples.
+  # Rows of a journal or another process come from JSON, which has no tuples.
   scores = [{name: tuple(part) for name, part in row.pop("scores").items()} for row in rows]
   digest = hashlib.sha256("".join(row.pop("_sha256") for row in rows).encode())
   digest.update(json.dumps([row.get("answer") for row in rows]).encode())
@@ -206,45 +198,33 @@ def run(
   return Result(named, rows, digest.hexdigest(), scores)
 
 
-def _read(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) -> list[dict]:
-  """Scores the rows that this process brought, leaving out those that only fill the batch."""
+def _rows(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) -> list[dict]:
+  """Scores this process's rows of a batch, except padding rows."""
   real = np.flatnonzero(mesh_lib.local_rows(batch.arrays["_mask"]))
   prompts, *outputs = (mesh_lib.local_rows(a)[real] for a in (batch.arrays["text"], *output))
-  make_row = _likelihood if evaluator.section.type == "perplexity" else _answer
-  return [
-    dict(make_row(evaluator, tokenizer, example, prompt, *row_outputs), _sha256=example["_sha256"])
-    for example, prompt, *row_outputs in zip(batch.rows, prompts, *outputs, strict=True)
-  ]
+  make_row = _likelihood_row if evaluator.section.type == "perplexity" else _answer_row
+  rows = []
+  for example, prompt, *row_outputs in zip(batch.rows, prompts, *outputs, strict=True):
+    text_of_prompt = example["prefix"] if "prefix" in example else tokenizer.decode(prompt)
+    row = dict(id=scorers.plain(example.get("id")), prompt=text_of_prompt)
+    row |= make_row(evaluator, tokenizer, example, *row_outputs)
+    rows.append(dict(row, _sha256=example["_sha256"]))
+  return rows
 
 
-def _answer(evaluator: Evaluator, tokenizer, example, prompt, tokens, logp) -> dict[str, Any]:
+def _answer_row(evaluator: Evaluator, tokenizer, example, tokens, logp) -> dict[str, Any]:
   answer = scorers.Generated(tokenizer.decode(tokens), tokens, logp)
-  row = dict(
-    id=scorers.plain(example.get("id")),
-    prompt=_prompt(tokenizer, example, prompt),
-    prediction=answer.text,
-    logp=float(logp.sum()),
-    **_kinds(example),
-  )
+  row = dict(prediction=answer.text, logp=float(logp.sum()), **_groups(example))
   return row | evaluator.scorer.row(evaluator.section, tokenizer, example, answer)
 
 
-def _likelihood(evaluator: Evaluator, tokenizer, example, prompt, nll, weight) -> dict[str, Any]:
-  return dict(
-    id=scorers.plain(example.get("id")),
-    prompt=_prompt(tokenizer, example, prompt),
-    nll=float(nll),
-    scores=text.perplexity(float(nll), float(weight)),
-    **_kinds(example),
-  )
+def _likelihood_row(evaluator: Evaluator, tokenizer, example, nll, weight) -> dict[str, Any]:
+  scores = text.perplexity(float(nll), float(weight))
+  return dict(nll=float(nll), scores=scores, **_groups(example))
 
 
-def _kinds(example: Mapping[str, Any]) -> dict[str, Any]:
-  return {name: scorers.plain(example[name]) for name in columns.GROUP_COLUMNS if name in example}
-
-
-def _prompt(tokenizer, example: Mapping[str, Any], tokens) -> str:
-  return example["prefix"] if "prefix" in example else tokenizer.decode(tokens)
+def _groups(example: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: scorers.plain(example[name]) for name in scorers.GROUP_COLUMNS if name in example}
 
 
 def _in_order(by_process: list[list[list[dict]]]) -> list[dict]:
@@ -253,7 +233,7 @@ def _in_order(by_process: list[list[list[dict]]]) -> list[dict]:
 
 
 def write(folder: pathlib.Path, scores: Mapping[str, Any], rows: Sequence[Mapping]) -> None:
-  """predictions.jsonl, and then metrics.json, which is there as a whole or not at all."""
+  """Writes predictions.jsonl, then metrics.json atomically."""
   with disk.disk_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]

@@ -1,8 +1,7 @@
-"""How far has an evaluation come, should it be interrupted?
+"""Where does an interrupted evaluation resume?
 
-One file for each evaluator and process, a line for each batch whose answers have been read. Started
-again with the same checkpoint, config and number of processes, an evaluation goes on after the last
-batch that all of them have.
+Each evaluator and process has a file with a line for each scored batch. A restart with the same
+checkpoint, config and number of processes resumes after the last batch that all processes have.
 """
 
 import contextlib
@@ -11,6 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
+from pgjax import disk
 from pgjax.distributed import processes
 from pgjax.errors import UserError
 from pgjax.formats import typed_json
@@ -19,7 +19,7 @@ FOLDER = "unfinished"
 
 
 class _Row(TypedDict):
-  """What evals.run needs of each, whatever the score."""
+  """What evaluator.run needs of each row, whatever the score."""
 
   prompt: str
   scores: dict[str, tuple[float, float]]
@@ -30,33 +30,28 @@ class _Row(TypedDict):
 
 
 class Journal:
-  """The batches of one evaluator that this process has scored.
-
-  Attributes:
-    batches: their rows, in order.
-  """
+  """The batches of one evaluator that this process has scored; `batches` are their rows."""
 
   def __init__(self, folder: pathlib.Path, name: str, fingerprint: Mapping[str, Any]):
-    """`fingerprint` is what must be the same for a batch to be taken over."""
+    """Batches of an earlier run are reused if their `fingerprint` is the same."""
     process = f"{processes.process_index()}-of-{processes.process_count()}"
     self._path = folder / FOLDER / f"{name.replace('/', '_')}.{process}.jsonl"
-    found = self._read(json.loads(json.dumps(fingerprint)))
-    done = min(processes.gather_objects(len(found)))
-    self.batches: list[list[dict[str, Any]]] = found[:done]
+    earlier = self._read(disk.plain(fingerprint))
+    common = min(processes.gather_objects(len(earlier)))
+    self.batches: list[list[dict[str, Any]]] = earlier[:common]
     self._path.parent.mkdir(exist_ok=True)
-    with self._path.open("w") as file:
-      for item in (fingerprint, *self.batches):
-        file.write(json.dumps(item) + "\n")
-    self._file = self._path.open("a")
+    self._file = self._path.open("w")
+    self._file.writelines(json.dumps(item) + "\n" for item in (fingerprint, *self.batches))
+    self._file.flush()
 
   def add(self, rows: list[dict[str, Any]]) -> None:
-    """One more batch; on disk when this returns, as far as the operating system is concerned."""
+    """Appends a batch and passes it to the operating system."""
     self._file.write(json.dumps(rows) + "\n")
     self._file.flush()
     self.batches.append(rows)
 
   def close(self, *, finished: bool) -> None:
-    """`finished`: the results are written, and the file goes away."""
+    """`finished`: the results are written, so the file is deleted."""
     self._file.close()
     if finished:
       self._path.unlink()
@@ -64,16 +59,16 @@ class Journal:
         self._path.parent.rmdir()
 
   def _read(self, fingerprint):
-    """What an earlier start left; its last line may be cut off."""
+    """The batches of an earlier run, whose last line may be truncated."""
     if not self._path.exists():
       return []
     first, *lines = self._path.read_bytes().splitlines() or [b""]
-    found = []
+    batches = []
     with contextlib.suppress(UserError):
       if typed_json.decode(first, dict[str, Any], self._path, nan=True) != fingerprint:
         return []
       for line in lines:
         rows = typed_json.decode(line, list[dict[str, Any]], self._path, nan=True)
         typed_json.check(rows, list[_Row], self._path)
-        found.append(rows)
-    return found
+        batches.append(rows)
+    return batches

@@ -1,4 +1,4 @@
-"""The likelihood of texts: sums of -log p over the tokens that carry a loss."""
+"""How likely are texts? Sums of -log p over the target tokens (mask_loss)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from pgjax.training import step as step_lib
 
 
 def jitted_nll(model, leaves, mesh, param_places, *, per_token=False):
-  """`f(params, batch) -> (nll [B], count [B])`: sum of -log p over learned tokens, their number.
+  """`f(params, batch) -> (nll [B], count [B])`: sum of -log p over target tokens, their number.
 
-  Without dropout and label smoothing; the perplexity evaluator divides. With per_token f returns
-  -log p of each token [B, T], 0 where it is not learned.
+  Without dropout and label smoothing. With per_token f returns -log p of each token [B, T], 0 for
+  others than targets.
   """
   softcap, layout = model.llm_config.final_logits_softcap, step_lib.table_layout(mesh, param_places)
   options = cross_entropy.LossOptions(softcap=softcap, train_table=False, layout=layout)

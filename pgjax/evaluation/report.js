@@ -1,6 +1,6 @@
 "use strict";
-// The table of predictions: sorted by a column, filtered by text and by right or wrong, a page at a
-// time. Every text is put in as text, never as HTML.
+// The table of predictions: sorted by a column, filtered by text and by correctness, in pages. Data
+// is inserted as text, never as HTML.
 for (const box of document.querySelectorAll(".predictions")) {
   const { columns, rows, verdicts } = JSON.parse(box.querySelector("script").textContent);
   const PAGE = 100;
@@ -14,7 +14,7 @@ for (const box of document.querySelectorAll(".predictions")) {
     return element;
   };
   const search = make("input", { type: "search", autocomplete: "off" });
-  const kinds = [["", "all"], ["right", "right"], ["partly", "partly right"], ["wrong", "wrong"]];
+  const kinds = [["", "all"], ["right", "correct"], ["partly", "partly correct"], ["wrong", "wrong"]];
   const kind = make("select", {}, ...kinds.map(([value, text]) => new Option(text, value)));
   const status = make("span", { className: "note" });
   status.setAttribute("role", "status");
@@ -55,9 +55,9 @@ for (const box of document.querySelectorAll(".predictions")) {
   function cell(value, c) {
     const short = typeof value === "number";
     const text = value === null ? "" : short ? String(Number(value.toPrecision(4))) : value;
-    const made = make("td", { className: short ? "short" : "" }, make("bdi", {}, text));
-    made.dataset.label = columns[c];
-    return made;
+    const element = make("td", { className: short ? "short" : "" }, make("bdi", {}, text));
+    element.dataset.label = columns[c];
+    return element;
   }
 
   function show() {
@@ -80,7 +80,7 @@ for (const box of document.querySelectorAll(".predictions")) {
     input.addEventListener("input", () => { first = 0; show(); });
   }
   const scored = verdicts.some((verdict) => verdict !== "none");
-  const filters = make("div", { className: "filters" }, make("label", {}, "Text", search));
+  const filters = make("div", { className: "filters" }, make("label", {}, "Search", search));
   if (scored) filters.append(make("label", {}, "Show", kind));
   box.append(filters, table, make("div", { className: "pages" }, before, after, status));
   show();

@@ -1,14 +1,13 @@
-"""What does a scored checkpoint look like to a person? report.html, in one file without links.
+"""How does a person read the scores of a checkpoint? In report.html, one self-contained file.
 
-The scores with their intervals, and a section for each evaluator (report_split.py). All text comes
-from data and is escaped. The page loads nothing, and its policy lets nothing run but the one script
-of this package, named by its hash.
+It has the scores with their intervals, and a section for each evaluator (report_split.py). All text
+from data is escaped. The page loads nothing, and its policy allows only this package's script, by
+its hash.
 """
 
 import base64
 import hashlib
 import html
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,17 +28,18 @@ def page(
   *,
   paper: Mapping[str, float] | None = None,
 ) -> str:
-  """The page. `scores` and `paper` (published numbers) are by "evaluator/score"."""
-  found: dict[str, tuple[float, float]] = {}
-  for split in splits:
-    of_split = interval.intervals(split.parts)
-    found |= {f"{split.name}/{name}": ends for name, ends in of_split.items()}
-  parts = [
-    f"<header><h1>{_text(title)}</h1>{_facts(facts)}</header><main>",
-    _scores(scores, found, paper or {}),
-    *(report_split.section(split, place) for place, split in enumerate(splits)),
-    "</main>",
-  ]
+  """The page. The keys of `scores` and `paper` (published scores) are "evaluator/score"."""
+  intervals = {
+    f"{split.name}/{name}": ends
+    for split in splits
+    for name, ends in interval.intervals(split.parts).items()
+  }
+  sections = "".join(report_split.section(split, place) for place, split in enumerate(splits))
+  rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
+  body = (
+    f"<header><h1>{_text(title)}</h1><dl>{rows}</dl></header>"
+    f"<main>{_scores(scores, intervals, paper or {})}{sections}</main><script>{_SCRIPT}</script>"
+  )
   head = [
     '<meta charset="utf-8">',
     f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">',
@@ -47,57 +47,42 @@ def page(
     '<meta name="color-scheme" content="light dark">',
     f"<title>{_text(title)}</title><style>{_STYLE}</style>",
   ]
-  body = "".join(parts) + f"<script>{_SCRIPT}</script>"
   return (
     f'<!doctype html>\n<html lang="en"><head>{"".join(head)}</head><body>{body}</body></html>\n'
   )
 
 
 def _policy() -> str:
-  """Nothing but pictures in the page, our style and our script."""
-  hashes = [
+  """Allows only embedded pictures, our style and our script."""
+  style, script = (
     base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (_STYLE, _SCRIPT)
-  ]
+  )
   return (
-    f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; "
-    f"script-src 'sha256-{hashes[1]}'; base-uri 'none'; form-action 'none'"
+    f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
+    f"script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'"
   )
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
-  rows = "".join(
-    f"<dt>{_text(name)}</dt><dd>{_text(_shown(value))}</dd>" for name, value in facts.items()
-  )
-  return f"<dl>{rows}</dl>"
-
-
-def _shown(value: Any) -> str:
-  if isinstance(value, Mapping | list | tuple):
-    return json.dumps(value, ensure_ascii=False, default=str)
-  return str(value)
-
-
-def _scores(scores, found, paper) -> str:
-  """A row for each score; columns that no score fills are left out."""
-  heads = ["score", "value"]
-  heads += [f"{interval.LEVEL:.0%} interval"] if found else []
+def _scores(scores, intervals, paper) -> str:
+  """A row for each score; columns without values are omitted."""
+  heads, note = ["score", "value"], ""
+  if intervals:
+    heads.append(f"{interval.LEVEL:.0%} interval")
+    note = (
+      f'<p class="note">Intervals: bootstrap over examples, {interval.DRAWS:,} draws, fixed seed.'
+      " Scores that are not means over examples have none.</p>"
+    )
   heads += ["published"] if paper else []
   rows = []
   for name, value in scores.items():
     cells = [f'<th scope="row">{_text(name)}</th>', f"<td>{number(value)}</td>"]
-    if found:
-      ends = shown_interval(found[name]) if name in found else ""
+    if intervals:
+      ends = shown_interval(intervals[name]) if name in intervals else ""
       cells.append(f"<td>{ends.strip(' ()')}</td>")
     if paper:
       cells.append(f"<td>{number(paper[name]) if name in paper else ''}</td>")
     rows.append(f"<tr>{''.join(cells)}</tr>")
   head = "".join(f'<th scope="col">{_text(name)}</th>' for name in heads)
-  note = (
-    f'<p class="note">Interval: {interval.DRAWS:,} bootstrap draws of the examples, seeded. Scores'
-    " of a whole split, which are no mean over examples, have none.</p>"
-    if found
-    else ""
-  )
   table = (
     f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
   )

@@ -1,7 +1,7 @@
-"""What does a report show of one evaluator? How its scores are spread, pictures, all predictions.
+"""What does a report show of one evaluator? The distribution of scores, examples, all predictions.
 
-The examples with pictures are chosen after scoring (worst, best, random), so a picture is asked for
-by the row's number and at most 3 * EXAMPLES are ever made.
+The examples with pictures are chosen after scoring (worst, best, random), so pictures are loaded by
+row number, at most 3 * EXAMPLES.
 """
 
 import html
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pgjax.data import locations
-from pgjax.evaluation.columns import GROUP_COLUMNS
+from pgjax.evaluation.scorers import GROUP_COLUMNS
 from pgjax.metrics import interval
 from pgjax.visualization import images as draw_images
 
@@ -34,9 +34,9 @@ class Split(NamedTuple):
   """One evaluator's result.
 
   rows: as in predictions.jsonl, with id, prompt, answer, prediction, logp and score, or nll;
-    objects, where the scorer has read them from the prediction: dicts of box, label and score.
-  parts: each row's {score: (sum, count)}; empty where there are none.
-  picture: a row's image as the model sees it, float [H, W, 3] or [N, H, W, 3] in [-1, 1].
+    objects, if the scorer parsed them from the prediction: dicts of box, label and score.
+  parts: each row's {score: (sum, count)}, or empty.
+  picture: a row's image as the model receives it, float [H, W, 3] or [N, H, W, 3] in [-1, 1].
   """
 
   name: str
@@ -47,42 +47,42 @@ class Split(NamedTuple):
 
 
 def section(split: Split, place: int) -> str:
-  """The evaluator's part of the page; `place` makes its ids its own."""
+  """The evaluator's section of the page; `place` makes its HTML ids unique."""
   name = html.escape(split.name)
   heading = f'<h2 id="split{place}">{name}: {len(split.rows):,} examples</h2>'
-  inside = _spread(split) + _gallery(split, place) + _table(split, place)
+  inside = _distribution(split) + _gallery(split, place) + _table(split, place)
   return f'<section aria-labelledby="split{place}">{heading}{inside}</section>'
 
 
 def number(value: float) -> str:
-  """Four digits; whole numbers as they are."""
+  """Four significant digits; whole numbers in full."""
   if not math.isfinite(value):
     return str(value)
   return f"{int(value):,}" if value == int(value) and abs(value) >= 2 else f"{value:.4g}"
 
 
 def shown_interval(ends: tuple[float, float]) -> str:
-  """In brackets; nothing where all rows are alike, of which no draw can show any doubt."""
+  """In brackets; "" if all rows are equal, so that the bootstrap has no width."""
   return f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends[0] < ends[1] else ""
 
 
 def worth(row: Mapping[str, Any]) -> float | None:
-  """What rows are ordered by, more is better: the score, or the likelihood; None without either."""
+  """What orders the rows, higher is better: the score or the likelihood; None without either."""
   if row.get("score") is not None:
     return float(row["score"])
   return -float(row["nll"]) if row.get("nll") is not None else None
 
 
-# How scores are spread
+# The distribution of scores
 
 
-def _spread(split: Split) -> str:
+def _distribution(split: Split) -> str:
   values = [(row, worth(row)) for row in split.rows]
   scored = [(row, value) for row, value in values if value is not None]
   if not scored:
     return ""
   what = "score" if split.rows[0].get("nll") is None else "log-likelihood"
-  tables = [_bars(f"How often each {what}", what, "examples", _histogram([v for _, v in scored]))]
+  tables = [_bars(f"Distribution of {what}s", what, "examples", _histogram([v for _, v in scored]))]
   keyed = [(column, lambda row, c=column: row.get(c)) for column in GROUP_COLUMNS]
   answers = {_group(_one_answer(row)) for row, _ in scored}
   few = len(answers) <= MOST_GROUPS
@@ -98,7 +98,7 @@ def _spread(split: Split) -> str:
 
 
 def _histogram(values: Sequence[float]) -> list[tuple[str, float, str]]:
-  """(label, share of the longest bar, text); a bar for each value if they are few."""
+  """(label, share of the longest bar, text); a bar for each value, or for bins of many values."""
   counts = Counter(values)
   if len(counts) <= _BINS + 1:
     bars = [(number(value), counts[value]) for value in sorted(counts)]
@@ -111,15 +111,15 @@ def _histogram(values: Sequence[float]) -> list[tuple[str, float, str]]:
 
 
 def _groups(title: str, column: str, groups: Mapping[str, list[float]]) -> str:
-  """A bar for each group, the largest first; small ones beyond MOST_GROUPS are put together."""
+  """A bar for each group, the largest first; those beyond MOST_GROUPS share one."""
   largest = sorted(groups, key=lambda group: -len(groups[group]))
-  kept = {group: groups[group] for group in largest[:MOST_GROUPS]}
+  shown = {group: groups[group] for group in largest[:MOST_GROUPS]}
   if rest := largest[MOST_GROUPS:]:
-    kept[f"{len(rest)} others"] = [value for group in rest for value in groups[group]]
-  low = min(0.0, *(min(values) for values in kept.values()))
-  span = max(1.0 if low == 0 else 0.0, *(max(values) for values in kept.values())) - low
+    shown[f"{len(rest)} other groups"] = [value for group in rest for value in groups[group]]
+  low = min(0.0, *(min(values) for values in shown.values()))
+  span = max(1.0 if low == 0 else 0.0, *(max(values) for values in shown.values())) - low
   bars = []
-  for group, values in kept.items():
+  for group, values in shown.items():
     mean = sum(values) / len(values)
     ends = interval.intervals([dict(score=(value, 1)) for value in values])["score"]
     text = f"{number(mean)}{shown_interval(ends)}, {len(values):,} examples"
@@ -129,7 +129,10 @@ def _groups(title: str, column: str, groups: Mapping[str, list[float]]) -> str:
 
 def _bars(title: str, left: str, right: str, bars: Iterable[tuple[str, float, str]]) -> str:
   rows = "".join(
-    f'<tr><th scope="row"><bdi>{html.escape(label)}</bdi></th><td>{_bar(share)}{text}</td></tr>'
+    f'<tr><th scope="row"><bdi>{html.escape(label)}</bdi></th><td>'
+    '<svg viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
+    '<rect class="empty" width="100" height="6"/>'
+    f'<rect width="{100 * share:.2f}" height="6"/></svg>{text}</td></tr>'
     for label, share, text in bars
   )
   head = f'<tr><th scope="col">{html.escape(left)}</th><th scope="col">{right}</th></tr>'
@@ -137,20 +140,12 @@ def _bars(title: str, left: str, right: str, bars: Iterable[tuple[str, float, st
   return f'<table class="bars">{caption}<thead>{head}</thead><tbody>{rows}</tbody></table>'
 
 
-def _bar(share: float) -> str:
-  return (
-    '<svg viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
-    '<rect class="empty" width="100" height="6"/>'
-    f'<rect width="{100 * share:.2f}" height="6"/></svg>'
-  )
-
-
 def _group(value: Any) -> str | None:
   return None if value is None or value == "" else str(value)[:80]
 
 
 def _one_answer(row: Mapping[str, Any]) -> str | None:
-  """The true answer; of several the commonest."""
+  """The true answer; the most common of several."""
   answer = row.get("answer")
   if isinstance(answer, list):
     return str(Counter(answer).most_common(1)[0][0]) if answer else None
@@ -158,7 +153,7 @@ def _one_answer(row: Mapping[str, Any]) -> str | None:
 
 
 def _answer_size(row: Mapping[str, Any]) -> str | None:
-  """Objects where the answer has boxes, else words."""
+  """The number of objects if the answer has boxes, else of words."""
   answer = _one_answer(row)
   if answer is None:
     return None
@@ -174,84 +169,60 @@ def _answer_size(row: Mapping[str, Any]) -> str | None:
   return f"{low} {unit}{'s' * (low != 1)}" if high == low else f"{low} to {high} {unit}s"
 
 
-# Pictures
+# Examples
 
 
 def chosen(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-  """{part of the gallery: numbers of rows}; seeded.
+  """{part of the gallery: row numbers}; the random ones have a fixed seed.
 
-  Among equal scores the likeliest come first: an answer that is wrong and sure says most.
+  Equal scores are ordered by confidence: a confident wrong answer is the most informative.
   """
   scored = [i for i, row in enumerate(rows) if worth(row) is not None]
-  sure = lambda i: rows[i].get("logp") or 0.0  # noqa: E731
+  logp = lambda i: rows[i].get("logp") or 0.0  # noqa: E731
   parts = {
-    "worst": sorted(scored, key=lambda i: (worth(rows[i]), -sure(i)))[:EXAMPLES],
-    "best": sorted(scored, key=lambda i: (-worth(rows[i]), -sure(i)))[:EXAMPLES],
+    "worst": sorted(scored, key=lambda i: (worth(rows[i]), -logp(i)))[:EXAMPLES],
+    "best": sorted(scored, key=lambda i: (-worth(rows[i]), -logp(i)))[:EXAMPLES],
     "random": sorted(random.Random(0).sample(range(len(rows)), min(EXAMPLES, len(rows)))),
   }
   return {name: numbers for name, numbers in parts.items() if numbers}
 
 
 def _gallery(split: Split, place: int) -> str:
-  """Tabs that need no script: a radio button each, so that arrow keys change them."""
+  """Tabs without a script: radio buttons, which arrow keys change."""
   parts = chosen(split.rows)
-  album = _Album(split, [i for numbers in parts.values() for i in numbers])
+  numbers = sorted({i for part in parts.values() for i in part})
+  objects = {i: {name: _objects(split.rows[i], name) for name in _DRAWN} for i in numbers}
+  labels = sorted({o.label for of_row in objects.values() for os in of_row.values() for o in os})
+  notes: dict[str, None] = {}  # An ordered set of warnings.
+  pictures = {i: _pictures(split, i, objects[i], labels, notes.setdefault) for i in numbers}
   buttons, grids = [], []
-  for number_of_tab, (name, numbers) in enumerate(parts.items()):
-    tab = f"tab{place}-{name}"
-    checked = " checked" if number_of_tab == 0 else ""
+  for name, part in parts.items():
+    tab, checked = f"tab{place}-{name}", "" if buttons else " checked"
     buttons.append(
       f'<input type="radio" class="tab {name}" name="tabs{place}" id="{tab}"{checked}>'
-      f'<label for="{tab}">{name.capitalize()} {len(numbers)}</label>'
+      f'<label for="{tab}">{name.capitalize()} {len(part)}</label>'
     )
-    cards = "".join(_card(i, split.rows[i], album) for i in numbers)
-    wide = " wide" if album.labels else ""
-    grids.append(f'<div class="grid {name}{wide}">{cards}</div>')
-  notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in album.notes)
-  legend = "<legend>Examples: the surest come first among equal scores</legend>"
-  return f'<fieldset class="gallery">{legend}{"".join(buttons)}{notes}{"".join(grids)}</fieldset>'
+    cards = "".join(_card(i, split.rows[i], pictures[i]) for i in part)
+    grids.append(f'<div class="grid {name}{" wide" if labels else ""}">{cards}</div>')
+  note = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
+  legend = "<legend>Examples (equal scores: the most confident first)</legend>"
+  return f'<fieldset class="gallery">{legend}{"".join(buttons)}{note}{"".join(grids)}</fieldset>'
 
 
-class _Album:
-  """Pictures as data URIs, each made once.
-
-  Attributes:
-    notes: what could not be drawn, and why.
-  """
-
-  def __init__(self, split: Split, numbers: Iterable[int]):
-    self._split, self._made = split, {}
-    self.notes: dict[str, None] = {}
-    self._objects = {i: {n: _objects(split.rows[i], n) for n in _DRAWN} for i in numbers}
-    found = [o for of_row in self._objects.values() for objects in of_row.values() for o in objects]
-    self.labels = sorted({o.label for o in found})  # A label has one colour in all pictures.
-
-  def of(self, i: int) -> list[tuple[str, str]]:
-    """(what it shows, data URI) of one row: with boxes as predicted, and as they should be."""
-    if self._split.picture is None:
-      return []
-    if i not in self._made:
-      self._made[i] = self._pictures(i)
-    return self._made[i]
-
-  def _pictures(self, i):
-    pixels, objects = draw_images.seen(self._split.picture(i)), self._objects[i]
-    if not any(objects.values()):
-      return [("image", draw_images.data_uri(pixels, _PICTURE_PIXELS))]
-    return [
-      (name, draw_images.data_uri(self._marked(pixels, found), _MARKED_PIXELS))
-      for name, found in objects.items()
-    ]
-
-  def _marked(self, pixels, found):
-    weights = self._split.mask_weights
-    drawn, said = draw_images.marked(pixels, found, self.labels, mask_weights=weights)
-    self.notes |= {said: None} if said else {}
-    return drawn
+def _pictures(split: Split, i: int, objects, labels, warn) -> list[tuple[str, str]]:
+  """(caption, data URI) of a row: its predicted and true objects, or its image if it has none."""
+  if split.picture is None:
+    return []
+  pixels = draw_images.to_grid(split.picture(i))
+  if not any(objects.values()):
+    return [("image", draw_images.data_uri(pixels, _PICTURE_PIXELS))]
+  settings = dict(classes=labels, mask_weights=split.mask_weights, warn=warn)
+  drawn = {name: draw_images.marked(pixels, each, **settings) for name, each in objects.items()}
+  return [(name, draw_images.data_uri(image, _MARKED_PIXELS)) for name, image in drawn.items()]
 
 
 def _objects(row: Mapping[str, Any], name: str) -> Sequence[locations.Object]:
-  """What to draw of a text; with scores where the scorer left them."""
+  """The objects in a text, with their scores if the scorer stored them."""
   text = row.get(name)
   if not isinstance(text, str) or "<loc" not in text:
     return ()
@@ -260,13 +231,13 @@ def _objects(row: Mapping[str, Any], name: str) -> Sequence[locations.Object]:
       locations.Object(tuple(o["box"]), o["label"], o.get("codes"), (0, 0), o.get("score"), 1.0)
       for o in row["objects"]
     ]
-  # A box alone, as of a mask's true place, is no object of an answer, but it can be drawn.
+  # A box without a label, as that of a true mask, is not an object, but it can be drawn.
   return locations.parse(text).objects or locations.parse(f"{text} {name}").objects
 
 
-def _card(i: int, row: Mapping[str, Any], album: _Album) -> str:
+def _card(i: int, row: Mapping[str, Any], pictures: Iterable[tuple[str, str]]) -> str:
   shown = [f'<p class="id">{html.escape(str(row.get("id", i)))}</p>']
-  for what, uri in album.of(i):
+  for what, uri in pictures:
     shown.append(f'<figure><img src="{uri}" alt="{what} of example {i}" loading="lazy">')
     shown.append(f"<figcaption>{what}</figcaption></figure>" if what != "image" else "</figure>")
   shown += [
@@ -299,7 +270,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _one_line(value: Any) -> str:
-  """A text; of several answers each once, with how often it was given."""
+  """The text; for several answers, each distinct one with its count."""
   if not isinstance(value, list):
     return str(value)
   counts = Counter(str(v) for v in value)
@@ -310,22 +281,23 @@ def _one_line(value: Any) -> str:
 
 
 def _table(split: Split, place: int) -> str:
-  """The data of the table, as JSON that cannot end its script; the page's script draws it."""
-  kept = split.rows[:TABLE_ROWS]
-  last = "nll" if kept and kept[0].get("nll") is not None else "logp"
+  """The table's data as JSON that cannot end its <script>; report.js builds the table."""
+  shown = split.rows[:TABLE_ROWS]
+  last = "nll" if shown and shown[0].get("nll") is not None else "logp"
   columns = [
     name
     for name in ("id", "prompt", "answer", "prediction", "score", last)
-    if any(row.get(name) is not None for row in kept)
+    if any(row.get(name) is not None for row in shown)
   ]
-  rows = [[_cell(row.get(name)) for name in columns] for row in kept]
-  data = dict(columns=columns, rows=rows, verdicts=[_verdict(row) for row in kept])
+  rows = [[_cell(row.get(name)) for name in columns] for row in shown]
+  data = dict(columns=columns, rows=rows, verdicts=[_verdict(row) for row in shown])
   text = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c").replace("&", "\\u0026")
-  more = f" (the first {len(kept):,} of {len(split.rows):,})" if len(kept) < len(split.rows) else ""
+  total = len(split.rows)
+  more = f" (the first {len(shown):,} of {total:,})" if len(shown) < total else ""
   return (
     f'<div class="predictions" data-name="{html.escape(split.name)}"><h3>Predictions{more}</h3>'
     f'<script type="application/json">{text}</script>'
-    "<noscript><p>This table needs the page's script.</p></noscript></div>"
+    "<noscript><p>Enable JavaScript to see this table.</p></noscript></div>"
   )
 
 

@@ -1,4 +1,4 @@
-"""Scores one checkpoint with all evaluators, and writes what came out."""
+"""How is one checkpoint scored? All evaluators run on it, and their results are written."""
 
 import hashlib
 import importlib.metadata
@@ -30,7 +30,7 @@ from pgjax.training import run_log
 
 
 def asked(args: Any) -> dict[str, Any]:
-  """What decides the results of a checkpoint, as it was written."""
+  """The flags that decide the results, as given."""
   return dict(
     evals=args.evals,
     ema=args.ema,
@@ -41,13 +41,13 @@ def asked(args: Any) -> dict[str, Any]:
 
 
 class Scoring:
-  """All that several checkpoints of a run have in common: data, mesh, compiled programs."""
+  """What several checkpoints of a run share: data, mesh, compiled programs."""
 
   def __init__(self, args: Any, source: source_lib.Source):
-    """Everything that can be wrong is told here, before parameters are read."""
+    """Reports bad inputs, before weights load."""
     self.args, self.log = args, run_log.Log(None, main=processes.is_main())
     self.config = config = args.config or saved_config(source, args.overrides)
-    if source.run and "params" in source.run.config:  # Its own, whatever --config trains.
+    if source.run and "params" in source.run.config:  # The run's own, not those of --config.
       with config.unlocked():
         config.params = source.run.config["params"]
     self.mesh = mesh.start(config.mesh)
@@ -64,14 +64,14 @@ class Scoring:
       sharding.shardings_of(self.abstract),
       evaluator_lib.matching(config, args.evals),
     )
-    self._of = _what_matters(source)
+    self._run = _run_of(source)
 
   def fits(self, source: source_lib.Source) -> bool:
     """Is this another step of the same run, with the same settings?"""
-    return _what_matters(source) == self._of
+    return _run_of(source) == self._run
 
   def score(self, source: source_lib.Source, out: pathlib.Path) -> dict[str, float]:
-    """All evaluators that --evals matches, on the parameters of one checkpoint."""
+    """Runs all evaluators that --evals matches on one checkpoint."""
     out.mkdir(exist_ok=True)
     for note in source.notes:
       self.log.say(note)
@@ -101,26 +101,26 @@ class Scoring:
     if processes.is_main():
       self._append_to_run(source, scores)
       write(self, out, source, about, scores, results)
-    for each in journals:
-      each.close(finished=True)
+    for unfinished in journals:
+      unfinished.close(finished=True)
     self.log.say(f"Written to {out}: metrics.json, predictions.jsonl, report.html")
     return scores
 
   def _append_to_run(self, source: source_lib.Source, scores: Mapping[str, float]) -> None:
-    """To the TensorBoard of the run, if this is a checkpoint in its workdir."""
+    """Adds the scores to the run's TensorBoard, if the checkpoint is in its workdir."""
     if source.run and source.run.path.parent.name == workdir_lib.FOLDER:
       try:
         run_log.append_scores(source.run.path.parents[1], source.run.step, scores)
       except OSError as error:
-        self.log.say(f"The run's TensorBoard does not get the scores: {error}.")
+        self.log.say(f"The scores are not added to the run's TensorBoard: {error}.")
 
 
-def _what_matters(source: source_lib.Source) -> Any:
+def _run_of(source: source_lib.Source) -> Any:
   return source.run and (source.run.config, source.run.shapes, source.averages)
 
 
 def facts(scoring: Scoring, source: source_lib.Source, params: Any) -> dict[str, Any]:
-  """What the scores were made of, for metrics.json; the same facts, the same scores."""
+  """What determines the scores, for metrics.json: equal facts mean equal scores."""
   config = disk.plain(scoring.config.to_dict())
   sums = jax.device_get(checksums.jitted_checksums()(param_tree.flatten(params)))
   return dict(
@@ -152,15 +152,11 @@ def facts(scoring: Scoring, source: source_lib.Source, params: Any) -> dict[str,
 
 
 def versions() -> dict[str, str]:
-  """Of the software, and what it ran on."""
+  """Versions of the software, and the kind of device."""
   names = ("jax", "jaxlib", "flax", "numpy", "pillow", "sentencepiece", "grain")
-  found = {name: importlib.metadata.version(name) for name in names}
-  return dict(
-    found,
-    pgjax=pgjax.__version__,
-    python=sys.version.split()[0],
-    device=jax.devices()[0].device_kind,
-  )
+  packages = {name: importlib.metadata.version(name) for name in names}
+  python, device = sys.version.split()[0], jax.devices()[0].device_kind
+  return dict(packages, pgjax=pgjax.__version__, python=python, device=device)
 
 
 def _sha256(value: Any) -> str:
@@ -168,24 +164,24 @@ def _sha256(value: Any) -> str:
 
 
 def saved_config(source: source_lib.Source, overrides: Any) -> Any:
-  """The config that a checkpoint of pgjax.train was saved with."""
+  """The config that a checkpoint of pgjax.train was saved with, with overrides applied."""
   saved = source.run.config if source.run else {}
   if "evals" not in saved:
     raise UserError(
-      f"--ckpt={source.name} holds weights without a config that says what to score: give --config"
+      f"--ckpt={source.name} has weights but no config that says what to score: give --config"
       " (a run.json has it in config.evals)."
     )
   with naming(source.run.path / "run.json"):
     config = config_validate.validated(config_load.from_dict(saved))
-  return (
-    config_validate.validated(config_load.overridden(config, overrides)) if overrides else config
-  )
+  if not overrides:
+    return config
+  return config_validate.validated(config_load.overridden(config, overrides))
 
 
 def write(scoring: Scoring, out, source, about, scores, results) -> None:
-  """The files of one checkpoint; metrics.json, which says that all is there, comes last."""
-  step = about["checkpoint"]["step"]
-  seen = dict(checkpoint=about["checkpoint"]["path"], step=step, averages=source.averages)
+  """Writes the files of one checkpoint; metrics.json comes last, as the sign of completeness."""
+  path, step = about["checkpoint"]["path"], about["checkpoint"]["step"]
+  shown = {"checkpoint": path, "step": step, "EMA weights": "yes" if source.averages else "no"}
   splits = [
     report_split.Split(
       e.name, results[e.name].rows, results[e.name].parts, e.batches.image, e.section.mask_weights
@@ -199,7 +195,8 @@ def write(scoring: Scoring, out, source, about, scores, results) -> None:
   }
   with disk.disk_errors(out):
     title = f"pgjax: step {step}" if step else f"pgjax: {source.path.name}"
-    (out / "report.html").write_text(report.page(title, seen, scores, splits, paper=published))
+    (out / "report.html").write_text(report.page(title, shown, scores, splits, paper=published))
     (out / "config.json").write_text(json.dumps(scoring.config.to_dict(), indent=1) + "\n")
-  together = [dict(eval=split.name) | row for split in splits for row in split.rows]
-  evaluator_lib.write(out, seen | scores | dict(published=published, about=about), together)
+  rows = [dict(eval=split.name) | row for split in splits for row in split.rows]
+  metrics = dict(checkpoint=path, step=step, averages=source.averages, **scores)
+  evaluator_lib.write(out, dict(metrics, published=published, about=about), rows)

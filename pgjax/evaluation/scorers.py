@@ -1,9 +1,9 @@
-"""What is an answer worth? One scorer for each type of evaluator; evaluator.py calls them.
+"""What is an answer worth? Each type of evaluator has a scorer, which evaluator.py calls.
 
-A scorer turns an example and what was generated for it into fields of a row of predictions.jsonl,
-among them `scores`, {name: (sum, count)}, and `score`, the one number that a report sorts by. Some
-metrics are of a whole split (CIDEr, average precision): `of_split` makes them of the rows. What the
-metrics mean is in pgjax/metrics and docs/scores.md.
+A scorer turns an example and its generated answer into fields of a row of predictions.jsonl, among
+them `scores`, {name: (sum, count)}, and `score`, the number that a report sorts by. `of_split`
+computes the metrics of a whole split (CIDEr, average precision) from its rows. pgjax/metrics and
+docs/scores.md define the metrics.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,18 @@ from pgjax.formats import seg_vae_npz
 from pgjax.metrics import caption, closed, detection, segmentation, structured, text, vqa
 from pgjax.models import seg_vae
 
-MATCH_IOU = 0.5  # Of a box that counts as found in a row's own score.
+GROUP_COLUMNS = (
+  "question_type",
+  "answer_type",
+  "type",
+  "label",
+)  # Copied to rows if pp keeps them.
+MATCH_IOU = 0.5  # The least IoU of a matching box in a row's own score.
 ScoredRow = dict[str, Any]
 
 
 class Generated(NamedTuple):
-  """What was generated; tokens after the eos are 0."""
+  """A generated answer; tokens after the eos are 0."""
 
   text: str
   tokens: np.ndarray
@@ -30,7 +36,7 @@ class Generated(NamedTuple):
 
 
 class Scorer(NamedTuple):
-  """The scorer of one type; `columns` must be in the data beside what `evals.*.answer` names."""
+  """The scorer of one type; it needs `columns` in the data besides `evals.*.answer`."""
 
   row: Callable[..., ScoredRow]  # Of section, tokenizer, example, Generated.
   columns: tuple[str, ...] = ()
@@ -38,7 +44,7 @@ class Scorer(NamedTuple):
 
 
 def of(section: Any) -> Scorer:
-  """The scorer of an entry of config.evals; what it needs beside the data is looked for here."""
+  """The scorer of an entry of config.evals, whose mask weights and caption metrics are checked."""
   if section.type == "segmentation":
     seg_vae_npz.load(section.mask_weights)
   unknown = sorted(set(section.caption_metrics) - set(caption.METRICS))
@@ -49,18 +55,18 @@ def of(section: Any) -> Scorer:
 
 
 def plain(value: Any) -> Any:
-  """Without numpy, so that JSON can hold it."""
+  """Without numpy types, for JSON."""
   return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _reference(section, example) -> str | list[str]:
-  """The true answer, or a list of them; data that has none is decoded without being scored."""
+  """The true answer or a list of them; data without answers is decoded but not scored."""
   value = plain(example.get(section.answer, []))
   return [str(v) for v in value] if isinstance(value, list) else str(value)
 
 
 def _one(section, example) -> str:
-  """The true answer, where there must be exactly one."""
+  """The true answer, which must be exactly one."""
   value = _reference(section, example)
   if isinstance(value, list) and len(value) == 1:
     return value[0]
@@ -74,49 +80,50 @@ def _row(answer: Any, scores: Mapping[str, text.Score], main: str, **more: Any) 
   return dict(answer=answer, score=value / count if count else None, scores=scores, **more)
 
 
-def _vqa(section, tokenizer, example, found):
+def _of_one(score: Callable[[str, str], Mapping[str, text.Score]], main: str) -> Scorer:
+  """The scorer of a type with exactly one true answer and no option."""
+
+  def row(section, tokenizer, example, generated):
+    answer = _one(section, example)
+    return _row(answer, score(generated.text, answer), main)
+
+  return Scorer(row)
+
+
+def _vqa(section, tokenizer, example, generated):
   answer = _reference(section, example)
-  return _row(answer, vqa.vqa(found.text, answer, to_lower=section.to_lower), "acc")
+  return _row(answer, vqa.vqa(generated.text, answer, to_lower=section.to_lower), "acc")
 
 
-def _vqav2(section, tokenizer, example, found):
+def _vqav2(section, tokenizer, example, generated):
   answer = _reference(section, example)
   answers = [answer] if isinstance(answer, str) else answer
   kind = example.get("answer_type") or None
   more = {} if kind is None else dict(answer_type=str(kind))
-  return _row(answers, vqa.vqav2(found.text, answers, more.get("answer_type")), "acc", **more)
+  scores = vqa.vqav2(generated.text, answers, more.get("answer_type"))
+  return _row(answers, scores, "acc", **more)
 
 
-def _chartqa(section, tokenizer, example, found):
+def _chartqa(section, tokenizer, example, generated):
   answer = _one(section, example)
-  scores = vqa.chartqa(found.text, answer, to_lower=section.to_lower)
+  scores = vqa.chartqa(generated.text, answer, to_lower=section.to_lower)
   return _row(answer, scores, "relaxed_acc")
 
 
-def _choice(section, tokenizer, example, found):
+def _choice(section, tokenizer, example, generated):
   answer, choices = _one(section, example), [str(c) for c in plain(example["choices"])]
-  return _row(answer, closed.choice(found.text, answer, choices), "acc", choices=choices)
+  return _row(answer, closed.choice(generated.text, answer, choices), "acc", choices=choices)
 
 
-def _science_qa(section, tokenizer, example, found):
-  answer = _one(section, example)
-  return _row(answer, closed.science_qa(found.text, answer), "acc")
-
-
-def _pope(section, tokenizer, example, found):
-  answer = _one(section, example)
-  return _row(answer, closed.pope(found.text, answer), "acc")
-
-
-def _tallyqa(section, tokenizer, example, found):
+def _tallyqa(section, tokenizer, example, generated):
   answer, simple = _one(section, example), plain(example.get("issimple", -1))
   is_simple = None if simple == -1 else bool(simple)
-  return _row(answer, closed.tallyqa(found.text, answer, is_simple=is_simple), "acc")
+  return _row(answer, closed.tallyqa(generated.text, answer, is_simple=is_simple), "acc")
 
 
-def _rsvqa(section, tokenizer, example, found):
+def _rsvqa(section, tokenizer, example, generated):
   answer, kind = _reference(section, example), str(example["question_type"])
-  scores = closed.rsvqa(found.text, answer, kind, to_lower=section.to_lower)
+  scores = closed.rsvqa(generated.text, answer, kind, to_lower=section.to_lower)
   return _row(answer, scores, "acc_any", question_type=kind)
 
 
@@ -124,17 +131,12 @@ def _rsvqa_averages(section, rows):
   return closed.rsvqa_averages(text.mean(row["scores"] for row in rows))
 
 
-def _json(section, tokenizer, example, found):
-  answer = _one(section, example)
-  return _row(answer, structured.scores(found.text, answer), "field_f1")
-
-
-def _predictions(section, tokenizer, example, found):
+def _predictions(section, tokenizer, example, generated):
   return dict(answer=_reference(section, example) or None, score=None, scores={})
 
 
-def _caption(section, tokenizer, example, found):
-  """Scored as a split; `image_id` (else id) says which rows are of one image."""
+def _caption(section, tokenizer, example, generated):
+  """Scored as a split; rows with the same `image_id` (else id) are of one image."""
   answers = _reference(section, example)
   answers = [answers] if isinstance(answers, str) else answers
   image = example.get("image_id", example.get("image/id", example.get("id")))
@@ -143,20 +145,19 @@ def _caption(section, tokenizer, example, found):
 
 def _caption_scores(section, rows):
   rows = [row for row in rows if row["answer"]]  # Test splits may have no references.
-  ids, predictions, references = caption.by_image(
-    *([row[name] for row in rows] for name in ("image_id", "prediction", "answer"))
-  )
-  found = caption.scores(predictions, references, section.caption_metrics)
-  for values in list(found.of_images.values())[:1]:  # The first of them is a row's own score.
+  columns = ([row[name] for row in rows] for name in ("image_id", "prediction", "answer"))
+  ids, predictions, references = caption.by_image(*columns)
+  scores = caption.scores(predictions, references, section.caption_metrics)
+  for values in list(scores.of_images.values())[:1]:  # The first metric is a row's own score.
     of_image = dict(zip(ids, values, strict=True))
     for row in rows:
       row["score"] = of_image[row["image_id"]]
-  return found.of_split
+  return scores.of_split
 
 
-def _detection(section, tokenizer, example, found):
-  """True boxes in the columns boxes (y0 x0 y1 x1, shares of the image) and labels."""
-  parsed = locations.parse_tokens(found.tokens, found.logp, tokenizer)
+def _detection(section, tokenizer, example, generated):
+  """The true boxes are in the columns boxes (y0 x0 y1 x1, relative to the image) and labels."""
+  parsed = locations.parse_tokens(generated.tokens, generated.logp, tokenizer)
   boxes = [[float(c) for c in box] for box in plain(example["boxes"])]
   labels = [str(label) for label in plain(example["labels"])]
   objects = [dict(box=list(o.box), label=o.label, score=o.score) for o in parsed.objects]
@@ -172,26 +173,26 @@ def _detection(section, tokenizer, example, found):
   size = [int(example[name]) for name in ("height", "width")]
   more = dict(objects=objects, truth=dict(boxes=boxes, labels=labels), size=size)
   row = _row(locations.detection_suffix(boxes, labels), scores, "f1", **more)
-  return row | dict(score=1.0 if row["score"] is None else row["score"])  # Nothing there, or said.
+  return row | dict(score=1.0 if row["score"] is None else row["score"])  # No box, none predicted.
 
 
 def _hits(objects, boxes, labels) -> int:
-  """Objects that meet a true box of their label; each true box is met once, surest first."""
-  left, hits = list(range(len(boxes))), 0
+  """Objects that match a true box of their label; the most confident match first, each box once."""
+  unmatched = list(range(len(boxes)))
   for o in sorted(objects, key=lambda o: -o["score"]):
-    fitting = [i for i in left if labels[i] == o["label"]]
-    near = max(fitting, key=lambda i: locations.iou(o["box"], boxes[i]), default=None)
-    if near is not None and locations.iou(o["box"], boxes[near]) >= MATCH_IOU:
-      left.remove(near)
-      hits += 1
-  return hits
+    candidates = [i for i in unmatched if labels[i] == o["label"]]
+    best = max(candidates, key=lambda i: locations.iou(o["box"], boxes[i]), default=None)
+    if best is not None and locations.iou(o["box"], boxes[best]) >= MATCH_IOU:
+      unmatched.remove(best)
+  return len(boxes) - len(unmatched)
 
 
 def _average_precision(section, rows):
-  predictions, truths = [_boxes_of(row["objects"]) for row in rows], []
-  for row in rows:
-    truth = row["truth"]
-    truths.append(_boxes(truth["boxes"], truth["labels"], [1.0] * len(truth["boxes"])))
+  predictions = [_boxes_of(row["objects"]) for row in rows]
+  truths = [
+    _boxes(row["truth"]["boxes"], row["truth"]["labels"], [1.0] * len(row["truth"]["boxes"]))
+    for row in rows
+  ]
   sizes = [tuple(row["size"]) for row in rows]
   unknown = dict(unknown_class=detection.num_unknown(predictions, truths) / len(rows))
   return detection.average_precision(predictions, truths, sizes) | unknown
@@ -207,11 +208,11 @@ def _boxes(boxes, labels, scores) -> detection.Boxes:
   )
 
 
-def _segmentation(section, tokenizer, example, found):
-  """The first object of the answer, against the columns mask [H, W] and box (y0 x0 y1 x1)."""
+def _segmentation(section, tokenizer, example, generated):
+  """Compares the answer's first object to the columns mask [H, W] and box (y0 x0 y1 x1)."""
   truth, true_box = np.asarray(example["mask"]), [float(c) for c in plain(example["box"])]
   truth = truth[..., 0] if truth.ndim == 3 else truth
-  codes, box = _first_mask(found.tokens, tokenizer)
+  codes, box = _first_mask(generated.tokens, tokenizer)
   mask = None
   if codes is not None:
     params = seg_vae_npz.load(section.mask_weights)
@@ -222,17 +223,16 @@ def _segmentation(section, tokenizer, example, found):
 
 
 def _first_mask(tokens, tokenizer):
-  """(codes, box) of the first twenty tokens, as the reference reads them, or (None, None)."""
+  """(codes, box) of the first twenty tokens, as in the reference, or (None, None)."""
   first_loc, first_seg = (tokenizer.encode(piece)[0] for piece in ("<loc0000>", "<seg000>"))
-  locs = np.asarray(tokens[:4], np.int64) - first_loc
-  segs = np.asarray(tokens[4:20], np.int64) - first_seg
-  right = (
-    len(segs) == locations.NUM_CODES and (segs >= 0).all() and (segs < locations.CODEBOOK).all()
-  )
-  right = right and (locs >= 0).all() and (locs < locations.BINS).all()
-  if not right or locs[2] <= locs[0] or locs[3] <= locs[1]:
+  locs = [int(token) - first_loc for token in tokens[:4]]
+  segs = [int(token) - first_seg for token in tokens[4:20]]
+  in_range = all(0 <= i < locations.BINS for i in locs)
+  in_range = in_range and all(0 <= i < locations.CODEBOOK for i in segs)
+  complete = in_range and len(segs) == locations.NUM_CODES
+  if not complete or locs[2] <= locs[0] or locs[3] <= locs[1]:
     return None, None
-  return segs.tolist(), (locs / (locations.BINS - 1)).tolist()
+  return segs, [i / (locations.BINS - 1) for i in locs]
 
 
 SCORERS = {
@@ -240,11 +240,11 @@ SCORERS = {
   "vqav2": Scorer(_vqav2),
   "chartqa": Scorer(_chartqa),
   "choice": Scorer(_choice, ("choices",)),
-  "science_qa": Scorer(_science_qa),
-  "pope": Scorer(_pope),
+  "science_qa": _of_one(closed.science_qa, "acc"),
+  "pope": _of_one(closed.pope, "acc"),
   "tallyqa": Scorer(_tallyqa),
   "rsvqa": Scorer(_rsvqa, ("question_type",), _rsvqa_averages),
-  "json": Scorer(_json),
+  "json": _of_one(structured.scores, "field_f1"),
   "caption": Scorer(_caption, (), _caption_scores),
   "detection": Scorer(_detection, ("boxes", "labels", "height", "width"), _average_precision),
   "segmentation": Scorer(_segmentation, ("mask", "box")),

@@ -1,8 +1,8 @@
-"""From image and prompt to tokens: prefill, then one token at a time over a KV cache, in one jit.
+"""How do an image and a prompt become tokens? By a prefill, then one token a step over a KV cache.
 
-A row of the batch may have several continuations side by side, its branches: the samples of
-best_of, the live hypotheses of a beam search (search.py). They share the prompt's keys and values,
-and each sees only the slots of its own tokens, so a search never copies the cache.
+A row of the batch may have several continuations, its branches: the samples of best_of, the live
+hypotheses of a beam search (search.py). They share the prompt's keys and values, and each attends
+only to the slots of its own tokens, so a search never copies the cache.
 
 Axes: B batch, N branches of a row, T new tokens, L prefill length (image and prompt), S cache
 slots (L for the prompt, then N for each new token), V vocabulary. The reference is
@@ -26,7 +26,7 @@ from pgjax.params import tree as param_tree
 
 
 class Decoded(NamedTuple):
-  """The answers: a row's tokens end with its eos, and zeros follow."""
+  """The answers; a row's tokens end with its eos, followed by zeros."""
 
   tokens: Int[Array, "B T"]
   logp: Float[Array, "B T"]  # Before temperature, top-k and grammar; 0 after the eos.
@@ -37,12 +37,11 @@ def jitted(
 ):
   """`f(params, batch, key=None, masks=None) -> Decoded` of max_decode_len tokens a row.
 
-  batch: image, text, mask_ar, mask_input [B, T], optionally image_mask; `_mask` [B], false for rows
-  that only fill the batch; `_index` [B], the row's number in its split, on which its samples depend
-  instead of its place in the batch; `_grammar` [B], which grammar of `masks` (grammar.py) binds it.
+  batch: image, text, mask_ar, mask_input [B, T], optionally image_mask; `_mask` [B], false for
+  padding rows; `_index` [B], the row's number in its split, which seeds its samples instead of its
+  place in the batch; `_grammar` [B], which grammar of `masks` (grammar.py) constrains it.
   key: of random numbers, for methods that sample. Stops when every row has ended; eos=-1 never.
-  Weights are copied once for all tokens where there is room for it (decode_weights.py).
-  readable: from a flat dict of what is kept of the parameters to what modules read (step.readable).
+  readable: from the flat dict of stored parameters to what modules read (sharding.for_model).
   """
   layout = embedding.table_layout(mesh, param_tree.flatten(param_places)[paligemma.TOKEN_TABLE])
   run = functools.partial(
@@ -54,17 +53,13 @@ def jitted(
     method=method,
     eos=eos,
     mesh=mesh,
-    room=decode_weights.byte_budget(mesh),
+    byte_budget=decode_weights.byte_budget(mesh),
   )
   rows, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
   compiled = jax.jit(
     run, in_shardings=(param_places, rows, everywhere, everywhere), out_shardings=rows
   )
-
-  def generate(params, batch, key=None, masks=None):
-    return compiled(params, batch, key, masks)
-
-  return generate
+  return lambda params, batch, key=None, masks=None: compiled(params, batch, key, masks)
 
 
 def decoded(
@@ -80,15 +75,14 @@ def decoded(
   eos=1,
   readable=param_tree.unflatten,
   mesh=None,
-  room=math.inf,
+  byte_budget=math.inf,
 ) -> Decoded:
-  """What `jitted` compiles; `mesh` is where the parameters lie, `room` what a copy may take."""
+  """What `jitted` compiles. The decode copy of the weights is made if it fits `byte_budget`."""
   flat = param_tree.flatten(params)
-  ready = decode_weights.size(flat, model.dtype) <= room
-  variables = {
-    "params": readable(decode_weights.gather_and_cast(flat, model.dtype, mesh) if ready else flat)
-  }
-  N = method.branches
+  fits = decode_weights.size(flat, model.dtype) <= byte_budget
+  weights = decode_weights.gather_and_cast(flat, model.dtype, mesh) if fits else flat
+  variables = {"params": readable(weights)}
+  N, layers = method.branches, None
 
   def embed(tokens_BT):
     return embedding.embed(flat[paligemma.TOKEN_TABLE], tokens_BT, layout)
@@ -106,12 +100,9 @@ def decoded(
     max_decode_len * N,
     method="prefill",
   )
-  layers = None
-  if ready:
-    layers = [
-      decode_weights.transpose_for_gemv(layer)
-      for layer in model.apply(variables, method="layer_params")
-    ]
+  if fits:
+    stacked = model.apply(variables, method="layer_params")
+    layers = [decode_weights.transpose_for_gemv(layer) for layer in stacked]
   L = caches[0].k_BKHS.shape[3] - max_decode_len * N
   rules = search.rules(method, eos, batch, key, masks)
 
@@ -124,7 +115,7 @@ def decoded(
       embed(tokens_BN),
       state.caches,
       jnp.broadcast_to((lengths_B + last)[:, None], tokens_BN.shape),
-      _seen(state.path, last, lengths_B, L),
+      _visible(state.path, last, lengths_B, L),
       L + last * N,
       layers,
       method="extend",
@@ -133,12 +124,12 @@ def decoded(
 
   first_BNV = jnp.repeat(next_logits(h_BD)[:, None], N, axis=1)
   state = search.choose(search.start(caches, rules, max_decode_len), first_BNV, rules)
-  state = jax.lax.while_loop(functools.partial(search.going_on, rules=rules), extend, state)
+  state = jax.lax.while_loop(functools.partial(search.is_unfinished, rules=rules), extend, state)
   return Decoded(*search.best(state, rules))
 
 
-def _seen(path_BNT, last, lengths_B, L):
-  """Bool [B, N, S]: the prompt, at the right end of its slots, and a branch's own tokens."""
+def _visible(path_BNT, last, lengths_B, L):
+  """Bool [B, N, S]: the prompt, right-aligned in its slots, and the branch's own tokens."""
   B, N, T = path_BNT.shape
   prompt_BL = jnp.arange(L) >= (L - lengths_B)[:, None]
   own_BNTN = path_BNT[..., None] == jnp.arange(N)

@@ -1,10 +1,10 @@
-"""Which copy of the weights makes decoding fast, and is there room for one?
+"""Which copy of the weights makes decoding fast, and does it fit?
 
-All weights of the text tower are read for every token, and little else. So they are copied once,
-before the first token: cast to the compute dtype, on every device of the mesh, the layers taken out
-of their stack, the matrices turned (lora.Turned). XLA would do a part of that at every token again:
-a slice of a stack is written and read again before it is multiplied (compiled for an H200, a token
-of the 3B model at batch 64 moves 10.3 GB from the copy and 19.0 without).
+Each token reads all weights of the text tower and little else. So they are copied once, before the
+first token: cast to the compute dtype, gathered on every device of the mesh, unstacked into layers,
+the matrices transposed (lora.Transposed). Otherwise XLA repeats a part of that for each token: it
+writes a slice of a stack and reads it again before the product (compiled for an H200, a token of
+the 3B model at batch 64 moves 10.3 GB with the copy and 19.0 without).
 """
 
 import math
@@ -18,38 +18,37 @@ from pgjax.layers import lora
 from pgjax.models import paligemma
 from pgjax.params import names as param_names, tree as param_tree
 
-SHARE = 0.25  # Of a device's memory, at most.
-_PREFIXES = ("llm/", f"{param_names.LORA}llm/")
+SHARE = 0.25  # The largest share of a device's memory that the copy may take.
+_TEXT_TOWER = ("llm/", f"{param_names.LORA}llm/")
 
 
 def byte_budget(mesh: Any) -> int | float:
-  """Bytes that such a copy may take of a device: the same on all processes; a CPU has no limit."""
+  """Bytes a device that the copy may take: the same on all processes; unlimited on a CPU."""
   limits = processes.gather_objects(mesh_lib.memory_limit(mesh))
   return min((SHARE * limit for limit in limits if limit), default=math.inf)
 
 
 def size(flat: dict[str, Any], dtype: str) -> int:
   """Bytes of the copy."""
-  text = {name: leaf for name, leaf in flat.items() if _is_text(name)}
   return sum(
-    math.prod(leaf.shape) * _dtype(name, leaf, dtype).itemsize for name, leaf in text.items()
+    math.prod(leaf.shape) * _copy_dtype(name, leaf, dtype).itemsize
+    for name, leaf in flat.items()
+    if name.startswith(_TEXT_TOWER)
   )
 
 
 def gather_and_cast(flat: dict[str, Any], dtype: str, mesh: Any = None) -> dict[str, Any]:
-  """`flat` with the text tower in the compute dtype, whole on every device of the mesh."""
-  place = mesh_lib.replicated(mesh) if mesh is not None and mesh.size > 1 else None
-  made = dict(flat)
-  for name, leaf in flat.items():
-    if _is_text(name):
-      made[name] = leaf.astype(_dtype(name, leaf, dtype))
-      if place is not None:
-        made[name] = jax.lax.with_sharding_constraint(made[name], place)
-  return made
+  """`flat` with the text tower in the compute dtype, replicated on every device of the mesh."""
+  copied = dict(flat)
+  for name in filter(lambda name: name.startswith(_TEXT_TOWER), flat):
+    copied[name] = flat[name].astype(_copy_dtype(name, flat[name], dtype))
+    if mesh is not None and mesh.size > 1:
+      copied[name] = jax.lax.with_sharding_constraint(copied[name], mesh_lib.replicated(mesh))
+  return copied
 
 
 def transpose_for_gemv(layer: dict[str, Any]) -> dict[str, Any]:
-  """The parameters of a layer, nested, with its plain matrices as lora.Turned."""
+  """The parameters of a layer, nested, with its plain matrices as lora.Transposed."""
   flat = param_tree.flatten(layer)
   for name, leaf in flat.items():
     matrix = param_names.matrix(f"llm/layers/{name}")
@@ -61,11 +60,7 @@ def transpose_for_gemv(layer: dict[str, Any]) -> dict[str, Any]:
   return param_tree.unflatten(flat)
 
 
-def _is_text(name: str) -> bool:
-  return name.startswith(_PREFIXES)
-
-
-def _dtype(name: str, leaf: Any, dtype: str) -> Any:
-  """What a leaf is copied to: what products read is cast."""
-  is_read = name == paligemma.TOKEN_TABLE or param_names.matrix(name)
-  return jnp.dtype(dtype if is_read else leaf.dtype)
+def _copy_dtype(name: str, leaf: Any, dtype: str) -> Any:
+  """The compute dtype for operands of matrix products, else the leaf's own."""
+  is_operand = name == paligemma.TOKEN_TABLE or param_names.matrix(name)
+  return jnp.dtype(dtype if is_operand else leaf.dtype)

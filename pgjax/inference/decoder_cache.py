@@ -1,7 +1,7 @@
-"""Which compiled program answers a batch, and which grammar binds each of its rows?
+"""Which compiled program answers a batch, and which grammar constrains each of its rows?
 
-A program is compiled once for each length and method, a grammar worked out once for each length:
-evaluators, and one question after another, share them.
+Evaluators and successive questions share both: a program is compiled once for each length and
+method, a grammar's tables are computed once for each length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +18,9 @@ from pgjax.inference import decode as decode_lib, grammar as grammar_lib
 class Settings(NamedTuple):
   """How answers are decoded."""
 
-  decode: str  # config/decode_method.py has the methods.
+  decode: str  # A method of config/decode_method.py.
   max_decode_len: int
-  grammar: str | None = None  # inference/grammar.py has the grammars.
+  grammar: str | None = None  # A grammar of inference/grammar.py.
   seed: int = 0  # Of methods that sample.
 
 
@@ -31,14 +31,14 @@ class Decoders:
     self._model, self._mesh, self._places, self._tokenizer = model, mesh, param_places, tokenizer
     self._readable = sharding.for_model(leaves, mesh)
     self._programs: dict[tuple[int, decode_method.Method], Callable] = {}
-    self._masks: dict[tuple[str, int], _OnDevice] = {}
+    self._masks: dict[tuple[str, int], grammar_lib.Masks] = {}
 
   def of(
     self, settings: Settings
   ) -> Callable[[Any, Mapping[str, jax.Array], Sequence[Mapping[str, Any]]], decode_lib.Decoded]:
-    """f(params, batch on the mesh, the examples this process brought) -> Decoded.
+    """f(params, batch on the mesh, this process's examples) -> Decoded.
 
-    Nothing is compiled before f is called. Raises UserError for a method or grammar that is none.
+    f compiles at its first call. Raises UserError for an unknown method or grammar.
     """
     method = decode_method.parse(settings.decode, "decode")
     masks = self._masks_of(settings) if settings.grammar else None
@@ -51,8 +51,8 @@ class Decoders:
       tables, numbers = masks.of(examples)
       grammar_B = np.zeros(len(mesh_lib.local_rows(arrays["_mask"])), np.int32)
       grammar_B[: len(numbers)] = numbers
-      bound = mesh_lib.global_batch({"_grammar": grammar_B}, self._mesh)
-      return run(params, {**arrays, **bound}, key, tables)
+      constrained = mesh_lib.global_batch({"_grammar": grammar_B}, self._mesh)
+      return run(params, {**arrays, **constrained}, key, tables)
 
     return decoded
 
@@ -70,22 +70,15 @@ class Decoders:
     return self._programs[length, method]
 
   def _masks_of(self, settings):
-    wanted = settings.grammar, settings.max_decode_len
-    if wanted not in self._masks:
-      size, parsed = self._model.llm_config.vocab_size, grammar_lib.parse(settings.grammar)
-      made = grammar_lib.Masks(parsed, self._tokenizer, size, settings.max_decode_len)
-      self._masks[wanted] = _OnDevice(made, mesh_lib.replicated(self._mesh))
-    return self._masks[wanted]
-
-
-class _OnDevice:
-  """A grammar's tables on the devices, sent again only when they are others."""
-
-  def __init__(self, masks: grammar_lib.Masks, place: Any):
-    self._masks, self._place, self._sent = masks, place, (None, None)
-
-  def of(self, examples):
-    tables, numbers = self._masks.of(examples, processes.gather_objects)
-    if self._sent[0] is not tables:
-      self._sent = tables, jax.device_put(tables, self._place)
-    return self._sent[1], numbers
+    key = settings.grammar, settings.max_decode_len
+    if key not in self._masks:
+      replicated = mesh_lib.replicated(self._mesh)
+      self._masks[key] = grammar_lib.Masks(
+        grammar_lib.parse(settings.grammar),
+        self._tokenizer,
+        self._model.llm_config.vocab_size,
+        settings.max_decode_len,
+        gather=processes.gather_objects,
+        place=lambda tables: jax.device_put(tables, replicated),
+      )
+    return self._masks[key]

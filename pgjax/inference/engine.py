@@ -1,9 +1,9 @@
 """What does a checkpoint answer to an image and a prompt?
 
-Opened first, from headers alone, so that questions are checked before any weight is read; loaded
-once; then it answers questions in batches. A run's images go through the image ops of its own
-evaluation. A sample's random numbers follow from what is asked, not from its place: many questions
-get the answers that each of them gets alone.
+`open_checkpoint` reads only headers, so that questions are checked before weights load; an Engine
+loads the weights once and answers questions in batches. Images go through the image ops of the
+run's own evaluation. Image and prompt seed a sample, not its place in the batch: an answer does not
+depend on the other questions.
 """
 
 import logging
@@ -28,12 +28,12 @@ from pgjax.params.rules import Rule
 
 log = logging.getLogger("pgjax")
 
-TEXT_LEN, MAX_DECODE_LEN, BATCH_SIZE = 128, 64, 8  # Where the checkpoint does not say.
-_NEEDS_BOXES = ("draw_bbox", "flip_boxes_lr")  # Of the data, which a question has not.
+TEXT_LEN, MAX_DECODE_LEN, BATCH_SIZE = 128, 64, 8  # Defaults for checkpoints without a config.
+_NEEDS_BOXES = ("draw_bbox", "flip_boxes_lr")  # Ops on boxes of the data; a question has none.
 
 
 class Answer(NamedTuple):
-  """One answer; tokens and their log-probabilities end with the eos, if it came."""
+  """One answer; tokens and their log-probabilities end with the eos, if it was generated."""
 
   prompt: str
   text: str
@@ -42,14 +42,14 @@ class Answer(NamedTuple):
 
 
 class OpenCheckpoint(NamedTuple):
-  """A checkpoint of which no weights are read yet."""
+  """A checkpoint whose weights are not read yet."""
 
   source: source_lib.Source
-  config: Any  # But for `params`: what is on the mesh is in `rules`.
+  config: Any  # Except `params`: `rules` decide how each parameter is stored.
   rules: dict[str, Rule]
   tokenizer: tokenizer_lib.Tokenizer
-  pp: str  # Of images.
-  settings: Settings  # What its own evaluation decodes with.
+  pp: str  # Image ops.
+  settings: Settings  # Those of its own evaluation.
   batch_size: int
   notes: tuple[str, ...]
 
@@ -57,7 +57,7 @@ class OpenCheckpoint(NamedTuple):
 def open_checkpoint(
   name: str, step: int | None = None, *, quantize: Any = None, ema: bool = True, dtype: Any = None
 ) -> OpenCheckpoint:
-  """Finds the checkpoint and what it says about images and decoding.
+  """Finds the checkpoint and its settings for images and decoding.
 
   dtype: of the computation, if not the checkpoint's own; no parameter is stored in more bits.
   """
@@ -80,75 +80,67 @@ def open_checkpoint(
 
 
 def _as_evaluated(source, config, tokenizer) -> tuple[str, Settings, int, tuple[str, ...]]:
-  """Image ops, settings and batch size of the first evaluator that decodes, and what is said."""
-  for name, entry in config.evals.items():
-    if entry["type"] != "perplexity":
-      entry = {"decode": None, "batch_size": BATCH_SIZE, **entry}  # Older ones have no decode.
-      with naming(f"{source.path / 'run.json'}: config.evals[{name!r}]"):
-        parsed = parse.parse(entry["pp"], tokenizer=tokenizer)
-      pixels = [
-        op.written
-        for op in parsed.ops
-        if op.name in parse.IMAGE_OPS and op.name not in _NEEDS_BOXES
-      ]
-      settings = Settings(entry["decode"] or config.decode, entry["max_decode_len"])
-      note = f"Images and answers as config.evals[{name!r}] has them: {'|'.join(pixels)}."
-      return "|".join(pixels), settings, entry["batch_size"], (*source.notes, note)
-  pp = f"decode|resize({config.res}, antialias=True)|value_range(-1, 1)"
-  note = f"The checkpoint does not say how images are resized; as big_vision's forkme: {pp}."
-  settings = Settings(config.decode, MAX_DECODE_LEN)
-  return pp, settings, BATCH_SIZE, (*source.notes, note)
+  """Image ops, settings, batch size of the first evaluator that decodes, and notes for the log."""
+  decoding = (n for n, entry in config.evals.items() if entry["type"] != "perplexity")
+  if (name := next(decoding, None)) is None:
+    pp = f"decode|resize({config.res}, antialias=True)|value_range(-1, 1)"
+    note = f"The checkpoint does not say how images are resized; as big_vision's forkme: {pp}."
+    return pp, Settings(config.decode, MAX_DECODE_LEN), BATCH_SIZE, (*source.notes, note)
+  entry = {"decode": None, "batch_size": BATCH_SIZE, **config.evals[name]}  # Old configs lack them.
+  with naming(f"{source.path / 'run.json'}: config.evals[{name!r}]"):
+    ops = parse.parse(entry["pp"], tokenizer=tokenizer).ops
+  pixel_ops = [op for op in ops if op.name in parse.IMAGE_OPS and op.name not in _NEEDS_BOXES]
+  pp = "|".join(op.written for op in pixel_ops)
+  note = f"Image ops and decoding are those of config.evals[{name!r}]: {pp}."
+  settings = Settings(entry["decode"] or config.decode, entry["max_decode_len"])
+  return pp, settings, entry["batch_size"], (*source.notes, note)
 
 
 def loader(opened: OpenCheckpoint, source: Any) -> Loader:
-  """Makes questions of a source (see data/sources/registry.py) ready for this model."""
+  """Preprocesses the questions of a source (data/sources/registry.py) for this model."""
   config = opened.config
   layout = Layout(config.res, config.text_len, config.num_frames, for_training=False)
   return Loader(loader_lib.Part("questions", source, 1.0), opened.pp, opened.tokenizer, layout, 0)
 
 
 def check(opened: OpenCheckpoint, questions: Loader, settings: Settings) -> list[tuple[int, int]]:
-  """(width, height) of each first image; raises UserError for what cannot be asked so.
+  """(width, height) of each question's first image; raises UserError for bad inputs.
 
-  Reads all images' headers, and no pixels.
+  Reads the headers of all images, but no pixels.
   """
   decode_method.parse(settings.decode, "--decode")
   if settings.max_decode_len < 1:
     raise UserError(f"--max_decode_len={settings.max_decode_len} must be at least 1.")
-  bound = settings.grammar and grammar.parse(settings.grammar, "--grammar")
-  source, sizes = questions.part.source, []
+  rule = settings.grammar and grammar.parse(settings.grammar, "--grammar")
+  source, most = questions.part.source, max(1, opened.config.num_frames)
+  sizes = []
   for i in range(len(source)):
-    num_tokens, room = questions.num_tokens(i)
-    try:
-      if num_tokens > room:
+    num_tokens, limit = questions.num_tokens(i)
+    with naming(source.where(i)):
+      if num_tokens > limit:
         raise UserError(
           f"the prompt has {num_tokens} tokens, with <bos> and the newline after it, and this"
-          f" checkpoint takes {room} (text_len); shorten it"
+          f" checkpoint takes {limit} (text_len); shorten it"
         )
       example = source[i]
-      sizes.append(_sizes(example["image"], opened.config.num_frames)[0])
-      if bound:
-        bound.labels_of(example)
-    except UserError as error:
-      raise UserError(f"{source.where(i)}: {error}") from None
+      encoded = example["image"] if isinstance(example["image"], list) else [example["image"]]
+      if len(encoded) > most:
+        raise UserError(
+          f"there are {len(encoded)} images, and this checkpoint takes {most} for a prompt"
+          " (num_frames)"
+        )
+      first, *_ = [images.size(data) for data in encoded]
+      sizes.append(first)
+      if rule:
+        rule.labels_of(example)
   return sizes
 
 
-def _sizes(image: bytes | list[bytes], num_frames: int) -> list[tuple[int, int]]:
-  encoded = image if isinstance(image, list) else [image]
-  if len(encoded) > max(1, num_frames):
-    raise UserError(
-      f"there are {len(encoded)} images, and this checkpoint takes {max(1, num_frames)} for a"
-      " prompt (num_frames)"
-    )
-  return [images.size(data) for data in encoded]
-
-
 class Engine:
-  """A loaded checkpoint. What was compiled for some settings stays for the next question."""
+  """A loaded checkpoint; the next question reuses the compiled programs."""
 
   def __init__(self, opened: OpenCheckpoint, mesh: Any = None):
-    """Reads the weights onto all devices of this machine, or those of `mesh`."""
+    """Loads the weights onto all devices of this machine, or those of `mesh`."""
     config, source = opened.config, opened.source
     self.opened, self.mesh = opened, mesh or mesh_lib.start(config.mesh)
     self.model = paligemma.Model(**config.model)
@@ -163,11 +155,13 @@ class Engine:
     self, questions: Loader, settings: Settings, batch_size: int, *, num_threads: int = 8
   ) -> Iterator[Answer]:
     """In the order of the questions."""
-    run = self._decoders.of(settings)
+    run, tokenizer = self._decoders.of(settings), self.opened.tokenizer
     for batch in self.batches(questions, batch_size, num_threads=num_threads):
-      tokens, logp = map(np.asarray, run(self.params, batch.arrays, batch.rows))
-      for example, *made in zip(batch.rows, tokens, logp, strict=False):
-        yield self._answer(example["prefix"], *made)
+      outputs = map(np.asarray, run(self.params, batch.arrays, batch.rows))
+      for example, tokens, logp in zip(batch.rows, *outputs, strict=False):
+        ids = tokens.tolist()
+        ids = ids[: ids.index(tokenizer.eos) + 1] if tokenizer.eos in ids else ids
+        yield Answer(example["prefix"], tokenizer.decode(ids), ids, logp[: len(ids)].tolist())
 
   def batches(
     self, questions: Loader, batch_size: int, *, num_threads: int = 8
@@ -175,23 +169,17 @@ class Engine:
     """On the mesh; the batch size is rounded up to a multiple of the number of devices."""
     size = -(-min(batch_size, len(questions.part.source)) // self.mesh.size) * self.mesh.size
     for batch in pipeline.split_of(questions, size, num_threads=num_threads) if size else ():
-      arrays = batch.arrays | dict(_index=_of_content(batch.arrays))
+      arrays = batch.arrays | dict(_index=_content_hashes(batch.arrays))
       yield batch._replace(arrays=mesh_lib.global_batch(arrays, self.mesh))
 
-  def _answer(self, prompt, tokens, logp) -> Answer:
-    ids, eos = tokens.tolist(), self.opened.tokenizer.eos
-    end = ids.index(eos) + 1 if eos in ids else len(ids)
-    text = self.opened.tokenizer.decode(ids[:end])
-    return Answer(prompt, text, ids[:end], [float(p) for p in logp[:end]])
 
-
-def _of_content(arrays) -> np.ndarray:
-  """int32 [B]: a number for each row that only its image and prompt decide."""
-  made = [
+def _content_hashes(arrays) -> np.ndarray:
+  """int32 [B]: a number for each row that depends only on its image and prompt."""
+  hashes = [
     zlib.crc32(image.tobytes(), zlib.crc32(text.tobytes()))
     for image, text in zip(arrays["image"], arrays["text"], strict=True)
   ]
-  return np.array(made, np.uint32).astype(np.int32) & 0x7FFFFFFF
+  return np.array(hashes, np.uint32).astype(np.int32) & 0x7FFFFFFF
 
 
 def objects_of(opened: OpenCheckpoint, answer: Answer) -> locations.Parsed:
@@ -205,8 +193,7 @@ def as_json(
   opened: OpenCheckpoint, answer: Answer, size: tuple[int, int], settings: Settings
 ) -> dict[str, Any]:
   """Everything about an answer; boxes are x0, y0, x1, y1 in pixels of an image of this size."""
-  parsed = objects_of(opened, answer)
-  width, height = size
+  parsed, source, (width, height) = objects_of(opened, answer), opened.source, size
   objects = [
     dict(
       label=o.label,
@@ -224,7 +211,6 @@ def as_json(
     dict(id=token, piece=opened.tokenizer.piece(token), logp=p)
     for token, p in zip(answer.tokens, answer.logp, strict=True)
   ]
-  source = opened.source
   return dict(
     prompt=answer.prompt,
     answer=answer.text,

@@ -1,7 +1,7 @@
-"""Which tokens does a grammar allow next? The part of grammar.py that runs inside the jit.
+"""Which tokens does a grammar allow next? This part of grammar.py runs inside the jit.
 
-Axes: B batch, N branches of a row, V vocabulary; G grammars, P places of one grammar, K kinds of
-tokens: tokens that no grammar tells apart are of one kind, so that tables stay small.
+Axes: B batch, N branches of a row, V vocabulary; G grammars, P places (states) of one grammar,
+K kinds of tokens: tokens that no grammar distinguishes share a kind, so that tables stay small.
 """
 
 from typing import NamedTuple
@@ -13,17 +13,17 @@ FORBIDDEN = -1
 
 
 class Tables(NamedTuple):
-  """Grammars as automata over tokens; every one starts at place 0."""
+  """Grammars as automata over tokens; each starts at place 0."""
 
   kind_V: Int[Array, " V"]
   next_GPK: Int[Array, "G P K"]  # FORBIDDEN where a place does not allow a kind.
-  distance_GP: Int[Array, "G P"]  # Tokens to the end at least, the eos among them.
+  distance_GP: Int[Array, "G P"]  # Fewest tokens to the end, including the eos.
 
 
 def allowed(
   tables: Tables, grammar_B: Int[Array, " B"], place_BN: Int[Array, "B N"], left
 ) -> Bool[Array, "B N V"]:
-  """What may come next, if `left` tokens may follow it: the grammar can always be finished."""
+  """The tokens after which the grammar can still be completed within `left` more tokens."""
   next_BNK = tables.next_GPK[grammar_B[:, None], place_BN]
   distance_BNK = tables.distance_GP[grammar_B[:, None, None], jnp.maximum(next_BNK, 0)]
   return ((next_BNK != FORBIDDEN) & (distance_BNK <= left))[..., tables.kind_V]
@@ -35,6 +35,6 @@ def advance(
   place_BN: Int[Array, "B N"],
   token_BN: Int[Array, "B N"],
 ) -> Int[Array, "B N"]:
-  """The place after a token; the same place after one that is not allowed (an ended branch's 0)."""
+  """The place after a token; unchanged if the token is forbidden (the 0 of an ended branch)."""
   next_BN = tables.next_GPK[grammar_B[:, None], place_BN, tables.kind_V[token_BN]]
   return jnp.where(next_BN == FORBIDDEN, place_BN, next_BN)

@@ -1,10 +1,9 @@
-"""Which bytes may follow which in a JSON text? Automata over bytes, for any value or for a schema.
+"""Which bytes may follow which in a JSON text? An automaton over bytes decides.
 
-A schema is a dict in JSON Schema's words, of which these are read: type (object, array, string,
-number, integer, boolean, null), properties (all of them, in the order in which they stand; those
-that `required` leaves out may be missing; without `required` none may), items, minItems, maxItems,
-enum, const, and anyOf. Nested objects of no given shape are limited in depth. Between two parts of
-a text may stand one space, or a line's end and up to eight spaces.
+These keywords of JSON Schema are read: type (object, array, string, number, integer, boolean,
+null), properties (in the given order; those not in `required` may be missing; without `required`
+none may), items, minItems, maxItems, enum, const, anyOf. Values without a schema are limited in
+depth. Tokens of JSON may be separated by one space, or a newline and up to eight spaces.
 """
 
 import itertools
@@ -19,7 +18,7 @@ from pgjax.errors import UserError
 from pgjax.formats import typed_json
 
 DEAD = -1
-DEPTH = 3  # Of values whose shape no schema gives.
+DEPTH = 3  # Of values without a schema.
 _READ = {
   "type", "properties", "required", "items", "minItems", "maxItems", "enum", "const", "anyOf",
   "additionalProperties", "title", "description", "$schema", "default", "examples",
@@ -36,13 +35,11 @@ _CHARACTERS = [
   [[(0xF1, 0xF3)], [(0x80, 0xBF)], [(0x80, 0xBF)], [(0x80, 0xBF)]],
   [[(0xF4, 0xF4)], [(0x80, 0x8F)], [(0x80, 0xBF)], [(0x80, 0xBF)]],
 ]
-
-
 _Few = Annotated[int, msgspec.Meta(ge=0, le=1000)]  # Each adds as many copies of the item.
 
 
 class Schema(TypedDict, total=False):
-  """The words that are read, and what may stand in each."""
+  """The keywords that are read, and the types of their values."""
 
   type: str | list[str] | None
   properties: dict[str, "Schema"]
@@ -58,7 +55,7 @@ def automaton(schema: Mapping[str, Any] | None) -> tuple[np.ndarray, np.ndarray]
   """(next place int32 [P, 256], DEAD where a byte is not allowed; bool [P], may the text end here).
 
   Starts at place 0. `schema` None allows every object and every list. Raises UserError for a
-  schema with words that are not read.
+  schema with unsupported keywords.
   """
   builder = _Builder()
   if schema is None:
@@ -73,10 +70,10 @@ def automaton(schema: Mapping[str, Any] | None) -> tuple[np.ndarray, np.ndarray]
 
 
 class _Builder:
-  """A nondeterministic automaton, put together from parts (first state, last state)."""
+  """A nondeterministic automaton, composed of parts (first state, last state)."""
 
   def __init__(self):
-    self.free: list[set[int]] = []  # States that are reached without a byte.
+    self.free: list[set[int]] = []  # States reached without a byte.
     self.on: list[list[tuple[int, int, int]]] = []  # (lowest byte, highest byte, next state).
 
   def state(self) -> int:
@@ -94,7 +91,7 @@ class _Builder:
     return self.row([self.one([(byte, byte)]) for byte in text.encode()])
 
   def row(self, parts) -> tuple[int, int]:
-    """One after another."""
+    """The parts in sequence."""
     first = last = self.state()
     for begin, end in parts:
       self.free[last].add(begin)
@@ -112,7 +109,7 @@ class _Builder:
     return self.either([part, self.row([])])
 
   def many(self, part) -> tuple[int, int]:
-    """Any number of times, also none."""
+    """Zero or more times."""
     first, last = self.row([part])
     hub = self.state()
     self.free[hub].add(first)
@@ -122,6 +119,9 @@ class _Builder:
   def space(self) -> tuple[int, int]:
     spaces = self.row([self.maybe(self.text(" ")) for _ in range(8)])
     return self.either([self.maybe(self.text(" ")), self.row([self.text("\n"), spaces])])
+
+  def comma(self) -> tuple[int, int]:
+    return self.row([self.space(), self.text(","), self.space()])
 
   def digits(self) -> tuple[int, int]:
     return self.row([self.one(_DIGITS), self.many(self.one(_DIGITS))])
@@ -150,7 +150,7 @@ class _Builder:
     return self.either([self.string(), self.number(), *words])
 
   def value(self, depth: int) -> tuple[int, int]:
-    """Any value, with so many levels of objects and lists in it."""
+    """Any value, with at most `depth` levels of objects and lists in it."""
     if depth == 0:
       return self.scalar()
     return self.either([self.scalar(), self.object(depth), self.array(depth)])
@@ -163,11 +163,11 @@ class _Builder:
     return self.listed("[", self.value(depth - 1), "]")
 
   def listed(self, opening: str, item, closing: str) -> tuple[int, int]:
-    """None, or any number with commas between them."""
+    """Zero or more, separated by commas."""
     begin, end = self.row([item])
-    comma = self.row([self.space(), self.text(","), self.space()])
-    self.free[end].add(comma[0])
-    self.free[comma[1]].add(begin)
+    before, after = self.comma()
+    self.free[end].add(before)
+    self.free[after].add(begin)
     inside = self.maybe(self.row([self.space(), (begin, end)]))
     return self.row([self.text(opening), inside, self.space(), self.text(closing)])
 
@@ -202,19 +202,19 @@ class _Builder:
     return simple[kind]()
 
   def record(self, schema: Mapping[str, Any], where: str) -> tuple[int, int]:
-    """The properties in their order; a comma stands before each but the first that is there."""
+    """The properties in their order; each that is present except the first follows a comma."""
     properties = schema["properties"]
     required = set(schema.get("required", properties))
     if unknown := required - set(properties):
       raise UserError(f"{where} requires {sorted(unknown)[0]!r}, which is no property of it.")
-    first, none = self.text("{")  # As long as no property has come.
+    first, none = self.text("{")  # `none`: no property so far; `some`: at least one.
     last, some = self.state(), self.state()
     for name, inner in properties.items():
       after = self.state()
       key = self.row([self.text(json.dumps(name, ensure_ascii=False)), self.space()])
       colon = self.row([self.text(":"), self.space()])
       begin, end = self.row([key, colon, self.of_schema(inner, f"{where}'s {name!r}")])
-      opening, comma = self.space(), self.row([self.space(), self.text(","), self.space()])
+      opening, comma = self.space(), self.comma()
       self.free[none].add(opening[0])
       self.free[opening[1]].add(begin)
       self.free[some].add(comma[0])
@@ -235,20 +235,20 @@ class _Builder:
     least, most = schema.get("minItems", 0), schema.get("maxItems")
     if most is None and least == 0:
       return self.listed("[", self.of_schema(schema["items"], f"{where}'s items"), "]")
-    ways = range(least, (least if most is None else most) + 1)
     if most is None:
       raise UserError(f"{where} has minItems={least} without maxItems, which is not read.")
-    return self.either([self.exactly(n, schema["items"], where) for n in ways])
+    counts = range(least, most + 1)
+    return self.either([self.exactly(n, schema["items"], where) for n in counts])
 
   def exactly(self, count: int, schema: Any, where: str) -> tuple[int, int]:
     parts = [self.text("["), self.space()]
     for i in range(count):
-      parts += [self.space(), self.text(","), self.space()] if i else []
+      parts += [self.comma()] if i else []
       parts.append(self.of_schema(schema, f"{where}'s items"))
     return self.row([*parts, self.space(), self.text("]")])
 
   def deterministic(self, part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """By subsets of states."""
+    """The subset construction."""
     first, last = part
     closures: dict[int, frozenset[int]] = {}
 
@@ -264,7 +264,7 @@ class _Builder:
 
     start = closure(first)
     numbers, order, rows = {start: 0}, [start], []
-    for subset in order:  # Grows on the way.
+    for subset in order:  # It grows during the loop.
       row = np.full(256, DEAD, np.int32)
       arcs = [arc for state in subset for arc in self.on[state]]
       edges = sorted({e for low, high, _ in arcs for e in (low, high + 1)})

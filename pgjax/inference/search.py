@@ -1,8 +1,8 @@
 """Which token comes next, and which of a row's continuations is its answer?
 
-Greedy and sampled decoding choose a token for each branch by itself; a beam search compares the
-branches of a row at every step. Rules of the reference (trainers/proj/paligemma/predict_fns.py),
-with keys as arguments and, for the beam, an optional length penalty.
+Greedy decoding and sampling choose a token for each branch separately; a beam search compares the
+branches of a row at every step. The rules are those of trainers/proj/paligemma/predict_fns.py, with
+random keys as arguments and an optional length penalty for the beam.
 
 Axes: B batch, N branches of a row, T new tokens, V vocabulary.
 """
@@ -18,7 +18,7 @@ from pgjax.inference import grammar_mask
 
 
 class Finished(NamedTuple):
-  """The best hypothesis of a beam search that has ended, for each row."""
+  """The best finished hypothesis of a beam search, for each row."""
 
   tokens: Int[Array, "B T"]
   logp: Float[Array, "B T"]
@@ -26,32 +26,32 @@ class Finished(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-  """What is carried from one token to the next."""
+  """The loop state between two tokens."""
 
   step: Int[Array, ""]  # Tokens chosen so far.
   caches: Any  # Of the layers.
-  tokens: Int[Array, "B N T"]  # 0 where nothing has been chosen yet, and after an eos.
+  tokens: Int[Array, "B N T"]  # 0 after an eos, and where no token is chosen yet.
   logp: Float[Array, "B N T"]
   total: Float[Array, "B N"]  # The sum of logp; -inf: no such hypothesis.
   ended: Bool[Array, "B N"]
-  path: Int[Array, "B N T"]  # Whose slot holds the token of each step.
-  place: Int[Array, "B N"] | None  # Where in its grammar a branch stands.
+  path: Int[Array, "B N T"]  # The branch whose slot holds the token of each step.
+  place: Int[Array, "B N"] | None  # The state of each branch in its grammar.
   finished: Finished | None
 
 
 class Rules(NamedTuple):
-  """What stays the same while a batch is decoded."""
+  """What is constant while a batch is decoded."""
 
   method: Method
   eos: int
-  real_B: Bool[Array, " B"]  # False: the row only fills the batch.
-  keys_B: Any  # A random key for each row; None for methods that draw nothing.
+  real_B: Bool[Array, " B"]  # False: a padding row.
+  keys_B: Any  # A random key for each row; None for methods that do not sample.
   masks: grammar_mask.Tables | None
   grammar_B: Int[Array, " B"] | None
 
 
 def rules(method: Method, eos: int, batch, key, masks) -> Rules:
-  """From the arguments of a decode (decode.jitted)."""
+  """The rules for the arguments of decode.jitted's function."""
   B = batch["text"].shape[0]
   rows_B = jnp.arange(B)
   keys_B = None
@@ -62,7 +62,7 @@ def rules(method: Method, eos: int, batch, key, masks) -> Rules:
 
 
 def start(caches, rules: Rules, max_decode_len: int) -> DecodeState:
-  """Before the first token: each row has N branches, a beam search one that is live."""
+  """The state before the first token: N branches a row, of which a beam search has one live."""
   B, N, T = rules.real_B.shape[0], rules.method.branches, max_decode_len
   tokens, zeros = jnp.zeros((B, N, T), jnp.int32), jnp.zeros((B, N, T))
   total, finished = jnp.zeros((B, N)), None
@@ -77,30 +77,30 @@ def start(caches, rules: Rules, max_decode_len: int) -> DecodeState:
 
 
 def choose(state: DecodeState, logits_BNV: Float[Array, "B N V"], rules: Rules) -> DecodeState:
-  """One more token for every branch."""
+  """Chooses one more token for every branch."""
   logits_BNV = logits_BNV.astype(jnp.float32)
   lse_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
   allowed_BNV = None
   if rules.masks is not None:
     left = state.tokens.shape[2] - state.step - 1
     allowed_BNV = grammar_mask.allowed(rules.masks, rules.grammar_B, state.place, left)
-  advance = _beam if rules.method.kind == "beam" else _one_each
+  advance = _beam if rules.method.kind == "beam" else _separately
   return advance(state, logits_BNV, lse_BN, allowed_BNV, rules)
 
 
-def going_on(state: DecodeState, *, rules: Rules) -> Bool[Array, ""]:
-  """Is there room, and a row whose answer can still change?"""
+def is_unfinished(state: DecodeState, *, rules: Rules) -> Bool[Array, ""]:
+  """Is there room for a token, and a row whose answer can still change?"""
   room = state.step < state.tokens.shape[2]
   if rules.method.kind != "beam":
     return room & ~jnp.all(state.ended)
-  # Log-probabilities only fall, so what is live scores at most this.
+  # Log-probabilities only fall, so this bounds the score of a live hypothesis.
   bound_BN = _score(state.total, state.tokens.shape[2], rules)
   return room & jnp.any(rules.real_B & (jnp.max(bound_BN, axis=1) >= state.finished.score))
 
 
 def best(state: DecodeState, rules: Rules) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
   """(tokens, log-probabilities) of the answers."""
-  if state.finished is not None:  # None has ended where eos is -1: the best that is live, then.
+  if state.finished is not None:  # With eos=-1 no hypothesis ends: the best live one, then.
     ended_B1 = jnp.isfinite(state.finished.score)[:, None]
     tokens_BT = jnp.where(ended_B1, state.finished.tokens, state.tokens[:, 0])
     logp_BT = jnp.where(ended_B1, state.finished.logp, state.logp[:, 0])
@@ -115,14 +115,14 @@ def _pick(x_BN, branch_B):
   return jax.vmap(lambda x_N, n: x_N[n])(x_BN, branch_B)
 
 
-def _one_each(state, logits_BNV, lse_BN, allowed_BNV, rules):
-  """Each branch by itself: the likeliest token (the lowest id on ties), or one that is drawn."""
+def _separately(state, logits_BNV, lse_BN, allowed_BNV, rules):
+  """For each branch the likeliest token (the lowest id on ties), or a sampled one."""
   if allowed_BNV is not None:
     logits_BNV = jnp.where(allowed_BNV, logits_BNV, -jnp.inf)
   if rules.method.kind == "greedy":
     token_BN = jnp.argmax(logits_BNV, axis=-1)
   else:
-    token_BN = _drawn(logits_BNV, state.step, rules)
+    token_BN = _sampled(logits_BNV, state.step, rules)
   picked_BN = jnp.take_along_axis(logits_BNV, token_BN[..., None], axis=-1)[..., 0]
   logp_BN = jnp.where(state.ended, 0.0, picked_BN - lse_BN)
   token_BN = jnp.where(state.ended, 0, token_BN).astype(jnp.int32)
@@ -136,8 +136,8 @@ def _one_each(state, logits_BNV, lse_BN, allowed_BNV, rules):
   )
 
 
-def _drawn(logits_BNV, step, rules):
-  """A token of each branch, by its row's key; ties with the last one that may be drawn may too."""
+def _sampled(logits_BNV, step, rules):
+  """A token for each branch, from its row's key; ties with the cutoff are included."""
   method = rules.method
   logits_BNV = logits_BNV / method.temperature
   if method.top_k:
@@ -161,7 +161,7 @@ def _drawn(logits_BNV, step, rules):
 
 
 def _beam(state, logits_BNV, lse_BN, allowed_BNV, rules):
-  """Every live hypothesis ends here and is compared; the best N ways to go on live."""
+  """Compares each live hypothesis as if it ended here; the best N continuations stay live."""
   N, eos, step = rules.method.branches, rules.eos, state.step
   logp_BNV = logits_BNV - lse_BN[..., None]
   if allowed_BNV is not None:
@@ -190,17 +190,17 @@ def _beam(state, logits_BNV, lse_BN, allowed_BNV, rules):
 
 
 def _finished(state, eos_logp_BN, rules):
-  """The best of each row that has ended, if its live hypotheses all ended with this token."""
+  """The best finished hypothesis of each row, if all its live ones ended with this token."""
   score_BN = _score(state.total + eos_logp_BN, state.step + 1, rules)
   n_B = jnp.argmax(score_BN, axis=1)
   score_B = _pick(score_BN, n_B)
   better_B = score_B > state.finished.score
   tokens_BT = _pick(state.tokens, n_B).at[:, state.step].set(rules.eos)
   logp_BT = _pick(state.logp, n_B).at[:, state.step].set(_pick(eos_logp_BN, n_B))
-  keep = lambda new, old: jnp.where(better_B[:, None], new, old)  # noqa: E731
+  better_B1 = better_B[:, None]
   return Finished(
-    keep(tokens_BT, state.finished.tokens),
-    keep(logp_BT, state.finished.logp),
+    jnp.where(better_B1, tokens_BT, state.finished.tokens),
+    jnp.where(better_B1, logp_BT, state.finished.logp),
     jnp.where(better_B, score_B, state.finished.score),
   )
 

@@ -1,9 +1,9 @@
-"""What does the model get of an example? One picture: image, tokens with their masks, attention.
+"""What does the model receive of an example? One picture: image, tokens and masks, attention.
 
 The image is drawn after pp, back in 0..255, with the boxes and masks of the answer. A token's
-ground says what it is for (TOKEN_KINDS); three bars below it are mask_input, mask_ar and mask_loss.
-In the attention matrix a row sees the coloured columns; the tokens of an image, which all see the
-same, are one block. Pieces are written with a dot for a space.
+background shows its role (TOKEN_KINDS); the three bars below it are mask_input, mask_ar and
+mask_loss. A row of the attention matrix attends to the coloured columns; the tokens of an image,
+which attend alike, are one block. A dot in a token is a space.
 """
 
 import functools
@@ -21,65 +21,61 @@ from pgjax.data import locations
 from pgjax.models import paligemma
 from pgjax.visualization import boxes as draw_boxes, images as draw_images
 
-# Pixels: a panel's side, around it, names of tokens beside it.
-PANEL, MARGIN, LABELS = 560, 24, 130
+PANEL, MARGIN, LABELS = 560, 24, 130  # Pixels: a panel's side, space around it, token names.
 WIDTH = 3 * MARGIN + 2 * PANEL + LABELS
-# A token, each bar below it, from one row of tokens to the next.
-TOKEN_HEIGHT, BAR, ROW = 24, 7, 62
-IMAGE_CELLS = 6  # How many tokens wide an image is in the matrix.
-SHOWN_PADDING = 2  # Tokens of padding that are shown; the others are alike.
+TOKEN_HEIGHT, BAR, ROW = 24, 7, 62  # Pixels: a token, a bar below it, the pitch of token rows.
+IMAGE_CELLS = 6  # Width of an image in the matrix, in tokens.
+SHOWN_PADDING = 2  # Padding tokens that are drawn.
 MAX_LINES = 3  # Of the prompt, and of the answer.
-IN_RUN = 4  # Pictures that a training run makes of its first batch.
+IN_RUN = 4  # Examples of its first batch that a training run draws.
 INK, GREY, LINE, PAPER = (30, 30, 30), (120, 120, 120), (205, 205, 205), (255, 255, 255)
 ON, OFF = (60, 60, 60), (226, 226, 226)
 
 
 class TokenKind(NamedTuple):
-  """What a token is for."""
+  """The role of a token."""
 
   colour: tuple[int, int, int]
   meaning: str
 
 
 TOKEN_KINDS = {
-  "image": TokenKind((190, 224, 195), "image: seen by all"),
-  "prompt": TokenKind((178, 212, 245), "prompt: seen by all, not learned"),
-  "answer": TokenKind((255, 205, 130), "answer: learned, sees what is before it"),
-  "forced": TokenKind((250, 240, 140), "seen in order, not learned"),
+  "image": TokenKind((190, 224, 195), "image: attended to by all"),
+  "prompt": TokenKind((178, 212, 245), "prompt: attended to by all, no loss"),
+  "answer": TokenKind((255, 205, 130), "answer: causal, in the loss"),
+  "forced": TokenKind((250, 240, 140), "causal, no loss"),
   "padding": TokenKind((232, 232, 232), "padding"),
-  "odd": TokenKind((245, 110, 110), "unusual: these masks do not go together"),
+  "odd": TokenKind((245, 110, 110), "inconsistent masks"),
 }
 _OF_MASKS = {(1, 0, 0): "prompt", (1, 1, 1): "answer", (1, 1, 0): "forced", (0, 1, 0): "padding"}
 
 
 class Tokens(NamedTuple):
-  """The text of one example: pieces, kinds, and the masks input, ar, loss of each."""
+  """The text of one example: pieces, kinds, and masks (input, ar, loss)."""
 
   pieces: list[str]
   kinds: list[str]
   masks: list[tuple[int, int, int]]
-  hidden: int  # Tokens of padding that are not shown.
+  hidden: int  # Padding tokens that are not drawn.
 
 
 def tokens_of(row: Mapping[str, np.ndarray], tokenizer: Any) -> Tokens:
   """`row`: text, mask_ar, and mask_loss or mask_input, of one example."""
   text, ar = row["text"], row["mask_ar"]
-  real = "mask_input" if "mask_input" in row else "text"
-  read = row[real] != (0 if real == "mask_input" else tokenizer.pad)
-  loss = row["mask_loss"] if "mask_loss" in row else np.zeros_like(ar)
-  used = int(np.max(np.flatnonzero(read), initial=-1)) + 1
-  shown = min(len(text), used + SHOWN_PADDING)
-  masks = [(int(bool(i)), int(a), int(bool(w))) for i, a, w in zip(read, ar, loss, strict=True)]
+  used = row["mask_input"] != 0 if "mask_input" in row else text != tokenizer.pad
+  loss = row.get("mask_loss", np.zeros_like(ar))
+  shown = min(len(text), int(np.max(np.flatnonzero(used), initial=-1)) + 1 + SHOWN_PADDING)
+  masks = [(int(i), int(a), int(bool(w))) for i, a, w in zip(used, ar, loss, strict=True)][:shown]
+  pieces = [tokenizer.piece(int(t)) for t in text[:shown]]
   kinds = [_OF_MASKS.get(mask, "odd") for mask in masks]
-  pieces = [tokenizer.piece(int(t)) for t in text]
-  return Tokens(pieces[:shown], kinds[:shown], masks[:shown], len(text) - shown)
+  return Tokens(pieces, kinds, masks, len(text) - shown)
 
 
 def answer_of(row: Mapping[str, np.ndarray], tokenizer: Any) -> tuple[str, str]:
-  """(prompt, answer) as texts: what is not learned and what is, without padding."""
-  learned = row["mask_loss"].astype(bool) if "mask_loss" in row else row["mask_ar"].astype(bool)
-  real = row["text"] != tokenizer.pad
-  return tokenizer.decode(row["text"][real & ~learned]), tokenizer.decode(row["text"][learned])
+  """(prompt, answer) as texts: the tokens outside and in the loss, without padding."""
+  text, is_answer = row["text"], row.get("mask_loss", row["mask_ar"]).astype(bool)
+  prompt = text[(text != tokenizer.pad) & ~is_answer]
+  return tokenizer.decode(prompt), tokenizer.decode(text[is_answer])
 
 
 def example(
@@ -90,10 +86,9 @@ def example(
   patches: int,
   mask_weights: str | None = None,
 ) -> Image.Image:
-  """The whole picture of one row of a batch.
+  """The whole picture of one row of a batch; an image has `patches` tokens.
 
-  `patches` is how many tokens an image has. Masks are drawn only with `mask_weights`, a name that
-  seg_weights knows.
+  Masks are drawn only with `mask_weights` (formats/seg_vae_npz.py).
   """
   tokens = tokens_of(row, tokenizer)
   prompt, answer = answer_of(row, tokenizer)
@@ -110,8 +105,8 @@ def example(
   pen.rectangle([MARGIN - 1, top - 1, MARGIN + PANEL, top + PANEL], outline=LINE)
   pixels = row["image"]
   low, high = (round(float(n), 2) + 0.0 for n in (pixels.min(), pixels.max()))  # -0.0 becomes 0.
-  size = f"{' x '.join(map(str, pixels.shape))}, from {low:.2f} to {high:.2f}"
-  pen.text((MARGIN, top - 19), f"image as the model sees it: {size}", GREY, _font(13))
+  size = f"{' x '.join(map(str, pixels.shape))}, values from {low:.2f} to {high:.2f}"
+  pen.text((MARGIN, top - 19), f"model input: {size}", GREY, _font(13))
   attention(picture, row, tokens, (2 * MARGIN + PANEL + LABELS, top), patches)
   _legend(pen, {"image", *tokens.kinds}, below + 2)
   _draw_tokens(pen, tokens, places)
@@ -121,24 +116,23 @@ def example(
 def of_run(
   batch: Mapping[str, np.ndarray], tokenizer: Any, folder: pathlib.Path, model: Any
 ) -> str:
-  """Pictures of a run's first examples, in a folder; the line for its log. Never raises."""
-  count = min(IN_RUN, len(batch["text"]))
+  """Draws a run's first examples into `folder` and returns a line for its log. Never raises."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
     patches = patches_of(model, batch["image"].shape[-2])
-    for i in range(count):
+    for i in range(min(IN_RUN, len(batch["text"]))):
       row = {name: array[i] for name, array in batch.items()}
-      made = example(row, tokenizer, title=f"Example {i} of the first batch", patches=patches)
-      made.save(folder / f"example_{i}.png", compress_level=3)
-  except Exception as error:  # A picture is not worth a run.
+      picture = example(row, tokenizer, title=f"Example {i} of the first batch", patches=patches)
+      picture.save(folder / f"example_{i}.png", compress_level=3)
+  except Exception as error:  # A failed picture must not stop a run.
     return f"The first batch could not be drawn: {type(error).__name__}: {error}"
-  return f"The first examples as the model gets them are drawn in {folder}"
+  return f"The first examples, as the model receives them, are drawn in {folder}"
 
 
 def patches_of(model: Any, res: int) -> int:
   """Tokens of one image."""
-  patch = model.img_config.patch_size
-  return (res // patch[0]) * (res // patch[1])
+  height, width = model.img_config.patch_size
+  return (res // height) * (res // width)
 
 
 # The image
@@ -147,19 +141,19 @@ def patches_of(model: Any, res: int) -> int:
 def image_panel(
   row: Mapping[str, np.ndarray], prompt: str, answer: str, mask_weights: str | None = None
 ) -> Image.Image:
-  """PANEL x PANEL; several frames side by side, those that are padding crossed out.
+  """PANEL x PANEL; several frames in a grid, padding frames crossed out.
 
-  A class has the colour of its place in the prompt, so that pictures can be compared.
+  The place of a class in the prompt decides its colour, so that pictures are comparable.
   """
   classes = re.sub(r"^(detect|segment) ", "", prompt.strip()).split(locations.SEPARATOR)
   frames = row["image"] if row["image"].ndim == 4 else row["image"][None]
-  real = row["image_mask"] if "image_mask" in row else np.ones(len(frames), bool)
+  real = row.get("image_mask", np.ones(len(frames), bool))
   across = math.ceil(math.sqrt(len(frames)))
   side = PANEL // across
   panel = Image.new("RGB", (PANEL, PANEL), PAPER)
   for k, frame in enumerate(frames):
-    found = locations.parse(answer).objects if len(frames) == 1 else ()
-    shown = _with_objects(frame, found, classes, mask_weights)
+    objects = locations.parse(answer).objects if len(frames) == 1 else ()
+    shown = _with_objects(frame, objects, classes, mask_weights)
     shown = shown.resize((side, side), Image.Resampling.LANCZOS)
     if not real[k]:
       ImageDraw.Draw(shown).line([(0, 0), (side, side)], fill=TOKEN_KINDS["odd"].colour, width=3)
@@ -167,15 +161,13 @@ def image_panel(
   return panel
 
 
-def _with_objects(frame_HWC, found, classes, mask_weights):
-  pixels = draw_images.seen(frame_HWC)
-  factor = max(
-    1, math.ceil(draw_boxes.MIN_SIDE / max(pixels.shape))
-  )  # Pixels stay squares, as they are.
-  pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-  if not found:
+def _with_objects(frame_HWC, objects, classes, mask_weights):
+  pixels = draw_images.to_grid(frame_HWC)
+  factor = max(1, math.ceil(draw_boxes.MIN_SIDE / max(pixels.shape)))
+  pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)  # Sharp squares, not blurred.
+  if not objects:
     return Image.fromarray(pixels)
-  return draw_images.marked(pixels, found, classes, mask_weights=mask_weights)[0]
+  return draw_images.marked(pixels, objects, classes, mask_weights=mask_weights)
 
 
 # The tokens
@@ -183,7 +175,7 @@ def _with_objects(frame_HWC, found, classes, mask_weights):
 
 def token_places(tokens: Tokens, top: int) -> list[tuple[int, int, int]]:
   """(left, top, width) of each token, in rows of the picture's width."""
-  left_edge = MARGIN + 52  # Beside the names of the bars.
+  left_edge = MARGIN + 52  # Right of the names of the bars.
   places, left, y = [], left_edge, top
   for piece in tokens.pieces:
     width = max(18, math.ceil(_font(14).getlength(shown(piece))) + 10)
@@ -199,8 +191,8 @@ def _draw_tokens(pen, tokens, places) -> None:
     for k, name in enumerate(("input", "ar", "loss")):
       at = (MARGIN, y + TOKEN_HEIGHT + 1 + k * (BAR + 2))
       pen.text(at, name, fill=GREY, font=_font(9))
-  every = zip(places, tokens.pieces, tokens.kinds, tokens.masks, strict=True)
-  for (left, y, width), piece, kind, masks in every:
+  drawn = zip(places, tokens.pieces, tokens.kinds, tokens.masks, strict=True)
+  for (left, y, width), piece, kind, masks in drawn:
     right, bottom = left + width - 1, y + TOKEN_HEIGHT - 1
     pen.rectangle([left, y, right, bottom], fill=TOKEN_KINDS[kind].colour)
     pen.text((left + 5, y + 3), shown(piece), fill=INK, font=_font(14))
@@ -209,7 +201,7 @@ def _draw_tokens(pen, tokens, places) -> None:
       pen.rectangle([left, bar, right, bar + BAR - 1], fill=ON if value else OFF)
   if tokens.hidden and places:
     left, y, width = places[-1]
-    more = f"+ {tokens.hidden:,} x padding"
+    more = f"+ {tokens.hidden:,} padding tokens"
     pen.text((left + width + 8, y + 3), more, fill=GREY, font=_font(14))
 
 
@@ -220,11 +212,11 @@ def _legend(pen, kinds, y) -> None:
       pen.rectangle([left, y, left + 16, y + 16], fill=kind.colour)
       pen.text((left + 22, y), kind.meaning, fill=INK, font=_font(13))
       left += 44 + math.ceil(_font(13).getlength(kind.meaning))
-  pen.text((left, y), "bars: dark 1, light 0", fill=GREY, font=_font(13))
+  pen.text((left, y), "bars: dark = 1, light = 0", fill=GREY, font=_font(13))
 
 
 def _lines(name: str, text: str) -> list[str]:
-  """At most three lines of a text, as wide as the image, with its name before the first."""
+  """The text after its name, in at most MAX_LINES lines as wide as the image."""
   line, lines = f"{name}:  ", []
   for character in "".join(map(_glyph, text.rstrip("\n"))):
     if _font(14).getlength(line + character + "…") > PANEL:
@@ -237,28 +229,25 @@ def _lines(name: str, text: str) -> list[str]:
 
 
 def shown(piece: str) -> str:
-  """A piece as it is written: a dot for a space, an escape for what the font has not."""
+  """A piece as drawn: a dot for a space, an escape for characters that the font lacks."""
   return "".join(map(_glyph, piece.replace("▁", "·")))
 
 
 @functools.lru_cache(maxsize=4096)
 def _glyph(character: str) -> str:
-  if character == "\n" or not _has_glyph(character):
-    return character.encode("unicode_escape").decode()
-  return character
+  if character == " " or (character != "\n" and _ink(character) != _ink("\uffff")):
+    return character
+  return character.encode("unicode_escape").decode()
 
 
-def _has_glyph(character: str) -> bool:
-  font, none = _font(14), "\uffff"
-  if character == " ":
-    return True
-  mask, missing = font.getmask(character), font.getmask(none)
-  return (mask.size, bytes(mask)) != (missing.size, bytes(missing))
+def _ink(character: str) -> tuple[tuple[int, int], bytes]:
+  mask = _font(14).getmask(character)
+  return mask.size, bytes(mask)
 
 
 @functools.lru_cache(maxsize=32)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-  """DejaVu where the system has it, for its many letters; else Pillow's own."""
+  """DejaVu, which has many characters, if it is installed; else Pillow's own font."""
   try:
     return ImageFont.truetype("DejaVuSans.ttf", size)
   except OSError:
@@ -269,17 +258,17 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def allowed(row: Mapping[str, np.ndarray], length: int) -> np.ndarray:
-  """bool [N + length, N + length] for N images and the first tokens: who (row) sees whom.
+  """bool [N + length, N + length] for N images and the first tokens: row attends to column.
 
-  Made of a few more tokens than are shown, in steps of 64: few shapes, and never a long text's.
+  Computed for lengths rounded up to a multiple of 64, so that few shapes are compiled.
   """
-  images = row["image_mask"] if "image_mask" in row else np.ones(1, bool)
+  images = row.get("image_mask", np.ones(1, bool))
   ar = np.concatenate([np.zeros(len(images), np.int32), row["mask_ar"]])
-  text = row["mask_input"] if "mask_input" in row else np.ones(len(row["text"]))
+  text = row.get("mask_input", np.ones(len(row["text"])))
   valid = np.concatenate([images, text]).astype(bool)
   end = len(images) + length
-  made = -(-end // 64) * 64
-  ar, valid = jnp.asarray(ar[None, :made]), jnp.asarray(valid[None, :made])
+  padded = -(-end // 64) * 64
+  ar, valid = jnp.asarray(ar[None, :padded]), jnp.asarray(valid[None, :padded])
   return np.asarray(paligemma.prefix_lm_mask(ar, valid)[0])[:end, :end]
 
 
@@ -290,17 +279,16 @@ def attention(
   at: Sequence[int],
   patches: int,
 ) -> None:
-  """Draws the matrix with its upper left corner at `at`; names to the left and above it.
+  """Draws the matrix with its upper left corner at `at`, with names to the left and above.
 
-  A training text is one longer than the model's input, which lacks its last token.
+  The last token of a training text is only a target, so it is left out.
   """
   left, top = at
   length = min(len(tokens.pieces), len(row["text"]) - ("mask_loss" in row))
   seen = allowed(row, length)
   num_images = len(seen) - length
   kinds = ["image"] * num_images + tokens.kinds[:length]
-  names = [f"image, {patches:,} tokens"] * num_images
-  names += [shown(piece) for piece in tokens.pieces[:length]]
+  names = [f"image, {patches:,} tokens"] * num_images + list(map(shown, tokens.pieces[:length]))
   widths = np.array([IMAGE_CELLS] * num_images + [1] * length)
   edges = np.round(np.concatenate([[0], np.cumsum(widths)]) * PANEL / widths.sum()).astype(int)
   colours = np.array([TOKEN_KINDS[kind].colour for kind in kinds], np.uint8)
@@ -308,7 +296,7 @@ def attention(
   cells = np.repeat(np.repeat(cells, np.diff(edges), axis=0), np.diff(edges), axis=1)
   picture.paste(Image.fromarray(cells), (left, top))
   pen = ImageDraw.Draw(picture)
-  if PANEL / widths.sum() >= 11:  # Else there would be more lines than colour.
+  if PANEL / widths.sum() >= 11:  # Else lines would hide the colours.
     for edge in edges:
       pen.line([(left + edge, top), (left + edge, top + PANEL)], fill=LINE)
       pen.line([(left, top + edge), (left + PANEL, top + edge)], fill=LINE)
@@ -317,19 +305,18 @@ def attention(
 
 
 def _names(picture, names, edges, at) -> None:
-  """Of those whose cells are high enough to be written beside."""
+  """Writes the names of cells that are high enough for text."""
   left, top = at
   middles = (edges[:-1] + edges[1:]) / 2
   for name, middle, high in zip(names, middles, np.diff(edges), strict=True):
     if high < 9:
       continue
     size = min(13, int(high) - 1)
-    font = _font(size)
-    width = min(math.ceil(font.getlength(name)) + 2, LABELS - 6)
-    label = Image.new("L", (width, size + 5))  # How much ink: neighbours' letters may overlap.
-    ImageDraw.Draw(label).text((0, 0), name, fill=255, font=font)
+    width = min(math.ceil(_font(size).getlength(name)) + 2, LABELS - 6)
+    label = Image.new("L", (width, size + 5))  # Opacity, as neighbouring letters may overlap.
+    ImageDraw.Draw(label).text((0, 0), name, fill=255, font=_font(size))
     picture.paste(INK, (left - 5 - width, int(top + middle - (size + 5) / 2)), label)
     up = label.transpose(Image.Transpose.ROTATE_90)
     picture.paste(INK, (int(left + middle - (size + 5) / 2), top - 5 - width), up)
-  pen = ImageDraw.Draw(picture)
-  pen.text((left, top + PANEL + 4), "row: who looks; column: at whom", GREY, _font(13))
+  note = "attention: each row attends to the coloured columns"
+  ImageDraw.Draw(picture).text((left, top + PANEL + 4), note, GREY, _font(13))

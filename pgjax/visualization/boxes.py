@@ -1,10 +1,10 @@
-"""How does an answer look on its picture?
+"""How does an answer look on its image? As boxes with label and score, and translucent masks.
 
-Boxes with label and score, masks half-transparent, a colour for each label. Lines have a dark rim
-and labels a filled ground, so that they can be read on any picture; sizes follow the picture's, and
-small pictures are enlarged, because letters need pixels.
+Each label has a colour. Lines have a dark rim and labels a filled background, so that they are
+legible on any image; sizes scale with the image, and small images are enlarged.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from pgjax.data import locations
 
 MIN_SIDE = 640  # Pixels of the longer side, at least.
 MASK_OPACITY = 0.45
-# Bright enough to stand out on dark, dark enough to stand out on light, and apart from each other.
+# Each contrasts with black, with white and with the others.
 COLOURS = (
   (230, 57, 70), (42, 120, 214), (255, 183, 3), (46, 160, 67), (155, 81, 224), (0, 180, 200),
   (251, 111, 32), (233, 78, 170), (128, 170, 30), (121, 85, 61), (90, 100, 235), (120, 130, 140),
@@ -24,8 +24,6 @@ _RIM = (0, 0, 0, 130)
 
 
 class _Tag(NamedTuple):
-  """A label's place."""
-
   left: int
   top: int
   right: int
@@ -34,44 +32,43 @@ class _Tag(NamedTuple):
 
 def objects(
   image: Image.Image | np.ndarray,
-  found: Sequence[locations.Object],
+  drawn: Sequence[locations.Object],
   *,
   masks: Sequence[np.ndarray | None] = (),
   classes: Iterable[str] = (),
 ) -> Image.Image:
-  """The picture with these objects on it.
+  """The image with these objects on it.
 
   `image` is a PIL image, uint8 [H, W, 3], or float [H, W, 3] in [-1, 1]. `masks` are bool [H, W] of
   the whole image, one for each object, or None. With `classes` a class has the same colour in every
-  picture; else colours go by the labels in this one.
+  image; else colours follow the labels in this one.
   """
   picture = _enlarged(_as_picture(image))
-  colour_of = colours([*classes, *sorted({o.label for o in found})])
-  for o, mask_HW in zip(found, masks, strict=bool(masks)):
+  colour_of = colours([*classes, *sorted({o.label for o in drawn})])
+  for o, mask_HW in zip(drawn, masks, strict=bool(masks)):
     if mask_HW is not None:
       _paint_mask(picture, mask_HW, colour_of[o.label])
   size = max(picture.size)
   line = max(2, round(size / 320))
-  # The largest first, so that small ones lie on top.
-  order = sorted(found, key=lambda o: -locations.area(o.box))
+  # The largest first, so that small ones end up on top.
+  order = sorted(drawn, key=lambda o: -locations.area(o.box))
   corners = [_corners(o.box, picture.size) for o in order]
   draw = ImageDraw.Draw(picture, "RGBA")
   for o, box in zip(order, corners, strict=True):
-    rim = [box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1]
+    rim = (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
     draw.rectangle(rim, outline=_RIM, width=line + 2)
     draw.rectangle(box, outline=colour_of[o.label], width=line)
   font = ImageFont.load_default(max(11, round(size / 52)))
   taken: list[_Tag] = []
   for o, box in zip(order, corners, strict=True):
-    if text := _text(o):
+    if text := (o.label if o.score is None else f"{o.label} {o.score:.2f}").strip():
       taken.append(_write(draw, text, box, colour_of[o.label], font, taken, picture.size))
   return picture
 
 
 def colours(labels: Iterable[str]) -> dict[str, tuple[int, int, int]]:
-  """A colour for each label, in their order; there are twelve, then they repeat."""
-  unique = dict.fromkeys(labels)
-  return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(unique)}
+  """A colour for each label, in their order; twelve colours, which repeat."""
+  return dict(zip(dict.fromkeys(labels), itertools.cycle(COLOURS), strict=False))
 
 
 def _as_picture(image) -> Image.Image:
@@ -81,35 +78,28 @@ def _as_picture(image) -> Image.Image:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-  """Pixels from -1 to 1 as whole numbers from 0 to 255."""
+  """Pixels in [-1, 1] as 0..255."""
   return np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def _enlarged(picture):
-  """A copy of at least MIN_SIDE, by a whole factor."""
+  """A copy whose longer side has at least MIN_SIDE pixels, scaled by an integer factor."""
   factor = -(-MIN_SIDE // max(picture.size))
   if factor <= 1:
     return picture.copy()
-  size = (picture.width * factor, picture.height * factor)
-  return picture.resize(size, Image.Resampling.BICUBIC)
+  return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
 
 
 def _corners(box, size) -> tuple[int, int, int, int]:
   """x0, y0, x1, y1 of the outermost pixels, within the picture."""
-  y0, x0, y1, x1 = box
-  width, height = size
+  (y0, x0, y1, x1), (width, height) = box, size
   left, top = min(int(x0 * width), width - 2), min(int(y0 * height), height - 2)
   right, bottom = round(x1 * width) - 1, round(y1 * height) - 1
   return left, top, max(left + 1, min(right, width - 1)), max(top + 1, min(bottom, height - 1))
 
 
-def _text(o) -> str:
-  score = "" if o.score is None else f"{o.score:.2f}"
-  return f"{o.label} {score}".strip()
-
-
 def _paint_mask(picture, mask_HW, colour):
-  """Half of the colour inside, all of it on the outline."""
+  """MASK_OPACITY inside, opaque on the outline."""
   mask = Image.fromarray(np.asarray(mask_HW, bool)).convert("L")
   mask = mask.resize(picture.size, Image.Resampling.NEAREST)
   line = 2 * max(1, round(max(picture.size) / 640)) + 1
@@ -119,7 +109,7 @@ def _paint_mask(picture, mask_HW, colour):
 
 
 def _write(draw, text, box, colour, font, taken, size) -> _Tag:
-  """Writes a label where it covers least of the others: above its box, or in it, or below."""
+  """Writes a label above, inside or below its box, where it covers the least of other labels."""
   right, bottom = draw.textbbox((0, 0), text, font=font)[2:]
   pad = max(2, font.size // 5)
   width, height = int(right) + 2 * pad, int(bottom) + pad
@@ -135,7 +125,7 @@ def _write(draw, text, box, colour, font, taken, size) -> _Tag:
 
 
 def _within(x, y, width, height, size) -> _Tag:
-  """Moved so far that it lies in the picture."""
+  """The tag moved into the picture."""
   x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
   return _Tag(x, y, x + width, y + height)
 

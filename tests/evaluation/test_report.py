@@ -212,7 +212,7 @@ def test_masks_without_their_weights_are_boxes_and_a_sentence(monkeypatch):
 
 def test_frames_stand_in_a_grid():
   frames = np.stack([np.full((2, 2, 3), v, np.float32) for v in (-1, 0, 1)])
-  made = report_split.draw_images.seen(frames)
+  made = report_split.draw_images.to_grid(frames)
   assert made[::2, ::2, 0].tolist() == [[0, 128], [255, 127]]
 
 
