@@ -1,6 +1,6 @@
-"""A headless Chromium for tests, driven over pipes by its own protocol: no package, no port.
+"""A headless Chromium for tests, driven over pipes by its DevTools protocol: no package, no port.
 
-Remembers what pages ask for and complain about, so that a test can say: nothing outside, no error.
+It records requests and console errors, so that a test can assert that there are none.
 """
 
 import base64
@@ -28,16 +28,14 @@ class Browser:
   """One page.
 
   Attributes:
-    requests: addresses that pages have asked for.
-    complaints: errors and warnings of the console, exceptions, and what was refused or failed.
+    requests: URLs that pages have requested.
+    complaints: console errors and warnings, exceptions, refused and failed requests.
   """
 
   def __init__(self, width=1280, height=900, *, phone=False, dark=False):
     self.requests, self.complaints = [], []
     self._numbers, self._buffer, self._session = itertools.count(1), b"", None
-    self._folder = tempfile.TemporaryDirectory(
-      ignore_cleanup_errors=True
-    )  # Its children write to the last.
+    self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # Children still write.
     (to_read, self._write), (self._read, to_write) = os.pipe(), os.pipe()
     command = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write} 2>/dev/null'
     self._process = subprocess.Popen(
@@ -69,19 +67,19 @@ class Browser:
     self._folder.cleanup()
 
   def open(self, url, seconds=60):
-    """Goes there and waits until it is loaded."""
+    """Loads the page and waits for it."""
     self._loaded = False
     self.send("Page.navigate", url=url)
     self._until(lambda: self._loaded, seconds)
 
   def run(self, script):
-    """The value of an expression in the page; a promise is waited for."""
-    made = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-    assert "exceptionDetails" not in made, made
-    return made["result"].get("value")
+    """The value of an expression in the page; promises are awaited."""
+    reply = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+    assert "exceptionDetails" not in reply, reply
+    return reply["result"].get("value")
 
   def wait_for(self, script, seconds=60):
-    """Until the expression is true; returns its value."""
+    """Waits until the expression is true, and returns its value."""
     end = time.monotonic() + seconds
     while not (value := self.run(script)):
       assert time.monotonic() < end, f"{script} was not true within {seconds} s"
@@ -89,7 +87,7 @@ class Browser:
     return value
 
   def choose_files(self, selector, *paths):
-    """Gives files to an input, as its dialog would."""
+    """Sets the files of an input, as its dialog would."""
     root = self.send("DOM.getDocument")["root"]["nodeId"]
     node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
     self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
@@ -101,15 +99,15 @@ class Browser:
 
   def picture(self, path, whole=True):
     """Writes a PNG."""
-    made = self.send("Page.captureScreenshot", captureBeyondViewport=whole)
-    path.write_bytes(base64.b64decode(made["data"]))
+    reply = self.send("Page.captureScreenshot", captureBeyondViewport=whole)
+    path.write_bytes(base64.b64decode(reply["data"]))
 
   def outside(self, *inside):
-    """Requests that went anywhere but to addresses that begin so."""
+    """Requests to URLs that do not begin with one of `inside`."""
     return [url for url in self.requests if not url.startswith(("data:", "blob:", *inside))]
 
   def send(self, method, **params):
-    """A command of the protocol, and its result."""
+    """Sends a command of the protocol and returns its result."""
     number = next(self._numbers)
     message = dict(id=number, method=method, params=params)
     if self._session:

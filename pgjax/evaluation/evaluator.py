@@ -71,17 +71,21 @@ def make(config, model, leaves, mesh, tokenizer, param_places, every: Mapping[st
   decoders = Decoders(model, leaves, mesh, param_places, tokenizer)
   evaluators = []
   for name, every_steps in every.items():
-    section = config.evals[name]
+    section, scorer = config.evals[name], None
     mesh_lib.check_batch_size(section.batch_size, mesh, f"config.evals.{name}.batch_size")
     with naming(f"config.evals.{name}"):
       if section.type == "perplexity":
         compute = _likelihoods(likelihood.jitted_nll(model, leaves, mesh, param_places))
-        scorer = None
       else:
         compute, scorer = _answers(decoders, section, config), scorers.of(section)
       batches = _open(config, section, tokenizer)
       if scorer and scorer.columns:
-        _check_columns(batches.first_columns(), scorer.columns, section.type)
+        columns = batches.first_columns()
+        if missing := [repr(column) for column in scorer.columns if column not in columns]:
+          raise UserError(
+            f"type {section.type!r} needs {', '.join(missing)} of each example, and after pp there"
+            f" are only {', '.join(sorted(columns))}; add them to keep(...)."
+          )
     evaluators.append(Evaluator(name, section, every_steps, batches, compute, scorer))
   return evaluators
 
@@ -94,15 +98,6 @@ def _answers(decoders, section, config):
   decode, length = section.decode or config.decode, section.max_decode_len
   run = decoders.of(Settings(decode, length, section.grammar, config.seed))
   return lambda params, batch: run(params, batch.arrays, batch.rows)
-
-
-def _check_columns(columns: Mapping[str, Any], needed: Sequence[str], kind: str) -> None:
-  missing = [name for name in needed if name not in columns]
-  if missing:
-    raise UserError(
-      f"type {kind!r} needs {', '.join(map(repr, missing))} of each example, and after pp there are"
-      f" only {', '.join(sorted(columns))}; add them to keep(...)."
-    )
 
 
 def _open(config, section, tokenizer) -> pipeline.EvalBatches:
@@ -202,29 +197,21 @@ def _rows(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) ->
   """Scores this process's rows of a batch, except padding rows."""
   real = np.flatnonzero(mesh_lib.local_rows(batch.arrays["_mask"]))
   prompts, *outputs = (mesh_lib.local_rows(a)[real] for a in (batch.arrays["text"], *output))
-  make_row = _likelihood_row if evaluator.section.type == "perplexity" else _answer_row
   rows = []
   for example, prompt, *row_outputs in zip(batch.rows, prompts, *outputs, strict=True):
     text_of_prompt = example["prefix"] if "prefix" in example else tokenizer.decode(prompt)
     row = dict(id=scorers.plain(example.get("id")), prompt=text_of_prompt)
-    row |= make_row(evaluator, tokenizer, example, *row_outputs)
+    groups = {n: scorers.plain(example[n]) for n in scorers.GROUP_COLUMNS if n in example}
+    if evaluator.scorer is None:
+      nll, weight = map(float, row_outputs)
+      row |= dict(nll=nll, scores=text.perplexity(nll, weight), **groups)
+    else:
+      tokens, logp = row_outputs
+      answer = scorers.Generated(tokenizer.decode(tokens), tokens, logp)
+      row |= dict(prediction=answer.text, logp=float(logp.sum()), **groups)
+      row |= evaluator.scorer.row(evaluator.section, tokenizer, example, answer)
     rows.append(dict(row, _sha256=example["_sha256"]))
   return rows
-
-
-def _answer_row(evaluator: Evaluator, tokenizer, example, tokens, logp) -> dict[str, Any]:
-  answer = scorers.Generated(tokenizer.decode(tokens), tokens, logp)
-  row = dict(prediction=answer.text, logp=float(logp.sum()), **_groups(example))
-  return row | evaluator.scorer.row(evaluator.section, tokenizer, example, answer)
-
-
-def _likelihood_row(evaluator: Evaluator, tokenizer, example, nll, weight) -> dict[str, Any]:
-  scores = text.perplexity(float(nll), float(weight))
-  return dict(nll=float(nll), scores=scores, **_groups(example))
-
-
-def _groups(example: Mapping[str, Any]) -> dict[str, Any]:
-  return {name: scorers.plain(example[name]) for name in scorers.GROUP_COLUMNS if name in example}
 
 
 def _in_order(by_process: list[list[list[dict]]]) -> list[dict]:
@@ -239,5 +226,5 @@ def write(folder: pathlib.Path, scores: Mapping[str, Any], rows: Sequence[Mappin
     lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
     (folder / "predictions.jsonl").write_text("".join(lines))
     fresh = folder / "metrics.json.tmp"
-    fresh.write_text(json.dumps(dict(scores), indent=1) + "\n")
+    fresh.write_text(disk.dumps(dict(scores)))
     fresh.replace(folder / "metrics.json")

@@ -40,16 +40,14 @@ def page(
     f"<header><h1>{_text(title)}</h1><dl>{rows}</dl></header>"
     f"<main>{_scores(scores, intervals, paper or {})}{sections}</main><script>{_SCRIPT}</script>"
   )
-  head = [
-    '<meta charset="utf-8">',
-    f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">',
-    '<meta name="viewport" content="width=device-width, initial-scale=1">',
-    '<meta name="color-scheme" content="light dark">',
-    f"<title>{_text(title)}</title><style>{_STYLE}</style>",
-  ]
-  return (
-    f'<!doctype html>\n<html lang="en"><head>{"".join(head)}</head><body>{body}</body></html>\n'
+  head = (
+    '<meta charset="utf-8">'
+    f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<meta name="color-scheme" content="light dark">'
+    f"<title>{_text(title)}</title><style>{_STYLE}</style>"
   )
+  return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
 def _policy() -> str:
@@ -65,7 +63,7 @@ def _policy() -> str:
 
 def _scores(scores, intervals, paper) -> str:
   """A row for each score; columns without values are omitted."""
-  heads, note = ["score", "value"], ""
+  heads, rows, note = ["score", "value"], "", ""
   if intervals:
     heads.append(f"{interval.LEVEL:.0%} interval")
     note = (
@@ -73,7 +71,6 @@ def _scores(scores, intervals, paper) -> str:
       " Scores that are not means over examples have none.</p>"
     )
   heads += ["published"] if paper else []
-  rows = []
   for name, value in scores.items():
     cells = [f'<th scope="row">{_text(name)}</th>', f"<td>{number(value)}</td>"]
     if intervals:
@@ -81,11 +78,9 @@ def _scores(scores, intervals, paper) -> str:
       cells.append(f"<td>{ends.strip(' ()')}</td>")
     if paper:
       cells.append(f"<td>{number(paper[name]) if name in paper else ''}</td>")
-    rows.append(f"<tr>{''.join(cells)}</tr>")
+    rows += f"<tr>{''.join(cells)}</tr>"
   head = "".join(f'<th scope="col">{_text(name)}</th>' for name in heads)
-  table = (
-    f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-  )
+  table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
   return f'<section aria-labelledby="scores"><h2 id="scores">Scores</h2>{table}{note}</section>'
 
 

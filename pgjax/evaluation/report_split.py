@@ -77,8 +77,7 @@ def worth(row: Mapping[str, Any]) -> float | None:
 
 
 def _distribution(split: Split) -> str:
-  values = [(row, worth(row)) for row in split.rows]
-  scored = [(row, value) for row, value in values if value is not None]
+  scored = [(row, value) for row in split.rows if (value := worth(row)) is not None]
   if not scored:
     return ""
   what = "score" if split.rows[0].get("nll") is None else "log-likelihood"
@@ -240,11 +239,8 @@ def _card(i: int, row: Mapping[str, Any], pictures: Iterable[tuple[str, str]]) -
   for what, uri in pictures:
     shown.append(f'<figure><img src="{uri}" alt="{what} of example {i}" loading="lazy">')
     shown.append(f"<figcaption>{what}</figcaption></figure>" if what != "image" else "</figure>")
-  shown += [
-    _field(name, _one_line(row[name]))
-    for name in ("prompt", "answer", "prediction")
-    if row.get(name) is not None
-  ]
+  texts = [name for name in ("prompt", "answer", "prediction") if row.get(name) is not None]
+  shown += [_field(name, _one_line(row[name])) for name in texts]
   facts = [f"score {number(row['score'])}"] if row.get("score") is not None else []
   if row.get("logp") is not None:
     facts.append(f"probability {math.exp(row['logp']):.3g} (log {row['logp']:.3g})")
@@ -284,11 +280,8 @@ def _table(split: Split, place: int) -> str:
   """The table's data as JSON that cannot end its <script>; report.js builds the table."""
   shown = split.rows[:TABLE_ROWS]
   last = "nll" if shown and shown[0].get("nll") is not None else "logp"
-  columns = [
-    name
-    for name in ("id", "prompt", "answer", "prediction", "score", last)
-    if any(row.get(name) is not None for row in shown)
-  ]
+  names = ("id", "prompt", "answer", "prediction", "score", last)
+  columns = [name for name in names if any(row.get(name) is not None for row in shown)]
   rows = [[_cell(row.get(name)) for name in columns] for row in shown]
   data = dict(columns=columns, rows=rows, verdicts=[_verdict(row) for row in shown])
   text = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c").replace("&", "\\u0026")

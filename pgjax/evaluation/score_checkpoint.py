@@ -55,14 +55,10 @@ class Scoring:
     self.model = paligemma.Model(**config.model)
     self.leaves = restore.leaves_of(source, self.model, config, args.quantize)
     self.abstract = load_params.abstract_params(self.leaves, config, self.mesh)
+    places = sharding.shardings_of(self.abstract)
+    every = evaluator_lib.matching(config, args.evals)
     self.evaluators = evaluator_lib.make(
-      config,
-      self.model,
-      self.leaves,
-      self.mesh,
-      self.tokenizer,
-      sharding.shardings_of(self.abstract),
-      evaluator_lib.matching(config, args.evals),
+      config, self.model, self.leaves, self.mesh, self.tokenizer, places, every
     )
     self._run = _run_of(source)
 
@@ -182,21 +178,15 @@ def write(scoring: Scoring, out, source, about, scores, results) -> None:
   """Writes the files of one checkpoint; metrics.json comes last, as the sign of completeness."""
   path, step = about["checkpoint"]["path"], about["checkpoint"]["step"]
   shown = {"checkpoint": path, "step": step, "EMA weights": "yes" if source.averages else "no"}
-  splits = [
-    report_split.Split(
-      e.name, results[e.name].rows, results[e.name].parts, e.batches.image, e.section.mask_weights
-    )
-    for e in scoring.evaluators
-  ]
-  published = {
-    f"{e.name}/{score}": mean
-    for e in scoring.evaluators
-    for score, mean in e.section.published.items()
-  }
+  splits, published = [], {}
+  for e in scoring.evaluators:
+    result, image, weights = results[e.name], e.batches.image, e.section.mask_weights
+    splits.append(report_split.Split(e.name, result.rows, result.parts, image, weights))
+    published |= {f"{e.name}/{score}": mean for score, mean in e.section.published.items()}
   with disk.disk_errors(out):
     title = f"pgjax: step {step}" if step else f"pgjax: {source.path.name}"
     (out / "report.html").write_text(report.page(title, shown, scores, splits, paper=published))
-    (out / "config.json").write_text(json.dumps(scoring.config.to_dict(), indent=1) + "\n")
+    (out / "config.json").write_text(disk.dumps(scoring.config.to_dict()))
   rows = [dict(eval=split.name) | row for split in splits for row in split.rows]
   metrics = dict(checkpoint=path, step=step, averages=source.averages, **scores)
   evaluator_lib.write(out, dict(metrics, published=published, about=about), rows)

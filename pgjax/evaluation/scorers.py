@@ -68,11 +68,10 @@ def _reference(section, example) -> str | list[str]:
 def _one(section, example) -> str:
   """The true answer, which must be exactly one."""
   value = _reference(section, example)
-  if isinstance(value, list) and len(value) == 1:
-    return value[0]
-  if isinstance(value, list):
+  values = [value] if isinstance(value, str) else value
+  if len(values) != 1:
     raise UserError(f"Evaluators of type {section.type!r} take one answer, not {value}.")
-  return value
+  return values[0]
 
 
 def _row(answer: Any, scores: Mapping[str, text.Score], main: str, **more: Any) -> ScoredRow:
@@ -189,10 +188,7 @@ def _hits(objects, boxes, labels) -> int:
 
 def _average_precision(section, rows):
   predictions = [_boxes_of(row["objects"]) for row in rows]
-  truths = [
-    _boxes(row["truth"]["boxes"], row["truth"]["labels"], [1.0] * len(row["truth"]["boxes"]))
-    for row in rows
-  ]
+  truths = [_boxes(**row["truth"]) for row in rows]
   sizes = [tuple(row["size"]) for row in rows]
   unknown = dict(unknown_class=detection.num_unknown(predictions, truths) / len(rows))
   return detection.average_precision(predictions, truths, sizes) | unknown
@@ -202,10 +198,10 @@ def _boxes_of(objects) -> detection.Boxes:
   return _boxes(*([o[name] for o in objects] for name in ("box", "label", "score")))
 
 
-def _boxes(boxes, labels, scores) -> detection.Boxes:
-  return detection.Boxes(
-    np.array(boxes, np.float64).reshape(-1, 4), list(labels), np.array(scores, np.float64)
-  )
+def _boxes(boxes, labels, scores=None) -> detection.Boxes:
+  boxes = np.array(boxes, np.float64).reshape(-1, 4)
+  scores = np.ones(len(boxes)) if scores is None else np.array(scores, np.float64)
+  return detection.Boxes(boxes, list(labels), scores)
 
 
 def _segmentation(section, tokenizer, example, generated):

@@ -56,9 +56,8 @@ def jitted(
     byte_budget=decode_weights.byte_budget(mesh),
   )
   rows, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
-  compiled = jax.jit(
-    run, in_shardings=(param_places, rows, everywhere, everywhere), out_shardings=rows
-  )
+  inputs = (param_places, rows, everywhere, everywhere)
+  compiled = jax.jit(run, in_shardings=inputs, out_shardings=rows)
   return lambda params, batch, key=None, masks=None: compiled(params, batch, key, masks)
 
 

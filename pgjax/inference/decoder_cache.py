@@ -4,6 +4,7 @@ Evaluators and successive questions share both: a program is compiled once for e
 method, a grammar's tables are computed once for each length.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,8 +31,10 @@ class Decoders:
   def __init__(self, model: Any, leaves: Any, mesh: Any, param_places: Any, tokenizer: Any):
     self._model, self._mesh, self._places, self._tokenizer = model, mesh, param_places, tokenizer
     self._readable = sharding.for_model(leaves, mesh)
-    self._programs: dict[tuple[int, decode_method.Method], Callable] = {}
-    self._masks: dict[tuple[str, int], grammar_lib.Masks] = {}
+    self._program, self._masks = (
+      functools.cache(self._new_program),
+      functools.cache(self._new_masks),
+    )
 
   def of(
     self, settings: Settings
@@ -41,8 +44,9 @@ class Decoders:
     f compiles at its first call. Raises UserError for an unknown method or grammar.
     """
     method = decode_method.parse(settings.decode, "decode")
-    masks = self._masks_of(settings) if settings.grammar else None
-    run = self._program(settings.max_decode_len, method)
+    length = settings.max_decode_len
+    masks = self._masks(settings.grammar, length) if settings.grammar else None
+    run = self._program(length, method)
     key = jax.random.key(settings.seed) if method.kind == "sample" else None
 
     def decoded(params, arrays, examples):
@@ -56,29 +60,15 @@ class Decoders:
 
     return decoded
 
-  def _program(self, length, method):
-    if (length, method) not in self._programs:
-      self._programs[length, method] = decode_lib.jitted(
-        self._model,
-        self._mesh,
-        self._places,
-        max_decode_len=length,
-        method=method,
-        eos=self._tokenizer.eos,
-        readable=self._readable,
-      )
-    return self._programs[length, method]
+  def _new_program(self, length, method):
+    fixed = dict(eos=self._tokenizer.eos, readable=self._readable)
+    return decode_lib.jitted(
+      self._model, self._mesh, self._places, max_decode_len=length, method=method, **fixed
+    )
 
-  def _masks_of(self, settings):
-    key = settings.grammar, settings.max_decode_len
-    if key not in self._masks:
-      replicated = mesh_lib.replicated(self._mesh)
-      self._masks[key] = grammar_lib.Masks(
-        grammar_lib.parse(settings.grammar),
-        self._tokenizer,
-        self._model.llm_config.vocab_size,
-        settings.max_decode_len,
-        gather=processes.gather_objects,
-        place=lambda tables: jax.device_put(tables, replicated),
-      )
-    return self._masks[key]
+  def _new_masks(self, grammar, length):
+    parsed, size = grammar_lib.parse(grammar), self._model.llm_config.vocab_size
+    place = functools.partial(jax.device_put, device=mesh_lib.replicated(self._mesh))
+    return grammar_lib.Masks(
+      parsed, self._tokenizer, size, length, gather=processes.gather_objects, place=place
+    )

@@ -65,16 +65,11 @@ def open_checkpoint(
   rules = restore.rules(source, quantize, dtype)
   saved = source.run.config if source.run else {}
   table = source.leaves[paligemma.TOKEN_TABLE].dtype.name
-  own = saved.get("dtype", "float32" if table == "float32" else "bfloat16")
-  config = config_load.from_dict(
-    dict(
-      model=dict(source.model, dtype=dtype or own, remat="none"),
-      res=source.res,
-      dtype=dtype or own,
-      **{n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved},
-      text_len=saved.get("text_len", TEXT_LEN),
-    )
-  )
+  dtype = dtype or saved.get("dtype", "float32" if table == "float32" else "bfloat16")
+  model = dict(source.model, dtype=dtype, remat="none")
+  fields = dict(model=model, res=source.res, dtype=dtype, text_len=saved.get("text_len", TEXT_LEN))
+  fields |= {n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved}
+  config = config_load.from_dict(fields)
   tokenizer = restore.tokenizer_of(source, config)
   return OpenCheckpoint(source, config, rules, tokenizer, *_as_evaluated(source, config, tokenizer))
 
@@ -194,19 +189,11 @@ def as_json(
 ) -> dict[str, Any]:
   """Everything about an answer; boxes are x0, y0, x1, y1 in pixels of an image of this size."""
   parsed, source, (width, height) = objects_of(opened, answer), opened.source, size
-  objects = [
-    dict(
-      label=o.label,
-      box=[
-        round(c, 2) for c in locations.from_normalised(o.box, "voc", width=width, height=height)
-      ],
-      score=o.score,
-      box_score=o.box_score,
-      label_score=o.label_score,
-      mask_codes=o.codes,
-    )
-    for o in parsed.objects
-  ]
+  objects = []
+  for o in parsed.objects:
+    box = [round(c, 2) for c in locations.from_normalised(o.box, "voc", width=width, height=height)]
+    scores = dict(score=o.score, box_score=o.box_score, label_score=o.label_score)
+    objects.append(dict(label=o.label, box=box, **scores, mask_codes=o.codes))
   tokens = [
     dict(id=token, piece=opened.tokenizer.piece(token), logp=p)
     for token, p in zip(answer.tokens, answer.logp, strict=True)

@@ -1,17 +1,7 @@
 """What may an answer look like? A grammar restricts it to boxes, masks, JSON or one of a list.
 
-A grammar is named in evals.*.grammar or --grammar:
-
-  boxes                       four <loc> and a label for each object, "; " between them, or nothing;
-                              the labels are those of the prompt, "detect cat ; dog"
-  boxes(labels=["cat"])       the given labels
-  masks                       also sixteen <seg> after the <loc>; prompts such as "segment cat"
-  masks(labels=[])            without labels
-  one_of("yes", "no")         one of the answers
-  one_of(column="choices")    one of the answers in a column of the data
-  json                        an object or a list
-  json(fields=["total"])      an object with these text fields
-  json(schema="receipt.json") what a JSON schema allows; see inference/json_grammar.py
+Its name is evals.*.grammar or --grammar; docs/decoding.md lists them. "boxes" is four <loc> and a
+label for each object, with "; " between objects; "masks" has sixteen <seg> after the <loc>.
 
 Each is an automaton over tokens. An answer is allowed in the tokenizer's own tokens (JSON in any
 tokens) and ends with eos. grammar_mask.py applies the tables during decoding.
@@ -242,13 +232,12 @@ def _answer_arcs(tokenizer, answers):
 def _json(
   schema: _Text | None = None, fields: Annotated[list[_Text], Between(1, 64)] | None = None
 ):
-  file = "json"
+  file = schema or "json"
   if schema is not None and fields is not None:
     raise UserError("give the schema or the fields.")
   if fields is not None:
     schema = {"properties": {field: {"type": "string"} for field in fields}}
   elif schema is not None:
-    file = schema
     schema = typed_json.read(pathlib.Path(schema), dict[str, Any])
   with naming(file):
     automaton = json_grammar.automaton(schema)

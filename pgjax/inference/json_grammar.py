@@ -6,6 +6,7 @@ none may), items, minItems, maxItems, enum, const, anyOf. Values without a schem
 depth. Tokens of JSON may be separated by one space, or a newline and up to eight spaces.
 """
 
+import functools
 import itertools
 import json
 from collections.abc import Mapping
@@ -19,10 +20,6 @@ from pgjax.formats import typed_json
 
 DEAD = -1
 DEPTH = 3  # Of values without a schema.
-_READ = {
-  "type", "properties", "required", "items", "minItems", "maxItems", "enum", "const", "anyOf",
-  "additionalProperties", "title", "description", "$schema", "default", "examples",
-}  # fmt: skip
 _DIGITS = [(0x30, 0x39)]
 # A character of a string that needs no escape, as the byte ranges of its UTF-8 form.
 _CHARACTERS = [
@@ -49,6 +46,10 @@ class Schema(TypedDict, total=False):
   maxItems: _Few
   enum: Annotated[list[Any], msgspec.Meta(min_length=1)]
   anyOf: Annotated[list["Schema"], msgspec.Meta(min_length=1)]
+
+
+_IGNORED = ("additionalProperties", "title", "description", "$schema", "default", "examples")
+_READ = (*Schema.__annotations__, "const", *_IGNORED)
 
 
 def automaton(schema: Mapping[str, Any] | None) -> tuple[np.ndarray, np.ndarray]:
@@ -145,15 +146,10 @@ class _Builder:
     inside = self.many(self.either([*characters, escape]))
     return self.row([self.text('"'), inside, self.text('"')])
 
-  def scalar(self) -> tuple[int, int]:
-    words = [self.text(word) for word in ("true", "false", "null")]
-    return self.either([self.string(), self.number(), *words])
-
   def value(self, depth: int) -> tuple[int, int]:
     """Any value, with at most `depth` levels of objects and lists in it."""
-    if depth == 0:
-      return self.scalar()
-    return self.either([self.scalar(), self.object(depth), self.array(depth)])
+    parts = [self.string(), self.number(), *map(self.text, ("true", "false", "null"))]
+    return self.either([*parts, self.object(depth), self.array(depth)] if depth else parts)
 
   def object(self, depth: int) -> tuple[int, int]:
     colon = [self.space(), self.text(":"), self.space()]
@@ -171,10 +167,8 @@ class _Builder:
     inside = self.maybe(self.row([self.space(), (begin, end)]))
     return self.row([self.text(opening), inside, self.space(), self.text(closing)])
 
-  def of_schema(self, schema: Any, where: str) -> tuple[int, int]:
-    if not isinstance(schema, Mapping):
-      raise UserError(f"{where} must be a JSON object, not {schema!r}.")
-    if unknown := sorted(set(schema) - _READ):
+  def of_schema(self, schema: Mapping[str, Any], where: str) -> tuple[int, int]:
+    if unknown := sorted(set(schema).difference(_READ)):
       raise UserError(f"{where} uses {unknown[0]!r}, which is not read; {', '.join(_READ)} are.")
     if "const" in schema or "enum" in schema:
       values = schema["enum"] if "enum" in schema else [schema["const"]]
@@ -211,14 +205,14 @@ class _Builder:
     last, some = self.state(), self.state()
     for name, inner in properties.items():
       after = self.state()
-      key = self.row([self.text(json.dumps(name, ensure_ascii=False)), self.space()])
-      colon = self.row([self.text(":"), self.space()])
-      begin, end = self.row([key, colon, self.of_schema(inner, f"{where}'s {name!r}")])
-      opening, comma = self.space(), self.comma()
-      self.free[none].add(opening[0])
-      self.free[opening[1]].add(begin)
-      self.free[some].add(comma[0])
-      self.free[comma[1]].add(begin)
+      key, value = (
+        json.dumps(name, ensure_ascii=False),
+        self.of_schema(inner, f"{where}'s {name!r}"),
+      )
+      begin, end = self.row([self.text(key), self.space(), self.text(":"), self.space(), value])
+      for before, separator in ((none, self.space()), (some, self.comma())):
+        self.free[before].add(separator[0])
+        self.free[separator[1]].add(begin)
       self.free[end].add(after)
       none_after = self.state()
       if name not in required:
@@ -233,19 +227,16 @@ class _Builder:
 
   def items(self, schema: Mapping[str, Any], where: str) -> tuple[int, int]:
     least, most = schema.get("minItems", 0), schema.get("maxItems")
-    if most is None and least == 0:
-      return self.listed("[", self.of_schema(schema["items"], f"{where}'s items"), "]")
+    item = functools.partial(self.of_schema, schema["items"], f"{where}'s items")
     if most is None:
-      raise UserError(f"{where} has minItems={least} without maxItems, which is not read.")
-    counts = range(least, most + 1)
-    return self.either([self.exactly(n, schema["items"], where) for n in counts])
-
-  def exactly(self, count: int, schema: Any, where: str) -> tuple[int, int]:
-    parts = [self.text("["), self.space()]
-    for i in range(count):
-      parts += [self.comma()] if i else []
-      parts.append(self.of_schema(schema, f"{where}'s items"))
-    return self.row([*parts, self.space(), self.text("]")])
+      if least:
+        raise UserError(f"{where} has minItems={least} without maxItems, which is not read.")
+      return self.listed("[", item(), "]")
+    lists = []
+    for count in range(least, most + 1):
+      parts = [part for _ in range(count) for part in (self.comma(), item())][1:]
+      lists.append(self.row([self.text("["), self.space(), *parts, self.space(), self.text("]")]))
+    return self.either(lists)
 
   def deterministic(self, part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """The subset construction."""

@@ -148,26 +148,20 @@ def image_panel(
   classes = re.sub(r"^(detect|segment) ", "", prompt.strip()).split(locations.SEPARATOR)
   frames = row["image"] if row["image"].ndim == 4 else row["image"][None]
   real = row.get("image_mask", np.ones(len(frames), bool))
+  objects = locations.parse(answer).objects if len(frames) == 1 else ()
   across = math.ceil(math.sqrt(len(frames)))
   side = PANEL // across
   panel = Image.new("RGB", (PANEL, PANEL), PAPER)
   for k, frame in enumerate(frames):
-    objects = locations.parse(answer).objects if len(frames) == 1 else ()
-    shown = _with_objects(frame, objects, classes, mask_weights)
-    shown = shown.resize((side, side), Image.Resampling.LANCZOS)
+    pixels = draw_images.to_grid(frame)
+    factor = math.ceil(draw_boxes.MIN_SIDE / max(pixels.shape))
+    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)  # Sharp squares, not blurred.
+    picture = draw_images.marked(pixels, objects, classes, mask_weights=mask_weights)
+    picture = picture.resize((side, side), Image.Resampling.LANCZOS)
     if not real[k]:
-      ImageDraw.Draw(shown).line([(0, 0), (side, side)], fill=TOKEN_KINDS["odd"].colour, width=3)
-    panel.paste(shown, (k % across * side, k // across * side))
+      ImageDraw.Draw(picture).line([(0, 0), (side, side)], fill=TOKEN_KINDS["odd"].colour, width=3)
+    panel.paste(picture, (k % across * side, k // across * side))
   return panel
-
-
-def _with_objects(frame_HWC, objects, classes, mask_weights):
-  pixels = draw_images.to_grid(frame_HWC)
-  factor = max(1, math.ceil(draw_boxes.MIN_SIDE / max(pixels.shape)))
-  pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)  # Sharp squares, not blurred.
-  if not objects:
-    return Image.fromarray(pixels)
-  return draw_images.marked(pixels, objects, classes, mask_weights=mask_weights)
 
 
 # The tokens
@@ -189,8 +183,7 @@ def token_places(tokens: Tokens, top: int) -> list[tuple[int, int, int]]:
 def _draw_tokens(pen, tokens, places) -> None:
   for y in sorted({y for _, y, _ in places}):
     for k, name in enumerate(("input", "ar", "loss")):
-      at = (MARGIN, y + TOKEN_HEIGHT + 1 + k * (BAR + 2))
-      pen.text(at, name, fill=GREY, font=_font(9))
+      pen.text((MARGIN, y + TOKEN_HEIGHT + 1 + k * (BAR + 2)), name, fill=GREY, font=_font(9))
   drawn = zip(places, tokens.pieces, tokens.kinds, tokens.masks, strict=True)
   for (left, y, width), piece, kind, masks in drawn:
     right, bottom = left + width - 1, y + TOKEN_HEIGHT - 1

@@ -43,7 +43,7 @@ def objects(
   the whole image, one for each object, or None. With `classes` a class has the same colour in every
   image; else colours follow the labels in this one.
   """
-  picture = _enlarged(_as_picture(image))
+  picture = _as_picture(image)
   colour_of = colours([*classes, *sorted({o.label for o in drawn})])
   for o, mask_HW in zip(drawn, masks, strict=bool(masks)):
     if mask_HW is not None:
@@ -71,23 +71,18 @@ def colours(labels: Iterable[str]) -> dict[str, tuple[int, int, int]]:
   return dict(zip(dict.fromkeys(labels), itertools.cycle(COLOURS), strict=False))
 
 
-def _as_picture(image) -> Image.Image:
-  if isinstance(image, Image.Image):
-    return image.convert("RGB")
-  return Image.fromarray(image if image.dtype == np.uint8 else to_uint8(image))
-
-
 def to_uint8(image: np.ndarray) -> np.ndarray:
   """Pixels in [-1, 1] as 0..255."""
   return np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def _enlarged(picture):
+def _as_picture(image) -> Image.Image:
   """A copy whose longer side has at least MIN_SIDE pixels, scaled by an integer factor."""
-  factor = -(-MIN_SIDE // max(picture.size))
-  if factor <= 1:
-    return picture.copy()
-  return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+  if not isinstance(image, Image.Image):
+    image = Image.fromarray(image if image.dtype == np.uint8 else to_uint8(image))
+  factor = max(1, -(-MIN_SIDE // max(image.size)))
+  size = (image.width * factor, image.height * factor)
+  return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def _corners(box, size) -> tuple[int, int, int, int]:

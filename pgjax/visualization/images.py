@@ -76,5 +76,5 @@ def data_uri(image: np.ndarray | Image.Image, most_pixels: int) -> str:
   small.thumbnail((most_pixels, most_pixels))
   kind = "png" if small.width * small.height <= _PNG_PIXELS else "jpeg"
   file = io.BytesIO()
-  small.save(file, kind, **({} if kind == "png" else dict(quality=78)))
+  small.save(file, kind, quality=78)  # PNG ignores it.
   return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Whole splits, each row once, in the order of the split, whatever the batches and processes."""
+"""Each row of a split once, in the order of the split, for any batches and processes."""
 
 import json
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ class Letters:
 
 
 class Split(NamedTuple):
-  """Answers as a split in batches of 8; the last batch is filled up."""
+  """Answers as a split in batches of 8; the last batch is padded."""
 
   answers: list
 
@@ -41,8 +41,8 @@ class Split(NamedTuple):
       yield pipeline.EvalBatch(arrays, rows)
 
 
-def says_b(params, batch):
-  """The answer "b", then an eos and rubbish; likelihoods are the row's number."""
+def answer_b(params, batch):
+  """The answer "b", then an eos and an arbitrary token."""
   tokens = np.tile(np.array([11, 1, 12], np.int32), (8, 1))
   logp = np.tile(np.array([-0.5, -0.25, 0], np.float32), (8, 1))
   return jax.device_put((tokens, logp), batch.arrays["number"].sharding)
@@ -53,7 +53,7 @@ def likelihood(params, batch):
   return jax.device_put((number, np.full(8, 2, np.float32)), batch.arrays["number"].sharding)
 
 
-def evaluator(answers, compute=says_b, **fields):
+def evaluator(answers, compute=answer_b, **fields):
   section = dict(type="vqa", answer="answer", to_lower=False, skip_first=False)
   section = SimpleNamespace(**(section | fields), caption_metrics=())
   scorer = None if section.type == "perplexity" else scorers.of(section)
@@ -65,11 +65,11 @@ def mesh():
   return mesh_lib.start([("data", -1)])
 
 
-def run(made, mesh, **more):
-  return evaluator_lib.run(made, None, mesh=mesh, tokenizer=Letters(), **more)
+def run(opened, mesh, **more):
+  return evaluator_lib.run(opened, None, mesh=mesh, tokenizer=Letters(), **more)
 
 
-def test_every_row_is_scored_once_and_the_filling_is_not(mesh):
+def test_each_row_is_scored_once_and_padding_is_not(mesh):
   answers = ["b", "c", "b"] * 7  # 21: two whole batches and five rows.
   result = run(evaluator(answers), mesh)
   assert [row["id"] for row in result.rows] == list(range(21))
@@ -86,7 +86,7 @@ def test_every_row_is_scored_once_and_the_filling_is_not(mesh):
 def test_several_answers_and_none(mesh):
   result = run(evaluator([["b", "b", "x"], []]), mesh)
   assert [row["score"] for row in result.rows] == [2 / 3, None]
-  assert result.scores["val/acc"] == 2 / 3  # The row without an answer is not counted,
+  assert result.scores["val/acc"] == 2 / 3  # Not counted without an answer,
   assert result.scores["val/num"] == 2  # but it was decoded.
 
 
@@ -97,13 +97,13 @@ def test_chartqa_takes_its_own_score(mesh):
     run(evaluator([["a", "b"]], type="chartqa", to_lower=True), mesh)
 
 
-def test_perplexity_is_a_mean_over_the_real_rows(mesh):
+def test_perplexity_is_a_mean_over_non_padding_rows(mesh):
   result = run(evaluator(["x"] * 10, likelihood, type="perplexity"), mesh)
   assert result.scores == {"val/sum": 4.5, "val/avg": 2.25, "val/num": 10}
 
 
-def test_rows_of_several_processes_return_to_the_order_of_the_split(monkeypatch, mesh):
-  """Each process holds its part of every batch: 0 1 | 2 3, then 4 5 | 6 7."""
+def test_rows_of_several_processes_are_merged_in_the_order_of_the_split(monkeypatch, mesh):
+  """Each process has its part of every batch: 0 1 | 2 3, then 4 5 | 6 7."""
   batch = lambda *ids: [dict(id=i, scores={"acc": (i % 2, 1)}, _sha256="") for i in ids]  # noqa: E731
   gathered = [[batch(0, 1), batch(4, 5)], [batch(2, 3), batch(6)]]
   monkeypatch.setattr(processes, "gather_objects", lambda value: gathered)
@@ -112,12 +112,12 @@ def test_rows_of_several_processes_return_to_the_order_of_the_split(monkeypatch,
   assert result.scores == {"val/acc": 3 / 7, "val/num": 7}
 
 
-def test_what_was_scored_before_an_interruption_is_not_scored_again(tmp_path, mesh):
+def test_a_resumed_evaluation_skips_scored_batches(tmp_path, mesh):
   answers, decoded = ["b", "c", "b"] * 7, []
 
   def count(params, batch):
     decoded.append(batch.rows[0]["id"])
-    return says_b(params, batch)
+    return answer_b(params, batch)
 
   whole = run(evaluator(answers), mesh)
   asked = iter([False, False, True])
@@ -126,7 +126,7 @@ def test_what_was_scored_before_an_interruption_is_not_scored_again(tmp_path, me
   with (tmp_path / "unfinished/val.0-of-1.jsonl").open("a") as file:
     file.write('[{"id": 8, "pro')  # The process was killed while it wrote.
   second = journal.Journal(tmp_path, "val", dict(step=1))
-  assert len(second.batches) == 1  # The answers of the second were not read any more.
+  assert len(second.batches) == 1  # The second batch was not scored.
   assert run(evaluator(answers, count), mesh, journal=second) == whole
   assert decoded == [0, 8, 8, 16]
   third = journal.Journal(tmp_path, "val", dict(step=1))
@@ -136,7 +136,7 @@ def test_what_was_scored_before_an_interruption_is_not_scored_again(tmp_path, me
   assert not list(tmp_path.iterdir())
 
 
-def test_a_journal_of_something_else_is_not_used(tmp_path, mesh):
+def test_a_journal_with_another_fingerprint_is_ignored(tmp_path, mesh):
   first = journal.Journal(tmp_path, "val", dict(step=1))
   run(evaluator(["b"] * 20), mesh, journal=first)
   assert len(journal.Journal(tmp_path, "val", dict(step=1)).batches) == 3
@@ -151,8 +151,8 @@ def test_the_data_s_hash_is_of_images_prompts_and_answers(mesh):
 
 def test_when_an_evaluator_runs():
   def due(every, total, *, skip_first=False):
-    made = evaluator([], skip_first=skip_first)._replace(every_steps=every)
-    return [step for step in range(total + 1) if evaluator_lib.is_due(made, step, total)]
+    periodic = evaluator([], skip_first=skip_first)._replace(every_steps=every)
+    return [step for step in range(total + 1) if evaluator_lib.is_due(periodic, step, total)]
 
   assert due(10, 30) == [0, 10, 20, 30]
   assert due(10, 30, skip_first=True) == [10, 20, 30]
@@ -161,7 +161,7 @@ def test_when_an_evaluator_runs():
   assert due(0, 7) == [0, 7]
 
 
-def test_a_stop_cuts_an_evaluation_short_and_writes_nothing(tmp_path, mesh):
+def test_an_interrupted_evaluation_writes_nothing(tmp_path, mesh):
   asked = []
 
   def stopping():

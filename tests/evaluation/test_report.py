@@ -1,4 +1,4 @@
-"""The page of a report: what is in it, that data stays data, and how it behaves in a browser."""
+"""The page of a report: its content, escaped data, and its behaviour in a browser."""
 
 import base64
 import hashlib
@@ -51,8 +51,8 @@ class Elements(html.parser.HTMLParser):
 
 
 def row(i=0, **fields):
-  made = dict(id=i, prompt="what?", answer="a", prediction="b", logp=-1.0, score=0.0)
-  return made | fields
+  document = dict(id=i, prompt="what?", answer="a", prediction="b", logp=-1.0, score=0.0)
+  return document | fields
 
 
 def grey(i):
@@ -65,8 +65,8 @@ def page(rows, parts=(), picture=grey, **fields):
   )
 
 
-def data_of(made):
-  [data, _] = Elements(made).scripts
+def data_of(document):
+  [data, _] = Elements(document).scripts
   return json.loads(data)
 
 
@@ -76,9 +76,9 @@ def test_hostile_text_stays_text():
     for i, t in enumerate(HOSTILE)
   ]
   split = Split(HOSTILE[0], rows, [dict(acc=(1, 1))] * len(rows), grey)
-  made = report.page(HOSTILE[1], {HOSTILE[2]: HOSTILE[3]}, {HOSTILE[4]: 0.5}, [split])
+  document = report.page(HOSTILE[1], {HOSTILE[2]: HOSTILE[3]}, {HOSTILE[4]: 0.5}, [split])
   harmless = Elements(page([row(i) for i in range(len(rows))]))
-  elements = Elements(made)
+  elements = Elements(document)
   assert len(elements.scripts) == 2
   assert {tag for tag, _ in elements.tags} <= {tag for tag, _ in harmless.tags} | {"p", "bdi"}
   assert not [name for _, attrs in elements.tags for name in attrs if name.startswith("on")]
@@ -88,25 +88,25 @@ def test_hostile_text_stays_text():
   assert "<" not in elements.scripts[0]
 
 
-def test_the_policy_names_the_hash_of_what_runs_and_nothing_else():
-  made = page([row()])
-  [policy] = [a["content"] for t, a in Elements(made).tags if "http-equiv" in a]
-  style = re.search(r"<style>(.*?)</style>", made, re.DOTALL)[1]
+def test_the_policy_allows_only_our_script_and_style_by_hash():
+  document = page([row()])
+  [policy] = [a["content"] for t, a in Elements(document).tags if "http-equiv" in a]
+  style = re.search(r"<style>(.*?)</style>", document, re.DOTALL)[1]
   digest = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()  # noqa: E731
-  assert f"script-src 'sha256-{digest(Elements(made).scripts[-1])}'" in policy
+  assert f"script-src 'sha256-{digest(Elements(document).scripts[-1])}'" in policy
   assert f"style-src 'sha256-{digest(style)}'" in policy
   assert policy.startswith("default-src 'none'; img-src data:;")
   assert "unsafe" not in policy
-  assert "://" not in made
+  assert "://" not in document
 
 
 def test_scores_have_intervals_where_rows_have_parts_and_published_numbers_where_given():
   parts = [dict(acc=(float(i % 2), 1)) for i in range(100)]
   scores = {"val/acc": 0.5, "val/cider": 1.234567, "val/num": 10_000}
   split = Split("val", [row(i) for i in range(100)], parts, None)
-  made = report.page("t", {}, scores, [split], paper={"val/cider": 1.5})
+  document = report.page("t", {}, scores, [split], paper={"val/cider": 1.5})
   cells = re.findall(
-    r'<tr><th scope="row">val/(\w+)</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>', made
+    r'<tr><th scope="row">val/(\w+)</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>', document
   )
   assert [(name, value, paper) for name, value, _, paper in cells] == [
     ("acc", "0.5", ""), ("cider", "1.235", "1.5"), ("num", "10,000", ""),
@@ -116,7 +116,7 @@ def test_scores_have_intervals_where_rows_have_parts_and_published_numbers_where
   assert [interval for _, _, interval, _ in cells[1:]] == ["", ""]
 
 
-def test_worst_and_best_are_by_score_and_then_by_how_sure_the_model_was():
+def test_worst_and_best_are_by_score_and_then_by_confidence():
   rows = [
     row(0, score=1.0, logp=-2.0),
     row(1, score=0.0, logp=-3.0),
@@ -133,7 +133,7 @@ def test_worst_and_best_are_by_score_and_then_by_how_sure_the_model_was():
   assert report_split.chosen(likelihoods)["worst"] == [1, 0, 2]
 
 
-def test_a_large_split_costs_a_bounded_number_of_pictures():
+def test_a_large_split_loads_a_bounded_number_of_pictures():
   asked = []
 
   def picture(i):
@@ -141,37 +141,37 @@ def test_a_large_split_costs_a_bounded_number_of_pictures():
     return grey(i)
 
   rows = [row(i, score=float(i % 2), prompt=f"q{i}") for i in range(10_000)]
-  made = page(rows, picture=picture)
+  document = page(rows, picture=picture)
   assert len(asked) == len(set(asked)) == 48
-  assert len(data_of(made)["rows"]) == 5_000
-  assert "the first 5,000 of 10,000" in made
+  assert len(data_of(document)["rows"]) == 5_000
+  assert "the first 5,000 of 10,000" in document
 
 
-def test_groups_are_by_the_columns_that_there_are_and_by_answer():
+def test_scores_are_grouped_by_columns_and_by_answer():
   rows = [row(i, score=float(i < 3), question_type="how" if i % 2 else "why") for i in range(8)]
-  made = page(rows)
-  found = re.findall(
-    r"<bdi>([a-z]+)</bdi></th><td><svg.*?</svg>([\d.]+) \(.*?\), (\d+) examples", made
+  document = page(rows)
+  bars = re.findall(
+    r"<bdi>([a-z]+)</bdi></th><td><svg.*?</svg>([\d.]+) \(.*?\), (\d+) examples", document
   )
-  assert found == [("why", "0.5", "4"), ("how", "0.25", "4")]  # Rows 0, 2 and 1 are right.
-  assert "by answer" not in made  # All answers are the same.
+  assert bars == [("why", "0.5", "4"), ("how", "0.25", "4")]  # Rows 0, 2 and 1 are right.
+  assert "by answer" not in document  # All answers are the same.
   lengths = [row(i, answer="word " * (i % 12 + 1) + str(i)) for i in range(40)]
   labels = re.findall(r'scope="row"><bdi>(\d.*?)</bdi>', page(lengths))
   assert set(labels) == {"0", "2 words", "3 to 5 words", "6 to 10 words", "11 to 20 words"}
 
 
-def test_values_that_are_many_are_counted_in_bins():
+def test_many_distinct_values_are_binned():
   scores = [0.0, *((i + 0.5) / 100 for i in range(100)), 1.0]
-  made = page([row(i, score=score) for i, score in enumerate(scores)])
-  counts = re.findall(r"([\d.]+) to ([\d.]+)</bdi></th><td><svg.*?</svg>(\d+) \(", made)
+  document = page([row(i, score=score) for i, score in enumerate(scores)])
+  counts = re.findall(r"([\d.]+) to ([\d.]+)</bdi></th><td><svg.*?</svg>(\d+) \(", document)
   assert counts[0] == ("0", "0.1", "11")
   assert [count for *_, count in counts] == ["11", *["10"] * 8, "11"]
 
 
-def test_boxes_are_drawn_as_predicted_and_as_they_should_be():
+def test_predicted_and_true_boxes_are_drawn():
   cat, dog = BOX + "cat", "<loc0000><loc0000><loc0200><loc0200> dog"
-  made = page([row(answer=cat, prediction=dog), row(1, answer="cat", prediction="none")])
-  uris = {a["alt"]: a["src"] for t, a in Elements(made).tags if t == "img"}
+  document = page([row(answer=cat, prediction=dog), row(1, answer="cat", prediction="none")])
+  uris = {a["alt"]: a["src"] for t, a in Elements(document).tags if t == "img"}
   assert uris.keys() == {"prediction of example 0", "answer of example 0", "image of example 1"}
   pixels = {
     name: np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
@@ -202,24 +202,24 @@ def test_a_label_has_one_colour_in_all_pictures():
   assert np.ptp(edges[0]) > 50
 
 
-def test_masks_without_their_weights_are_boxes_and_a_sentence(monkeypatch):
+def test_masks_without_weights_become_boxes_and_a_note(monkeypatch):
   monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
   mask = BOX + "".join(f"<seg{i:03d}>" for i in range(16)) + " cat"
-  made = page([row(prediction=mask.replace("> <", "><"))])
-  assert "Masks are not drawn, only their boxes. The weights of masks" in made
-  assert "prediction of example 0" in made
+  document = page([row(prediction=mask.replace("> <", "><"))])
+  assert "Masks are not drawn, only their boxes. The weights of masks" in document
+  assert "prediction of example 0" in document
 
 
-def test_frames_stand_in_a_grid():
+def test_frames_form_a_grid():
   frames = np.stack([np.full((2, 2, 3), v, np.float32) for v in (-1, 0, 1)])
-  made = report_split.draw_images.to_grid(frames)
-  assert made[::2, ::2, 0].tolist() == [[0, 128], [255, 127]]
+  document = report_split.draw_images.to_grid(frames)
+  assert document[::2, ::2, 0].tolist() == [[0, 128], [255, 127]]
 
 
-def test_rows_without_answers_scores_or_pictures_make_a_page():
-  made = page([dict(id=0, prompt="p", nll=2.5), dict(id=1, prompt="p", nll=1.5)], picture=None)
-  assert data_of(made)["columns"] == ["id", "prompt", "nll"]
-  assert "log-likelihood" in made
+def test_rows_without_answers_scores_or_pictures_render():
+  document = page([dict(id=0, prompt="p", nll=2.5), dict(id=1, prompt="p", nll=1.5)], picture=None)
+  assert data_of(document)["columns"] == ["id", "prompt", "nll"]
+  assert "log-likelihood" in document
   assert "Random 1" in page([row(score=None)])
   assert xml.sax.saxutils.escape("0 examples") in page([])
 

@@ -1,4 +1,4 @@
-"""What each type of evaluator makes of an answer: the row, its score, and the split's numbers."""
+"""How each type of evaluator scores an answer and a split."""
 
 import math
 from types import SimpleNamespace
@@ -23,12 +23,12 @@ def tokenizer():
 
 
 def scored(kind, answer, example, tokenizer, *, logp=-0.1, **fields):
-  """The row that an answer in words gets."""
+  """The row of an answer given as text."""
   defaults = dict(answer="answer", to_lower=False, caption_metrics=("cider",), mask_weights="oi")
   section = SimpleNamespace(type=kind, **(defaults | fields))
   tokens = np.array([*tokenizer.encode(answer), tokenizer.eos, 0, 0], np.int32)
-  made = scorers.Generated(answer, tokens, np.where(tokens > 0, logp, 0).astype(np.float32))
-  row = scorers.SCORERS[kind].row(section, tokenizer, example, made)
+  generated = scorers.Generated(answer, tokens, np.where(tokens > 0, logp, 0).astype(np.float32))
+  row = scorers.SCORERS[kind].row(section, tokenizer, example, generated)
   return dict(row, prediction=answer)
 
 
@@ -70,23 +70,23 @@ def test_columns_that_a_report_groups_by_stay_in_the_row(tokenizer):
     scored("rsvqa", a, dict(answer="yes", question_type=kind), tokenizer)
     for a, kind in (("yes", "comp"), ("no", "comp"), ("yes", "presence"))
   ]
-  found = scorers.SCORERS["rsvqa"].of_split(None, rows)
-  assert found["acc_avg"] == found["acc_avg_nonum_hr"] == 0.75
+  scores = scorers.SCORERS["rsvqa"].of_split(None, rows)
+  assert scores["acc_avg"] == scores["acc_avg_nonum_hr"] == 0.75
   assert rows[0]["question_type"] == "comp"
 
 
 def test_captions_are_scored_by_image_and_over_the_split(tokenizer):
   captions = {"1": ["a cat on a mat", "the cat sits"], "2": ["two dogs run in the park"]}
   rows = [
-    scored("caption", said, dict(answer=captions[image], image_id=image), tokenizer)
-    for said, image in (("a cat on a mat", "1"), ("blue", "2"))
+    scored("caption", answer, dict(answer=captions[image], image_id=image), tokenizer)
+    for answer, image in (("a cat on a mat", "1"), ("blue", "2"))
   ]
   section = SimpleNamespace(caption_metrics=("cider", "bleu"))
-  found = scorers.SCORERS["caption"].of_split(section, rows)
-  assert found["cider"] == pytest.approx(np.mean([row["score"] for row in rows]))
+  scores = scorers.SCORERS["caption"].of_split(section, rows)
+  assert scores["cider"] == pytest.approx(np.mean([row["score"] for row in rows]))
   assert rows[0]["score"] > 1
   assert rows[1]["score"] == 0
-  assert set(found) == {"cider", "bleu-1", "bleu-2", "bleu-3", "bleu-4"}
+  assert set(scores) == {"cider", "bleu-1", "bleu-2", "bleu-3", "bleu-4"}
 
 
 BOXES = [[0.1, 0.1, 0.5, 0.5], [0.2, 0.6, 0.9, 0.9]]
@@ -94,12 +94,12 @@ MISTAKES = ("repeated", "malformed", "unknown_class")
 CELLS = dict(boxes=np.array(BOXES), labels=["RBC", "WBC"], height=480, width=640)
 
 
-def test_the_truth_fed_back_is_found_entirely(tokenizer):
-  """Average precision, through the text of an answer, is 1."""
+def test_true_boxes_as_answer_score_one(tokenizer):
+  """Average precision, parsed from the text of an answer, is 1."""
   answer = locations.detection_suffix(BOXES, CELLS["labels"])
   row = scored("detection", answer, CELLS, tokenizer)
-  found = scorers.SCORERS["detection"].of_split(None, [row])
-  assert [found[n] for n in ("AP", "AP50", "AP/RBC")] == pytest.approx([1, 1, 1])
+  scores = scorers.SCORERS["detection"].of_split(None, [row])
+  assert [scores[n] for n in ("AP", "AP50", "AP/RBC")] == pytest.approx([1, 1, 1])
   assert row["score"] == 1
   assert row["objects"][0]["score"] == pytest.approx(math.exp(-0.1 * (1 + _num_label(tokenizer))))
 
@@ -108,7 +108,7 @@ def _num_label(tokenizer):
   return len(tokenizer.encode(" RBC"))
 
 
-def test_boxes_that_are_wrong_missing_or_broken_cost_something(tokenizer):
+def test_wrong_missing_or_malformed_boxes_lower_the_score(tokenizer):
   loc = locations.loc_string
   far = loc([0.6, 0.0, 0.9, 0.3])
   answer = f"{loc(BOXES[0])} RBC ; {far} WBC ; <loc0001> RBC ; {loc(BOXES[0])} RBC"
@@ -125,7 +125,7 @@ def test_boxes_that_are_wrong_missing_or_broken_cost_something(tokenizer):
 
 
 def test_metrics_and_page_count_boxes_that_repeat_break_or_have_an_unknown_class(tokenizer):
-  """Through the evaluator: two images, on one of which an answer makes each mistake."""
+  """Through the evaluator: one of two answers has each mistake."""
   loc = locations.loc_string(BOXES[0])
   words = [f"{loc} RBC ; {loc} RBC ; {loc} RBC ; {loc} zebra ; <loc0001> RBC", f"{loc} RBC"]
   ids = [[*tokenizer.encode(answer), tokenizer.eos] for answer in words]
@@ -140,9 +140,9 @@ def test_metrics_and_page_count_boxes_that_repeat_break_or_have_an_unknown_class
 
   batches = SimpleNamespace(after=lambda n: [pipeline.EvalBatch(arrays, rows)][n:])
   section = SimpleNamespace(type="detection", caption_metrics=(), mask_weights="oi")
-  made = evaluator.Evaluator("val", section, None, batches, answers, scorers.of(section))
+  opened = evaluator.Evaluator("val", section, None, batches, answers, scorers.of(section))
   mesh = mesh_lib.make_mesh([("data", -1)], jax.devices())
-  result = evaluator.run(made, None, mesh=mesh, tokenizer=tokenizer)
+  result = evaluator.run(opened, None, mesh=mesh, tokenizer=tokenizer)
   wrong = {f"val/{name}": result.scores[f"val/{name}"] for name in MISTAKES}
   assert wrong == {"val/repeated": 1, "val/malformed": 0.5, "val/unknown_class": 0.5}
   page = report.page("title", {}, result.scores, [report_split.Split("val", result.rows)])
@@ -152,7 +152,7 @@ def test_metrics_and_page_count_boxes_that_repeat_break_or_have_an_unknown_class
 
 @pytest.fixture
 def weights(tmp_path):
-  """A small random VQ-VAE in a file of its own."""
+  """A file with a small random VQ-VAE."""
   path = tmp_path / "masks.npz"
   seg_vae_npz.save(path, seg_vae.init(jax.random.key(0), width=8, embed_dim=16))
   return str(path)
@@ -163,7 +163,7 @@ def test_a_mask_is_decoded_and_compared_with_the_whole_picture(tokenizer, weight
   shown = np.asarray(seg_vae.decode(seg_vae_npz.load(weights), np.array([codes])))[0, :, :, 0] > 0
   assert 0 < shown.mean() < 1
   truth = np.zeros((128, 128, 1), np.uint8)
-  truth[32:96, 32:96, 0] = shown  # Where the box below lies, pixel for pixel.
+  truth[32:96, 32:96, 0] = shown  # The box below, pixel for pixel.
   box = [32.2 / 128, 32.2 / 128, 96.2 / 128, 96.2 / 128]
   answer = locations.loc_string(box) + locations.seg_string(codes)
   example = dict(mask=truth, box=np.array(box))
@@ -176,7 +176,7 @@ def test_a_mask_is_decoded_and_compared_with_the_whole_picture(tokenizer, weight
     assert means(row)["invalid_share"] == 1
 
 
-def test_what_is_missing_is_told_before_anything_runs():
+def test_missing_weights_and_unknown_metrics_raise():
   section = SimpleNamespace(type="segmentation", mask_weights="/nowhere.npz", caption_metrics=())
   with pytest.raises(UserError, match=r"weights of masks, '/nowhere\.npz', are not there"):
     scorers.of(section)

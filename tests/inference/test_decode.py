@@ -1,4 +1,4 @@
-"""Greedy decoding over a cache, against the whole forward pass repeated for every token."""
+"""Greedy decoding over a cache, against the full forward pass repeated for every token."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from pgjax.layers import embedding
 from pgjax.params import of_model, tree as param_tree
 from pgjax.planning import hlo
 
-pytestmark = pytest.mark.xdist_group("decode")  # They share what is compiled.
+pytestmark = pytest.mark.xdist_group("decode")  # Shares compiled programs.
 
 ROWS, PROMPT_LEN, NEW = 64, 6, 6
 SOFTCAP = 5.0
@@ -31,12 +31,11 @@ def values():
 
 @pytest.fixture(scope="module")
 def batch():
-  """Prompts of 2 to 6 tokens, left-aligned; what stands in the padding is arbitrary."""
+  """Prompts of 2 to 6 tokens, left-aligned; the padding has arbitrary tokens."""
   rng = np.random.default_rng(1)
   lengths = 2 + np.arange(ROWS)[:, None] % (PROMPT_LEN - 1)
-  made = tiny.batch(rows=ROWS, text_len=PROMPT_LEN - 1)
   return dict(
-    image=made["image"],
+    image=tiny.batch(rows=ROWS, text_len=PROMPT_LEN - 1)["image"],
     text=rng.integers(4, 300, size=(ROWS, PROMPT_LEN)).astype(np.int32),
     mask_ar=np.zeros((ROWS, PROMPT_LEN), np.int32),
     mask_input=np.arange(PROMPT_LEN) < lengths,
@@ -46,7 +45,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def uncached(values, batch):
-  """(tokens, log-probabilities) without an end, from the whole forward pass per token."""
+  """(tokens, log-probabilities) without an end, from the full forward pass per token."""
   model = tiny.model()
   lengths = batch["mask_input"].sum(axis=1)
   width = PROMPT_LEN + NEW
@@ -66,7 +65,7 @@ def uncached(values, batch):
 
 @pytest.fixture(scope="module")
 def eos(uncached):
-  """A token that ends some rows early, and others never."""
+  """A token that ends some rows early and others never."""
   tokens, _ = uncached
   ends = {t: (tokens == t).any(axis=1) for t in np.unique(tokens[:, 1:-1])}
   chosen = max(ends, key=lambda t: min(ends[t].sum(), ROWS // 2))
@@ -103,21 +102,19 @@ def test_cached_equals_uncached_up_to_the_eos_and_zeros_follow(cached, expected)
   np.testing.assert_allclose(cached[1], expected[1], atol=1e-5)
 
 
-def test_a_row_alone_gives_what_it_gives_in_a_batch(values, batch, eos, cached):
+def test_a_single_row_equals_the_same_row_in_a_batch(values, batch, eos, cached):
   tokens, logps = generate(values, {name: a[3:4] for name, a in batch.items()}, eos)
   np.testing.assert_array_equal(tokens, cached[0][3:4])
   np.testing.assert_allclose(logps, cached[1][3:4], atol=1e-5)
 
 
-def test_eight_devices_give_what_one_gives(values, batch, eos, cached):
+def test_eight_devices_equal_one(values, batch, eos, cached):
   tokens, logps = generate(values, batch, eos, devices=8)
   np.testing.assert_array_equal(tokens, cached[0])
   np.testing.assert_allclose(logps, cached[1], atol=1e-5)
 
 
-def test_where_no_copy_of_the_weights_fits_the_answers_are_the_same(
-  monkeypatch, values, batch, eos, cached
-):
+def test_answers_are_equal_without_the_decode_copy(monkeypatch, values, batch, eos, cached):
   monkeypatch.setattr(decode_weights, "SHARE", 0)
   monkeypatch.setattr(mesh_lib, "memory_limit", lambda mesh: 1 << 40)
   for devices in (1, 8):
@@ -127,27 +124,27 @@ def test_where_no_copy_of_the_weights_fits_the_answers_are_the_same(
 
 
 def test_sharded_weights_are_gathered_before_the_loop(values, batch):
-  """A token's collectives: it is looked up in the sharded table, and no weight travels."""
+  """Each token only looks up the sharded table: no collective moves weights."""
   mesh = tiny.mesh(devices=8)
   places = sharding.shardings(tiny.FSDP, {"params": values}, mesh)["params"]
   layout = embedding.table_layout(mesh, places["llm"]["embedder"]["input_embedding"])
   model = tiny.model().clone(constrain=mesh_lib.batch_constraint(mesh))
   fields = dict(model=model, layout=layout, max_decode_len=NEW, mesh=mesh)
   sent = {}
-  for room in (math.inf, 0):
-    run = functools.partial(decode.decoded, **fields, room=room)
+  for byte_budget in (math.inf, 0):
+    run = functools.partial(decode.decoded, **fields, byte_budget=byte_budget)
     rows = mesh_lib.batch_sharding(mesh)
     text = jax.jit(run, in_shardings=(places, rows)).lower(values, batch).compile().as_text()
     once, twice = (
       sum(c.bytes for c in hlo.collectives(text, dict(mesh.shape), trips)) for trips in (1, 2)
     )
-    sent[room] = twice - once
+    sent[byte_budget] = twice - once
   assert sent[math.inf] <= 4 * ROWS * tiny.LLM["width"] * 4
   assert sent[0] > 2 * sent[math.inf]
 
 
 def test_adapters_are_gathered_before_the_loop_too(values, batch):
-  """One gather a token, of the last states for the logits, as without adapters."""
+  """One gather per token, of the last states for the logits, as without adapters."""
   mesh, rows = tiny.mesh(devices=8), 8
   model = tiny.model().clone(constrain=mesh_lib.batch_constraint(mesh))
   gathers = {}
@@ -175,8 +172,10 @@ def test_adapters_are_gathered_before_the_loop_too(values, batch):
   assert gathers["lora(rank=8)"] == gathers["freeze"] <= 1
 
 
-def test_it_stops_when_the_last_real_row_has_ended(monkeypatch, values, batch, eos, expected):
-  """Counts how often a token is read back; rows that only fill the batch are never waited for."""
+def test_decoding_stops_when_the_last_non_padding_row_has_ended(
+  monkeypatch, values, batch, eos, expected
+):
+  """Counts how often a token is read back: padding rows do not prolong the loop."""
   read = []
   embed = decode.embedding.embed
 

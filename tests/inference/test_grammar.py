@@ -1,4 +1,4 @@
-"""What each grammar allows and forbids, alone and inside the decode of an untrained model."""
+"""What each grammar allows and forbids, by itself and in the decoding of an untrained model."""
 
 import json
 
@@ -12,7 +12,7 @@ from pgjax.inference import grammar, json_grammar
 from pgjax.params import tree as param_tree
 from tests.inference import test_search
 
-pytestmark = pytest.mark.xdist_group("grammar")  # They share what is compiled.
+pytestmark = pytest.mark.xdist_group("grammar")  # Shares compiled programs.
 
 ROWS, LONG = 8, 48
 
@@ -23,8 +23,8 @@ def tokenizer():
 
 
 def masks(text, tokenizer, examples=({},), length=LONG, vocab_size=None):
-  made = grammar.Masks(grammar.parse(text), tokenizer, vocab_size or tokenizer.vocab_size, length)
-  return made.of(list(examples))
+  size = vocab_size or tokenizer.vocab_size
+  return grammar.Masks(grammar.parse(text), tokenizer, size, length).of(list(examples))
 
 
 def accepts(text, answer, tokenizer, example=None, *, tokens=None):
@@ -90,10 +90,10 @@ def test_labels_come_from_each_row_s_own_prompt(tokenizer):
   assert choices.distance_GP[0, 0] == 2
 
 
-def test_the_way_to_the_end_is_counted_in_tokens(tokenizer):
+def test_distances_are_counted_in_tokens(tokenizer):
   tables, _ = masks('masks(labels=["cat"])', tokenizer)
   one = len(tokenizer.encode(f"{BOX}{SEG} cat"))
-  assert tables.distance_GP[0, 0] == 1  # Nothing at all, and eos.
+  assert tables.distance_GP[0, 0] == 1  # Only the eos: an empty answer.
   place = tables.next_GPK[0, 0, tables.kind_V[tokenizer.encode("<loc0000>")[0]]]
   assert tables.distance_GP[0, place] == one
 
@@ -109,7 +109,7 @@ INVALID = [
 
 
 def reads(automaton, data):
-  """Does the automaton over bytes read all of it, and may it end there?"""
+  """Does the automaton over bytes accept all of it?"""
   next_P256, ends_P = automaton
   place = 0
   for byte in data:
@@ -125,17 +125,17 @@ def any_json():
 
 
 @pytest.mark.parametrize("text", VALID)
-def test_valid_json_is_read(any_json, text):
+def test_valid_json_is_accepted(any_json, text):
   json.loads(text)
   assert reads(any_json, text.encode())
 
 
 @pytest.mark.parametrize("text", INVALID)
-def test_invalid_json_is_not(any_json, text):
+def test_invalid_json_is_rejected(any_json, text):
   assert not reads(any_json, text.encode())
 
 
-def test_what_is_no_utf8_is_no_json(any_json):
+def test_invalid_utf8_is_rejected(any_json):
   rng = np.random.default_rng(0)
   wrong = [b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x82", b"\x80"]
   for data in wrong + [rng.bytes(3) for _ in range(300)]:
@@ -178,11 +178,11 @@ SCHEMA = {
     ({"company": "A", "kind": "sale", "more": 1}, False),
   ],
 )
-def test_a_schema_is_kept_to(value, right):
+def test_an_automaton_follows_its_schema(value, right):
   assert reads(json_grammar.automaton(SCHEMA), json.dumps(value).encode()) == right
 
 
-def test_properties_that_may_be_missing_leave_no_stray_comma():
+def test_optional_properties_leave_no_stray_comma():
   loose = json_grammar.automaton(
     {"properties": {"a": {"type": "null"}, "b": {"type": "null"}}, "required": []}
   )
@@ -203,7 +203,7 @@ def test_properties_that_may_be_missing_leave_no_stray_comma():
     ({"type": "array", "items": {}, "minItems": 1}, "minItems=1 without maxItems"),
   ],
 )
-def test_a_schema_that_is_not_read_is_told(schema, wrong):
+def test_an_unsupported_schema_raises(schema, wrong):
   with pytest.raises(UserError, match=wrong):
     json_grammar.automaton(schema)
 
@@ -220,12 +220,12 @@ def test_a_schema_that_is_not_read_is_told(schema, wrong):
     ("__import__('os')", "no '__import__'. There are: boxes, masks"),
   ],
 )
-def test_a_grammar_that_cannot_be_read_is_told(text, wrong):
+def test_an_invalid_grammar_raises(text, wrong):
   with pytest.raises(UserError, match=wrong):
     grammar.parse(text)
 
 
-def test_a_prompt_without_labels_and_too_short_a_length_are_told(tokenizer):
+def test_a_prompt_without_labels_and_too_short_a_length_raise(tokenizer):
   with pytest.raises(UserError, match="takes its labels from a prompt such as 'detect cat"):
     masks("boxes", tokenizer, [{"prefix": "caption en"}])
   with pytest.raises(UserError, match=r"shortest answer .* tokens, and max_decode_len is 3"):
@@ -234,7 +234,7 @@ def test_a_prompt_without_labels_and_too_short_a_length_are_told(tokenizer):
 
 @pytest.fixture(scope="module")
 def wide():
-  """(parameters, batch) of an untrained model with the tiny tokenizer's vocabulary, and a bit."""
+  """(vocabulary, parameters, batch) of an untrained model with 8 tokens more than the tokenizer."""
   size = tokenizer_lib.load("tiny").vocab_size + 8
   flat = param_tree.flatten(tiny.parameters(tiny.model(llm=dict(vocab_size=size))))
   flat["llm/final_norm/scale"] = flat["llm/final_norm/scale"] + 2
@@ -251,8 +251,8 @@ def wide():
 
 @pytest.mark.parametrize("method", ["greedy", "temperature(1.0)", "beam(2)"])
 @pytest.mark.parametrize("text", ["json", 'json(fields=["total", "date"])', "boxes"])
-def test_an_untrained_model_keeps_to_the_grammar(wide, tokenizer, method, text, monkeypatch):
-  """However long it would go on: what is begun is finished within max_decode_len."""
+def test_an_untrained_model_follows_the_grammar(wide, tokenizer, method, text, monkeypatch):
+  """Constrained output always completes within max_decode_len."""
   size, values, batch = wide
   examples = [{"prefix": f"detect {'cat' if i % 2 else 'white blood cell'}"} for i in range(ROWS)]
   tables, rows = masks(text, tokenizer, examples, vocab_size=size)

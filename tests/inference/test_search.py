@@ -1,4 +1,4 @@
-"""Sampling, best of n and beam search, against rules written out over the whole forward pass."""
+"""Sampling, best of n and beam search, against plain Python over the full forward pass."""
 
 import functools
 
@@ -13,7 +13,7 @@ from pgjax.errors import UserError
 from pgjax.inference import decode
 from pgjax.params import tree as param_tree
 
-pytestmark = pytest.mark.xdist_group("search")  # They share what is compiled.
+pytestmark = pytest.mark.xdist_group("search")  # Shares compiled programs.
 
 ROWS, PROMPT_LEN, NEW, EOS = 8, 6, 5, 11
 
@@ -28,7 +28,7 @@ def values():
 
 @pytest.fixture(scope="module")
 def batch():
-  """Prompts of 2 to 6 tokens, the last two rows only there to fill the batch."""
+  """Prompts of 2 to 6 tokens, the last two rows are padding."""
   rng = np.random.default_rng(1)
   lengths = 2 + np.arange(ROWS)[:, None] % (PROMPT_LEN - 1)
   return dict(
@@ -52,7 +52,7 @@ def generate(values, batch, method, *, key=None, devices=1, eos=EOS, length=NEW,
 
 @pytest.fixture(scope="module")
 def next_logp(values, batch):
-  """f(row, tokens so far) -> float64 [V], by the whole forward pass without a cache."""
+  """f(row, tokens so far) -> float64 [V], from the full forward pass without a cache."""
   model = tiny.model()
   logits_of = jax.jit(lambda values, *a: model.apply({"params": values}, *a)[0])
   lengths = batch["mask_input"].sum(axis=1)
@@ -71,7 +71,7 @@ def next_logp(values, batch):
 
 
 def beam_by_hand(next_logp, row, beams, penalty):
-  """The reference's rule in plain Python: (tokens, score, steps that were needed)."""
+  """The reference's rule in plain Python: (tokens, score, number of steps)."""
   live, finished = [(0.0, ())], (-np.inf, ())
   for step in range(NEW):
     logps = [next_logp(row, tokens) for _, tokens in live]
@@ -91,22 +91,22 @@ def beam_by_hand(next_logp, row, beams, penalty):
 
 
 @pytest.mark.parametrize("method", ["beam(3)", "beam(1)", "beam(4, length_penalty=0.25)"])
-def test_beam_search_finds_what_the_rule_finds(values, batch, next_logp, method):
+def test_beam_search_equals_the_rule_in_plain_python(values, batch, next_logp, method):
   tokens, logp = generate(values, batch, method)
   wanted = decode_method.parse(method)
-  found = [
+  answers = [
     beam_by_hand(next_logp, row, wanted.branches, wanted.length_penalty) for row in range(ROWS - 2)
   ]
-  for row, (expected, score, _) in enumerate(found):
+  for row, (expected, score, _) in enumerate(answers):
     length = len(expected)
     assert tuple(tokens[row, :length]) == expected
     assert not tokens[row, length:].any()
     assert not logp[row, length:].any()
     assert logp[row].sum() / length**wanted.length_penalty == pytest.approx(score, rel=1e-4)
   assert not tokens[ROWS - 2 :].any()
-  if wanted.length_penalty:  # Else the cases prove little; golden files have longer ones too.
-    assert len({len(expected) for expected, *_ in found}) > 1
-    assert any(steps > len(expected) for expected, _, steps in found)
+  if wanted.length_penalty:  # Else the cases prove little; golden files have longer answers too.
+    assert len({len(expected) for expected, *_ in answers}) > 1
+    assert any(steps > len(expected) for expected, _, steps in answers)
 
 
 def test_a_length_penalty_changes_which_hypothesis_wins(values, batch):
@@ -118,7 +118,7 @@ def test_a_length_penalty_changes_which_hypothesis_wins(values, batch):
 @pytest.mark.parametrize(
   "method", ["beam(3)", pytest.param("best_of(3, nucleus(0.9))", marks=pytest.mark.slow)]
 )
-def test_a_row_alone_and_eight_devices_give_what_the_batch_gives(values, batch, method):
+def test_a_single_row_and_eight_devices_equal_the_batch(values, batch, method):
   indexed = dict(batch, _index=np.arange(ROWS, dtype=np.int32))
   tokens, logp = generate(values, indexed, method, key=3)
   for other in (
@@ -132,9 +132,9 @@ def test_a_row_alone_and_eight_devices_give_what_the_batch_gives(values, batch, 
 
 @pytest.fixture(scope="module")
 def copies(batch):
-  """One prompt many times over: each row draws for itself."""
-  made = {name: np.repeat(a[:1], 512, axis=0) for name, a in batch.items()}
-  return dict(made, _index=np.arange(512, dtype=np.int32))
+  """512 copies of one prompt, each with its own samples."""
+  repeated = {name: np.repeat(a[:1], 512, axis=0) for name, a in batch.items()}
+  return dict(repeated, _index=np.arange(512, dtype=np.int32))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def copies(batch):
     ("nucleus(0.3, t=0.7)", 0.7, None),
   ],
 )
-def test_samples_come_as_often_as_their_probability(
+def test_sample_frequencies_match_probabilities(
   values, copies, next_logp, method, temperature, allowed
 ):
   tokens, logp = generate(values, copies, method, key=7, length=1)
@@ -160,32 +160,32 @@ def test_samples_come_as_often_as_their_probability(
   p /= p.sum()
   if allowed is None:
     falling = np.sort(p)[::-1]
-    kept = p >= falling[(np.cumsum(falling) < 0.3).sum()]
+    in_support = p >= falling[(np.cumsum(falling) < 0.3).sum()]
   else:
-    kept = allowed(p)
-  p = np.where(kept, p, 0) / p[kept].sum()
+    in_support = allowed(p)
+  p = np.where(in_support, p, 0) / p[in_support].sum()
   counts = np.bincount(tokens[:, 0], minlength=len(p))
   assert not counts[p == 0].any()
   likely = p > 0.02
   deviation = np.sqrt(512 * p * (1 - p))
   assert (np.abs(counts - 512 * p) < 4.5 * deviation + 1)[likely].all()
-  np.testing.assert_allclose(logp[:, 0], raw[tokens[:, 0]], atol=1e-4)  # Of the model, unchanged.
+  np.testing.assert_allclose(logp[:, 0], raw[tokens[:, 0]], atol=1e-4)  # The model's, not tempered.
 
 
 def test_the_key_and_the_row_s_number_decide_the_sample(values, copies):
   first, _ = generate(values, copies, "temperature(1.0)", key=1)
   again, _ = generate(values, copies, "temperature(1.0)", key=1)
   other, _ = generate(values, copies, "temperature(1.0)", key=2)
-  turned, _ = generate(
+  reversed_, _ = generate(
     values, dict(copies, _index=copies["_index"][::-1].copy()), "temperature(1.0)", key=1
   )
   np.testing.assert_array_equal(first, again)
-  np.testing.assert_array_equal(first, turned[::-1])
+  np.testing.assert_array_equal(first, reversed_[::-1])
   assert (first != other).any(axis=1).mean() > 0.5
 
 
 def test_best_of_n_is_the_likeliest_of_its_samples(values, copies, next_logp):
-  """By the sum of log-probabilities up to the eos; against n = 1 it can only gain."""
+  """By the sum of log-probabilities up to the eos; never worse than n = 1."""
   tokens, logp = generate(values, copies, "best_of(8, temperature(1.0))", key=5, length=2)
   single, single_logp = generate(values, copies, "best_of(1, temperature(1.0))", key=5, length=2)
   for row in range(4):
@@ -217,12 +217,12 @@ def test_best_of_n_is_the_likeliest_of_its_samples(values, copies, next_logp):
     ("", "cannot be read; .* There are: greedy, temperature"),
   ],
 )
-def test_a_method_that_cannot_be_read_is_told(text, wrong):
+def test_an_invalid_method_raises(text, wrong):
   with pytest.raises(UserError, match=wrong):
     decode_method.parse(text, "config.decode")
 
 
-def test_methods_that_can_be_read():
+def test_valid_methods():
   parse, Method = decode_method.parse, decode_method.Method
   assert parse("greedy") == parse("greedy()") == Method()
   assert parse("nucleus(0.9, t=0.5)") == Method("sample", temperature=0.5, top_p=0.9)

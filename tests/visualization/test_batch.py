@@ -1,4 +1,4 @@
-"""The picture of an example, at pixels whose colour is known."""
+"""The picture of an example, at pixels with known colours."""
 
 import math
 
@@ -24,7 +24,7 @@ def colours(picture, *points):
   return [picture.getpixel(point) for point in points]
 
 
-def test_tokens_have_the_colour_of_what_they_are_for():
+def test_tokens_have_the_colour_of_their_role():
   of = row()
   tokens = draw_batch.tokens_of(of, TOKENIZER)
   prompt = 1 + len(TOKENIZER.encode("what")) + 1
@@ -41,15 +41,15 @@ def test_tokens_have_the_colour_of_what_they_are_for():
     assert bars == [draw_batch.ON if value else draw_batch.OFF for value in wanted]
 
 
-def test_masks_that_do_not_go_together_stand_out():
+def test_inconsistent_masks_are_marked():
   of = row()
   of["mask_loss"] = 1 - of["mask_ar"]
   kinds = draw_batch.tokens_of(of, TOKENIZER).kinds
   assert kinds[0] == "odd"
-  assert kinds[of["mask_ar"].argmax()] == "forced"  # Not learned, although it is the answer.
+  assert kinds[of["mask_ar"].argmax()] == "forced"  # The answer, but not in the loss.
 
 
-def test_the_matrix_shows_who_sees_whom():
+def test_the_matrix_shows_who_attends_to_whom():
   of = row()
   tokens = draw_batch.tokens_of(of, TOKENIZER)
   picture = Image.new("RGB", (800, 800))
@@ -57,7 +57,7 @@ def test_the_matrix_shows_who_sees_whom():
   cell = draw_batch.PANEL / (draw_batch.IMAGE_CELLS + len(tokens.pieces))
 
   def seen(query, key):
-    """The colour where token `query` looks at token `key`; -1 is the image."""
+    """The colour where token `query` attends to token `key`; -1 is the image."""
     at = lambda i: draw_batch.IMAGE_CELLS + i + 0.5 if i >= 0 else 2  # noqa: E731
     return picture.getpixel((150 + math.floor(at(key) * cell), 150 + math.floor(at(query) * cell)))
 
@@ -72,7 +72,7 @@ def test_the_matrix_shows_who_sees_whom():
   assert seen(first_answer + 1, first_answer) == TOKEN_KINDS["answer"].colour
 
 
-def test_images_that_are_padding_are_seen_by_nobody():
+def test_padding_images_are_masked_out():
   of = row() | dict(image_mask=np.array([True, False]))
   allowed = draw_batch.allowed(of, 5)
   assert allowed.shape == (7, 7)
@@ -82,7 +82,7 @@ def test_images_that_are_padding_are_seen_by_nobody():
   assert allowed[2, 0]
 
 
-def test_the_image_is_what_the_model_gets_with_the_boxes_of_the_answer(monkeypatch):
+def test_the_image_is_the_model_input_with_the_boxes_of_the_answer(monkeypatch):
   of = row()
   panel = draw_batch.image_panel(of, "detect cat", "yes")
   assert colours(panel, (140, 280), (420, 280)) == [(0, 0, 0), (255, 255, 255)]
@@ -93,14 +93,14 @@ def test_the_image_is_what_the_model_gets_with_the_boxes_of_the_answer(monkeypat
   assert not differs[160:400, 160:400].any()
   asked = []
 
-  def whole(found, height, width, weights):
-    asked.append(([o.codes for o in found], weights))
+  def whole(objects, height, width, weights):
+    asked.append(([o.codes for o in objects], weights))
     return [np.ones((height, width), bool)]
 
   monkeypatch.setattr(draw_batch.draw_images, "masks_of", whole)
   masked = draw_batch.image_panel(of, "detect cat", box[:36] + "<seg001>" * 16, "weights")
   assert asked == [([(1,) * 16], "weights")]
-  # One colour lies over both halves of the picture, away from the lines of the box.
+  # One colour covers both halves of the picture, away from the lines of the box.
   black, white = np.asarray(colours(masked, (200, 280), (360, 280)), int)
   assert np.ptp(black) > 0
   assert 0 < np.min(white - black) <= np.max(white - black) <= np.min(white - black) + 1 < 255
@@ -115,7 +115,7 @@ def test_a_class_has_the_colour_of_its_place_in_the_prompt():
   assert np.abs(first - second)[280, 130:150].sum() > 0
 
 
-def test_frames_that_are_padding_are_crossed_out():
+def test_padding_frames_are_crossed_out():
   of = row()
   of |= dict(image=np.stack([of["image"]] * 2), image_mask=np.array([True, False]))
   panel = draw_batch.image_panel(of, "detect cat", "")
@@ -123,19 +123,19 @@ def test_frames_that_are_padding_are_crossed_out():
 
 
 @pytest.mark.parametrize(("piece", "written"), [("▁a", "·a"), ("\n", "\\n"), ("\u0378", "\\u0378")])
-def test_pieces_are_written_with_the_letters_that_there_are(piece, written):
+def test_missing_characters_are_escaped(piece, written):
   assert draw_batch.shown(piece) == written
 
 
-def test_a_long_prompt_is_cut_to_its_place():
+def test_a_long_prompt_is_truncated():
   of = row(prefix="word " * 300, text_len=400)
   picture = draw_batch.example(of, TOKENIZER, title="", patches=4)
   assert picture.width == draw_batch.WIDTH
   assert picture.height > 900
 
 
-def test_a_picture_that_cannot_be_made_ends_no_run(tmp_path):
+def test_a_failed_picture_does_not_stop_a_run(tmp_path):
   (tmp_path / "check").write_text("in the way")
   batch = {name: array[None] for name, array in row().items()}
-  said = draw_batch.of_run(batch, TOKENIZER, tmp_path / "check", None)
-  assert said.startswith("The first batch could not be drawn: FileExistsError")
+  line = draw_batch.of_run(batch, TOKENIZER, tmp_path / "check", None)
+  assert line.startswith("The first batch could not be drawn: FileExistsError")

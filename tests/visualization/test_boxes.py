@@ -6,7 +6,7 @@ from pgjax.data import locations
 from pgjax.visualization import boxes as draw_boxes
 
 
-def found(label="cat", box=(0.25, 0.25, 0.75, 0.75), score=None):
+def detected(label="cat", box=(0.25, 0.25, 0.75, 0.75), score=None):
   scores = (None, None) if score is None else (score, 1.0)
   return locations.Object(box, label, None, (0, 0), *scores)
 
@@ -20,12 +20,12 @@ def changed(image, *args, **kwargs):
 GREY = np.full((480, 640, 3), 128, np.uint8)
 
 
-def test_nothing_found_leaves_the_picture_as_it_is():
+def test_no_objects_leave_the_image_unchanged():
   np.testing.assert_array_equal(np.asarray(draw_boxes.objects(GREY, [])), GREY)
 
 
 def test_a_box_is_drawn_around_its_object_and_not_inside():
-  where = changed(GREY, [found("")])
+  where = changed(GREY, [detected("")])
   assert where[118:123, 160:480].any(axis=0).all()
   assert where[358:363, 160:480].any(axis=0).all()
   assert where[120:360, 158:163].any(axis=1).all()
@@ -35,33 +35,33 @@ def test_a_box_is_drawn_around_its_object_and_not_inside():
 
 
 @pytest.mark.parametrize("level", [0, 255])
-def test_lines_stand_out_on_dark_and_on_light(level):
+def test_lines_contrast_with_dark_and_light(level):
   for name in (f"c{i}" for i in range(len(draw_boxes.COLOURS))):
     classes = [f"c{i}" for i in range(len(draw_boxes.COLOURS))]
     picture = np.asarray(
-      draw_boxes.objects(np.full_like(GREY, level), [found(name)], classes=classes), int
+      draw_boxes.objects(np.full_like(GREY, level), [detected(name)], classes=classes), int
     )
     line = picture[240, 155:170]
     assert np.abs(line - level).sum(-1).max() > 150
 
 
 def test_a_label_is_written_with_its_score_above_its_box():
-  bare, named = changed(GREY, [found("")]), changed(GREY, [found("cat")])
-  scored = changed(GREY, [found("cat", score=0.5)])
+  bare, named = changed(GREY, [detected("")]), changed(GREY, [detected("cat")])
+  scored = changed(GREY, [detected("cat", score=0.5)])
   tag = lambda where: where[:118].sum()  # noqa: E731
   assert tag(bare) == 0 < tag(named) < tag(scored)
-  at_the_top = changed(GREY, [found("cat", box=(0.0, 0.25, 0.5, 0.75))])
+  at_the_top = changed(GREY, [detected("cat", box=(0.0, 0.25, 0.5, 0.75))])
   assert at_the_top[5:15, 164:180].any()  # No room above: inside.
 
 
 def test_labels_of_objects_at_one_place_do_not_hide_each_other():
-  boxes = [found(label) for label in ("first", "second", "third")]
+  boxes = [detected(label) for label in ("first", "second", "third")]
   ground = draw_boxes.colours(["first", "second", "third"])
   picture = np.asarray(draw_boxes.objects(GREY, boxes), int)
   for label in ground:
-    alone = changed(GREY, [found(label)])[:118].sum()
+    single = changed(GREY, [detected(label)])[:118].sum()
     near = np.abs(picture - ground[label]).sum(-1) < 60
-    assert near.sum() > 0.4 * alone
+    assert near.sum() > 0.4 * single
 
 
 def test_a_class_has_its_colour_in_every_picture():
@@ -70,7 +70,7 @@ def test_a_class_has_its_colour_in_every_picture():
     "a": draw_boxes.COLOURS[1],
   }
   assert draw_boxes.colours(map(str, range(13)))["12"] == draw_boxes.COLOURS[0]
-  one = np.asarray(draw_boxes.objects(GREY, [found("dog")], classes=["cat", "dog"]))
+  one = np.asarray(draw_boxes.objects(GREY, [detected("dog")], classes=["cat", "dog"]))
   assert (one == draw_boxes.COLOURS[1]).all(-1).any()
   assert not (one == draw_boxes.COLOURS[0]).all(-1).any()
 
@@ -78,18 +78,18 @@ def test_a_class_has_its_colour_in_every_picture():
 def test_a_mask_is_half_transparent_with_an_outline():
   mask = np.zeros((480, 640), bool)
   mask[200:300, 200:400] = True
-  picture = np.asarray(draw_boxes.objects(GREY, [found("")], masks=[mask]), int)
+  picture = np.asarray(draw_boxes.objects(GREY, [detected("")], masks=[mask]), int)
   colour = np.array(draw_boxes.COLOURS[0])
   mixed = 128 + (colour - 128) * draw_boxes.MASK_OPACITY
   assert np.abs(picture[250, 300] - mixed).max() <= 1
   assert np.abs(picture[200, 300] - colour).max() <= 1
   np.testing.assert_array_equal(picture[190, 300], 128)
-  assert changed(GREY, [found("")], masks=[None]).sum() == changed(GREY, [found("")]).sum()
+  assert changed(GREY, [detected("")], masks=[None]).sum() == changed(GREY, [detected("")]).sum()
 
 
-def test_a_mask_for_each_object_is_asked_for():
+def test_too_few_masks_raise():
   with pytest.raises(ValueError, match="zip"):
-    draw_boxes.objects(GREY, [found(), found()], masks=[None])
+    draw_boxes.objects(GREY, [detected(), detected()], masks=[None])
 
 
 def test_small_pictures_are_enlarged_and_sizes_follow_the_picture():
@@ -97,19 +97,19 @@ def test_small_pictures_are_enlarged_and_sizes_follow_the_picture():
   large = np.full((1500, 2000, 3), 128, np.uint8)
   assert draw_boxes.objects(large, []).size == (2000, 1500)
   line = lambda where: where[where.shape[0] // 2].sum()  # noqa: E731
-  assert line(changed(large, [found("")])) > 1.5 * line(changed(GREY, [found("")]))
+  assert line(changed(large, [detected("")])) > 1.5 * line(changed(GREY, [detected("")]))
 
 
-def test_floats_and_pil_images_are_pictures_too():
+def test_floats_and_pil_images_are_accepted():
   image = np.random.default_rng(0).integers(0, 256, (500, 700, 3), dtype=np.uint8)
-  wanted = np.asarray(draw_boxes.objects(image, [found()]))
+  wanted = np.asarray(draw_boxes.objects(image, [detected()]))
   as_float = (image / 127.5 - 1).astype(np.float32)
-  np.testing.assert_array_equal(np.asarray(draw_boxes.objects(as_float, [found()])), wanted)
+  np.testing.assert_array_equal(np.asarray(draw_boxes.objects(as_float, [detected()])), wanted)
   np.testing.assert_array_equal(
-    np.asarray(draw_boxes.objects(Image.fromarray(image), [found()])), wanted
+    np.asarray(draw_boxes.objects(Image.fromarray(image), [detected()])), wanted
   )
 
 
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (0.999, 0.999, 1, 1), (0, 0, 0.001, 0.001)])
 def test_boxes_at_the_edge_are_drawn(box):
-  assert changed(GREY, [found("a rather long label " * 3, box=box, score=1)]).any()
+  assert changed(GREY, [detected("a rather long label " * 3, box=box, score=1)]).any()
