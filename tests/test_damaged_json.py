@@ -316,7 +316,7 @@ def test_rows_of_metrics_are_passed_over(walk, tmp_path, entry):
 
   def read(_):
     now = file.read_bytes()
-    run_log.forget_after(file, 2, evaluated=True)
+    run_log.truncate_after(file, 2, evaluated=True)
     kept = file.read_bytes().splitlines()
     assert set(kept) <= set(now.splitlines())
     assert lines.splitlines()[1 - entry] in kept

@@ -1,10 +1,9 @@
-"""How are Adam's moments kept in one byte each?
+"""Adam with moments of one byte each: block-wise dynamic quantization (arXiv:2110.02861).
 
-Block-wise dynamic quantization (Dettmers et al., arXiv:2110.02861): a code of a fixed map of 256
-values for each element, and the largest magnitude of each block in float32. The codes have the
-shape of their leaf, so that a mesh splits them as it splits the leaf. A block lies along one axis
-and never along the longest, which is the one that fsdp splits, unless no other is long enough.
-No moment exists in float32 as a whole: XLA fuses both ends of its life into the update.
+Each element has a code of a fixed map of 256 values, each block a float32 scale. Codes have their
+leaf's shape and are sharded like it. Blocks run along one axis, not the longest, which fsdp splits,
+unless no other is long enough. XLA fuses decoding and encoding into the update, so that no whole
+moment exists in float32.
 """
 
 import math
@@ -17,13 +16,13 @@ import optax
 
 from pgjax.errors import UserError
 
-SMALL = 4096  # Leaves with fewer elements keep float32 moments, as in bitsandbytes.
-_LEAST_BLOCK = 64  # Shorter blocks would spend more on scales than they save: float32 as well.
+SMALL = 4096  # Leaves with fewer elements have float32 moments, as in bitsandbytes.
+_LEAST_BLOCK = 64  # Shorter blocks would spend more on scales than they save: float32 too.
 _DECADES = 7
 
 
 class Adam8bitState(NamedTuple):
-  """Both moments by the names of the leaves; a leaf with a scale has codes, others float32."""
+  """Both moments, by leaf name: codes for a leaf with a scale, float32 otherwise."""
 
   count: jax.Array  # int32 []
   m: dict[str, jax.Array]
@@ -33,13 +32,13 @@ class Adam8bitState(NamedTuple):
 
 
 class Blocks(NamedTuple):
-  """Where the blocks of a leaf lie."""
+  """How a leaf is cut into blocks."""
 
   axis: int
   size: int
 
   def split(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The leaf's shape with the axis as (number of blocks, size of a block)."""
+    """The leaf's shape with the axis split into (number of blocks, size of a block)."""
     a = self.axis
     return (*shape[:a], shape[a] // self.size, self.size, *shape[a + 1 :])
 
@@ -52,7 +51,7 @@ class Blocks(NamedTuple):
 def adam8bit(
   b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, block: int = 256
 ) -> optax.GradientTransformation:
-  """scale_by_adam for flat dicts of leaves, with codes for moments; `block` is a block's most."""
+  """scale_by_adam for flat dicts of leaves, with codes for moments; `block`: the largest block."""
   if not isinstance(block, int) or block < _LEAST_BLOCK:
     raise UserError(
       f"config.optax.block={block} must be a whole number >= {_LEAST_BLOCK}; try 256."
@@ -65,17 +64,17 @@ def adam8bit(
     return b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad * grad
 
   def init(leaves):
-    made = Adam8bitState(jnp.zeros([], jnp.int32), {}, {}, {}, {})
+    state = Adam8bitState(jnp.zeros([], jnp.int32), {}, {}, {}, {})
     for name, leaf in leaves.items():
       if blocks := blocks_of(leaf.shape, block):
-        made.m[name] = jnp.full(leaf.shape, SIGNED.zero, jnp.uint8)
-        made.v[name] = jnp.full(leaf.shape, UNSIGNED.zero, jnp.uint8)
-        made.m_scale[name] = jnp.zeros(blocks.scales(leaf.shape), jnp.float32)
-        made.v_scale[name] = jnp.zeros(blocks.scales(leaf.shape), jnp.float32)
+        state.m[name] = jnp.full(leaf.shape, SIGNED.zero, jnp.uint8)
+        state.v[name] = jnp.full(leaf.shape, UNSIGNED.zero, jnp.uint8)
+        state.m_scale[name] = jnp.zeros(blocks.scales(leaf.shape), jnp.float32)
+        state.v_scale[name] = jnp.zeros(blocks.scales(leaf.shape), jnp.float32)
       else:
-        made.m[name] = jnp.zeros(leaf.shape, jnp.float32)
-        made.v[name] = jnp.zeros(leaf.shape, jnp.float32)
-    return made
+        state.m[name] = jnp.zeros(leaf.shape, jnp.float32)
+        state.v[name] = jnp.zeros(leaf.shape, jnp.float32)
+    return state
 
   def update(grads, state, leaves=None):
     count = optax.safe_increment(state.count)
@@ -87,8 +86,8 @@ def adam8bit(
       old = state.m[name], state.v[name], state.m_scale.get(name), state.v_scale.get(name)
       m, v = moments(grad.astype(jnp.float32), old, blocks)
       if blocks:
-        # Three passes, the scales, the update, the codes, each from the old codes. Without the
-        # barriers XLA joins them and keeps both moments of a leaf in float32 from one to the next.
+        # Three passes (scales, update, codes), each from the old codes. Without the barriers XLA
+        # joins them and stores both moments of a leaf in float32 in between.
         scales = new.m_scale[name], new.v_scale[name] = _scale(m, blocks), _scale(v, blocks)
         old, scales = jax.lax.optimization_barrier((old, scales))
         m, v = moments(grad.astype(jnp.float32), old, blocks)
@@ -104,10 +103,7 @@ def adam8bit(
 
 
 def blocks_of(shape: tuple[int, ...], block: int) -> Blocks | None:
-  """The leaf's blocks; None if its moments stay float32.
-
-  The last axis but the longest, cut into equal blocks of at most `block`.
-  """
+  """Equal blocks of at most `block` along the last axis that is not the longest; None: float32."""
   if math.prod(shape) < SMALL:
     return None
   longest = max(range(len(shape)), key=lambda axis: (shape[axis], axis))
@@ -119,12 +115,12 @@ def blocks_of(shape: tuple[int, ...], block: int) -> Blocks | None:
 
 
 def dequantized(map_: "Map", codes: jax.Array, scale: jax.Array, blocks: Blocks) -> jax.Array:
-  """float32 values of codes and the scales of their blocks."""
+  """float32 values of the codes, given the scales of their blocks."""
   return map_.value(codes) * _per_element(scale, codes.shape, blocks)
 
 
 def quantized(map_: "Map", x: jax.Array, blocks: Blocks) -> tuple[jax.Array, jax.Array]:
-  """(codes like x, scales) whose values are nearest to x."""
+  """(codes of x's shape, scales) whose values are nearest to x."""
   scale = _scale(x, blocks)
   return _codes(map_, x, scale, blocks), scale
 
@@ -138,7 +134,7 @@ def _codes(map_, x, scale, blocks):
 
 
 def _per_element(scale, shape, blocks):
-  """Each element's scale. All else keeps the leaf's shape, so that XLA writes codes in place."""
+  """Each element's scale. Nothing else is reshaped, so that XLA writes codes in place."""
   scale = jnp.expand_dims(scale, blocks.axis + 1)
   return jnp.broadcast_to(scale, blocks.split(shape)).reshape(shape)
 
@@ -146,21 +142,20 @@ def _per_element(scale, shape, blocks):
 class Map:
   """The dynamic map: zero, one, and the middles of equal cells of [0.1, 1] in each of 7 decades.
 
-  The k-th decade from below has twice as many cells as the one before it. bitsandbytes' functional.
+  Each decade has twice as many cells as the one below. bitsandbytes' functional.
   create_dynamic_map(signed, max_exponent_bits=7, total_bits=8) defines the same 256 values.
-
-  Codes and values are found by arithmetic, not in a table: XLA does not write in place what comes
-  out of a gather. And no constant here is 0: XLA would share it with the zeros that the table's
-  gradient starts from, as an array, and keep that (2.4 GB for PaliGemma 2 3B).
+  Codes and values are computed, not looked up: XLA does not write the result of a gather in place.
+  No constant here is 0: XLA would share it with the initial zeros of the table's gradient, as a
+  live array (2.4 GB for PaliGemma 2 3B).
   """
 
   def __init__(self, *, signed: bool):
-    """With a sign the lowest decade has one cell, without one it has two."""
+    """The lowest decade has one cell if signed, two otherwise."""
     self.signed = signed
     self.cells = [2 ** (k if signed else k + 1) for k in range(_DECADES)]
     tops = [10.0 ** (k + 1 - _DECADES) for k in range(_DECADES)]
     self.widths = [0.9 * top / n for top, n in zip(tops, self.cells, strict=True)]
-    self.firsts = [1 + sum(self.cells[:k]) for k in range(_DECADES + 1)]  # Places in `positive`.
+    self.firsts = [1 + sum(self.cells[:k]) for k in range(_DECADES + 1)]  # Indices in `positive`.
     middles = [
       0.1 * top + width * (np.arange(n) + 0.5)
       for top, width, n in zip(tops, self.widths, self.cells, strict=True)
@@ -183,10 +178,10 @@ class Map:
     return jnp.sign(index) * (start + place * width)
 
   def nearest(self, x: jax.Array) -> jax.Array:
-    """The code of the value that is nearest to each x in [-1, 1].
+    """The code of the value nearest to each x in [-1, 1], but of a nonzero second moment never 0.
 
-    A second moment that is not zero does not become zero: its element would be divided by next to
-    nothing, and move by up to 1 / sqrt(1 - b2) times the rate in every step.
+    Its element would be divided by almost nothing and move by up to 1 / sqrt(1 - b2) times the
+    rate in every step.
     """
     edges = ((self.positive[1:] + self.positive[:-1]) / 2).astype(np.float32)
     a = jnp.abs(x)

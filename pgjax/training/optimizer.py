@@ -1,11 +1,11 @@
-"""How does a gradient become an update?
+"""The optimizer of a config: one optax chain over a flat dict {name: array} of trainable leaves.
 
-`make` turns the config into one optax chain over a flat dict {name: array} of the trainable leaves
-alone; frozen leaves never come here. With s the schedule's multiplier (0..1), the update is
+With s the schedule's multiplier (0..1), the update is
   - s(step) * (lr * lr_mult * optimizer(clipped gradient) + wd * wd_mult * parameter),
-so weight decay follows the schedule but not `lr`, as in big_vision (spec: its optax.py, utils.py).
+so weight decay follows the schedule but not `lr`, as in big_vision (its optax.py, utils.py).
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,14 +18,13 @@ from pgjax.errors import UserError, did_you_mean
 from pgjax.params import names as param_names
 from pgjax.training import adam8bit, schedules as schedules_lib, stochastic_rounding
 
-# optax's complete optimizers, linear in their learning rate, which ours then replaces. Those that
-# are not (fromage, rprop) or need the loss (lbfgs, polyak_sgd) have no place in the chain.
+# optax's complete optimizers that are linear in their learning rate, which config.lr replaces.
+# Others (fromage, rprop) or those that need the loss (lbfgs, polyak_sgd) do not fit the chain.
 COMPLETE = (
   *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan"),
   *("amsgrad", "lamb", "lars", "lion", "nadam", "nadamw", "novograd"),
   *("radam", "rmsprop", "sgd", "sm3", "yogi"),
 )
-DEFAULT_WD_MULTS = ((".*/kernel", 1.0),)  # With PaliGemma's names: the image tower and its head.
 
 
 def make(
@@ -50,10 +49,8 @@ def make(
 
 
 def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-  """The same where weights are bfloat16: optax would keep state and form updates in their dtype."""
-
-  def wide(tree):
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+  """State and updates in float32: optax would use the dtype of bfloat16 weights."""
+  wide = functools.partial(jax.tree.map, lambda x: x.astype(jnp.float32))
 
   def update(grads, state, leaves=None):
     return tx.update(wide(grads), state, None if leaves is None else wide(leaves))
@@ -74,8 +71,7 @@ def _per_name(
 def _wd_mults(config: Any, names: list[str]) -> dict[str, float]:
   if config.wd_mults is not None:
     return _per_name(config.wd_mults, names, "config.wd_mults", default=0.0)
-  matches = param_names.first_match([p for p, _ in DEFAULT_WD_MULTS], names)
-  return {name: 0.0 if i is None else DEFAULT_WD_MULTS[i][1] for name, i in matches.items()}
+  return {name: float(name.endswith("/kernel")) for name in names}  # The image tower and its head.
 
 
 def _scale_each(mults: Mapping[str, float]) -> optax.GradientTransformation:
@@ -83,10 +79,11 @@ def _scale_each(mults: Mapping[str, float]) -> optax.GradientTransformation:
 
 
 def _decay_each(wd: float, mults: Mapping[str, float]) -> optax.GradientTransformation:
-  def decay(updates, values):
-    return {n: u + wd * mults[n] * values[n] if mults[n] else u for n, u in updates.items()}
-
-  return optax.stateless(decay)
+  return optax.stateless(
+    lambda updates, values: {
+      n: u + wd * mults[n] * values[n] if mults[n] else u for n, u in updates.items()
+    }
+  )
 
 
 def _schedule_each(schedules: Mapping[str, schedules_lib.Schedule]) -> optax.GradientTransformation:
@@ -101,7 +98,7 @@ def _schedule_each(schedules: Mapping[str, schedules_lib.Schedule]) -> optax.Gra
 
 
 def _optimizer(name: str, arguments: dict[str, Any]) -> optax.GradientTransformation:
-  """What stands between clipping and `lr`: any optax `scale_by_*`, or a complete optimizer."""
+  """The transformation between clipping and `lr`: an optax `scale_by_*` or complete optimizer."""
   make_tx = _NAMED.get(name) or getattr(optax, name, None)
   if not callable(make_tx) or name.startswith("_"):
     known = [*_NAMED, *COMPLETE, *(n for n in dir(optax) if n.startswith("scale_by_"))]
@@ -118,46 +115,39 @@ def _optimizer(name: str, arguments: dict[str, Any]) -> optax.GradientTransforma
     tx = make_tx(**{key: _dtype(key, value) for key, value in arguments.items()})
   except TypeError:
     known = ", ".join(inspect.signature(make_tx).parameters) or "nothing"
-    raise UserError(
-      f"config.optax={arguments} does not fit {name}, which takes: {known}."
-    ) from None
-  _try_out(name, tx)
-  return tx
-
-
-def _complete_arguments(name: str, make_tx: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
-  """Without rate and decay of its own: config.lr, config.schedule and config.wd are in charge."""
-  for key, instead in dict(
-    learning_rate="config.lr and config.schedule", weight_decay="config.wd and config.wd_mults"
-  ).items():
-    if key in arguments:
-      raise UserError(f"config.optax.{key} has no effect with {name}: use {instead}.")
-  known = inspect.signature(make_tx).parameters
-  no_decay = {k: 0.0 for k in ("weight_decay", "weight_decay_rate") if k in known}
-  # optax multiplies by minus the rate at the end; the chain does that itself, so undo the sign.
-  return {"learning_rate": -1.0, **no_decay, **arguments}
-
-
-def _dtype(key: str, value: Any) -> Any:
-  """mu_dtype="bfloat16" and the like, as data in a config, to a dtype."""
-  if "dtype" not in key or not isinstance(value, str):
-    return value
-  try:
-    return jnp.dtype(value)
-  except TypeError:
-    raise UserError(f"config.optax.{key}={value!r} is not a dtype; try 'bfloat16'.") from None
-
-
-def _try_out(name: str, tx: Any) -> None:
-  """One update on a toy, by shapes alone, so that a misfit is told now and not while compiling."""
-  toy = {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
-  try:
+    sentence = f"config.optax={arguments} does not fit {name}, which takes: {known}."
+    raise UserError(sentence) from None
+  try:  # One update of a toy, shapes only, to fail before compilation.
+    toy = {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
     jax.eval_shape(lambda w: tx.update(w, tx.init(w), w), toy)
   except Exception as e:
     raise UserError(
       f"config.optax_name={name!r} cannot turn gradients into updates by itself ({e}); "
       "try scale_by_adam, scale_by_lion or big_vision.sgd."
     ) from None
+  return tx
+
+
+def _complete_arguments(name: str, make_tx: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
+  """Disables its own rate and decay: config.lr, config.schedule and config.wd set them."""
+  instead = ("config.lr and config.schedule", "config.wd and config.wd_mults")
+  for key, fields in zip(("learning_rate", "weight_decay"), instead, strict=True):
+    if key in arguments:
+      raise UserError(f"config.optax.{key} has no effect with {name}: use {fields}.")
+  known = inspect.signature(make_tx).parameters
+  no_decay = {k: 0.0 for k in ("weight_decay", "weight_decay_rate") if k in known}
+  # optax multiplies by minus the rate at the end; the chain negates itself, so undo the sign.
+  return {"learning_rate": -1.0, **no_decay, **arguments}
+
+
+def _dtype(key: str, value: Any) -> Any:
+  """The dtype that a config spells as text, such as mu_dtype="bfloat16"; others as they are."""
+  if "dtype" not in key or not isinstance(value, str):
+    return value
+  try:
+    return jnp.dtype(value)
+  except TypeError:
+    raise UserError(f"config.optax.{key}={value!r} is not a dtype; try 'bfloat16'.") from None
 
 
 def _scale_by_adafactor(

@@ -1,7 +1,4 @@
-"""The multiplier of the learning rate as a function of the step.
-
-Decay types and their fields are those of big_vision's create_learning_rate_schedule (utils.py).
-"""
+"""The learning rate's multiplier by step: big_vision's create_learning_rate_schedule (utils.py)."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,14 +18,12 @@ Schedule = Callable[[Any], jax.Array]
 def make_schedule(
   fields: Any, config: Any, total_steps: int, num_examples: int | None = None
 ) -> Schedule:
-  """One schedule's fields, such as dict(decay_type="cosine", warmup_percent=0.05), as a function.
+  """The function that fields such as dict(decay_type="cosine", warmup_percent=0.05) describe.
 
-  Raises before anything is traced if a field is unknown or the durations do not fit.
+  Raises before tracing if a field is unknown or the durations do not fit.
   """
-  fields = dict(fields)
-  sizes = dict(
-    batch_size=config.input.batch_size, num_examples=num_examples, total_steps=total_steps
-  )
+  fields, batch_size = dict(fields), config.input.batch_size
+  sizes = dict(batch_size=batch_size, num_examples=num_examples, total_steps=total_steps)
   warmup = durations.steps(fields, "warmup", default=0, **sizes)
   cooldown = durations.steps(fields, "cooldown", default=0, **sizes)
   if total_steps > 1 and warmup >= total_steps:
@@ -36,8 +31,8 @@ def make_schedule(
       f"config.schedule: the warm-up of {warmup} steps must be shorter than the run of "
       f"{total_steps} steps; lower warmup_* or train longer."
     )
-  decay = _decay(fields, config.input.batch_size, warmup)
-  mult = config.input.batch_size / 256 if fields.get("scale_with_batchsize") else 1.0
+  decay = _decay(fields, batch_size, warmup)
+  mult = batch_size / 256 if fields.get("scale_with_batchsize") else 1.0
 
   def schedule(step: Any) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
@@ -53,10 +48,7 @@ def make_schedule(
 
 
 def _decay(fields: Mapping[str, Any], batch_size: int, warmup: int) -> Callable:
-  """(step, progress) -> multiplier without warm-up and cool-down; progress is 0..1 after warm-up.
-
-  The decay types and their fields are those of big_vision's create_learning_rate_schedule.
-  """
+  """(step, progress) -> multiplier but for warm-up and cool-down; progress: 0..1 after warm-up."""
   kind = fields.get("decay_type", "stair")
   if kind in ("linear", "polynomial"):
     end, power = fields.get("end", fields.get("linear_end", 0.0)), fields.get("power", 1.0)
@@ -66,7 +58,7 @@ def _decay(fields: Mapping[str, Any], batch_size: int, warmup: int) -> Callable:
   if kind == "rsqrt":
     examples, shift = fields.get("timescale_examples"), fields.get("shift", 0)
     scale = examples / batch_size if examples else fields.get("timescale", 10_000)
-    # During warm-up the value stands still where the decay will begin.
+    # During warm-up the value is constant, that of the decay's beginning.
     return lambda step, progress: 1 / jnp.sqrt(1 + (jnp.maximum(step - warmup, 0) + shift) / scale)
   if kind == "stair":
     starts = jnp.array(fields.get("steps", ()), jnp.float32)
@@ -83,7 +75,7 @@ def _decay(fields: Mapping[str, Any], batch_size: int, warmup: int) -> Callable:
 
 
 class ScheduleState(NamedTuple):
-  """How many updates were made."""
+  """The number of updates so far."""
 
   count: jax.Array  # int32 []
 
@@ -91,23 +83,16 @@ class ScheduleState(NamedTuple):
 def for_names(
   config: Any, total_steps: int, names: list[str], num_examples: int | None
 ) -> dict[str, Schedule]:
-  """A schedule for each name; patterns that freeze were turned into `params` by then."""
-  patterns = _as_list(config.schedule)
-  where = "config.schedule"
+  """A schedule for each trainable name."""
+  patterns, where = config.schedule, "config.schedule"
+  patterns = [(".*", patterns)] if hasattr(patterns, "keys") else list(patterns)
   matches = param_names.first_match([p for p, _ in patterns], names, where)
   for name, i in matches.items():
     if i is None or patterns[i][1] is None:
       how = "no pattern covers it" if i is None else f"{patterns[i][0]!r} freezes it"
       raise UserError(f"{where}: {name} trains (config.params), but {how}.")
-  live = [(p, i) for i, (p, value) in enumerate(patterns) if value is not None]
-  param_names.check_used([p for p, i in live], _renumber(matches, [i for _, i in live]), where)
-  made = {i: make_schedule(patterns[i][1], config, total_steps, num_examples) for _, i in live}
-  return {name: made[i] for name, i in matches.items()}
-
-
-def _renumber(matches: Mapping[str, int | None], kept: list[int]) -> dict[str, int | None]:
-  return {name: kept.index(i) if i in kept else None for name, i in matches.items()}
-
-
-def _as_list(schedule: Any) -> list[tuple[str, Any]]:
-  return [(".*", schedule)] if hasattr(schedule, "keys") else [(p, value) for p, value in schedule]
+  live = [i for i, (_, fields) in enumerate(patterns) if fields is not None]
+  renumbered = {name: live.index(i) for name, i in matches.items()}
+  param_names.check_used([patterns[i][0] for i in live], renumbered, where)
+  schedules = {i: make_schedule(patterns[i][1], config, total_steps, num_examples) for i in live}
+  return {name: schedules[i] for name, i in matches.items()}

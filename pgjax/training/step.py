@@ -1,7 +1,6 @@
-"""One update of the trained leaves: state, loss, gradients, and the one jit of training.
+"""One update of the trainable parameters: loss, gradients, update, and the one jit of training.
 
 Axes: B batch, T text tokens the model sees (the batch holds T+1), D width, M microbatches.
-Everything here is a pure function of (state, batch); logging and saving are the caller's.
 """
 
 import functools
@@ -14,12 +13,7 @@ from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.layers import cross_entropy, embedding, mixed_precision, remat
 from pgjax.models import paligemma
 from pgjax.params import of_model, rules as param_rules, tree as param_tree
-from pgjax.training import (
-  ema,
-  host_offload,
-  state as train_state,
-  stochastic_rounding as stochastic_rounding_lib,
-)
+from pgjax.training import ema, host_offload, state as train_state, stochastic_rounding
 
 
 def jitted(model, tx, config, mesh):
@@ -27,20 +21,17 @@ def jitted(model, tx, config, mesh):
 
   batch: see data/pipeline.py. measured: float32 scalars on the device, of this step:
   training_loss (with label smoothing), l2_grads (before clipping), l2_params, l2_updates (of the
-  trained leaves), avg_sup_seqlen and max_sup_seqlen (tokens with a loss, per example).
+  trainable leaves), avg_sup_seqlen and max_sup_seqlen (tokens with a loss, per example).
   """
-  abstract = train_state.abstract_state(model, tx, config, mesh)
-  places = sharding.shardings_of(abstract)
-  batch_place = mesh_lib.batch_sharding(mesh)
-  options = loss_options(model, config, table_layout(mesh, places.params))
+  shardings = sharding.shardings_of(train_state.abstract_state(model, tx, config, mesh))
   leaves = of_model.stored_params(model, config)
-  update = functools.partial(all_at_once, tx)
+  update = functools.partial(_update, tx)
   if config.opt_state_memory == "host":
     update = functools.partial(
-      host_offload.one_by_one,
+      host_offload.update_by_leaf,
       tx,
       fetch=mesh_lib.on_device,
-      places=places.opt_state,
+      shardings=shardings.opt_state,
       grad_clip_norm=config.grad_clip_norm,
     )
   return jax.jit(
@@ -53,21 +44,18 @@ def jitted(model, tx, config, mesh):
       update=update,
       readable=sharding.for_model(leaves, mesh),
       is_trained=frozenset(param_rules.trained_names(leaves.rules)),
-      options=options,
-      seed=config.seed,
-      microbatches=config.microbatches,
-      stochastic_rounding=config.stochastic_rounding,
-      ema_decay=config.ema_decay,
-      cast_first=_copied_to_gather(places.params),
+      options=loss_options(model, config, table_layout(mesh, shardings.params)),
+      config=config,
+      cast_first=_copied_to_gather(shardings.params),
     ),
-    in_shardings=(places, batch_place),
-    out_shardings=(places, mesh_lib.replicated(mesh)),
+    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+    out_shardings=(shardings, mesh_lib.replicated(mesh)),
     donate_argnums=0,
   )
 
 
 def loss_options(model, config, layout=None):
-  """What is static about the loss; `layout` says where the table lies on a mesh."""
+  """The loss's static options; `layout`: how a mesh shards the token table."""
   return cross_entropy.LossOptions(
     label_smoothing=config.label_smoothing,
     softcap=model.llm_config.final_logits_softcap,
@@ -76,37 +64,21 @@ def loss_options(model, config, layout=None):
   )
 
 
-def _copied_to_gather(param_places):
-  """Names of stacked leaves whose slices of a layer do not lie in the order of their shards."""
-  places = param_tree.flatten(param_places)
-  return frozenset(
-    name for name, place in places.items() if place.mesh.size > 1 and any(place.spec[2:])
-  )
+def _copied_to_gather(param_shardings):
+  """Names of stacked leaves of which a layer's slices are not contiguous in its shards."""
+  flat = param_tree.flatten(param_shardings)
+  return frozenset(name for name, s in flat.items() if s.mesh.size > 1 and any(s.spec[2:]))
 
 
-def table_layout(mesh, param_places):
+def table_layout(mesh, param_shardings):
   """How the token table is sharded on that mesh."""
-  return embedding.table_layout(mesh, param_tree.flatten(param_places)[paligemma.TOKEN_TABLE])
+  return embedding.table_layout(mesh, param_tree.flatten(param_shardings)[paligemma.TOKEN_TABLE])
 
 
-def train_step(
-  state,
-  batch,
-  *,
-  model,
-  update,
-  readable,
-  is_trained,
-  options,
-  seed,
-  microbatches,
-  cast_first,
-  stochastic_rounding,
-  ema_decay,
-):
+def train_step(state, batch, *, model, update, readable, is_trained, options, config, cast_first):
   """One update; see `jitted`."""
   trained, frozen = param_tree.split(state.params, is_trained)
-  key = jax.random.fold_in(jax.random.key(seed), state.step)
+  key = jax.random.fold_in(jax.random.key(config.seed), state.step)
   gradients_of = functools.partial(
     gradients,
     trained,
@@ -117,12 +89,13 @@ def train_step(
     examples=len(batch["text"]),
     cast_first=cast_first,
   )
-  if microbatches == 1:
+  if config.microbatches == 1:
     grads, loss = gradients_of(batch, key)
   else:
-    grads, loss = _accumulated(gradients_of, batch, key, microbatches)
-  rounding_key = stochastic_rounding_lib.leaf_key(key, "rounding") if stochastic_rounding else None
-  apply = functools.partial(stochastic_rounding_lib.applied, key=rounding_key)
+    grads, loss = _accumulated(gradients_of, batch, key, config.microbatches)
+  on = config.stochastic_rounding
+  rounding_key = stochastic_rounding.leaf_key(key, "rounding") if on else None
+  apply = functools.partial(stochastic_rounding.apply_updates, key=rounding_key)
   trained, opt_state, l2_updates = update(apply, grads, state.opt_state, trained)
   lengths_B = jnp.sum(batch["mask_loss"][:, 1:], axis=1).astype(jnp.float32)
   measured = dict(
@@ -133,13 +106,14 @@ def train_step(
     avg_sup_seqlen=jnp.mean(lengths_B),
     max_sup_seqlen=jnp.max(lengths_B),
   )
-  averages = None if ema_decay is None else ema.updated(state.ema, trained, ema_decay)
+  decay = config.ema_decay
+  averages = None if decay is None else ema.updated(state.ema, trained, decay)
   merged = param_tree.merge(trained, frozen)
   return train_state.TrainState(state.step + 1, merged, opt_state, averages), measured
 
 
-def all_at_once(tx, apply, grads, opt_state, leaves):
-  """(new leaves, new state, norm of the updates) of one update; `apply(leaves, updates)`."""
+def _update(tx, apply, grads, opt_state, leaves):
+  """(new leaves, new state, norm of all updates); `apply(leaves, updates)` gives new leaves."""
   updates, opt_state = tx.update(grads, opt_state, leaves)
   return apply(leaves, updates), opt_state, optax.tree.norm(updates)
 
@@ -179,7 +153,7 @@ def gradients(
 
 
 def _loss(model, variables, x_BTD, batch, options, examples, key):
-  """Mean over an example's learned tokens, then over examples."""
+  """Mean over an example's tokens with a loss, then over examples."""
   mask_BT = batch["mask_loss"][:, 1:].astype(jnp.float32)
   weights_BT = mask_BT / jnp.maximum(1.0, jnp.sum(mask_BT, axis=1, keepdims=True)) / examples
   h_BTD = hidden_states(model, variables, x_BTD, batch, key)
@@ -188,7 +162,7 @@ def _loss(model, variables, x_BTD, batch, options, examples, key):
 
 
 def hidden_states(model, variables, x_BTD, batch, key=None):
-  """Normed states of the text tokens; with a key as in training, with dropout."""
+  """Normalized states of the text tokens; with a key as in training, with dropout."""
   rngs = {"dropout": key} if key is not None else None
   zimg = model.apply(variables, batch["image"], rngs=rngs, method="embed_image")
   return model.apply(
@@ -204,13 +178,13 @@ def hidden_states(model, variables, x_BTD, batch, key=None):
 
 
 def _accumulated(gradients_of, batch, key, microbatches):
-  """Sums over microbatches; each takes every M-th row, so that no row changes its device."""
+  """Sums over microbatches of every M-th row each, so that no row changes its device."""
   parts = jax.tree.map(
     lambda a: jnp.swapaxes(a.reshape(-1, microbatches, *a.shape[1:]), 0, 1), batch
   )
 
-  def body(total, xs):
-    number, part = xs
+  def body(total, numbered):
+    number, part = numbered
     new = gradients_of(part, jax.random.fold_in(key, number))
     return jax.tree.map(jnp.add, total, new), None
 

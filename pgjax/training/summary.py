@@ -1,8 +1,4 @@
-"""What will this run do? The text that stands above the progress bar, to be read before waiting.
-
-Pure functions of what the program already knows; metric_log prints what they return. The table of
-parameters is in params/rules.py.
-"""
+"""What will this run do? The text above the progress bar; params/table.py has the parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +12,7 @@ WIDTH = 100
 
 def summary(config: Any, *, devices: Any, mesh_shape: Mapping[str, int], total_steps: int,
             num_examples: int, num_processes: int) -> str:  # fmt: skip
-  """Devices, mesh, model, data and length, a line each."""
+  """One line each for devices, mesh, model, data, length and so on."""
   batch_size = config.input.batch_size
   mesh = ", ".join(f"{name}={size}" for name, size in mesh_shape.items())
   epochs = total_steps * batch_size / num_examples
@@ -36,7 +32,7 @@ def summary(config: Any, *, devices: Any, mesh_shape: Mapping[str, int], total_s
 
 
 def _tower(section: Any) -> str:
-  """A tower's variant and whatever the config sets beside it."""
+  """A tower's variant, and the other fields that the config sets."""
   fields = {name: value for name, value in section.items() if value is not None}
   variant = [fields.pop("variant")] if "variant" in fields else []
   return " ".join(variant + [f"{name}={value}" for name, value in fields.items()])
@@ -45,7 +41,7 @@ def _tower(section: Any) -> str:
 def example(batch: Mapping[str, np.ndarray], tokenizer: Any, row: int = 0) -> str:
   """One row of a training batch: prompt, answer, and each token above its id and masks.
 
-  batch: text, mask_ar, mask_loss int [B, T+1]. The padding at the end is counted, not shown.
+  batch: text, mask_ar, mask_loss int [B, T+1]. Padding at the end is only counted.
   """
   tokens = batch["text"][row]
   ar, loss = batch["mask_ar"][row], batch["mask_loss"][row]
@@ -62,10 +58,8 @@ def example(batch: Mapping[str, np.ndarray], tokenizer: Any, row: int = 0) -> st
     for t, a, w in zip(tokens[:used], ar, loss, strict=False)
   ]
   for block in _blocks(columns):
-    for name, cells in zip(("token", "id", "mask_ar", "mask_loss"), zip(*block, strict=True),
-                           strict=True):  # fmt: skip
-      widths = [max(map(len, column)) for column in block]
-      cells = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+    for i, name in enumerate(("token", "id", "mask_ar", "mask_loss")):
+      cells = [column[i].rjust(max(map(len, column))) for column in block]
       lines.append(f"  {name:<9} " + " ".join(cells))
     lines.append("")
   lines[-1] = f"  then {len(tokens) - used} x padding (mask_ar 1, mask_loss 0)"
@@ -74,14 +68,14 @@ def example(batch: Mapping[str, np.ndarray], tokenizer: Any, row: int = 0) -> st
 
 def _blocks(columns: list[list[str]]) -> list[list[list[str]]]:
   """Cuts the columns so that no line is wider than WIDTH."""
-  blocks, room = [[]], WIDTH - 12
+  blocks, free = [[]], WIDTH - 12
   for column in columns:
     width = max(map(len, column)) + 1
-    if width > room and blocks[-1]:
+    if width > free and blocks[-1]:
       blocks.append([])
-      room = WIDTH - 12
+      free = WIDTH - 12
     blocks[-1].append(column)
-    room -= width
+    free -= width
   return blocks
 
 
@@ -91,11 +85,9 @@ def _image(pixels: np.ndarray) -> str:
 
 
 def scanned(where: str, scans: Sequence[Any]) -> str:
-  """What the look at the texts found, a line for each data set."""
-  lines = []
-  for scan in scans:
-    text = f"{where}: {scan.truncated} of {scan.seen:,} texts of {scan.name} are cut"
-    if scan.truncated:
-      text += f"; the longest needs text_len={scan.longest}"
-    lines.append(text)
-  return "\n".join(lines)
+  """How many texts of each data set are truncated, a line each."""
+  return "\n".join(
+    f"{where}: {scan.truncated} of {scan.seen:,} texts of {scan.name} are cut"
+    + (f"; the longest needs text_len={scan.longest}" if scan.truncated else "")
+    for scan in scans
+  )

@@ -1,4 +1,4 @@
-"""Adam with a byte for a moment: the map, the blocks, and how near it stays to Adam."""
+"""Adam with one byte per moment: the map, the blocks, and how near it stays to Adam."""
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def test_a_small_second_moment_is_not_rounded_to_zero():
     ((46, 32, 4608, 128), 3, 128),
   ],
 )
-def test_where_blocks_lie(shape, axis, size):
+def test_the_axis_and_size_of_blocks(shape, axis, size):
   assert adam8bit.blocks_of(shape, 256) == adam8bit.Blocks(axis, size)
 
 
@@ -89,7 +89,7 @@ def test_small_leaves_and_those_without_equal_blocks_stay_float32(shape):
 
 
 def test_each_block_has_its_own_scale():
-  """A block of large numbers takes no digits from the next, along whichever axis they lie."""
+  """A block of large numbers takes no digits from the next, along any axis."""
   x = jnp.ones((64, 200)).at[:, :100].set(1e-6) * jax.random.normal(jax.random.key(0), (64, 200))
   codes, scale = adam8bit.quantized(adam8bit.SIGNED, x, adam8bit.Blocks(1, 100))
   assert codes.shape == (64, 200)
@@ -125,13 +125,13 @@ def test_the_first_update_is_adams_and_later_ones_stay_near():
     want, theirs = adam.update(grads, states[1])
     states = mine, theirs
     np.testing.assert_allclose(got["b"], want["b"], rtol=1e-5, atol=1e-6)
-    if i == 0:  # The update is made of the moments before they are rounded.
+    if i == 0:  # The update uses the moments before they are rounded.
       np.testing.assert_allclose(got["w"], want["w"], rtol=1e-5)
   difference = np.sqrt(np.mean((got["w"] - want["w"]) ** 2) / np.mean(want["w"] ** 2))
   assert 1e-4 < difference < 0.05
 
 
-def test_the_state_is_two_bytes_an_element_and_its_scales():
+def test_the_state_is_two_bytes_per_element_and_scales():
   leaf = jax.ShapeDtypeStruct((26, 2, 2304, 9216), jnp.float32)
   state = jax.eval_shape(adam8bit.adam8bit().init, {"w": leaf})
   per_element = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state)) / leaf.size
@@ -139,14 +139,14 @@ def test_the_state_is_two_bytes_an_element_and_its_scales():
 
 
 @pytest.mark.parametrize("block", [32, 64.0, None])
-def test_a_block_that_makes_no_sense_is_refused(block):
+def test_an_invalid_block_is_refused(block):
   with pytest.raises(UserError, match=r"config.optax.block=.* must be a whole number >= 64"):
     adam8bit.adam8bit(block=block)
 
 
 @pytest.mark.slow
 def test_eight_devices_take_the_same_steps_as_one():
-  """The tiny model's table and MLPs have codes; blocks that lie across devices would show here."""
+  """The tiny model's table and MLPs have codes; blocks across devices would show here."""
   config = tiny.config(optax_name="pgjax.adam8bit", optax=dict(eps=1e-5))
   model = tiny.model(llm=dict(width=64, mlp_dim=128))
   values, batches = tiny.parameters(model), [tiny.batch(seed=i) for i in range(3)]

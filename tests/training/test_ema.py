@@ -1,4 +1,4 @@
-"""Averages of the trained weights: what they hold, and that nothing is lost by stopping."""
+"""EMA weights: their values, what is evaluated, and a resumed run."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def after(run, state, batches):
   return state
 
 
-def test_the_average_is_exponential_from_the_first_weights_on(run, values):
+def test_the_ema_starts_at_the_initial_weights(run, values):
   state = run.state(values)
   name = "llm/layers/mlp/linear"
   want = np.asarray(param_tree.flatten(state.params)[name], np.float64)
@@ -48,18 +48,18 @@ def test_the_average_is_exponential_from_the_first_weights_on(run, values):
   assert np.abs(param_tree.flatten(state.params)[name] - want).max() > 0.01
 
 
-def test_only_what_trains_has_an_average_and_it_is_float32(run):
+def test_only_trainable_leaves_have_an_ema_and_it_is_float32(run):
   assert set(run.abstract.ema) == {n for n, rule in run.rules.items() if rule.kind == "train"}
   assert {leaf.dtype for leaf in run.abstract.ema.values()} == {jnp.dtype("float32")}
 
 
-def test_an_average_moves_by_less_than_bfloat16_could_hold():
+def test_an_ema_moves_by_less_than_bfloat16_can_represent():
   leaves = {"w": jnp.full(4, 1.5, jnp.bfloat16)}
   got = ema.updated({"w": jnp.ones(4)}, leaves, 0.9999)
   np.testing.assert_allclose(got["w"] - 1, 0.5e-4, rtol=1e-2)
 
 
-def test_scored_are_the_averages_and_the_frozen_leaves(run, values):
+def test_ema_weights_and_frozen_leaves_are_scored(run, values):
   state = after(run, run.state(values), BATCHES[:2])
   scored, raw = param_tree.flatten(ema.scored(state)), param_tree.flatten(state.params)
   assert scored.keys() == raw.keys()
@@ -67,14 +67,14 @@ def test_scored_are_the_averages_and_the_frozen_leaves(run, values):
     assert leaf is (state.ema[name] if name in state.ema else raw[name])
 
 
-def test_without_averages_the_state_is_what_it_was(values):
+def test_without_ema_decay_the_state_has_no_ema(values):
   run = tiny.Run(tiny.config(), tiny.model(), tiny.mesh())
   names = saver.named(run.abstract)
   assert all(name.startswith(("step", "params/", "opt_state/")) for name in names)
   assert ema.scored(run.abstract) is run.abstract.params
 
 
-def test_averages_lie_where_their_leaves_lie(values):
+def test_ema_weights_are_sharded_like_their_leaves(values):
   strategy = [("params/.*", 'fsdp(axis="data", min_size_to_shard_mb=0)'), (".*", "replicate")]
   config = tiny.config(ema_decay=0.9, sharding_strategy=strategy)
   abstract = tiny.Run(config, tiny.model(), tiny.mesh(devices=8)).abstract
@@ -94,7 +94,7 @@ def saver_in(workdir):
   )
 
 
-def test_a_run_with_averages_goes_on_bit_for_bit(run, values, tmp_path):
+def test_a_run_with_ema_resumes_bit_for_bit(run, values, tmp_path):
   whole = after(run, run.state(values), BATCHES)
   first = saver_in(tmp_path)
   first.latest(run.abstract)
@@ -112,15 +112,15 @@ def test_a_run_with_averages_goes_on_bit_for_bit(run, values, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_scores_averages_and_so_do_the_commands_unless_told(tmp_path, capsys):
+def test_training_and_commands_score_ema_weights_unless_off(tmp_path, capsys):
   argv = test_run.arguments(tmp_path / "w", total_steps=12, ema_decay=0.9, lr=0.02)
   assert test_run.run_here(train, argv) == 0
   in_training = {k: v for (_, k), v in test_run.scores(tmp_path / "w").items()}
   averages, raw = (source.open_source(str(tmp_path / "w"), ema=on).leaves for on in (True, False))
-  found = workdir_lib.find(str(tmp_path / "w"))
+  checkpoint = workdir_lib.find(str(tmp_path / "w"))
   name = "llm/layers/mlp/linear"
   assert not np.array_equal(averages[name].whole(), raw[name].whole())
-  assert f"ema/{name}" in found.sums
+  assert f"ema/{name}" in checkpoint.sums
   capsys.readouterr()
   argv = [f"--ckpt={tmp_path / 'w'}", f"--out={tmp_path / 'o'}", "--evals=val"]
   assert test_run.run_here(evaluate, argv) == 0

@@ -48,7 +48,7 @@ def test_the_run_is_the_same(devices, fields):
     assert np.mean(np.abs(one - two) > 1e-3 * np.abs(two).max() + 2e-6) < 5e-3, name
 
 
-def test_a_device_without_pinned_memory_is_told():
+def test_a_device_without_pinned_memory_raises():
   device = SimpleNamespace(
     addressable_memories=lambda: [SimpleNamespace(kind="device")], device_kind="toaster"
   )

@@ -56,7 +56,7 @@ def scaled(tree, factor):
 
 
 def test_the_update_is_minus_schedule_times_lr_gradient_plus_decay():
-  # Halfway of a linear decay: multiplier 1 - 5/10; decay on kernels alone, not times lr.
+  # Halfway of a linear decay: multiplier 1 - 5/10; decay only on kernels, not times lr.
   config = make_config(wd=0.1, schedule=dict(decay_type="linear"))
   got, values, grads = updates(config, 6)[5], tree(), tree(6)
   want = scaled(grads, -0.5 * 0.5)
@@ -64,7 +64,7 @@ def test_the_update_is_minus_schedule_times_lr_gradient_plus_decay():
   close(got, want)
 
 
-def test_clipping_comes_first_and_counts_only_the_leaves_given():
+def test_clipping_comes_first_and_counts_only_trainable_leaves():
   grads = tree(1)
   norm = math.sqrt(sum(float((g**2).sum()) for g in grads.values()))
   assert norm > 1
@@ -106,7 +106,7 @@ def test_adafactor_factors_large_matrices_and_caps_beta2():
   factored = state[0][0]
   assert factored.v_row["llm/w"].shape == (32,)
   assert factored.v_col["llm/w"].shape == (40,)
-  # At the first step beta2 = 1 - 1^-0.8 = 0: the second moment is that of this gradient alone.
+  # At the first step beta2 = 1 - 1^-0.8 = 0: the second moment is only of this gradient.
   got = tx.update({"llm/w": w}, state, {"llm/w": w})[0]["llm/w"]
   rows, columns = (w**2).mean(1), (w**2).mean(0)
   want = -0.5 * w / jnp.sqrt(rows[:, None] * columns[None] / rows.mean())
@@ -208,7 +208,7 @@ def test_runs_of_zero_and_one_step_have_a_schedule():
     (dict(schedule=dict(decay_type="stair", steps=[1], mults=[])), "as many mults"),
   ],
 )
-def test_what_makes_no_sense_is_refused(fields, message):
+def test_invalid_optimizers_and_schedules_are_refused(fields, message):
   with pytest.raises(UserError, match=message):
     optimizer.make(make_config(**fields), 10, NAMES)
 

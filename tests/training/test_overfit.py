@@ -1,7 +1,7 @@
-"""Eight real examples are learned by heart: data, training, checkpoint and decoding agree.
+"""Overfits eight real examples: data, training, checkpoint and decoding agree.
 
 Masks, labels or prompts that differ between training and decoding fail here. The charts, blood
-cells and receipts are looked for as in tests/commands/test_prepare.py.
+cells and receipts are located as in tests/commands/test_prepare.py.
 """
 
 import json
@@ -26,11 +26,11 @@ def run(module, *args):
 
 
 def needs(folder):
-  there = (SHARED / folder).is_dir()
-  return pytest.mark.skipif(not there, reason=f"{SHARED} has no {folder} (PGJAX_SHARED_DATA)")
+  exists = (SHARED / folder).is_dir()
+  return pytest.mark.skipif(not exists, reason=f"{SHARED} has no {folder} (PGJAX_SHARED_DATA)")
 
 
-def learned(tmp_path, config, data, steps, evaluator="val", others=(), **settings):
+def overfit(tmp_path, config, data, steps, evaluator="val", others=(), **settings):
   """(metrics, rows) of pgjax.evaluate on the eight examples that pgjax.train has seen.
 
   Adam forgets the first steps (b2): then all eight answers have the same few gradients, and what
@@ -64,7 +64,7 @@ def test_eight_charts_are_answered_exactly(tmp_path):
   parts = [f"chartqa/augmented/{split}" for split in ("minitrain", "minival", "eval")]
   others = [*parts[1:], *(f"{part}/pplx" for part in parts)]
   settings = {"label_smoothing": 0.0, "model.llm.dropout": 0.0}
-  _, rows = learned(
+  _, rows = overfit(
     tmp_path, f"configs/chartqa.py:{recipe}", eight, 150, parts[0], others, **settings
   )
   assert len(rows) == 8
@@ -74,12 +74,12 @@ def test_eight_charts_are_answered_exactly(tmp_path):
 
 @pytest.mark.slow
 @needs("bccd")
-def test_the_boxes_of_eight_pictures_of_blood_are_found(tmp_path):
+def test_the_boxes_of_eight_blood_images_are_detected(tmp_path):
   """Up to 18 cells a picture, through the grammar of boxes and their scores to COCO's numbers."""
   fname = SHARED / "bccd/train/_annotations.coco.json"
   data = dict(name="coco", fname=str(fname), stop=8)
   recipe = f"variant=tiny,train={fname},val={fname},res=64,text_len=125,batch_size=8,order=given"
-  metrics, rows = learned(tmp_path, f"configs/detect.py:{recipe}", data, 280, "val", ["val/pplx"])
+  metrics, rows = overfit(tmp_path, f"configs/detect.py:{recipe}", data, 280, "val", ["val/pplx"])
   assert metrics["val/AP"] >= 0.95
   assert metrics["val/malformed"] == metrics["val/duplicates"] == 0
   assert metrics["val/num"] == 8
@@ -94,6 +94,6 @@ def test_the_fields_of_eight_receipts_are_read(tmp_path):
   data = dict(name="jsonl", fname=str(fname), stop=8)
   recipe = f"variant=tiny,train={fname},val={fname},res=64,text_len=125,batch_size=8"
   recipe += ",score=json,grammar=json"
-  metrics, rows = learned(tmp_path, f"configs/forkme.py:{recipe}", data, 350, "val", ["val/pplx"])
+  metrics, rows = overfit(tmp_path, f"configs/forkme.py:{recipe}", data, 350, "val", ["val/pplx"])
   assert metrics["val/field_f1"] == metrics["val/exact"] == metrics["val/valid"] == 1
   assert len({row["prediction"] for row in rows}) == 8

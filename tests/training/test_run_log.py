@@ -1,4 +1,4 @@
-"""What a run writes about itself: one row a step, true rates, and a full stop at a NaN."""
+"""What a run logs: one row per step, rates, and an error at the first NaN."""
 
 import json
 import re
@@ -17,7 +17,7 @@ WORK = run_log.Work(examples=8, tokens=80, flops=1e9, peak_flops=1e12)
 
 @pytest.fixture
 def clock(monkeypatch):
-  """Time that passes only when a test says so."""
+  """Time that only the test advances."""
   now = [100.0]
   monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
   return now
@@ -25,16 +25,16 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def opened(tmp_path):
-  made = []
+  logs = []
 
   def start(step=0, *, main=True, **settings):
     log = run_log.Log(tmp_path, main=main)
     log.start(step, **dict(evaluated=True, total_steps=10, every_steps=5, work=WORK) | settings)
-    made.append(log)
+    logs.append(log)
     return log
 
   yield start
-  for log in made:
+  for log in logs:
     log.close()
 
 
@@ -91,14 +91,14 @@ def test_a_value_that_is_not_finite_is_named_with_its_exact_step(opened, tmp_pat
   assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
-def test_fetch_checks_what_no_logging_step_has_seen(opened):
+def test_fetch_checks_steps_since_the_last_logging_step(opened):
   log = opened()
   take(log, [1, 2, 3], loss=lambda step: float("nan") if step == 3 else 1.0)
   with pytest.raises(UserError, match="at step 3"):
     log.fetch()
 
 
-def test_rows_after_the_resumed_step_are_forgotten(opened, tmp_path):
+def test_rows_after_the_resumed_step_are_removed(opened, tmp_path):
   log = opened()
   take(log, range(1, 11))
   log.scores(5, {"eval/acc": 0.5})
@@ -107,12 +107,12 @@ def test_rows_after_the_resumed_step_are_forgotten(opened, tmp_path):
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 11, "training_lo')  # Killed while writing.
   take(opened(5), range(6, 9), loss=lambda step: 2.0)
-  kept = [(row["step"], row.get("training_loss"), row.get("eval/acc")) for row in rows(tmp_path)]
-  assert [(s, acc) for s, _, acc in kept if acc] == [(5, 0.5)]
-  assert [s for s, loss, _ in kept if loss] == [1, 2, 3, 4, 5, 6]
+  written = [(row["step"], row.get("training_loss"), row.get("eval/acc")) for row in rows(tmp_path)]
+  assert [(s, acc) for s, _, acc in written if acc] == [(5, 0.5)]
+  assert [s for s, loss, _ in written if loss] == [1, 2, 3, 4, 5, 6]
 
 
-def test_evaluations_that_will_be_repeated_are_forgotten(opened, tmp_path):
+def test_evaluations_that_will_be_repeated_are_removed(opened, tmp_path):
   log = opened()
   take(log, range(1, 6))
   log.scores(5, {"eval/acc": 0.5})
@@ -125,7 +125,7 @@ def test_evaluations_that_will_be_repeated_are_forgotten(opened, tmp_path):
 def test_other_processes_check_but_write_nothing(opened, tmp_path, capsys):
   log = opened(main=False)
   take(log, range(1, 6))
-  log.say("not heard")
+  log.say("not printed")
   assert not list(tmp_path.iterdir())
   assert not capsys.readouterr().out
   with pytest.raises(UserError, match="at step 6"):
@@ -140,7 +140,7 @@ def test_tensorboard_files_are_written(opened, tmp_path):
   assert b"training_loss" in events.read_bytes()
 
 
-def test_a_line_has_what_a_user_wants_to_know(opened, capsys, clock):
+def test_a_progress_line_has_loss_rates_memory_and_time_left(opened, capsys, clock):
   log = opened()
   take(log, [1])
   clock[0] += 8.0
@@ -159,13 +159,13 @@ def test_a_line_has_what_a_user_wants_to_know(opened, capsys, clock):
   assert line.endswith("10s left")
 
 
-def test_plain_lines_do_not_flood(opened, capsys):
+def test_without_a_terminal_progress_lines_are_rare(opened, capsys):
   take(opened(total_steps=1000, every_steps=1), range(1, 1000))
   assert sum("loss" in line for line in capsys.readouterr().out.splitlines()) <= 3
 
 
-def test_a_long_wait_says_so(capsys, monkeypatch):
-  monkeypatch.setattr(run_log, "STILL_SECONDS", 0.05)
+def test_a_long_wait_is_reported(capsys, monkeypatch):
+  monkeypatch.setattr(run_log, "WAIT_SECONDS", 0.05)
   with run_log.Log(None, main=True).waiting("Compiling the step"):
     run_log.time.sleep(0.12)
   out = capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_short_numbers():
   assert [run_log.duration(n) for n in (5, 65, 7500)] == ["5s", "1m05s", "2h05"]
 
 
-def test_an_unwritable_compilation_cache_is_no_reason_to_fail(monkeypatch):
+def test_an_unwritable_compilation_cache_is_ignored(monkeypatch):
   before = jax.config.jax_compilation_cache_dir
   monkeypatch.setenv("PGJAX_CACHE_DIR", "/proc/nowhere")
   try:

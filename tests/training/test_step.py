@@ -59,7 +59,7 @@ def test_losses_of_eight_devices_equal_those_of_one(mesh, values, one_log):
     assert leaf.addressable_shards[0].data.size * parts == leaf.size
 
 
-def test_what_is_measured(values, one, one_log):
+def test_measured_values(values, one, one_log):
   """Against numpy: lengths from the masks, norms from the parameters before and after."""
   lengths = BATCHES[0]["mask_loss"][:, 1:].sum(axis=1)
   assert lengths.min() == 0
@@ -104,7 +104,7 @@ def test_microbatches_give_the_adam_update_of_the_whole_batch(values, one):
 
 @pytest.fixture(scope="module")
 def frozen():
-  """Only the text tower's attention trains, with dropout; the rest is stored as bfloat16."""
+  """Only the text tower's attention trains, with dropout; the rest is stored in bfloat16."""
   patterns = [("llm/layers/attn/.*", "train"), (".*", 'freeze("bfloat16")')]
   return tiny.Run(tiny.config(params=patterns), tiny.model(llm=dict(dropout=0.1)), tiny.mesh())
 
@@ -254,7 +254,7 @@ def test_bfloat16_compute_is_close_to_float32(values, one_log):
 
 
 def test_likelihoods_are_those_of_the_whole_logits(values):
-  """Without label smoothing and dropout, summed over an example's learned tokens."""
+  """Without label smoothing and dropout, summed over an example's tokens with a loss."""
   model = tiny.model(llm=dict(dropout=0.5, final_logits_softcap=3.0))
   batch = BATCHES[0]
   places = jax.tree.map(lambda _: mesh_lib.replicated(tiny.mesh()), values)
@@ -273,7 +273,7 @@ def test_likelihoods_are_those_of_the_whole_logits(values):
 
 
 def sizes(jaxpr):
-  """Of every array made in a jaxpr and in those within it."""
+  """Of every array computed in a jaxpr and the jaxprs inside it."""
   for equation in jaxpr.eqns:
     yield from (getattr(out.aval, "size", 0) for out in equation.outvars)
     for value in jax.tree.leaves(tuple(equation.params.values())):
@@ -290,16 +290,16 @@ def test_no_array_of_a_step_holds_a_logit_for_every_token():
   assert max(sizes(run.train_step.trace(run.abstract, batch).jaxpr.jaxpr)) < B * T * V
   shapes = run.abstract.params, batch["image"], batch["text"][:, 1:], batch["mask_ar"][:, 1:]
   whole = jax.make_jaxpr(lambda p, *a: model.apply({"params": p}, *a))(*shapes)
-  assert max(sizes(whole.jaxpr)) == B * T * V  # That is how they would be found.
+  assert max(sizes(whole.jaxpr)) == B * T * V  # So such an array would be seen.
 
 
 def test_a_device_of_eight_holds_an_eighth_of_the_3b():
   config = tiny.config(res=224, text_len=128, sharding_strategy=[(".*", 'fsdp(axis="data")')])
   model = tiny.paligemma.Model(img=dict(variant="So400m/14"), llm=dict(variant="gemma2_2b"))
   run = tiny.Run(config, model, tiny.mesh(devices=8))
-  total = held = 0
+  total = stored = 0
   for leaf in jax.tree.leaves(run.abstract):
     total += leaf.size * leaf.dtype.itemsize
-    held += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    stored += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
   assert total == 4 * (3 * 3_032_094_960 + 3)  # Parameters, two moments; three step counters.
-  assert held <= total / 8 * 1.02
+  assert stored <= total / 8 * 1.02

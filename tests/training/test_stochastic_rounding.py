@@ -1,4 +1,4 @@
-"""Weights and moments in bfloat16: what rounding swallows, and rounding by chance."""
+"""Weights and moments in bfloat16: what rounding to nearest loses, and stochastic rounding."""
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ from pgjax.training import stochastic_rounding
 BF16 = [(".*", 'train("bfloat16")')]
 
 
-def test_rounding_by_chance_is_right_on_average():
+def test_stochastic_rounding_is_right_on_average():
   """Each of 2^16 draws is one of the two neighbours; their mean is x to within 5 sigma."""
   x = np.array([1.0, 1.001, -1.001, 3.14159, 1e-30, -7.7e10, 0.0, 1.0078125], np.float32)
-  draws = jax.vmap(lambda k: stochastic_rounding.stochastic(x, k))(
+  draws = jax.vmap(lambda k: stochastic_rounding.round_stochastically(x, k))(
     jax.random.split(jax.random.key(0), 2**16)
   )
   draws = np.asarray(draws.astype(jnp.float32), np.float64)
@@ -31,9 +31,12 @@ def test_rounding_by_chance_is_right_on_average():
   np.testing.assert_array_equal(draws[:, exact], np.broadcast_to(x[exact], (2**16, 3)))
 
 
-def test_chances_differ_between_elements_and_keys_and_have_no_pattern():
+def test_random_bits_differ_between_elements_and_keys_and_have_no_pattern():
   x = jnp.full((64, 4096), 1 + 2**-8)  # Halfway.
-  up = [np.asarray(stochastic_rounding.stochastic(x, jax.random.key(k)) > 1, float) for k in (0, 1)]
+  up = [
+    np.asarray(stochastic_rounding.round_stochastically(x, jax.random.key(k)) > 1, float)
+    for k in (0, 1)
+  ]
   for u in up:
     assert abs(u.mean() - 0.5) < 5 * 0.5 / 512
     assert abs(np.corrcoef(u[0], u[1])[0, 1]) < 0.08  # 5 sigma of 4096 pairs.
@@ -41,15 +44,15 @@ def test_chances_differ_between_elements_and_keys_and_have_no_pattern():
   assert abs(np.corrcoef(up[0].ravel(), up[1].ravel())[0, 1]) < 0.01
 
 
-def test_what_is_not_finite_stays_so():
+def test_values_that_are_not_finite_do_not_change():
   x = np.array([np.inf, -np.inf, np.nan, -np.nan], np.float32)
   x[2:].view(np.uint32)[:] |= 0xFFFF  # A carry would reach the sign.
   for k in range(20):
-    got = np.asarray(stochastic_rounding.stochastic(x, jax.random.key(k)), np.float32)
+    got = np.asarray(stochastic_rounding.round_stochastically(x, jax.random.key(k)), np.float32)
     np.testing.assert_array_equal(got, x)
 
 
-def test_small_updates_arrive_on_average_and_only_by_chance():
+def test_small_updates_arrive_on_average_only_with_stochastic_rounding():
   """1,000 updates of a thousandth of the spacing: 1 spacing, where rounding to nearest has 0."""
   leaves = {"w": jnp.ones(4096, jnp.bfloat16)}
   updates = {"w": jnp.full(4096, 2**-7 / 1000)}
@@ -57,7 +60,7 @@ def test_small_updates_arrive_on_average_and_only_by_chance():
   def run(key):
     def body(leaves, i):
       step_key = None if key is None else jax.random.fold_in(key, i)
-      return stochastic_rounding.applied(leaves, updates, step_key), None
+      return stochastic_rounding.apply_updates(leaves, updates, step_key), None
 
     return jax.jit(lambda: jax.lax.scan(body, leaves, jnp.arange(1000))[0]["w"])()
 
@@ -68,12 +71,12 @@ def test_small_updates_arrive_on_average_and_only_by_chance():
 
 def test_float32_leaves_are_added_as_they_are():
   leaves, updates = {"w": jnp.ones(8)}, {"w": jnp.full(8, 1e-7)}
-  got = stochastic_rounding.applied(leaves, updates, jax.random.key(0))
+  got = stochastic_rounding.apply_updates(leaves, updates, jax.random.key(0))
   np.testing.assert_array_equal(got["w"], np.float32(1) + np.float32(1e-7))
 
 
 @pytest.mark.slow
-def test_a_run_that_would_stand_still_moves_by_chance():
+def test_a_run_that_rounding_would_stop_moves_with_stochastic_rounding():
   model, batches = tiny.model(), [tiny.batch(seed=i) for i in range(5)]
   values = tiny.parameters(model)
   name = "llm/layers/mlp/linear"
@@ -85,7 +88,7 @@ def test_a_run_that_would_stand_still_moves_by_chance():
     leaf = param_tree.flatten(state.params)[name]
     assert leaf.dtype == jnp.bfloat16
     moved[on] = np.mean(np.asarray(leaf) != start)
-  assert moved[False] < 0.15  # Weights near 0 alone.
+  assert moved[False] < 0.15  # Only weights near 0.
   assert moved[True] > 2 * moved[False]
 
 
@@ -95,7 +98,7 @@ def test_rounding_draws_the_same_bits_on_eight_devices_as_on_one():
   results = []
   for devices in (1, 8):
     places = tiny.sharding.shardings(tiny.FSDP, leaves, tiny.mesh(devices=devices))
-    got = jax.jit(stochastic_rounding.applied, out_shardings=places)(
+    got = jax.jit(stochastic_rounding.apply_updates, out_shardings=places)(
       jax.device_put(leaves, places), jax.device_put(updates, places), jax.random.key(3)
     )
     results.append({name: np.asarray(x) for name, x in got.items()})
@@ -104,7 +107,7 @@ def test_rounding_draws_the_same_bits_on_eight_devices_as_on_one():
 
 
 @pytest.mark.slow
-def test_a_run_rounded_by_chance_repeats_itself():
+def test_a_stochastically_rounded_run_is_reproducible():
   model, batches = tiny.model(), [tiny.batch(seed=i) for i in range(2)]
   run = tiny.Run(tiny.config(params=BF16, stochastic_rounding=True), model, tiny.mesh())
   first, _ = run.steps(tiny.parameters(model), batches)
@@ -161,14 +164,14 @@ def checked(lr, name=LLM, dtype="bfloat16", shape=(26, 9216, 2304), **fields):
     # 9216^-0.5 is 0.0104; 2^-9 of it 2.0e-5.
     (dict(lr=1e-5), "typical weight of 0.01 loses every change below 2e-05, and config.lr=1e-05"),
     (dict(lr=1e-3, lr_mults=[("llm/.*", 0.01)]), "changes of about 1e-05"),
-    (dict(lr=1e-5, optax_name="pgjax.adam8bit"), "would stand still"),
-    (dict(lr=1e-5, optax_name="lion"), "would stand still"),
+    (dict(lr=1e-5, optax_name="pgjax.adam8bit"), "would never change"),
+    (dict(lr=1e-5, optax_name="lion"), "would never change"),
     # Clipped to norm 1, 552 million gradients are of 4e-5 on average.
     (dict(lr=0.03, optax_name="big_vision.sgd"), "changes of about 1e-06"),
     (dict(lr=1e-4, dtype="float32", stochastic_rounding=True), "has nothing to round"),
   ],
 )
-def test_a_run_that_rounding_would_swallow_is_refused(fields, message):
+def test_a_run_that_rounding_would_stop_is_refused(fields, message):
   with pytest.raises(UserError, match=message):
     checked(**fields)
 
@@ -180,7 +183,7 @@ def test_a_run_that_rounding_would_swallow_is_refused(fields, message):
     dict(lr=1e-5, stochastic_rounding=True),
     dict(lr=1e-5, dtype="float32"),
     dict(lr=1e-5, lr_mults=[("llm/.*", 10.0)]),
-    dict(lr=0.03, optax_name="big_vision.sgd", grad_clip_norm=None),  # Cannot be known.
+    dict(lr=0.03, optax_name="big_vision.sgd", grad_clip_norm=None),  # Unknown.
     dict(lr=1e-5, optax_name="lamb"),
     dict(lr=1e-5, name="llm/final_norm/scale", shape=(2304,)),
   ],
@@ -197,7 +200,7 @@ def test_fan_in_is_that_of_the_model():
   seen = 0
   for name, leaf in leaves.items():
     expected = stochastic_rounding.typical_size(name, leaf.shape)
-    if expected and name != "img/head/kernel":  # Begins at 0.
+    if expected and name != "img/head/kernel":  # Initialized to 0.
       seen += 1
       # Xavier, in the image tower, takes the mean of fan-in and fan-out.
       assert 0.6 < np.std(leaf) / expected < 1.5, name

@@ -1,4 +1,4 @@
-"""Runs that train adapters, as a user starts them: begun, resumed, scored, carried on."""
+"""Runs that train adapters, as a user starts them: started, resumed, scored, continued."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 from pgjax import cli, convert, evaluate, train
 from pgjax.checkpoints import source as source_lib, workdir as workdir_lib
 
-# Two workers would make the runs twice.
+# Two workers would train twice.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tuning")]
 TINY = dict(width=16, depth=1, mlp_dim=32, num_heads=2)
 FIELDS = {
@@ -98,8 +98,8 @@ def test_the_base_is_the_checkpoint_quantized_and_only_factors_moved(full, qlora
 
 def test_it_is_scored_as_in_training(qlora, tmp_path):
   assert call(evaluate, [f"--ckpt={qlora}", "--evals=val", f"--out={tmp_path}/o"]) == 0
-  found = json.loads((tmp_path / "o" / "metrics.json").read_text())
-  assert {name: found[name] for name in scores(qlora)} == scores(qlora)
+  metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+  assert {name: metrics[name] for name in scores(qlora)} == scores(qlora)
 
 
 def test_resumed_is_uninterrupted(full, qlora, tmp_path):
@@ -113,27 +113,27 @@ def test_resumed_is_uninterrupted(full, qlora, tmp_path):
   assert workdir_lib.read(folder / "8").sums == sums
 
 
-def test_another_run_goes_on_with_the_adapters_or_folds_them_in(qlora, tmp_path):
+def test_another_run_continues_the_adapters_or_merges_them(qlora, tmp_path):
   assert run(tmp_path / "on", f"tune=qlora,init={qlora}", lr=0.0) == 0
   (base, factors), (again, carried) = whole(qlora), whole(tmp_path / "on")
   for key, factor in factors.items():
     np.testing.assert_array_equal(carried[key], factor)
   for name, leaf in base.items():
     np.testing.assert_array_equal(again[name], leaf, err_msg=name)
-  assert run(tmp_path / "folded", f"init={qlora}", lr=0.0) == 0
-  folded, none = whole(tmp_path / "folded")
+  assert run(tmp_path / "merged", f"init={qlora}", lr=0.0) == 0
+  merged, none = whole(tmp_path / "merged")
   assert not none
   name = "llm/layers/mlp/linear"
   a, b = (factors[name, f] for f in "ab")
   expected = base[name] + 2.0 * np.einsum("LFR,LRD->LFD", a, b)
-  np.testing.assert_allclose(folded[name], expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(merged[name], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_merged_it_is_scored_by_its_own_config_and_as_an_adapter_it_starts_a_run(qlora, tmp_path):
   assert call(convert, [f"--src={qlora}", f"--dst={tmp_path}/m", "--to=orbax", "--merge"]) == 0
   assert call(evaluate, [f"--ckpt={tmp_path}/m", "--evals=val", f"--out={tmp_path}/o"]) == 0
-  found = json.loads((tmp_path / "o" / "metrics.json").read_text())
-  assert {n: found[n] for n in scores(qlora)} == pytest.approx(scores(qlora), rel=1e-4)
+  metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+  assert {n: metrics[n] for n in scores(qlora)} == pytest.approx(scores(qlora), rel=1e-4)
   assert call(convert, [f"--src={qlora}", f"--dst={tmp_path}/a", "--to=peft"]) == 0
   assert run(tmp_path / "on", f"tune=qlora,init={tmp_path}/a", lr=0.0) == 0
   (base, factors), (again, carried) = whole(qlora), whole(tmp_path / "on")
@@ -165,7 +165,7 @@ def test_merged_it_is_scored_by_its_own_config_and_as_an_adapter_it_starts_a_run
     ([("llm/.*", "lora(4, base='nf4')"), (".*", "freeze")], "Give lora.* the rank and alpha of"),
   ],
 )
-def test_mistakes_are_one_sentence(qlora, tmp_path, capfd, params, message):
+def test_mistakes_raise_one_sentence(qlora, tmp_path, capfd, params, message):
   capfd.readouterr()
   assert run(tmp_path / "w", f"init={qlora}", params=params) == 1
   out, err = capfd.readouterr()
