@@ -296,7 +296,7 @@ def test_a_json_schema(walk, tmp_path, monkeypatch):
 def test_a_watcher_is_passed_over(walk, tmp_path):
   watchers.announce(tmp_path, tmp_path / "out", [1, 2])
   [file] = (tmp_path / watchers.FOLDER).iterdir()
-  walk(file, lambda _: watchers.complaint(tmp_path, range(30)), quiet=True)().check()
+  walk(file, lambda _: watchers.warning(tmp_path, range(30)), quiet=True)().check()
 
 
 def test_metrics_of_a_scored_step_are_passed_over(walk, tmp_path):

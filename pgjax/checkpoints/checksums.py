@@ -10,9 +10,9 @@ import numpy as np
 
 @functools.cache
 def jitted_checksums():
-  """`f({name: array}) -> {name: uint32}`: the sum of an array's bits, the same on every mesh.
+  """`f({name: array}) -> {name: uint32}`: the sum of each array's elements as unsigned integers.
 
-  For checkpoints: whole numbers add up to the same whatever the order and the sharding.
+  An integer sum does not depend on order or sharding.
   """
 
   def checksum(x):
@@ -23,7 +23,7 @@ def jitted_checksums():
 
 
 def checksum(blocks: Iterable[np.ndarray]) -> int:
-  """What step.jitted_checksums gives for the array that these blocks make up."""
+  """The same for an array that consists of these blocks."""
   total = 0
   for block in blocks:
     bits = np.ascontiguousarray(block).reshape(-1).view(f"uint{8 * block.dtype.itemsize}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pgjax.checkpoints import load as load_params, resolve, source as source_lib
+from pgjax.checkpoints.saver import under
 from pgjax.errors import UserError
 from pgjax.formats import npz
 from pgjax.formats.lazy_array import LazyArray
@@ -13,37 +14,37 @@ from pgjax.params.storage import StoredParams
 
 
 def load_initial(
-  model_init: str | Mapping[str, str], kept: Mapping[str, Any], leaves: StoredParams
+  model_init: str | Mapping[str, str], abstract: Mapping[str, Any], leaves: StoredParams
 ) -> dict[str, Any]:
-  """The parameters that a run starts from, nested, cast and placed; see loading.load.
+  """The parameters that a run starts from, nested, cast and placed; see load.load.
 
   Args:
-    model_init: a CKPT, or "x.npz:img" for a part of a file, or a dict from the parts of the model
-      to such strings; parts that it leaves out are not returned.
-    kept: nested dict of what the run keeps, with shapes, dtypes and shardings.
-    leaves: the model's own shapes, and how each is kept.
+    model_init: a CKPT, "x.npz:img" for a part of a file, or a dict from parts of the model to such
+      strings; parts that it leaves out are not returned.
+    abstract: nested dict of the arrays that the run stores: shapes, dtypes and shardings.
+    leaves: the model's shapes, and how each leaf is stored.
   """
   if isinstance(model_init, str):
     if peft.is_folder(path := resolve.resolve(resolve.name_and_part(model_init)[0])):
       peft.check_start(path, model_init, leaves)
-    found, adapters = _leaves_of(model_init)
-    return load_params.load(found, kept, leaves, model_init, adapters)
+    arrays, adapters = _leaves_of(model_init)
+    return load_params.load(arrays, abstract, leaves, model_init, adapters)
   parts = {name.split("/")[0] for name in leaves.shapes}
   if unknown := sorted(set(model_init) - parts):
     raise UserError(f"model_init has no part {unknown}; the model has {sorted(parts)}.")
-  found, adapters = {}, {}
+  arrays, adapters = {}, {}
   for part, spec in model_init.items():
-    there, adapted = _leaves_of(spec)  # Of the part alone, or of a whole model.
-    found |= {f"{part}/{name}": leaf for name, leaf in (_inside(there, part) or there).items()}
-    adapters |= {f"{part}/{name}": leaf for name, leaf in _inside(adapted, part).items()}
+    of_spec, adapters_of_spec = _leaves_of(spec)  # Of only this part, or of a whole model.
+    arrays |= {f"{part}/{n}": leaf for n, leaf in (under(of_spec, part) or of_spec).items()}
+    adapters |= {f"{part}/{n}": leaf for n, leaf in under(adapters_of_spec, part).items()}
   inside = StoredParams(
     *({n: x for n, x in d.items() if n.split("/")[0] in model_init} for d in leaves)
   )
-  return load_params.load(found, kept, inside, ", ".join(model_init.values()), adapters)
+  return load_params.load(arrays, abstract, inside, ", ".join(model_init.values()), adapters)
 
 
 def _leaves_of(spec: str) -> tuple[dict[str, LazyArray], dict[str, Adapter]]:
-  """What one string of model_init names, under the names it has in there, and its adapters."""
+  """The leaves that one string of model_init names, by their names in the file, and adapters."""
   name, part = resolve.name_and_part(spec)
   path = resolve.resolve(name)
   if path.suffix == ".npz":
@@ -51,12 +52,7 @@ def _leaves_of(spec: str) -> tuple[dict[str, LazyArray], dict[str, Adapter]]:
   else:
     source = source_lib.open_source(name)
     leaves, adapters = source.leaves, source.adapters
-  if part and not _inside(leaves, part):
+  if part and not under(leaves, part):
     tops = sorted({name.split("/")[0] for name in leaves})
     raise UserError(f"model_init='{spec}': the file has no part '{part}', but {tops}.")
-  return (_inside(leaves, part), _inside(adapters, part)) if part else (leaves, adapters)
-
-
-def _inside(leaves: Mapping[str, Any], part: str) -> dict[str, Any]:
-  start = f"{part}/"
-  return {n.removeprefix(start): leaf for n, leaf in leaves.items() if n.startswith(start)}
+  return (under(leaves, part), under(adapters, part)) if part else (leaves, adapters)

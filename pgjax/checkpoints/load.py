@@ -1,8 +1,8 @@
-"""How do weights get from a checkpoint onto the mesh?
+"""Loads weights from a checkpoint onto the mesh.
 
-Leaf by leaf, and of a leaf each process keeps the slices that its devices need: neither a host nor
-a device ever holds the whole model a second time. Where a checkpoint and the model differ by the
-reference's own rules (resolution, size of the vocabulary), the leaf is adapted, and that is said.
+Leaf by leaf, and each process reads only the slices of its devices, so that neither a host nor a
+device holds a second copy of the model. Where resolution or vocabulary differ, the leaf is adapted
+by the reference's rules, and that is logged.
 """
 
 import logging
@@ -29,46 +29,51 @@ NEW_ROWS_STDDEV = 0.02  # big_vision's value for tokens that the checkpoint lack
 
 
 def abstract_params(leaves: StoredParams, config: Any, mesh: Any) -> dict[str, Any]:
-  """Nested dict of what is stored: shapes, dtypes and shardings; nothing is allocated."""
+  """Nested dict of the stored shapes, dtypes and shardings; nothing is allocated."""
   stored = leaves.abstract()
-  places = sharding_lib.shardings(config.sharding_strategy, {"params": stored}, mesh)["params"]
-  with_place = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
-  return jax.tree.map(with_place, stored, places)
+  shardings = sharding_lib.shardings(config.sharding_strategy, {"params": stored}, mesh)["params"]
+  return jax.tree.map(
+    lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), stored, shardings
+  )
 
 
 def load(
-  found: Mapping[str, LazyArray],
-  kept: Mapping[str, Any],
+  arrays: Mapping[str, LazyArray],
+  abstract: Mapping[str, Any],
   leaves: StoredParams,
   source: str,
   adapters: Mapping[str, Adapter] | None = None,
-  same: Mapping[str, LazyArray] | None = None,
+  unchanged: Mapping[str, LazyArray] | None = None,
 ) -> dict[str, Any]:
-  """Nested dict of the checkpoint's arrays: adapted where the rules say so, cast or quantized.
+  """Nested dict of the checkpoint's arrays on the mesh: adapted, cast or quantized as needed.
 
   Args:
-    found: leaves under our names; all that the model has, and no others.
-    kept: nested dict of what is to be kept, with shapes, dtypes and shardings.
-    leaves: the model's own shapes, and how each is kept.
-    source: what the user called it, for messages.
-    adapters: the checkpoint's. Where the run adapts the same leaf, it goes on with them; elsewhere
-      they are folded in. A run's adapter that the checkpoint lacks is not in the result.
-    same: arrays of the result that are stored in the same form, by their names in there: copied.
+    arrays: exactly the model's leaves, under our names.
+    abstract: nested dict of the arrays to store: shapes, dtypes and shardings.
+    leaves: the model's shapes, and how each leaf is stored.
+    source: the user's name of the checkpoint, for messages.
+    adapters: the checkpoint's. They continue where the run adapts the same leaf and are merged
+      elsewhere. The result lacks adapters of the run that the checkpoint does not have.
+    unchanged: stored arrays to copy as they are, by their names in the result.
   """
-  wanted = param_tree.flatten(kept)
-  have = {name: leaf.shape for name, leaf in found.items()}
+  wanted = param_tree.flatten(abstract)
+  have = {name: leaf.shape for name, leaf in arrays.items()}
   want = {name: tuple(leaf.shape) for name, leaf in leaves.shapes.items()}
   hf_names.check_same(want, have, f"'{source}'", fits=_fits)
-  loaded, adapters, same = {}, adapters or {}, same or {}
-  put = lambda name, leaf: loaded.update({name: _placed(same.get(name, leaf), wanted[name])})  # noqa: E731
-  _say_folded(adapters, leaves, source)
+  loaded, adapters, unchanged = {}, adapters or {}, unchanged or {}
+
+  def put(name, leaf):
+    loaded[name] = _placed(unchanged.get(name, leaf), wanted[name])
+
+  if merged := [name for name in adapters if leaves.rules[name].kind != "lora"]:
+    log.info("The adapters of %d leaves of %s are merged into them.", len(merged), source)
   for name, rule in leaves.rules.items():  # Before anything is read.
     if name in adapters and rule.kind == "lora":
       _check_adapter(name, adapters[name], leaves, source)
     if scheme := scheme_of(rule):
-      _check_scheme(name, found[name].scheme or scheme, scheme, source)
+      _check_scheme(name, arrays[name].scheme or scheme, scheme, source)
   for name, rule in leaves.rules.items():
-    leaf = _adapted(name, found[name], want[name])
+    leaf = _adapted(name, arrays[name], want[name])
     if name in adapters and rule.kind == "lora":
       put(f"{param_names.LORA}{name}/a", adapters[name].a)
       put(f"{param_names.LORA}{name}/b", adapters[name].b)
@@ -82,14 +87,8 @@ def load(
   return param_tree.unflatten(loaded)
 
 
-def _say_folded(adapters, leaves, source):
-  folded = [name for name in adapters if leaves.rules[name].kind != "lora"]
-  if folded:
-    log.info("The adapters of %d leaves of %s are folded into them.", len(folded), source)
-
-
 def _check_adapter(name, adapter, leaves, source):
-  """A run goes on with the adapters of a checkpoint only if they are the ones it asks for."""
+  """The checkpoint's adapters must be those that the run asks for."""
   rule, shape = leaves.rules[name], leaves.shapes[name].shape
   shapes = lora.factor_shapes(param_names.matrix(name), shape, rule.rank)
   have = {"a": adapter.a.shape, "b": adapter.b.shape}
@@ -103,20 +102,24 @@ def _check_adapter(name, adapter, leaves, source):
 
 
 def _check_scheme(name, have, scheme, source):
-  """What was rounded to some codes is not rounded to others, unless someone says so."""
+  """Quantized weights are not quantized again in another way."""
   if have != scheme:
     words = [f"{s.kind} in blocks of {s.block}{', double' * s.double}" for s in (have, scheme)]
     raise UserError(
-      f"'{source}' keeps {name} as {words[0]}, and config.params asks for {words[1]}: rounding it"
+      f"'{source}' stores {name} as {words[0]}, and config.params asks for {words[1]}: rounding it"
       " twice would cost accuracy. Ask for the same, or start from weights that are not quantized."
     )
 
 
-def _placed(leaf: LazyArray, place: Any) -> jax.Array:
-  """Reads the rows that this process's devices keep, block by block, into their slices."""
-  sharding, slices = place.sharding, {}
+def _placed(leaf: LazyArray, abstract: Any) -> jax.Array:
+  """Reads the rows of this process's devices, block by block, into their slices."""
+  sharding, slices = abstract.sharding, {}
+
+  def spans_of(index):
+    return tuple(axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True))
+
   for index in sharding.addressable_devices_indices_map(leaf.shape).values():
-    spans = tuple(axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True))
+    spans = spans_of(index)
     slices[spans] = np.empty([stop - start for start, stop in spans], leaf.dtype)
   rows = max(1, CHUNK_BYTES * leaf.shape[0] // max(1, leaf.nbytes))
   first, last = min(s[0][0] for s in slices), max(s[0][1] for s in slices)
@@ -132,11 +135,8 @@ def _placed(leaf: LazyArray, place: Any) -> jax.Array:
         inside = tuple(slice(*span) for span in rest)
         array[low - begin : high - begin] = block[(slice(low - start, high - start), *inside)]
 
-  def at(index):
-    return slices[tuple(a.indices(size)[:2] for a, size in zip(index, leaf.shape, strict=True))]
-
-  array = jax.make_array_from_callback(leaf.shape, sharding, at)
-  return jax.block_until_ready(array)  # Frees what the host read for it.
+  array = jax.make_array_from_callback(leaf.shape, sharding, lambda i: slices[spans_of(i)])
+  return jax.block_until_ready(array)  # Frees the host's copy.
 
 
 def _fits(name: str, have: tuple[int, ...], want: tuple[int, ...]) -> bool:
@@ -148,7 +148,7 @@ def _fits(name: str, have: tuple[int, ...], want: tuple[int, ...]) -> bool:
 
 
 def _adapted(name: str, leaf: LazyArray, shape: tuple[int, ...]) -> LazyArray:
-  """The leaf as the model wants it; what is changed is said."""
+  """The leaf in the model's shape; changes are logged."""
   if leaf.shape == shape:
     return leaf
   if name == hf_names.POS_EMBEDDING:
@@ -157,7 +157,7 @@ def _adapted(name: str, leaf: LazyArray, shape: tuple[int, ...]) -> LazyArray:
     return of_array(resample_pos_embedding(leaf.whole(), new))
   have, want = leaf.shape[0], shape[0]
   if want < have:
-    log.info("%s: the last %d rows, Hugging Face's <image> and padding, go.", name, have - want)
+    log.info("%s: drops the last %d rows, <image> and padding.", name, have - want)
     return hf_names.with_rows(leaf, want)
   more = want - have
   log.info("%s gets %d new rows, normal with stddev %g.", name, more, NEW_ROWS_STDDEV)
@@ -172,11 +172,11 @@ def _adapted(name: str, leaf: LazyArray, shape: tuple[int, ...]) -> LazyArray:
 
 
 def resample_pos_embedding(table_1PD: np.ndarray, new: int) -> np.ndarray:
-  """Linear, corner-aligned: what the reference gets from scipy.ndimage.zoom(order=1)."""
+  """Linear and corner-aligned, like the reference's scipy.ndimage.zoom(order=1); [1, P, D]."""
   old = math.isqrt(table_1PD.shape[1])
   at = np.linspace(0, old - 1, new)
   low = np.minimum(at.astype(int), max(old - 2, 0))
-  weights = np.zeros((new, old))  # Row i: how much each old position gives to new position i.
+  weights = np.zeros((new, old))  # Row i: the weights of the old positions in new position i.
   weights[np.arange(new), low] = 1 - (at - low)
   if old > 1:
     weights[np.arange(new), low + 1] = at - low

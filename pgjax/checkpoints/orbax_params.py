@@ -1,7 +1,4 @@
-"""How do the parameters of a step folder travel without the rest of a run?
-
-Out by rows, for a mesh or another format, and in from one, leaf by leaf.
-"""
+"""Reads and writes only the parameters of a step folder, lazily: by rows, leaf by leaf."""
 
 import functools
 import logging
@@ -20,26 +17,24 @@ from pgjax.formats.lazy_array import CHUNK_BYTES, LazyArray
 from pgjax.params.tree import unflatten
 
 
-def places_of(found: workdir.Checkpoint, *, averages: bool) -> dict[str, str]:
-  """{parameter: its name in the checkpoint}; with `averages`, "ema/..." for what has one."""
-  places = {name: f"params/{name}" for name in saver.of_item(found.shapes, "params")}
-  if averages:
-    places |= {name: f"ema/{name}" for name in saver.of_item(found.shapes, "ema")}
-  return places
+def stored_names(run: workdir.Checkpoint, *, ema: bool) -> dict[str, str]:
+  """{parameter: its name in the checkpoint}; with `ema`, "ema/..." where it is stored."""
+  names = {name: f"params/{name}" for name in saver.under(run.shapes, "params")}
+  return names | {name: f"ema/{name}" for name in saver.under(run.shapes, "ema") if ema}
 
 
-def leaves(run: workdir.Checkpoint, *, averages: bool = False) -> dict[str, LazyArray]:
-  """The parameters of a checkpoint, read by rows; what has changed on the disk is an error."""
-  return stored(run, places_of(run, averages=averages), checked=True)
+def leaves(run: workdir.Checkpoint, *, ema: bool = False) -> dict[str, LazyArray]:
+  """The parameters of a checkpoint, read by rows and compared with their checksums."""
+  return stored(run, stored_names(run, ema=ema), checked=True)
 
 
 def stored(
-  run: workdir.Checkpoint, places: Mapping[str, str], *, checked: bool = False
+  run: workdir.Checkpoint, names: Mapping[str, str], *, checked: bool = False
 ) -> dict[str, LazyArray]:
-  """The arrays that `places_of` names, read by rows; checked: each is compared with its checksum.
+  """The arrays of `stored_names`, read by rows; checked: compared with their checksums.
 
-  Arrays that lie in small pieces, as `checkpoint.in_pieces` asks for, are read piece by piece. Of
-  others, one whole array is in memory while its rows are asked for.
+  Arrays in small chunks, as `saver.in_pieces` writes them, are read chunk by chunk. Of others, one
+  whole array is in memory while its rows are read.
   """
 
   @functools.lru_cache(maxsize=1)
@@ -49,7 +44,7 @@ def stored(
   @functools.cache
   def rows_of(name):
     store = _stored(run, name)
-    rows = store.chunk_layout.read_chunk.shape[0]  # Any row costs as much as this many.
+    rows = store.chunk_layout.read_chunk.shape[0]  # One row costs as much as N.
     dtype = store.dtype.numpy_dtype
     if rows == 1 or rows * math.prod(store.shape[1:]) * dtype.itemsize <= 2 * CHUNK_BYTES:
       read = lambda start, stop: store[start:stop].read().result()  # noqa: E731
@@ -74,13 +69,13 @@ def stored(
 
     return LazyArray(tuple(shape), np.dtype(dtype), read)
 
-  return {name: leaf(there) for name, there in places.items()}
+  return {name: leaf(stored_name) for name, stored_name in names.items()}
 
 
-def _stored(found: workdir.Checkpoint, name: str) -> tensorstore.TensorStore:
-  """One array of Orbax's items `params` and `ema`, opened."""
+def _stored(run: workdir.Checkpoint, name: str) -> tensorstore.TensorStore:
+  """Opens one array of Orbax's items `params` and `ema`."""
   item, _, rest = name.partition("/")
-  key = dict(driver="ocdbt", base=f"file://{found.path}/{item}/", path=rest.replace("/", ".") + "/")
+  key = dict(driver="ocdbt", base=f"file://{run.path}/{item}/", path=rest.replace("/", ".") + "/")
   return tensorstore.open(dict(driver="zarr", kvstore=key), open=True, read=True).result()
 
 
@@ -90,14 +85,14 @@ def write_params(
   run: dict[str, Any],
   tokenizer: bytes | None,
 ) -> None:
-  """A step folder without an optimizer, written leaf by leaf; `run` is what runs.add_files takes.
+  """Writes a step folder without an optimizer, leaf by leaf; run: see workdir.add_files.
 
-  Chunked, so that neither writing nor a restore onto a mesh needs a second copy of a leaf.
+  Chunked, so that neither writing nor restoring onto a mesh needs a second copy of a leaf.
   """
   sums: dict[str, int] = {}
   handler = _LeafWriter(sums)
   registry = ocp.type_handlers.create_type_handler_registry((LazyArray, handler))
-  logging.getLogger("absl").addFilter(saver.not_said_twice)
+  logging.getLogger("absl").addFilter(saver.is_worth_logging)
   folder.mkdir(parents=True)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
     args = ocp.args.PyTreeSave(
@@ -112,7 +107,7 @@ def write_params(
 
 
 class _LeafWriter(ocp.type_handlers.NumpyHandler):
-  """Reads, writes and forgets one block of rows after the other."""
+  """Reads and writes one block of rows after the other."""
 
   def __init__(self, sums: dict[str, int]):
     """`sums` gets the checksum of each leaf, by name."""
@@ -120,7 +115,7 @@ class _LeafWriter(ocp.type_handlers.NumpyHandler):
     self._sums = sums
 
   async def serialize(self, values, infos, args=None):
-    """One leaf after the other; Orbax would begin all at once."""
+    """One leaf after the other; Orbax would start all at once."""
     for leaf, info, arg in zip(values, infos, args, strict=True):
       unwritten = _Unwritten(leaf)
       for future in await super().serialize([unwritten], [info], [arg]):
@@ -129,7 +124,7 @@ class _LeafWriter(ocp.type_handlers.NumpyHandler):
     return []
 
   async def _open_and_write(self, value, tspec, ts_context):
-    """Where Orbax writes a whole array in one go."""
+    """Replaces Orbax's write of a whole array at once."""
     store = await tensorstore.open(tspec, create=True, open=True, context=ts_context)
     leaf, piece = value.leaf, store.chunk_layout.write_chunk.shape[0]
     rows = piece * max(1, CHUNK_BYTES * leaf.shape[0] // leaf.nbytes // piece)
@@ -141,7 +136,7 @@ class _LeafWriter(ocp.type_handlers.NumpyHandler):
 
 
 class _Unwritten:
-  """What Orbax wants to know of an array before it writes it, and the checksum when it has."""
+  """The attributes of an array that Orbax reads before it writes it, and its checksum so far."""
 
   def __init__(self, leaf: LazyArray):
     """Nothing is read yet."""

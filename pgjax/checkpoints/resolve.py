@@ -1,8 +1,7 @@
-"""Which file or folder does a user's CKPT stand for?
+"""Which file or folder does a user's CKPT mean?
 
-A path; a published name such as pt_3b_224 or paligemma2-3b-pt-224, looked for in the folder that
-PGJAX_WEIGHTS_DIR names and then on the hub; or a hub id such as google/paligemma2-3b-pt-224. What
-is in the file says checkpoints/source.py.
+A path; a published name such as pt_3b_224 or paligemma2-3b-pt-224, in the folder PGJAX_WEIGHTS_DIR
+or on the hub; or a hub id such as google/paligemma2-3b-pt-224. source.py opens it.
 """
 
 import os
@@ -25,7 +24,7 @@ ALLOWED = (
 
 
 def resolve(name: str, *, download: bool = True) -> pathlib.Path:
-  """The file or folder; what is not on this machine is downloaded from the hub, or not there."""
+  """The path of a checkpoint; with `download`, from the hub if it is not on this machine."""
   path = pathlib.Path(name).expanduser()
   if path.exists():
     return path.absolute()
@@ -38,28 +37,26 @@ def resolve(name: str, *, download: bool = True) -> pathlib.Path:
     files, repo = [], name
   else:
     raise UserError(f"There is no checkpoint '{name}': no such file or folder; {ALLOWED}.")
-  folder = os.environ.get(hub.WEIGHTS_DIR)
-  for file in files if folder else ():
-    if (path := pathlib.Path(folder, file).expanduser()).exists():
-      return path.absolute()
-  where = (
-    f"is in {folder} ({hub.WEIGHTS_DIR})"
-    if folder
-    else f"was looked for: {hub.WEIGHTS_DIR} is not set"
-  )
-  looked = f"none of {', '.join(files)} {where}" if files else "it is no path here"
-  return hub.download(name, repo, looked, ALLOWED, {} if download else dict(local_files_only=True))
+  where = f"was searched: {hub.WEIGHTS_DIR} is not set"
+  if folder := os.environ.get(hub.WEIGHTS_DIR):
+    where = f"is in {folder} ({hub.WEIGHTS_DIR})"
+    for file in files:
+      if (path := pathlib.Path(folder, file).expanduser()).exists():
+        return path.absolute()
+  searched = f"none of {', '.join(files)} {where}" if files else "it is no path here"
+  how = {} if download else dict(local_files_only=True)
+  return hub.download(name, repo, searched, ALLOWED, **how)
 
 
 def hub_id(name: str) -> str:
-  """The same checkpoint as Hugging Face's programs call it, if it is a published one."""
+  """Hugging Face's name of a published checkpoint; other names do not change."""
   if short := _SHORT.fullmatch(name):
     return _files_of(*short.groups())[1]
   return f"google/{name}" if _PUBLISHED.fullmatch(name) else name
 
 
 def _files_of(size: str | None, res: str, precision: str | None) -> tuple[list[str], str]:
-  """(file and folder names that a short name stands for, the preferred first; its hub id)."""
+  """(files and folders of a short name, the preferred first; its hub id)."""
   if size is None:
     model, short = f"paligemma-3b-pt-{res}", f"pt_{res}"
     endings = ["", ".bf16", ".f16"]
@@ -74,6 +71,6 @@ def _files_of(size: str | None, res: str, precision: str | None) -> tuple[list[s
 
 
 def name_and_part(spec: str) -> tuple[str, str]:
-  """ "x.npz:img" is a checkpoint and a part of it; a path may have colons of its own."""
+  """Splits "x.npz:img" into a checkpoint and a part of it; a path may contain colons."""
   name, _, part = spec.rpartition(":")
   return (spec, "") if not name or "/" in part or part.endswith(".npz") else (name, part)

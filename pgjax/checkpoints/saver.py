@@ -1,8 +1,7 @@
-"""How do the arrays of a run get to disk and back? The one door to Orbax.
+"""Saves a run's arrays with Orbax and restores them; decides when, and which steps stay.
 
-`Saver` decides when a run is saved, finds its newest good state again, and forgets old steps.
-Commands that only need the weights use orbax_params.py; workdir.py reads what is beside the arrays
-in a step folder, and detects damage.
+Commands that only need the weights use orbax_params.py; workdir.py reads the other files of a step
+folder and detects damage.
 """
 
 import contextlib
@@ -27,26 +26,25 @@ from pgjax.formats.lazy_array import CHUNK_BYTES
 from pgjax.params.names import STACKED
 from pgjax.params.tree import flatten, unflatten
 
-COMPRESSED = 0.9  # Orbax's files, as a share of the arrays' bytes: float32 weights hardly shrink.
+COMPRESSED = 0.9  # Size of Orbax's files relative to the arrays: float32 weights hardly shrink.
 
 
 class Plan(NamedTuple):
-  """When to save and what to keep; 0 or "" turns a rule off."""
+  """When to save, and which steps stay; 0 or "" turns a rule off."""
 
   total_steps: int
   every_steps: int = 0  # ckpt_steps; the last step is always saved.
-  keep_every_steps: int = 0  # keep_ckpt_steps: multiples of it stay for ever.
+  keep_every_steps: int = 0  # keep_ckpt_steps: multiples of it are never deleted.
   keep_last: int = 2
   keep_best: str = ""  # A metric such as "eval/acc"; "-eval/avg" where less is better.
 
 
 class Saver:
-  """Saves a run now and then, finds its newest good state again, and forgets old steps.
+  """Saves a run, restores its newest undamaged state, and deletes old steps.
 
-  All processes call all methods, and the workdir must be visible to all of them. `config` is the
-  run's config as plain data, `tokenizer` the content of its file, `identity` what must not change
-  between two starts in one workdir (the data and its order), `checksums` a compiled function from
-  {name: array} to {name: uint32}.
+  All processes call all methods, and the workdir must be visible to all of them. config: the run's
+  config as plain data; tokenizer: the content of its file; identity: must not change between two
+  starts in one workdir; checksums: a compiled function from {name: array} to {name: uint32}.
   """
 
   def __init__(
@@ -65,25 +63,25 @@ class Saver:
     self._plan, self._checksums, self._say = plan, checksums, say
     self._config, self._identity = disk.plain(config), disk.plain(identity)
     self._tokenizer = tokenizer
-    self._values: dict[int, float] = {}  # keep_best's metric at the steps that have it.
+    self._values: dict[int, float] = {}  # keep_best's metric of evaluated steps.
     self._saving: tuple[int, dict[str, Any]] | None = None
     self._manager: ocp.CheckpointManager | None = None
 
   def latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any] | None]:
-    """(state, position in the data) of the newest good step, or (None, None) in a fresh workdir.
+    """(state, position in the data) of the newest undamaged step; (None, None) if there is none.
 
-    `abstract_state` is a TrainState of ShapeDtypeStructs with shardings: where each array belongs
-    now, whatever the mesh was when it was written.
+    abstract_state: a TrainState of ShapeDtypeStructs with the shardings to restore to; the mesh may
+    differ from that of the save.
     """
-    self._check_room("A checkpoint", named(abstract_state))
+    self._check_disk("A checkpoint", named(abstract_state))
     state, position = None, None
     available = workdir_lib.steps(self._workdir)
     while available and state is None:
       path = self._folder / str(available.pop())
       try:
-        found = workdir_lib.read(path)
-        self._check_same_run(found, abstract_state, available)
-        state, position = self._restore(found, abstract_state), found.position
+        ckpt = workdir_lib.read(path)
+        self._check_same_run(ckpt, abstract_state, available)
+        state, position = self._restore(ckpt, abstract_state), ckpt.position
       except workdir_lib.DamagedError as error:
         self._set_aside(path, error, available)
     if processes.is_main():
@@ -93,7 +91,7 @@ class Saver:
     return state, position
 
   def due(self, step: int, scores: Mapping[str, float]) -> bool:
-    """Whether `step` is to be saved; the same on all processes, as `scores` are."""
+    """Whether to save `step`; the same on all processes, as `scores` are."""
     plan = self._plan
     return (
       step == plan.total_steps
@@ -105,30 +103,30 @@ class Saver:
   def save(
     self, step: int, state: Any, position: dict[str, Any], scores: Mapping[str, float]
   ) -> None:
-    """Copies `state` off the devices and returns; the files are written in the background.
+    """Copies `state` off the devices and returns; files are written in the background.
 
-    `scores` are the metrics of an evaluation of exactly this step, or empty.
+    scores: the metrics of an evaluation of exactly this step, or empty.
     """
-    self._explained(self._manager.wait_until_finished)  # Raises what went wrong last time.
+    self._explained(self._manager.wait_until_finished)  # Raises errors of the previous save.
     if step in self._manager.all_steps():
       return
     arrays = named(state)
-    self._check_room(f"The checkpoint of step {step}", arrays)
+    self._check_disk(f"The checkpoint of step {step}", arrays)
     sums = {name: int(value) for name, value in jax.device_get(self._checksums(arrays)).items()}
     run = dict(step=step, config=self._config, identity=self._identity, sums=sums)
     run["position"] = disk.plain(position)
-    run["shapes"] = {name: shape(leaf) for name, leaf in arrays.items()}
+    run["shapes"] = {name: _shape(leaf) for name, leaf in arrays.items()}
     self._saving = (step, run)
-    if complaint := watchers.complaint(self._workdir, self._manager.all_steps()):
-      self._say(complaint)
+    if warning := watchers.warning(self._workdir, self._manager.all_steps()):
+      self._say(warning)
     if (value := self._value(scores)) is not None:
       self._values[step] = run["best_value"] = value
     items = dict(
       params=ocp.args.StandardSave(state.params, in_pieces(flatten(state.params))),
       optimizer=ocp.args.StandardSave(_of_optimizer(arrays)),
     )
-    if averages := of_item(arrays, "ema"):
-      items["ema"] = ocp.args.StandardSave(unflatten(averages), in_pieces(averages))
+    if ema := under(arrays, "ema"):
+      items["ema"] = ocp.args.StandardSave(unflatten(ema), in_pieces(ema))
     args = ocp.args.Composite(**items)
     self._explained(functools.partial(self._manager.save, step, args=args))
 
@@ -149,67 +147,66 @@ class Saver:
       cleanup_tmp_directories=True,
       async_options=ocp.AsyncOptions(post_finalization_callback=self._add_files),
     )
-    logging.getLogger("absl").addFilter(not_said_twice)
-    # Else a replicated array is cut into a slice for each device before it is written, on the
-    # device: memory there, and 1.5 s instead of 0.1 s a save for a small model on 8 devices.
+    logging.getLogger("absl").addFilter(is_worth_logging)
+    # Otherwise a replicated array is cut into one slice per device before it is written: that takes
+    # device memory, and 1.5 s instead of 0.1 s a save for a small model on 8 devices.
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
-    found = {
-      step: workdir_lib.best_value(self._folder / str(step))
-      for step in workdir_lib.steps(self._workdir)
-    }
-    self._values.update({step: value for step, value in found.items() if value is not None})
+    for step in workdir_lib.steps(self._workdir):
+      if (value := workdir_lib.best_value(self._folder / str(step))) is not None:
+        self._values[step] = value
     return ocp.CheckpointManager(self._folder, options=options)
 
   def _add_files(self) -> None:
-    """Runs on the main process once the arrays are written and before the folder is renamed.
+    """Runs on the main process after the arrays are written and before the folder is renamed.
 
-    Orbax names the unfinished folder STEP.orbax-checkpoint-tmp; what is put there now becomes
-    visible together with the arrays, or never.
+    Orbax names the unfinished folder STEP.orbax-checkpoint-tmp; files in it become visible together
+    with the arrays, or never.
     """
     step, run = self._saving
     folder = next(self._folder.glob(f"{step}.*tmp*"), self._folder / str(step))
     workdir_lib.add_files(folder, run, self._tokenizer)
 
-  def _restore(self, found: workdir_lib.Checkpoint, abstract_state: Any) -> Any:
+  def _restore(self, ckpt: workdir_lib.Checkpoint, abstract_state: Any) -> Any:
     wanted = named(abstract_state)
-    params = read_item(found.path / "params", abstract_state.params)
+    params = read_item(ckpt.path / "params", abstract_state.params)
     arrays = {f"params/{name}": leaf for name, leaf in named(params).items()}
-    arrays |= read_item(found.path / "optimizer", _of_optimizer(wanted))
-    if averages := of_item(wanted, "ema"):
-      read = read_item(found.path / "ema", unflatten(averages))
+    arrays |= read_item(ckpt.path / "optimizer", _of_optimizer(wanted))
+    if ema := under(wanted, "ema"):
+      read = read_item(ckpt.path / "ema", unflatten(ema))
       arrays |= {f"ema/{name}": leaf for name, leaf in flatten(read).items()}
-    check_sums(found, self._checksums(arrays))
+    check_sums(ckpt, self._checksums(arrays))
     return jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[n] for n in wanted])
 
   def _check_same_run(
-    self, found: workdir_lib.Checkpoint, abstract_state: Any, older: list[int]
+    self, ckpt: workdir_lib.Checkpoint, abstract_state: Any, older: list[int]
   ) -> None:
-    """The workdir must hold this run, perhaps with other settings, but not another one.
+    """The workdir must belong to this run, perhaps with other settings.
 
-    Where the step before is of this run, what `found` has of another one is damage.
+    If the step before belongs to it, then a newest step of another run is damage.
     """
-    if not (other := self._other_run(found, abstract_state)):
+    if not (other := self._other_run(ckpt, abstract_state)):
       return
     before = None
     with contextlib.suppress(workdir_lib.DamagedError):
       before = older and workdir_lib.read(self._folder / str(older[-1]))
     if before and not self._other_run(before, abstract_state):
-      raise workdir_lib.DamagedError(f"{found.path / 'run.json'}: this is {other}")
-    advice = "Give this run a workdir of its own, or set this back to go on with the run in there."
+      raise workdir_lib.DamagedError(f"{ckpt.path / 'run.json'}: this is {other}")
+    advice = "Give this run a workdir of its own, or undo the change to resume the run in there."
     raise UserError(f"The workdir {self._workdir} holds {other}. {advice}")
 
-  def _other_run(self, found: workdir_lib.Checkpoint, abstract_state: Any) -> str | None:
-    here = {name: shape(leaf) for name, leaf in named(abstract_state).items()}
-    names = here.keys() | found.shapes.keys()
-    if different := sorted(name for name in names if here.get(name) != found.shapes.get(name)):
-      difference = compared(different[0], found.shapes, here)
+  def _other_run(self, ckpt: workdir_lib.Checkpoint, abstract_state: Any) -> str | None:
+    here = {name: _shape(leaf) for name, leaf in named(abstract_state).items()}
+    names = here.keys() | ckpt.shapes.keys()
+    if different := sorted(name for name in names if here.get(name) != ckpt.shapes.get(name)):
+      shapes = ckpt.shapes.get(different[0]), here.get(different[0])
+      before, now = ("absent" if s is None else f"{s[0]}{s[1]}" for s in shapes)
       return (
-        f"another model, or other trainable parts: {difference}, and {len(different)} arrays differ"
-        " in all"
+        f"another model, or other trainable parts: {different[0]} is {before} in its checkpoint and"
+        f" {now} in this config; {len(different)} arrays differ"
       )
-    for name in sorted(found.identity.keys() | self._identity.keys()):
-      before, now = found.identity.get(name), self._identity.get(name)
+    for name in sorted(ckpt.identity.keys() | self._identity.keys()):
+      before, now = ckpt.identity.get(name), self._identity.get(name)
       if before != now:
         return (
           f"a run on other data: {name} was {_short(before)} there and is {_short(now)} in this"
@@ -217,22 +214,22 @@ class Saver:
         )
     return None
 
-  def _check_room(self, what: str, arrays: Mapping[str, Any]) -> None:
-    """Most full disks are seen here, before Orbax's threads each tell of it in their own way."""
+  def _check_disk(self, what: str, arrays: Mapping[str, Any]) -> None:
+    """Raises in time for most full disks: Orbax's threads would each log it in their own way."""
     needed_bytes = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in arrays.values())
     free_bytes = shutil.disk_usage(self._workdir).free
     if free_bytes < COMPRESSED * needed_bytes:
       raise UserError(
         f"{what} takes up to {_size(needed_bytes)}, and the disk of {self._workdir} has "
-        f"{_size(free_bytes)} free; {self._what_there_is()}"
+        f"{_size(free_bytes)} free; {self._how_to_resume()}"
       )
 
-  def _what_there_is(self) -> str:
+  def _how_to_resume(self) -> str:
     complete = workdir_lib.steps(self._workdir)
-    kept = f"the one of step {complete[-1]} is complete" if complete else "there is none before"
+    newest = f"the one of step {complete[-1]} is complete" if complete else "there is none before"
     return (
-      f"{kept}. Make room there and start the same command again: it goes on from the newest "
-      "complete checkpoint."
+      f"{newest}. Free some space and rerun the same command to resume from the newest complete "
+      "checkpoint."
     )
 
   def _set_aside(self, path: pathlib.Path, error: Exception, older: list[int]) -> None:
@@ -245,13 +242,13 @@ class Saver:
       f"The checkpoint of step {path.name} is damaged ({error}). It was moved to the folder "
       f"{workdir_lib.DAMAGED}, and the run goes back to step {older[-1]}."
     )
-    processes.gather_objects("has been read")  # Nobody moves what another is still reading.
+    processes.gather_objects("has been read")  # No process moves what another still reads.
     if processes.is_main():
       workdir_lib.set_aside(path)
     processes.gather_objects("has been moved")
 
   def _value(self, scores: Mapping[str, float]) -> float | None:
-    """The metric of keep_best, larger is better; None where it was not measured."""
+    """The metric of keep_best, larger is better; None if it was not measured."""
     name = self._plan.keep_best
     value = scores.get(name.removeprefix("-"))
     if value is None or not np.isfinite(value):
@@ -263,7 +260,7 @@ class Saver:
     return value is not None and value > max(self._values.values(), default=-np.inf)
 
   def _explained(self, call: Callable[[], Any]) -> Any:
-    """Turns a full or vanished disk into a sentence; whatever else goes wrong is a bug."""
+    """Turns errors of the disk into a UserError; others are bugs."""
     try:
       return call()
     except Exception as error:
@@ -275,12 +272,12 @@ class Saver:
         shutil.rmtree(folder, ignore_errors=True)
       raise UserError(
         f"The checkpoint of step {step} could not be written to {self._workdir} ({reason}); "
-        f"{self._what_there_is()}"
+        f"{self._how_to_resume()}"
       ) from error
 
 
 class _Retention(NamedTuple):
-  """Orbax asks it after each save which of the steps on disk stay."""
+  """Tells Orbax after each save which steps to preserve."""
 
   plan: Plan
   values: dict[int, float]
@@ -288,18 +285,18 @@ class _Retention(NamedTuple):
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
     plan, steps = self.plan, [checkpoint.step for checkpoint in checkpoints]
-    keep = set(steps[-plan.keep_last :])
-    keep |= {s for s in steps if plan.keep_every_steps and s % plan.keep_every_steps == 0}
-    keep |= set(sorted(self.values.keys() & set(steps), key=lambda s: self.values[s])[-1:])
-    keep |= watchers.waiting(self.workdir, steps).keys()
-    return [step in keep for step in steps]
+    preserved = set(steps[-plan.keep_last :])
+    preserved |= {s for s in steps if plan.keep_every_steps and s % plan.keep_every_steps == 0}
+    preserved |= set(sorted(self.values.keys() & set(steps), key=self.values.get)[-1:])
+    preserved |= watchers.waiting(self.workdir, steps).keys()
+    return [step in preserved for step in steps]
 
 
 def in_pieces(params: Mapping[str, Any]) -> Any:
-  """Orbax's save_args, nested: large arrays lie on disk by layers, or by blocks of rows.
+  """Orbax's save_args, nested: large arrays are stored by layer, or by blocks of rows.
 
-  So that a program that copies or converts a checkpoint holds one layer, and a mesh of another
-  shape reads little that it does not keep. `params`: {name: array or Leaf}.
+  So a conversion holds one layer in memory, and another mesh reads little in vain. params: {name:
+  array or LazyArray}.
   """
 
   def pieces(name, leaf):
@@ -312,7 +309,7 @@ def in_pieces(params: Mapping[str, Any]) -> Any:
 
 
 def read_item(path: pathlib.Path, abstract: Any) -> Any:
-  """One Orbax item of a step folder, born where the shardings of `abstract` say."""
+  """One Orbax item of a step folder, restored to the shardings of `abstract`."""
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       return checkpointer.restore(path, abstract)
@@ -322,10 +319,10 @@ def read_item(path: pathlib.Path, abstract: Any) -> Any:
     raise workdir_lib.DamagedError(f"{path.name}: {str(error).splitlines()[0]}") from error
 
 
-def check_sums(found: workdir_lib.Checkpoint, sums: Mapping[str, jax.Array]) -> None:
+def check_sums(ckpt: workdir_lib.Checkpoint, sums: Mapping[str, jax.Array]) -> None:
   """Raises DamagedError if an array is not the one that was saved."""
   for name, value in jax.device_get(sums).items():
-    if int(value) != found.sums[name]:
+    if int(value) != ckpt.sums[name]:
       raise workdir_lib.DamagedError(f"the content of {name} has changed since it was written")
 
 
@@ -335,25 +332,18 @@ def named(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def of_item(named: Mapping[str, Any], item: str) -> dict[str, Any]:
-  """What lies in the Orbax item "params" or "ema", under the names of the leaves."""
-  start = f"{item}/"
-  return {n.removeprefix(start): leaf for n, leaf in named.items() if n.startswith(start)}
+def under(leaves: Mapping[str, Any], folder: str) -> dict[str, Any]:
+  """{"a/b": leaf} of each leaf named "folder/a/b"."""
+  start = f"{folder}/"
+  return {n.removeprefix(start): leaf for n, leaf in leaves.items() if n.startswith(start)}
 
 
 def _of_optimizer(named: Mapping[str, Any]) -> dict[str, Any]:
   return {name: leaf for name, leaf in named.items() if not name.startswith(("params/", "ema/"))}
 
 
-def shape(leaf: Any) -> workdir_lib.Shape:
-  """As run.json has it."""
+def _shape(leaf: Any) -> workdir_lib.Shape:
   return np.dtype(leaf.dtype).name, list(leaf.shape)
-
-
-def compared(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-  """How a leaf differs, for messages."""
-  words = ["absent" if s is None else f"{s[0]}{s[1]}" for s in (there.get(name), here.get(name))]
-  return f"{name} is {words[0]} in its checkpoint and {words[1]} in this config"
 
 
 def _size(num_bytes: int) -> str:
@@ -365,10 +355,7 @@ def _short(value: Any) -> str:
   return text if len(text) <= 120 else text[:117] + "..."
 
 
-def not_said_twice(record: logging.LogRecord) -> bool:
-  """Orbax logs a traceback from each of its threads for what is raised here as one sentence.
-
-  It also warns of array handlers that are replaced on purpose.
-  """
+def is_worth_logging(record: logging.LogRecord) -> bool:
+  """False for tracebacks of Orbax's threads, which raise here, and for replaced handlers."""
   overriding = re.search("Type handler registry|TypeHandlerRegistry", record.getMessage())
   return "orbax" not in record.pathname or not (record.exc_info or overriding)

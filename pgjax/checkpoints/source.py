@@ -1,8 +1,8 @@
-"""What does a user's CKPT hold: in which format is it, and which model is it?
+"""Opens a user's CKPT: which format is it, and which model?
 
 One reader for --ckpt, --src and model_init: a workdir of pgjax.train or one of its step folders, a
-big_vision `.npz`, a folder in Hugging Face format, a folder of PEFT with an adapter. Which file or
-folder a name stands for says checkpoints/resolve.py. Opening reads headers and small files alone.
+big_vision `.npz`, a folder in Hugging Face format, a folder of PEFT with an adapter. Only headers
+and small files are read.
 """
 
 import logging
@@ -26,7 +26,7 @@ from pgjax.params.lazy import Adapter
 
 log = logging.getLogger("pgjax")
 
-BESIDE = (".pgjax.json", ".tokenizer.model")  # x.npz.pgjax.json: what an .npz cannot say.
+BESIDE = (".pgjax.json", ".tokenizer.model")  # x.npz.pgjax.json: what an .npz cannot store.
 
 
 class _Beside(msgspec.Struct):
@@ -43,25 +43,25 @@ class Source(NamedTuple):
   name: str  # As the user wrote it.
   path: pathlib.Path
   kind: str  # "orbax", "bv", "hf" or "peft"
-  leaves: dict[str, LazyArray]  # Quantized ones as the numbers that they stand for.
+  leaves: dict[str, LazyArray]  # Quantized ones are decoded.
   model: dict[str, Any]  # {"img": fields, "llm": fields} of paligemma.Model.
   res: int
   tokenizer: bytes | None
-  image_token: int | None  # Hugging Face's <image>, where the source says it.
+  image_token: int | None  # Hugging Face's <image>, if known.
   run: workdir.Checkpoint | None  # Of a workdir or step folder.
-  notes: tuple[str, ...] = ()  # What a user should know about how it was read.
-  adapters: Mapping[str, Adapter] = {}  # By the name of the leaf; not folded in.
+  notes: tuple[str, ...] = ()  # For the user, about how it was read.
+  adapters: Mapping[str, Adapter] = {}  # By the name of the leaf; not merged.
   folder: peft.Folder | None = None  # Of kind "peft": then all else is the base's.
-  averages: bool = False  # Its leaves are averages (config.ema_decay) where the run kept them.
+  averages: bool = False  # The leaves are EMA weights (config.ema_decay) where the run has them.
 
 
 def open_source(
   name: str, step: int | None = None, base: str | None = None, *, ema: bool = True
 ) -> Source:
-  """Finds, recognises and checks a checkpoint: every leaf of its model is there, and no other.
+  """Resolves, recognises and checks a checkpoint: it has exactly the leaves of its model.
 
-  base: what an adapter of PEFT stands on, if not on what its folder names. ema: of a run that kept
-  averages of what trains (config.ema_decay) these are the leaves, unless it is False.
+  base: the base model of a PEFT adapter, if not the one that its folder names. ema: take EMA
+  weights (config.ema_decay) where a run has them.
   """
   path = resolve.resolve(name)
   if path.suffix == ".npz":
@@ -88,87 +88,73 @@ def _shapes_of(model: Mapping[str, Any], res: int) -> dict[str, tuple[int, ...]]
     return of_model.param_shapes(paligemma.Model(**model), res)
   except UserError:
     raise
-  except Exception as error:  # Of many types: sizes that do not go together.
-    said = str(error).splitlines()[0]
-    raise UserError(f"No model has these fields (model, res={res}): {said}") from error
+  except Exception as error:  # Of many types: sizes that do not fit together.
+    reason = str(error).splitlines()[0]
+    raise UserError(f"No model has these fields (model, res={res}): {reason}") from error
 
 
 def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Source:
-  found = workdir.find(str(path), step)
-  file, config = found.path / "run.json", found.config
+  run = workdir.find(str(path), step)
+  file, config = run.path / "run.json", run.config
   config_load.check_saved(config, str(file))
-  image_token = found.identity.get("image_token")
+  image_token = run.identity.get("image_token")
   typed_json.check(image_token, typed_json.Count | None, f"{file}, $.identity.image_token")
-  tokenizer = pathlib.Path(found.tokenizer).read_bytes() if found.tokenizer else None
+  tokenizer = pathlib.Path(run.tokenizer).read_bytes() if run.tokenizer else None
   model = {part: dict(config["model"][part]) for part in ("img", "llm")}
-  averages = ema and any(n.startswith("ema/") for n in found.shapes)
-  kept = orbax_params.leaves(found, averages=averages)
-  if not (table := kept.get(paligemma.TOKEN_TABLE)) or not table.shape:
+  ema = ema and any(n.startswith("ema/") for n in run.shapes)
+  stored = orbax_params.leaves(run, ema=ema)
+  if not (table := stored.get(paligemma.TOKEN_TABLE)) or not table.shape:
     raise UserError(f"{file}: $.shapes has no token table, params/{paligemma.TOKEN_TABLE}.")
   model["llm"]["vocab_size"] = table.shape[0]
-  res, leaves, adapters, notes = config["res"], kept, {}, ()
+  res, leaves, adapters, notes = config["res"], stored, {}, ()
   with naming(file):
     shapes = _shapes_of(model, res)
     if "params" in config:  # A run's; converted weights are neither quantized nor adapted.
       how = storage.of(shapes, config["params"], config["dtype"])
-      stored = {n: leaf.shape for n, leaf in param_tree.flatten(how.abstract()).items()}
-      have = {n: leaf.shape for n, leaf in kept.items()}
-      hf_names.check_same(stored, have, "$.shapes")
-      leaves, adapters = lazy.decode_all(kept, how)
-  if coded := leaves.keys() - kept.keys():
-    notes = (f"{len(coded)} arrays are kept there quantized, and read as what their codes mean.",)
-  notes += (_AVERAGES,) if averages else ()
-  source = Source(name, found.path, "orbax", leaves, model, res, tokenizer, image_token, found)
-  return source._replace(notes=notes, adapters=adapters, averages=averages)
-
-
-_AVERAGES = (
-  "What the run trained is taken from its averages (config.ema_decay); --ema=False takes the"
-  " weights of the last step."
-)
+      want = {n: leaf.shape for n, leaf in param_tree.flatten(how.abstract()).items()}
+      hf_names.check_same(want, {n: leaf.shape for n, leaf in stored.items()}, "$.shapes")
+      leaves, adapters = lazy.decode_all(stored, how)
+  if quantized := leaves.keys() - stored.keys():
+    notes = (f"{len(quantized)} arrays are stored quantized, and decoded as they are read.",)
+  if ema:
+    notes += (
+      "The trained parameters are their EMA weights (config.ema_decay); --ema=False takes those of"
+      " the last step.",
+    )
+  source = Source(name, run.path, "orbax", leaves, model, res, tokenizer, image_token, run)
+  return source._replace(notes=notes, adapters=adapters, averages=ema)
 
 
 def _open_hf(name: str, path: pathlib.Path) -> Source:
   if not (path / "config.json").is_file():
     raise UserError(
-      f"{name} has .safetensors files and no config.json, which says what model they are: download"
+      f"{name} has .safetensors files but no config.json, which describes the model: download"
       " the whole folder."
     )
   config = config_fields.read(path / "config.json")
-  found = safetensors.read_safetensors(path)
+  tensors = safetensors.read_safetensors(path)
   with naming(path / "config.json"):
     model, res = hf_config.model_fields(config), hf_config.res(config)
-    model["llm"]["vocab_size"] = hf_config.vocab_size(
-      config
-    )  # With <image> and padding, where it has.
-    leaves = hf_names.from_hf(found, _shapes_of(model, res))
-  return Source(
-    name,
-    path,
-    "hf",
-    leaves,
-    model,
-    res,
-    bytes_of(path / "tokenizer.model"),
-    hf_config.image_token_id(config),
-    None,
-    tuple(hf_config.notes(config)),
-  )
+    model["llm"]["vocab_size"] = hf_config.vocab_size(config)  # With rows for <image> and padding.
+    leaves = hf_names.from_hf(tensors, _shapes_of(model, res))
+  tokenizer, image_token = bytes_of(path / "tokenizer.model"), hf_config.image_token_id(config)
+  notes = tuple(hf_config.notes(config))
+  return Source(name, path, "hf", leaves, model, res, tokenizer, image_token, None, notes)
 
 
 def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
-  """The base, and beside it what the folder holds."""
-  said = "" if base else f" ({peft.CONFIG}: base_model_name_or_path)"
+  """The base, with the adapters and leaves of the folder."""
+  origin = "" if base else f" ({peft.CONFIG}: base_model_name_or_path)"
   base = base or peft.base_of(path)
   if base is None:
     raise UserError(
-      f"'{name}' is an adapter of PEFT that does not say of which model: name it with --base, or in"
-      f" {path / peft.CONFIG} as base_model_name_or_path."
+      f"'{name}' is an adapter of PEFT that does not name its base model: give --base, or set"
+      f" base_model_name_or_path in {path / peft.CONFIG}."
     )
   try:
     below = open_source(base)
   except UserError as error:
-    raise UserError(f"'{name}' is an adapter on '{base}'{said}. {error}") from error
+    raise UserError(f"'{name}' is an adapter on '{base}'{origin}. {error}") from error
   if below.adapters:
     raise UserError(f"'{name}' is an adapter on '{base}', which has adapters: merge those first.")
   folder = peft.read(path, name, {n: leaf.shape for n, leaf in below.leaves.items()})
@@ -188,24 +174,22 @@ def _open_npz(name: str, path: pathlib.Path) -> Source:
   beside = path.with_name(path.name + BESIDE[0])
   image_token, notes = None, ()
   if beside.is_file():
-    said = typed_json.read(beside, _Beside)
-    model, res, image_token = said.model, said.res, said.image_token
+    facts = typed_json.read(beside, _Beside)
+    model, res, image_token = facts.model, facts.res, facts.image_token
     config_load.check_saved(dict(model=model, res=res), str(beside))
   else:
-    model, res = model_of({n: leaf.shape for n, leaf in leaves.items()}, name)
-    softcap = gemma.get(**model["llm"]).final_logits_softcap
-    if softcap:
+    model, res = _model_of({n: leaf.shape for n, leaf in leaves.items()}, name)
+    if softcap := gemma.get(**model["llm"]).final_logits_softcap:
       notes = (
-        f"{path.name} does not say how its logits are capped; taken: {softcap:g}, as Gemma 2 was"
-        " trained. Weights of a transfer in big_vision were trained without: --softcap=0.",
+        f"{path.name} does not define the cap of its logits; assumed: {softcap:g}, as Gemma 2 was"
+        " trained. big_vision's transfers were trained without: --softcap=0.",
       )
-  return Source(
-    name, path, "bv", leaves, model, res, tokenizer_beside(path), image_token, None, notes
-  )
+  tokenizer = tokenizer_beside(path)
+  return Source(name, path, "bv", leaves, model, res, tokenizer, image_token, None, notes)
 
 
-def model_of(shapes: Mapping[str, Sequence[int]], name: str) -> tuple[dict[str, Any], int]:
-  """(fields of the model, resolution) that have these shapes; what shapes don't say is Gemma's."""
+def _model_of(shapes: Mapping[str, Sequence[int]], name: str) -> tuple[dict[str, Any], int]:
+  """(fields of the model, resolution) with these shapes; other fields are Gemma's defaults."""
   try:
     depth, width, heads, head_dim = shapes[_QUERY]
     patch = shapes["img/embedding/kernel"][0]

@@ -18,12 +18,12 @@ def tokenizer_of(model_init: str, *, download: bool = True) -> bytes | None:
     return source_lib.open_source(model_init).tokenizer
   if any(path.glob("*.safetensors*")):
     return source_lib.bytes_of(path / "tokenizer.model")
-  found = workdir.find(str(path))
-  return pathlib.Path(found.tokenizer).read_bytes() if found.tokenizer else None
+  tokenizer = workdir.find(str(path)).tokenizer
+  return pathlib.Path(tokenizer).read_bytes() if tokenizer else None
 
 
 def tokenizer_of_run(config: Any, *, download: bool = True) -> tokenizer_lib.Tokenizer:
-  """The config's, or the one that lies with the initial weights where that is not to be found."""
+  """The config's, or that of the initial weights if the config's cannot be loaded."""
   try:
     return tokenizer_lib.load(config.tokenizer)
   except UserError:

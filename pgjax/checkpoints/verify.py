@@ -1,7 +1,7 @@
-"""Is what was written what was read? Every array by its hash, and both models by their logits.
+"""Does a converted checkpoint equal its source? Compares hashes of all arrays, and logits.
 
-Both sides are read from their files, never more than a layer of them at a time: the forward pass
-runs layer by layer, in float32, on a random picture of at most 16 x 16 patches and a short text.
+Both sides are read from their files a layer at a time: the forward pass runs layer by layer, in
+float32, on a random image of at most 16 x 16 patches and a short text.
 """
 
 import hashlib
@@ -14,27 +14,28 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from pgjax.checkpoints.saver import under
 from pgjax.checkpoints.source import Source
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import names as hf_names
 from pgjax.layers import embedding
-from pgjax.models import gemma, paligemma, paligemma as paligemma_lib, siglip
+from pgjax.models import gemma, paligemma, siglip
 from pgjax.params import tree as param_tree
 
-PATCHES = 16  # A side; the whole picture of 896 pixels has 64.
+PATCHES = 16  # Per side; the whole image of 896 pixels has 64.
 PREFIX, SUFFIX = 5, 3  # Tokens.
 
 
 def compare(leaves: Mapping[str, LazyArray], source: Source, copy: Source) -> tuple[str, bool]:
-  """(a table for people, whether all is the same).
+  """(a table of the comparison, whether all is equal).
 
   Args:
-    leaves: what was asked for: the source's arrays, cast.
-    source: where they come from.
-    copy: what was written, opened again.
+    leaves: the arrays that were to be written: the source's, cast.
+    source: the converted checkpoint.
+    copy: the written checkpoint, opened.
   """
   lines, same = compare_arrays(leaves, copy.leaves)
-  first, second = (logits(of, side) for of, side in ((leaves, source), (copy.leaves, copy)))
+  first, second = logits(leaves, source), logits(copy.leaves, copy)
   difference = float(np.abs(first - second).max())
   largest = float(np.abs(first).max())
   lines.append(f"logits: largest {largest:.6g}, largest difference {difference:.6g}")
@@ -44,29 +45,28 @@ def compare(leaves: Mapping[str, LazyArray], source: Source, copy: Source) -> tu
 def compare_arrays(
   leaves: Mapping[str, LazyArray], written: Mapping[str, LazyArray]
 ) -> tuple[list[str], bool]:
-  """(a line for each array, whether all are the same)."""
+  """(a line for each array, whether all are equal)."""
   lines, same = [], True
   for name in sorted(leaves.keys() | written.keys()):
-    asked, read = leaves.get(name), written.get(name)
-    if asked is None or read is None:
-      lines.append(f"{name:58} {'is missing' if read is None else 'was not asked for'}")
+    want, have = leaves.get(name), written.get(name)
+    if want is None or have is None:
+      lines.append(f"{name:58} {'is missing' if have is None else 'was not asked for'}")
       same = False
       continue
-    if name == paligemma_lib.TOKEN_TABLE:  # One side may have rows for <image>; they are zeros.
-      asked, read = (
-        hf_names.with_rows(a, max(asked.shape[0], read.shape[0])) for a in (asked, read)
-      )
-    ours, theirs = _digest(asked), _digest(read)
-    equal = ours == theirs and asked.shape == read.shape and asked.dtype == read.dtype
+    if name == paligemma.TOKEN_TABLE:  # One side may have rows for <image>; they are zeros.
+      rows = max(want.shape[0], have.shape[0])
+      want, have = hf_names.with_rows(want, rows), hf_names.with_rows(have, rows)
+    ours, theirs = _digest(want), _digest(have)
+    equal = ours == theirs and want.shape == have.shape and want.dtype == have.dtype
     same &= equal
-    shape = ",".join(map(str, asked.shape))
+    shape = ",".join(map(str, want.shape))
     verdict = "equal" if equal else f"DIFFERENT: {theirs[:12]}"
-    lines.append(f"{name:58} {asked.dtype.name:9} {shape:20} {ours[:12]}  {verdict}")
+    lines.append(f"{name:58} {want.dtype.name:9} {shape:20} {ours[:12]}  {verdict}")
   return lines, same
 
 
 def _digest(leaf: LazyArray) -> str:
-  """Of the bytes in C order."""
+  """SHA-256 of the bytes in C order."""
   digest = hashlib.sha256()
   for rows in leaf.chunks():
     digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
@@ -74,24 +74,24 @@ def _digest(leaf: LazyArray) -> str:
 
 
 def example(source: Source) -> tuple[np.ndarray, np.ndarray]:
-  """(a picture [1, H, W, 3], tokens [T]) that this model can read, always the same."""
+  """(image [1, H, W, 3], tokens [T]) that this model can read, always the same."""
   patch = siglip.get(**source.model["img"]).patch_size
   side = min(PATCHES, source.res // patch[0])
-  rows = min(source.leaves[paligemma_lib.TOKEN_TABLE].shape[0], hf_names.VOCAB_SIZE)
+  rows = min(source.leaves[paligemma.TOKEN_TABLE].shape[0], hf_names.VOCAB_SIZE)
   rng = np.random.default_rng(0)
   image = rng.uniform(-1, 1, (1, side * patch[0], side * patch[1], 3)).astype(np.float32)
   return image, rng.integers(0, rows, PREFIX + SUFFIX)
 
 
 def logits(leaves: Mapping[str, LazyArray], source: Source) -> np.ndarray:
-  """Float32 [T, V] of the example's text; V without the rows that only Hugging Face has."""
+  """float32 [T, V] of the example's text; V without the rows that only Hugging Face has."""
   img, llm = siglip.get(**source.model["img"]), gemma.get(**source.model["llm"])
   image, tokens_T = example(source)
   return _text_logits(leaves, llm, _image_tokens(leaves, img, image), tokens_T)
 
 
 def _image_tokens(leaves, img, image):
-  """The image tower on the upper left part of its grid of positions."""
+  """The image tower's [1, P, D] for the upper left part of its grid of positions."""
   part = lambda name: jnp.asarray(leaves[f"img/{name}"].whole(), jnp.float32)  # noqa: E731
   side = image.shape[1] // img.patch_size[0]
   pattern = "1 (a h) (b w) c -> 1 (a b) (h w c)"
@@ -104,14 +104,14 @@ def _image_tokens(leaves, img, image):
   x_1PD = x_1PD + part("embedding/bias") + positions
   block = siglip.Block(img, "float32", lambda x: x)
   for i in range(img.depth):
-    x_1PD, _ = block.apply(_layer(leaves, "img/Transformer/encoderblock/", i), x_1PD, None)
+    x_1PD, _ = block.apply(_layer(leaves, "img/Transformer/encoderblock", i), x_1PD, None)
   norm = {name: part(f"Transformer/encoder_norm/{name}") for name in ("bias", "scale")}
   x_1PD = nn.LayerNorm().apply({"params": norm}, x_1PD)
   return x_1PD @ part("head/kernel") + part("head/bias")
 
 
 def _text_logits(leaves, llm, z_1PD, tokens_T) -> np.ndarray:
-  table = leaves[paligemma_lib.TOKEN_TABLE]
+  table = leaves[paligemma.TOKEN_TABLE]
   rows = min(table.shape[0], hf_names.VOCAB_SIZE)
   embedded_TD = np.concatenate([table.read(t, t + 1) for t in tokens_T]).astype(np.float32)
   x_1TD = jnp.asarray(embedded_TD[None]) * math.sqrt(llm.width)
@@ -122,7 +122,7 @@ def _text_logits(leaves, llm, z_1PD, tokens_T) -> np.ndarray:
   x_1LD = jnp.concatenate([z_1PD, x_1TD], axis=1)
   block = gemma.Block(llm, "float32", lambda x: x)
   for i in range(llm.depth):
-    layer = _layer(leaves, "llm/layers/", i)
+    layer = _layer(leaves, "llm/layers", i)
     x_1LD, _ = block.apply(layer, x_1LD, positions_1L, mask_1LL, gemma.Mode())
   scale = jnp.asarray(leaves["llm/final_norm/scale"].whole(), jnp.float32)
   h_TD = gemma.RMSNorm(llm.norm_eps).apply({"params": {"scale": scale}}, x_1LD[0, P:])
@@ -135,9 +135,6 @@ def _text_logits(leaves, llm, z_1PD, tokens_T) -> np.ndarray:
 
 def _layer(leaves: Mapping[str, LazyArray], prefix: str, i: int) -> dict[str, Any]:
   """Variables of one layer, in float32."""
-  flat = {
-    name.removeprefix(prefix): jnp.asarray(leaf.read(i, i + 1)[0], jnp.float32)
-    for name, leaf in leaves.items()
-    if name.startswith(prefix)
-  }
+  stacked = under(leaves, prefix)
+  flat = {n: jnp.asarray(leaf.read(i, i + 1)[0], jnp.float32) for n, leaf in stacked.items()}
   return {"params": param_tree.unflatten(flat)}

@@ -1,14 +1,13 @@
-"""What is in a workdir, and is it whole? Everything about a checkpoint but its arrays.
+"""What is in a workdir, and is it undamaged? Everything about a checkpoint but its arrays.
 
-A workdir holds `checkpoints/STEP/`, written in the background and renamed into place when complete:
+A workdir has folders `checkpoints/STEP/`, renamed into place when complete:
 
-  params/         the parameters, nested as the model has them (Orbax)
+  params/         the parameters, nested as in the model (Orbax; saver.py)
   optimizer/      the step counter and the optimizer's state, one array per name (Orbax)
+  ema/            EMA weights, if config.ema_decay is set (Orbax)
   run.json        the whole config, the position in the data, shapes and checksums of all arrays
   tokenizer.model a copy of the tokenizer file; its SHA-256 is in run.json
-  files.json      the size of each file, so that a truncated or missing one is found before reading
-
-so that a step folder describes itself. saver.py writes and reads the arrays.
+  files.json      the size of each file, to detect truncated or missing ones before reading
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from pgjax.formats import typed_json
 from pgjax.formats.typed_json import Count, Text
 
 FOLDER = "checkpoints"
-DAMAGED = "damaged"  # Step folders that could not be read are moved here, not deleted.
+DAMAGED = "damaged"  # Damaged step folders are moved here, not deleted.
 FORMAT = 1
 Dtype = Literal[
   "bool", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
@@ -34,7 +33,7 @@ Shape = tuple[Dtype, list[Annotated[int, msgspec.Meta(ge=0, le=2**40)]]]
 
 
 class Position(TypedDict):
-  """Where a run is in its data."""
+  """A run's position in its data."""
 
   step: Count
   total_steps: Count
@@ -47,7 +46,7 @@ class _Run(msgspec.Struct):
   """run.json."""
 
   step: Count
-  config: dict[str, Any]  # Checked by config.check_saved, where it is used.
+  config: dict[str, Any]  # Checked by config.load.check_saved where it is used.
   tokenizer_sha256: str | None
   identity: dict[str, Any]
   position: Position
@@ -66,15 +65,15 @@ class Checkpoint(NamedTuple):
   path: pathlib.Path
   step: int
   config: dict[str, Any]
-  tokenizer: str | None  # Path of the copied file; None only where weights came without one.
-  identity: dict[str, Any]  # What must not change between two starts: the data and its order.
+  tokenizer: str | None  # Path of the copied file; None if converted weights had none.
+  identity: dict[str, Any]  # Must not change between two starts: the data and its order.
   position: Position
   shapes: dict[str, Shape]  # {"params/llm/...": ("float32", [4, 8])}
   sums: dict[str, int]
 
 
 class DamagedError(Exception):
-  """A step folder is not what was written; the message says which file or array."""
+  """A step folder has changed since it was written; the message names the file or array."""
 
 
 def steps(workdir: str | pathlib.Path) -> list[int]:
@@ -86,14 +85,14 @@ def steps(workdir: str | pathlib.Path) -> list[int]:
 
 
 def find(ckpt: str, step: int | None = None) -> Checkpoint:
-  """A workdir of pgjax.train (its newest step, or `step`) or one of its step folders."""
+  """Opens a workdir of pgjax.train (its newest step, or `step`) or one of its step folders."""
   path = pathlib.Path(ckpt).expanduser().absolute()
   if not path.exists():
     raise UserError(f"There is no checkpoint at {ckpt}: no such file or folder.")
   if not (path / "run.json").is_file():  # A workdir, then.
     available = steps(path)
     if not available:
-      raise UserError(f"{ckpt} holds no complete checkpoint: neither a workdir nor a step folder.")
+      raise UserError(f"{ckpt} has no complete checkpoint: neither a workdir nor a step folder.")
     if step is not None and step not in available:
       raise UserError(f"{ckpt} has no checkpoint of step {step}; there are {available}.")
     path = path / FOLDER / str(available[-1] if step is None else step)
@@ -106,7 +105,7 @@ def find(ckpt: str, step: int | None = None) -> Checkpoint:
 
 
 def read(path: pathlib.Path) -> Checkpoint:
-  """Reads what is beside the arrays, after comparing all files with what was written."""
+  """Reads the files beside the arrays, and compares the sizes of all files."""
   try:
     sizes = typed_json.read(path / "files.json", dict[Text, Count], DamagedError)
     for name, size in sizes.items():
@@ -124,8 +123,8 @@ def read(path: pathlib.Path) -> Checkpoint:
   except OSError as error:
     raise DamagedError(f"{type(error).__name__}: {error}") from error
   tokenizer = tokenizer and str(tokenizer)
-  facts = (run.identity, run.position, run.shapes, run.sums)
-  return Checkpoint(path, run.step, run.config, tokenizer, *facts)
+  rest = run.identity, run.position, run.shapes, run.sums
+  return Checkpoint(path, run.step, run.config, tokenizer, *rest)
 
 
 def _run_of(path: pathlib.Path) -> _Run:
@@ -142,20 +141,20 @@ def _run_of(path: pathlib.Path) -> _Run:
 
 
 def add_files(folder: pathlib.Path, run: dict[str, Any], tokenizer: bytes | None) -> None:
-  """Puts beside the arrays, in a folder not yet in place, what `read` wants to find."""
+  """Writes the files that `read` expects beside the arrays; the folder is not yet in place."""
   digest = None
   if tokenizer is not None:
     (folder / "tokenizer.model").write_bytes(tokenizer)
     digest = hashlib.sha256(tokenizer).hexdigest()
   run = dict(format=FORMAT, **run, tokenizer_sha256=digest)
   (folder / "run.json").write_text(disk.dumps(run))
-  files = [*folder.glob("*/**/*"), folder / "run.json"]  # Orbax still writes notes at the top.
+  files = [*folder.glob("*/**/*"), folder / "run.json"]  # Orbax still writes at the top level.
   sizes = {_relative(p, folder): p.stat().st_size for p in files if p.is_file()}
   (folder / "files.json").write_text(disk.dumps(sizes))
 
 
 def best_value(path: pathlib.Path) -> float | None:
-  """The metric that a step was saved with, if it was evaluated."""
+  """The metric of keep_best that a step was saved with, if it was evaluated."""
   try:
     return _run_of(path).best_value
   except (DamagedError, UserError):
@@ -163,7 +162,7 @@ def best_value(path: pathlib.Path) -> float | None:
 
 
 def set_aside(path: pathlib.Path) -> pathlib.Path:
-  """Moves a damaged step out of the way, to where a person can look at it."""
+  """Moves a damaged step to the folder `damaged`."""
   target = path.parent.parent / DAMAGED / path.name
   target.parent.mkdir(exist_ok=True)
   shutil.rmtree(target, ignore_errors=True)

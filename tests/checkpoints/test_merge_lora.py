@@ -1,4 +1,4 @@
-"""A checkpoint with adapters, out and in: merged, as PEFT's folder, and as the start of a run."""
+"""A checkpoint with adapters: merged, exported to PEFT, and continued by a run."""
 
 import json
 import shutil
@@ -73,31 +73,31 @@ def how(patterns):
   return storage.of({n: leaf.shape for n, leaf in random_leaves(LLM).items()}, patterns, "float32")
 
 
-def kept_by(patterns, values, model_init, folder):
-  """Saves what a run with these rules might have after some steps; {name: array} of it."""
-  made, kept = how(patterns), {}
-  for name, rule in made.rules.items():
+def saved_run(patterns, values, model_init, folder):
+  """Saves a run with these rules as after some steps; its {name: array}."""
+  leaves, stored = how(patterns), {}
+  for name, rule in leaves.rules.items():
     leaf = lazy_array.of_array(values[name] + (rule.kind == "train"))
-    coded = lazy.encode(name, leaf, made) if rule.dtype in param_rules.QUANTIZED else {}
-    kept |= {f"{name}/{part}": array for part, array in coded.items()} or {name: leaf}
+    coded = lazy.encode(name, leaf, leaves) if rule.dtype in param_rules.QUANTIZED else {}
+    stored |= {f"{name}/{part}": array for part, array in coded.items()} or {name: leaf}
   rng = np.random.default_rng(5)
-  for name, leaf in param_tree.flatten(made.abstract()).items():
+  for name, leaf in param_tree.flatten(leaves.abstract()).items():
     if name.startswith(param_names.LORA):
       factor = rng.normal(0, 0.3, leaf.shape).astype(np.float32)
-      kept[name] = lazy_array.of_array(factor)
+      stored[name] = lazy_array.of_array(factor)
   config = dict(model=MODEL, res=RES, params=patterns, dtype="float32", model_init=model_init)
   position = dict(step=7, total_steps=7, evaluated=False)
   saved = dict(step=7, config=config, identity={}, position=position)
-  orbax_params.write_params(folder, kept, saved, tokenizer.TINY.read_bytes())
-  return {name: leaf.whole() for name, leaf in kept.items()}
+  orbax_params.write_params(folder, stored, saved, tokenizer.TINY.read_bytes())
+  return {name: leaf.whole() for name, leaf in stored.items()}
 
 
 @pytest.fixture(scope="module")
 def adapted(base, tmp_path_factory):
-  """({name: array} that a run with LoRA kept, its folder)."""
+  """({name: array} of a run with LoRA, its folder)."""
   values, name = base
   folder = tmp_path_factory.mktemp("lora") / "run"
-  return kept_by(LORA, values, name, folder), str(folder)
+  return saved_run(LORA, values, name, folder), str(folder)
 
 
 def logits(variables):
@@ -114,11 +114,11 @@ def convert(src, dst, to, *flags):
 
 @pytest.mark.parametrize("to", ["hf", "bv", "orbax"])
 def test_merged_weights_are_those_of_the_base_plus_the_products(adapted, base, tmp_path, to):
-  kept, folder = adapted
+  stored, folder = adapted
   target = tmp_path / ("merged.npz" if to == "bv" else "merged")
   assert convert(folder, target, to, "--merge") == 0
   merged = arrays(target)
-  a, b = (kept[f"lora/{OUT}/{factor}"] for factor in "ab")
+  a, b = (stored[f"lora/{OUT}/{factor}"] for factor in "ab")
   by_hand = base[0][OUT] + 6 / 3 * np.einsum("lnhr,lrd->lnhd", a, b)
   np.testing.assert_allclose(merged[OUT], by_hand, atol=1e-6)
   products = {name for name, rule in how(LORA).rules.items() if rule.kind == "lora"}
@@ -128,27 +128,27 @@ def test_merged_weights_are_those_of_the_base_plus_the_products(adapted, base, t
 
 
 def test_merged_answers_like_unmerged(adapted, base, tmp_path):
-  kept, folder = adapted
+  stored, folder = adapted
   assert convert(folder, tmp_path / "merged", "hf", "--merge") == 0
-  unmerged = logits(how(LORA).for_model(kept))
+  unmerged = logits(how(LORA).for_model(stored))
   assert np.abs(unmerged - logits(param_tree.unflatten(base[0]))).max() > 0.1
   merged = logits(param_tree.unflatten(arrays(tmp_path / "merged")))
   np.testing.assert_allclose(merged, unmerged, atol=1e-5 * np.abs(unmerged).max())
 
 
-def test_a_quantized_base_is_taken_as_it_was_or_replaced(base, tmp_path, capsys):
+def test_adapters_merge_into_the_quantized_base_or_another(base, tmp_path, capsys):
   values, name = base
-  kept = kept_by(QLORA, values, name, tmp_path / "run")
+  stored = saved_run(QLORA, values, name, tmp_path / "run")
   assert convert(tmp_path / "run", tmp_path / "own", "hf", "--merge") == 0
-  assert "the run's own base as it was kept, in nf4 (--base=CKPT takes" in capsys.readouterr().out
+  assert "the run's own base as stored, in nf4 (--base=CKPT takes" in capsys.readouterr().out
   assert convert(tmp_path / "run", tmp_path / "full", "hf", "--merge", f"--base={name}") == 0
   assert f"of 12 arrays are added to {name}" in capsys.readouterr().out
   own, full = arrays(tmp_path / "own"), arrays(tmp_path / "full")
-  a, b = (kept[f"lora/{OUT}/{factor}"] for factor in "ab")
+  a, b = (stored[f"lora/{OUT}/{factor}"] for factor in "ab")
   product = 2 * np.einsum("lnhr,lrd->lnhd", a, b)
   np.testing.assert_allclose(full[OUT], values[OUT] + product, atol=1e-6)
   assert np.abs(own[OUT] - full[OUT]).max() > 0.01
-  unmerged = logits(how(QLORA).for_model(kept))
+  unmerged = logits(how(QLORA).for_model(stored))
   merged = logits(param_tree.unflatten(own))
   np.testing.assert_allclose(merged, unmerged, atol=1e-5 * np.abs(unmerged).max())
 
@@ -166,22 +166,22 @@ def test_another_base_brings_its_own_rows_of_the_token_table(adapted, base, tmp_
   np.testing.assert_array_equal(arrays(tmp_path / "o")[TABLE], values[TABLE])
 
 
-def test_what_peft_s_folder_cannot_say_is_said(base, tmp_path, capsys):
+def test_what_peft_s_folder_cannot_express_is_reported(base, tmp_path, capsys):
   rules = [("llm/.*/attn/.*", 'lora(3, dropout=0.1, base="nf4")'), *QLORA]
-  kept_by(rules, base[0], None, tmp_path / "run")
+  saved_run(rules, base[0], None, tmp_path / "run")
   assert convert(tmp_path / "run", tmp_path / "peft", "peft") == 0
-  said = capsys.readouterr().out
-  assert "The base was nf4 while the adapters were trained" in said
-  assert "lora_dropout is 0.1, the largest of [0.0, 0.1]" in said
-  assert "does not say which model it belongs to" in said
+  out = capsys.readouterr().out
+  assert "The base was nf4 while the adapters were trained" in out
+  assert "lora_dropout is 0.1, the largest of [0.0, 0.1]" in out
+  assert "does not name its base model" in out
 
 
-def test_what_trained_itself_goes_along(base, tmp_path, capsys):
+def test_fully_trained_leaves_are_merged_and_exported(base, tmp_path, capsys):
   """To the merged weights of any base, and into PEFT's folder, with the scale of rslora."""
   values, name = base
-  kept_by(CONNECTOR, values, name, tmp_path / "run")
+  saved_run(CONNECTOR, values, name, tmp_path / "run")
   assert convert(tmp_path / "run", tmp_path / "a", "hf", "--merge", f"--base={name}") == 0
-  assert "Trained themselves: img/head/bias, img/head/kernel." in capsys.readouterr().out
+  assert "Fully trained: img/head/bias, img/head/kernel." in capsys.readouterr().out
   merged = arrays(tmp_path / "a")
   np.testing.assert_array_equal(merged["img/head/kernel"], values["img/head/kernel"] + 1)
   assert convert(tmp_path / "run", tmp_path / "peft", "peft", "--verify") == 0
@@ -192,7 +192,7 @@ def test_what_trained_itself_goes_along(base, tmp_path, capsys):
 
 def test_a_merged_run_opens_as_full_weights(base, tmp_path):
   values, name = base
-  kept_by(QLORA, values, name, tmp_path / "run")
+  saved_run(QLORA, values, name, tmp_path / "run")
   assert convert(tmp_path / "run", tmp_path / "o", "orbax", "--merge", "--dtype=bfloat16") == 0
   opened = source_lib.open_source(str(tmp_path / "o"))
   assert opened.adapters == {}
@@ -210,27 +210,27 @@ def test_through_peft_s_folder_the_sum_is_the_same_bits(adapted, tmp_path, capsy
   assert_same_bits(arrays(tmp_path / "again"), arrays(tmp_path / "direct"))
 
 
-def test_without_merge_both_ways_out_are_named(adapted, tmp_path):
+def test_without_merge_both_options_are_named(adapted, tmp_path):
   with pytest.raises(UserError, match="--merge merges them, --to=peft writes only them"):
     convert(adapted[1], tmp_path / "x", "hf")
   assert not (tmp_path / "x").exists()
 
 
 def initial(folder, patterns):
-  """ckpt.initial of a run with these rules, flat."""
-  made = how(patterns)
+  """The initial parameters of a run with these rules, flat."""
+  leaves = how(patterns)
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  kept = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), made.abstract()
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), leaves.abstract()
   )
-  return param_tree.flatten(initial_lib.load_initial(str(folder), kept, made))
+  return param_tree.flatten(initial_lib.load_initial(str(folder), abstract, leaves))
 
 
-def test_a_run_goes_on_with_an_adapter_of_peft(adapted, tmp_path):
+def test_a_run_continues_an_adapter_of_peft(adapted, tmp_path):
   """On the base that its folder names; and full fine-tuning starts from the sum."""
-  kept, folder = adapted
+  stored, folder = adapted
   assert convert(folder, tmp_path / "peft", "peft") == 0
-  assert_same_bits({n: np.asarray(a) for n, a in initial(tmp_path / "peft", LORA).items()}, kept)
+  assert_same_bits({n: np.asarray(a) for n, a in initial(tmp_path / "peft", LORA).items()}, stored)
   assert tokenizers.tokenizer_of(str(tmp_path / "peft")) == tokenizer.TINY.read_bytes()
   assert convert(folder, tmp_path / "merged", "hf", "--merge") == 0
   full = initial(tmp_path / "peft", [(".*", "train")])
@@ -238,41 +238,41 @@ def test_a_run_goes_on_with_an_adapter_of_peft(adapted, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("before", "after", "said"),
+  ("before", "after", "message"),
   [
     ("rank=3", "rank=4", "alpha of the checkpoint"),
     ("alpha=6", "alpha=7", "alpha of the checkpoint"),
     (EVERY, "llm/layers/attn/.*", "one of 9 that it adapts and config.params does not"),
   ],
 )
-def test_another_rank_alpha_or_target_is_one_sentence(adapted, tmp_path, before, after, said):
+def test_another_rank_alpha_or_target_raises(adapted, tmp_path, before, after, message):
   assert convert(adapted[1], tmp_path / "peft", "peft") == 0
   rules = [tuple(text.replace(before, after) for text in rule) for rule in LORA]
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=message):
     initial(tmp_path / "peft", rules)
 
 
-def test_matrices_that_an_adapter_lacks_are_told(base, tmp_path):
+def test_matrices_that_an_adapter_lacks_raise(base, tmp_path):
   values, name = base
   some = [("llm/layers/attn/.*", "lora(rank=3, alpha=6)"), (".*", "freeze")]
-  kept_by(some, values, name, tmp_path / "run")
+  saved_run(some, values, name, tmp_path / "run")
   assert convert(tmp_path / "run", tmp_path / "peft", "peft") == 0
   with pytest.raises(UserError, match=r"one of 9 that config\.params adapts and it does not"):
     initial(tmp_path / "peft", LORA)
 
 
-def test_an_adapter_says_what_it_stands_on(adapted, base, tmp_path):
+def test_an_adapter_names_its_base(adapted, base, tmp_path):
   assert convert(adapted[1], tmp_path / "peft", "peft", "--base=gone") == 0
   with pytest.raises(UserError, match=r"is an adapter on 'gone'.*no checkpoint 'gone'"):
     convert(tmp_path / "peft", tmp_path / "x", "hf", "--merge")
   assert convert(tmp_path / "peft", tmp_path / "x", "hf", "--merge", f"--base={base[1]}") == 0
   config = tmp_path / "peft" / "adapter_config.json"
   config.write_text(json.dumps(json.loads(config.read_text()) | dict(base_model_name_or_path="")))
-  with pytest.raises(UserError, match="does not say of which model: name it with --base"):
+  with pytest.raises(UserError, match="does not name its base model: give --base"):
     source_lib.open_source(str(tmp_path / "peft"))
 
 
-def test_a_base_of_another_size_is_told(adapted, tmp_path):
+def test_a_base_of_another_size_raises(adapted, tmp_path):
   other = dict(LLM, mlp_dim=64)
   leaves_of_other = random_leaves(other)
   npz.write_npz(tmp_path / "other.npz", leaves_of_other)
@@ -282,17 +282,16 @@ def test_a_base_of_another_size_is_told(adapted, tmp_path):
 
 @pytest.mark.slow
 def test_peft_s_folder_names_the_model_below_all_adapters(adapted, base, tmp_path):
-  """A run that went on with an adapter stands on what that one stands on; one that folded it in
-  stands on no checkpoint."""
+  """A run that continued an adapter has that adapter's base; one that merged it has none."""
   values, name = base
   assert convert(adapted[1], tmp_path / "first", "peft") == 0
   for before in (tmp_path / "first", adapted[1]):
-    kept_by(LORA, values, str(before), tmp_path / "run")
+    saved_run(LORA, values, str(before), tmp_path / "run")
     assert convert(tmp_path / "run", tmp_path / "next", "peft", "--dtype=bfloat16", "--verify") == 0
     assert peft.base_of(tmp_path / "next") == name
     shutil.rmtree(tmp_path / "run")
     shutil.rmtree(tmp_path / "next")
-  kept_by(CONNECTOR, values, str(tmp_path / "first"), tmp_path / "run")
+  saved_run(CONNECTOR, values, str(tmp_path / "first"), tmp_path / "run")
   assert convert(tmp_path / "run", tmp_path / "none", "peft") == 0
   assert peft.base_of(tmp_path / "none") is None
 

@@ -1,4 +1,4 @@
-"""A checkpoint on a mesh: the bits that are stored, wherever they are placed, or a sentence."""
+"""A checkpoint restored onto a mesh: the stored bits on any mesh, or an error."""
 
 import numpy as np
 import pytest
@@ -20,15 +20,15 @@ QLORA = [
 
 
 def restored(source, devices=1, quantize=None):
-  """Its parameters on so many devices, by name."""
+  """Its parameters on N devices, by name."""
   config = config_load.from_dict(dict(source.run.config, sharding_strategy=tiny.FSDP))
   model = paligemma.Model(**config.model)
-  made = restore.leaves_of(source, model, config, quantize)
-  abstract = load_params.abstract_params(made, config, tiny.mesh(devices=devices))
-  return param_tree.flatten(restore.load(source, abstract, made))
+  leaves = restore.leaves_of(source, model, config, quantize)
+  abstract = load_params.abstract_params(leaves, config, tiny.mesh(devices=devices))
+  return param_tree.flatten(restore.load(source, abstract, leaves))
 
 
-def test_what_a_run_stored_is_on_every_mesh_as_it_was_stored(tmp_path, root):
+def test_arrays_of_a_run_are_restored_unchanged_on_every_mesh(tmp_path, root):
   """Codes, doubly quantized scales and factors too: nothing is decoded and coded again."""
   source = source_lib.open_source(
     small_checkpoint.write(tmp_path / "7", root, params=QLORA, dtype="bfloat16")
@@ -44,7 +44,7 @@ def test_what_a_run_stored_is_on_every_mesh_as_it_was_stored(tmp_path, root):
     assert whole.sharding.shard_shape(whole.shape)[0] == whole.shape[0] // devices
 
 
-def test_what_is_asked_in_other_forms_is_converted_and_the_rest_stays(tmp_path, root):
+def test_quantized_matrices_are_converted_and_other_arrays_stay(tmp_path, root):
   source = source_lib.open_source(small_checkpoint.write(tmp_path / "7", root))
   arrays = restored(source, quantize="int8")
   stored = orbax_params.leaves(source.run)
@@ -54,7 +54,7 @@ def test_what_is_asked_in_other_forms_is_converted_and_the_rest_stays(tmp_path, 
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])
-def test_an_array_that_is_not_the_one_that_was_saved_is_one_sentence(tmp_path, root, quantize):
+def test_a_changed_array_raises(tmp_path, root, quantize):
   """Whether it is copied or converted."""
   source = source_lib.open_source(small_checkpoint.write(tmp_path / "7", root))
   source.run.sums["params/llm/layers/mlp/linear"] ^= 1
@@ -63,7 +63,7 @@ def test_an_array_that_is_not_the_one_that_was_saved_is_one_sentence(tmp_path, r
     restored(source, quantize=quantize)
 
 
-def test_a_rule_is_an_object_from_the_checkpoint_to_the_mesh(tmp_path, root):
+def test_rules_describe_what_the_checkpoint_stores(tmp_path, root):
   folder = small_checkpoint.write(tmp_path / "7", root, params=QLORA, dtype="bfloat16")
   source = source_lib.open_source(folder)
   rules, saved = (
@@ -74,9 +74,9 @@ def test_a_rule_is_an_object_from_the_checkpoint_to_the_mesh(tmp_path, root):
     frozen = rule if rule.kind == "lora" else rule._replace(kind="freeze")
     assert rules[name]._replace(dtype=None) == frozen._replace(dtype=None), name
   shapes = of_model.param_shapes(paligemma.Model(**source.model), source.res)
-  kept = param_tree.flatten(storage.of_rules(shapes, rules).abstract())
+  abstract = param_tree.flatten(storage.of_rules(shapes, rules).abstract())
   stored = orbax_params.leaves(source.run)
-  assert {n: (a.shape, a.dtype) for n, a in kept.items()} == {
+  assert {n: (a.shape, a.dtype) for n, a in abstract.items()} == {
     n: (leaf.shape, leaf.dtype) for n, leaf in stored.items()
   }
   with pytest.raises(UserError, match="--quantize=int2 must be one of nf4, int8"):

@@ -1,4 +1,4 @@
-"""What was saved comes back bit for bit, on any mesh, or is refused in a sentence."""
+"""A saved state is restored bit for bit, on any mesh, or an error explains why not."""
 
 import pathlib
 import shutil
@@ -67,22 +67,22 @@ def abstract(state):
 def saver(tmp_path):
   opened = []
 
-  def make(said=None, workdir=tmp_path, identity=None, **plan):
-    made = saver_lib.Saver(
+  def make(lines=None, workdir=tmp_path, identity=None, **plan):
+    opened_saver = saver_lib.Saver(
       disk.open_folder(str(workdir), "--workdir"),
       plan=saver_lib.Plan(**{"total_steps": 100, **plan}),
       config=dict(lr=0.1, mesh=[("data", -1)]),
       tokenizer=b"pieces",
       identity=identity or dict(seed=0, batch_size=4),
       checksums=checksums,
-      say=(said if said is not None else []).append,
+      say=(lines if lines is not None else []).append,
     )
-    opened.append(made)
-    return made
+    opened.append(opened_saver)
+    return opened_saver
 
   yield make
-  for made in opened:
-    made.close()
+  for opened_saver in opened:
+    opened_saver.close()
 
 
 def position(step):
@@ -102,7 +102,7 @@ def bits(tree):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
-def test_newest_state_comes_back_bit_for_bit_on_any_number_of_devices(saver, devices):
+def test_the_newest_state_is_restored_bit_for_bit_on_any_mesh(saver, devices):
   save(saver(), [3, 7])
   target = abstract(make_state(7, devices=devices))
   state, where = saver().latest(target)
@@ -130,22 +130,22 @@ def test_a_fresh_workdir_has_nothing_to_resume(saver):
   assert saver().latest(abstract(make_state(0))) == (None, None)
 
 
-def test_a_step_folder_says_by_itself_what_it_is(saver, tmp_path):
+def test_a_step_folder_is_self_contained(saver, tmp_path):
   save(saver(), [3])
   shutil.copytree(tmp_path / "checkpoints/3", tmp_path / "elsewhere/3")
-  found = workdir_lib.find(str(tmp_path / "elsewhere/3"))
-  assert found.config == {"lr": 0.1, "mesh": [["data", -1]]}
-  assert pathlib.Path(found.tokenizer).read_bytes() == b"pieces"
-  leaves = orbax_params.leaves(found)
+  ckpt = workdir_lib.find(str(tmp_path / "elsewhere/3"))
+  assert ckpt.config == {"lr": 0.1, "mesh": [["data", -1]]}
+  assert pathlib.Path(ckpt.tokenizer).read_bytes() == b"pieces"
+  leaves = orbax_params.leaves(ckpt)
   arrays = param_tree.unflatten({name: leaf.whole() for name, leaf in leaves.items()})
   assert bits(arrays) == bits(make_state(3).params)
 
 
-def test_keeps_the_last_the_best_and_the_multiples(saver, tmp_path):
+def test_the_last_the_best_and_multiples_are_preserved(saver, tmp_path):
   scores = {2: {"eval/acc": 0.9}, 3: {"eval/acc": 0.5}, 6: {"other": 1.0}}
   save(saver(keep_last=2, keep_every_steps=4, keep_best="eval/acc"), range(1, 8), scores)
   assert workdir_lib.steps(tmp_path) == [2, 4, 6, 7]
-  again = saver(keep_last=1, keep_best="eval/acc")  # The best one is remembered by a second start.
+  again = saver(keep_last=1, keep_best="eval/acc")  # A second start knows the best one.
   again.latest(abstract(make_state(0)))
   assert not again.due(9, {"eval/acc": 0.8})
   assert again.due(9, {"eval/acc": 0.95})
@@ -154,7 +154,7 @@ def test_keeps_the_last_the_best_and_the_multiples(saver, tmp_path):
   assert workdir_lib.steps(tmp_path) == [2, 9]
 
 
-def test_less_is_better_with_a_minus(saver, tmp_path):
+def test_a_minus_means_less_is_better(saver, tmp_path):
   scores = {
     1: {"eval/avg": 2.0},
     2: {"eval/avg": 1.0},
@@ -183,22 +183,22 @@ def damage(path, how):
 
 
 def largest(folder):
-  """Where the arrays are; what surrounds them is partly not read at all."""
+  """The arrays; some of the other files are never read."""
   return max(folder.rglob("d/*"), key=lambda p: p.stat().st_size)
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
 @pytest.mark.parametrize("item", ["params", "optimizer"])
-def test_a_damaged_newest_step_is_said_and_the_one_before_is_used(saver, tmp_path, item, how):
+def test_a_damaged_newest_step_is_reported_and_the_one_before_used(saver, tmp_path, item, how):
   save(saver(), [3, 7])
   damage(largest(tmp_path / "checkpoints/7" / item), how)
-  said = []
-  again = saver(said)
+  lines = []
+  again = saver(lines)
   state, _ = again.latest(abstract(make_state(0)))
   assert bits(state) == bits(make_state(3))
-  assert len(said) == 1
-  assert "step 7 is damaged" in said[0]
-  assert "goes back to step 3" in said[0]
+  assert len(lines) == 1
+  assert "step 7 is damaged" in lines[0]
+  assert "goes back to step 3" in lines[0]
   assert (tmp_path / "damaged/7").is_dir()
   again.save(7, make_state(7), position(7), {})  # The same step can be written again.
   again.close()
@@ -207,7 +207,7 @@ def test_a_damaged_newest_step_is_said_and_the_one_before_is_used(saver, tmp_pat
 
 @pytest.mark.parametrize("name", ["run.json", "tokenizer.model", "files.json"])
 @pytest.mark.parametrize("how", ["missing", "truncated"])
-def test_what_lies_beside_the_arrays_is_checked_too(saver, tmp_path, name, how):
+def test_files_beside_the_arrays_are_checked_too(saver, tmp_path, name, how):
   save(saver(), [3, 7])
   damage(tmp_path / "checkpoints/7" / name, how)
   state, _ = saver().latest(abstract(make_state(0)))
@@ -224,7 +224,7 @@ def test_no_good_step_left_is_an_error_and_touches_nothing(saver, tmp_path):
     workdir_lib.find(str(tmp_path))
 
 
-def test_an_unfinished_save_is_as_if_it_had_not_begun(saver, tmp_path):
+def test_an_unfinished_save_is_ignored(saver, tmp_path):
   save(saver(), [3])
   shutil.copytree(tmp_path / "checkpoints/3", tmp_path / "checkpoints/7.orbax-checkpoint-tmp")
   state, _ = saver().latest(abstract(make_state(0)))
@@ -245,7 +245,7 @@ def test_other_data_in_the_same_workdir_is_refused(saver):
     saver(identity=dict(seed=0, batch_size=8)).latest(abstract(make_state(0)))
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(saver, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_raises_before_anything_is_written(saver, tmp_path, monkeypatch):
   first = saver()
   first.latest(abstract(make_state(0)))
   monkeypatch.setattr(saver_lib.shutil, "disk_usage", lambda _: SimpleNamespace(free=4))
@@ -256,7 +256,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(saver, tmp_path,
   assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_a_full_disk_is_a_sentence_and_keeps_what_there_was(saver, tmp_path, monkeypatch):
+def test_a_full_disk_raises_and_leaves_earlier_steps(saver, tmp_path, monkeypatch):
   save(saver(), [3])
   first = saver()
   first.latest(abstract(make_state(0)))
@@ -276,13 +276,13 @@ def test_a_full_disk_is_a_sentence_and_keeps_what_there_was(saver, tmp_path, mon
 
 
 @pytest.mark.parametrize("workdir", ["a_file/inside", "/proc/nowhere"])
-def test_an_unwritable_workdir_is_found_at_once(tmp_path, workdir):
+def test_an_unwritable_workdir_raises_at_once(tmp_path, workdir):
   (tmp_path / "a_file").write_bytes(b"a file")
   with pytest.raises(UserError, match=r"--workdir=.* cannot be written"):
     disk.open_folder(str(tmp_path / workdir), "--workdir")
 
 
-def test_asking_for_what_is_not_there(saver, tmp_path):
+def test_missing_checkpoints_raise(saver, tmp_path):
   with pytest.raises(UserError, match="no such file or folder"):
     workdir_lib.find(str(tmp_path / "nothing"))
   with pytest.raises(UserError, match="no complete checkpoint"):

@@ -116,15 +116,17 @@ def test_training_and_commands_score_ema_weights_unless_off(tmp_path, capsys):
   argv = test_run.arguments(tmp_path / "w", total_steps=12, ema_decay=0.9, lr=0.02)
   assert test_run.run_here(train, argv) == 0
   in_training = {k: v for (_, k), v in test_run.scores(tmp_path / "w").items()}
-  averages, raw = (source.open_source(str(tmp_path / "w"), ema=on).leaves for on in (True, False))
+  ema_weights, raw = (
+    source.open_source(str(tmp_path / "w"), ema=on).leaves for on in (True, False)
+  )
   checkpoint = workdir_lib.find(str(tmp_path / "w"))
   name = "llm/layers/mlp/linear"
-  assert not np.array_equal(averages[name].whole(), raw[name].whole())
+  assert not np.array_equal(ema_weights[name].whole(), raw[name].whole())
   assert f"ema/{name}" in checkpoint.sums
   capsys.readouterr()
   argv = [f"--ckpt={tmp_path / 'w'}", f"--out={tmp_path / 'o'}", "--evals=val"]
   assert test_run.run_here(evaluate, argv) == 0
-  assert "taken from its averages" in capsys.readouterr().out
+  assert "The trained parameters are their EMA weights" in capsys.readouterr().out
   scored = test_run.json.loads((tmp_path / "o/metrics.json").read_text())
   assert {k: scored[k] for k in in_training} == pytest.approx(in_training)
   assert scored["averages"] is True
