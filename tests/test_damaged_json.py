@@ -1,6 +1,6 @@
 """Every field of every JSON that is read, replaced by what does not belong there: a sentence.
 
-A kind of file is made whole once; then each field of it is damaged in each way, and read in the way
+Each kind of file is written once; then each field of it is damaged in each way, and read in the way
 that users meet: it still works, or UserError (DamagedError) names the file and the field.
 """
 
@@ -99,13 +99,13 @@ class Walk:
     try:
       self.read(path)
     except (UserError, workdir_lib.DamagedError) as error:
-      said = str(error)
+      message = str(error)
       fields = [str(key) for key in path if isinstance(key, str)]
-      near = not fields or "$" in said or "model." in said or "No model has" in said
-      near = near or any(field[:5].lower() in said.lower() for field in fields)
-      named = self.file.name in said or (self.also and self.also in said)
-      if self.quiet or not named or not near or "\n" in said:
-        self.vague.append((path, text[:80], said[:300]))
+      near = not fields or "$" in message or "model." in message or "No model has" in message
+      near = near or any(field[:5].lower() in message.lower() for field in fields)
+      named = self.file.name in message or (self.also and self.also in message)
+      if self.quiet or not named or not near or "\n" in message:
+        self.vague.append((path, text[:80], message[:300]))
     except Exception as error:
       self.traces.append((path, text[:80], f"{type(error).__name__}: {error}"[:200]))
 
@@ -209,12 +209,12 @@ def test_a_folder_of_peft(walk, peft_folder):
   walk(peft_folder / peft.CONFIG, opens(peft_folder))().check()
 
 
-def test_what_lies_beside_an_npz(walk, npz):
+def test_the_files_beside_an_npz(walk, npz):
   walk(npz.with_name("x.npz.pgjax.json"), opens(npz))().check()
 
 
 def test_a_safetensors_header(walk, hf_folder):
-  """The header's length follows what it holds; what it says must fit the data behind it."""
+  """The header's length follows its content, which must fit the data behind it."""
   path = sorted(hf_folder.glob("*.safetensors"))[-1]
   data = path.read_bytes()
   size = struct.unpack("<Q", data[:8])[0]
@@ -251,7 +251,7 @@ def test_a_coco_file(walk, tmp_path):
     for each in example["segmentations"]:
       try:
         masks.from_coco(each, 10, 20) if each else None
-      except UserError as error:  # The loader says of which example, as here.
+      except UserError as error:  # The loader names the example, as here.
         raise UserError(f"{file}: segmentations: {error}") from None
 
   walk(file, read)().check()
@@ -293,13 +293,13 @@ def test_a_json_schema(walk, tmp_path, monkeypatch):
   walk(file, lambda _: grammar.parse(f'json(schema="{file}")'))().check()
 
 
-def test_a_watcher_is_passed_over(walk, tmp_path):
+def test_a_damaged_watcher_is_ignored(walk, tmp_path):
   watchers.announce(tmp_path, tmp_path / "out", [1, 2])
   [file] = (tmp_path / watchers.FOLDER).iterdir()
   walk(file, lambda _: watchers.warning(tmp_path, range(30)), quiet=True)().check()
 
 
-def test_metrics_of_a_scored_step_are_passed_over(walk, tmp_path):
+def test_damaged_metrics_of_a_scored_step_are_ignored(walk, tmp_path):
   args = SimpleNamespace(evals=".*", ema=True, quantize=None, config_spec=None, overrides={})
   metrics = {"val/acc": float("nan"), "about": dict(flags=score_checkpoint.asked(args))}
   file = tmp_path / "metrics.json"
@@ -309,7 +309,7 @@ def test_metrics_of_a_scored_step_are_passed_over(walk, tmp_path):
 
 
 @pytest.mark.parametrize("entry", [0, 1])
-def test_rows_of_metrics_are_passed_over(walk, tmp_path, entry):
+def test_damaged_rows_of_metrics_are_ignored(walk, tmp_path, entry):
   file = tmp_path / "metrics.jsonl"
   file.write_text('{"step": 1, "training_loss": NaN}\n{"step": 2, "val/acc": 0.5}\n')
   lines = file.read_bytes()
@@ -317,9 +317,9 @@ def test_rows_of_metrics_are_passed_over(walk, tmp_path, entry):
   def read(_):
     now = file.read_bytes()
     run_log.truncate_after(file, 2, evaluated=True)
-    kept = file.read_bytes().splitlines()
-    assert set(kept) <= set(now.splitlines())
-    assert lines.splitlines()[1 - entry] in kept
+    before = file.read_bytes().splitlines()
+    assert set(before) <= set(now.splitlines())
+    assert lines.splitlines()[1 - entry] in before
 
   walk(file, read, quiet=True, entry=entry)().check()
   assert file.read_bytes() == lines
@@ -362,10 +362,10 @@ def test_a_compiled_step_in_the_cache_is_compiled_again(walk, tmp_path, monkeypa
   config = SimpleNamespace(to_dict=dict)
 
   def read(_):
-    found = compiler.step(config, 1)
-    assert isinstance(found.need.trained, int)
-    assert found.need.step + found.seconds >= 0
-    assert all(c.bytes + c.count >= 0 for c in found.collectives)
+    plan = compiler.step(config, 1)
+    assert isinstance(plan.need.trained, int)
+    assert plan.need.step + plan.seconds >= 0
+    assert all(c.bytes + c.count >= 0 for c in plan.collectives)
 
   walk(file, read, quiet=True)().check()
 
@@ -386,7 +386,7 @@ def state_at(number):
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
   """A workdir with the steps 3 and 7, whose arrays are read from the disk only once."""
-  workdir, said = disk.open_folder(str(tmp_path / "w"), "--workdir"), []
+  workdir, lines = disk.open_folder(str(tmp_path / "w"), "--workdir"), []
   state = state_at(0)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
@@ -400,7 +400,7 @@ def workdir(tmp_path, monkeypatch):
       tokenizer=b"pieces",
       identity=dict(seed=0, data=dict(name="easy_vqa")),
       checksums=checksums,
-      say=said.append,
+      say=lines.append,
     )
 
   saver = make()
@@ -419,29 +419,29 @@ def workdir(tmp_path, monkeypatch):
 
   monkeypatch.setattr(saver_lib, "read_item", read_once)
   monkeypatch.setattr(saver_lib.Saver, "_open_manager", lambda self: None)
-  return workdir, lambda: make().latest(abstract), said
+  return workdir, lambda: make().latest(abstract), lines
 
 
 @pytest.mark.parametrize("name", ["run.json", "files.json"])
 def test_a_run_goes_back_from_a_damaged_newest_step(workdir, name, values):
-  workdir, latest, said = workdir
+  workdir, latest, lines = workdir
   newest = workdir / "checkpoints/7"
   whole, back, traces = (newest / name).read_bytes(), 0, []
   cases = [(path, json.dumps(bad).encode()) for path, bad in damaged(json.loads(whole), values)]
   for path, text in [*cases, *(((), text) for text in TEXTS), ((), whole[: len(whole) // 2])]:
     (newest / name).write_bytes(text)
     sizes = json.loads((newest / "files.json").read_bytes()) if name == "run.json" else None
-    if sizes:  # The size is right: what is wrong is seen in the content alone.
+    if sizes:  # The size is right: only the content is wrong.
       sizes["run.json"] = len(text)
       (newest / "files.json").write_text(json.dumps(sizes))
-    said.clear()
+    lines.clear()
     try:
       state, _ = latest()
       assert int(state.step) in (3, 7), (path, text[:60])
       if int(state.step) == 3:
         back += 1
-        assert "step 7 is damaged" in said[0], said
-        assert "goes back to step 3" in said[0], said
+        assert "step 7 is damaged" in lines[0], lines
+        assert "goes back to step 3" in lines[0], lines
       else:  # What the run does not need, or what may be so.
         ours = (name == "files.json", path[:1] in (("config",), ("best_value",)))
         free = path[:1] == ("tokenizer_sha256",) or path[:2] in LEGAL
@@ -488,7 +488,7 @@ def trace_of(read, names):
     return f"{missing} not in {error}" if missing or "\n" in str(error) else None
   except Exception as error:
     return f"{type(error).__name__}: {error}"
-  return "nothing is said"
+  return "no error"
 
 
 def npy(header, data, version=(1, 0)):
@@ -555,12 +555,12 @@ def test_damaged_npz(npz, tmp_path):
   npz.unlink()
   npz.mkdir()
   wrong["a folder"] = trace_of(opens(npz), ["x.npz"])
-  bad = {how: said for how, said in wrong.items() if said}
+  bad = {how: message for how, message in wrong.items() if message}
   assert not bad, f"{len(bad)} of {len(wrong)}: {bad}"
 
 
 def test_an_npz_that_announces_more_than_it_has_allocates_nothing(npz, monkeypatch):
-  """A directory that says 2^40 bytes of a file of some thousand."""
+  """A directory that claims 2^40 bytes of a file of some thousand."""
   data = bytearray(npz.read_bytes())
   for i in range(len(data) - 4):
     if data[i : i + 4] == b"PK\1\2":
@@ -604,7 +604,7 @@ def test_damaged_safetensors(hf_folder):
   path.unlink()
   path.mkdir()
   wrong["a folder"] = trace_of(opens(hf_folder), [path.name])
-  bad = {how: said for how, said in wrong.items() if said}
+  bad = {how: message for how, message in wrong.items() if message}
   assert not bad, f"{len(bad)} of {len(wrong)}: {bad}"
 
 
@@ -618,9 +618,11 @@ def test_damaged_tokenizers():
     data[rng.integers(len(data))] ^= 1 << rng.integers(8)
     cases[f"a flipped bit {i}"] = bytes(data)
   for how, data in cases.items():
-    said = trace_of(lambda _, data=data: tokenizer.Tokenizer(data, "a/tokenizer.model"), ["a/tok"])
-    wrong[how] = None if said == "nothing is said" else said
-  bad = {how: said for how, said in wrong.items() if said}
+    message = trace_of(
+      lambda _, data=data: tokenizer.Tokenizer(data, "a/tokenizer.model"), ["a/tok"]
+    )
+    wrong[how] = None if message == "no error" else message
+  bad = {how: message for how, message in wrong.items() if message}
   assert not bad, f"{len(bad)} of {len(wrong)}: {bad}"
 
 
@@ -635,7 +637,7 @@ def status_and_words(*argv, capsys):
 
 @pytest.mark.parametrize("name", ["config.json", safetensors.INDEX])
 @pytest.mark.parametrize("text", ["[]", '{"model_type": "paligemma", "text_config": 3}', "{"])
-def test_the_command_line_says_it_in_one_line(hf_folder, tmp_path, capsys, name, text):
+def test_the_command_line_prints_one_line(hf_folder, tmp_path, capsys, name, text):
   (hf_folder / name).write_text(text)
   flags = (f"--src={hf_folder}", f"--dst={tmp_path / 'y.npz'}", "--to=bv")
   status, words = status_and_words(*flags, capsys=capsys)

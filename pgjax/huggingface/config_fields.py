@@ -1,7 +1,6 @@
-"""Which fields of a Hugging Face config.json are read, and what may stand in each?
+"""The fields of a Hugging Face config.json that are read, and their types.
 
-Null means the default, except where config_json.py gives it a meaning. Other fields are ignored, so
-that files of later versions of transformers are read too.
+Null means the default, except where config_json.py gives it a meaning. Other fields are ignored.
 """
 
 import pathlib
@@ -48,7 +47,7 @@ class _Text(_Tower, total=False):
 
 
 class Config(TypedDict, total=False):
-  """What is read of config.json."""
+  """The fields of config.json."""
 
   model_type: str | None
   image_token_index: Count | None
@@ -59,7 +58,7 @@ class Config(TypedDict, total=False):
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """A config.json, of which each field that is looked at has its type."""
+  """A config.json with checked types of the fields above."""
   config = typed_json.read(path, dict[str, Any])
   typed_json.check(config, Config, path)
   return config

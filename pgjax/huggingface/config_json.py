@@ -1,10 +1,8 @@
-"""Which model does a Hugging Face config.json describe, and which config.json describes a model?
+"""Converts a Hugging Face config.json to the fields of a model, and back.
 
-Both directions, for PaliGemma 1 (text tower "gemma") and PaliGemma 2 ("gemma2"), as transformers
-4.4x, 4.57 and 5.x write them. A file that leaves out what equals transformers' defaults, as those
-on the hub do, reads like one that spells everything. What the architecture here cannot express is
-an error that names the field. Tokenizer and processor files are in processor.py, weights in
-names.py.
+For PaliGemma 1 (text tower "gemma") and 2 ("gemma2"), as transformers 4.4x, 4.57 and 5.x write
+them, with or without fields that equal transformers' defaults. A field that pgjax's architecture
+cannot express is an error.
 """
 
 import dataclasses
@@ -21,49 +19,6 @@ IMAGE_ROWS = 64  # Rows of the token table beyond the text: <image> and padding 
 PAD, EOS, BOS = 0, 1, 2
 _DTYPES = ("float32", "bfloat16", "float16")
 
-# Defaults of PaliGemmaConfig, SiglipVisionConfig, GemmaConfig and Gemma2Config, the same in
-# transformers 4.57.6 and 5.23.0.
-_TOP = dict(image_token_index=256_000, projection_dim=2048)
-_VISION = dict(
-  hidden_size=768,
-  intermediate_size=3072,
-  num_hidden_layers=12,
-  num_attention_heads=12,
-  num_channels=3,
-  image_size=224,
-  patch_size=16,
-  hidden_act=GELU,
-  layer_norm_eps=1e-6,
-)
-_TEXT = {
-  "gemma": dict(
-    vocab_size=256_000,
-    hidden_size=3072,
-    intermediate_size=24_576,
-    num_hidden_layers=28,
-    num_attention_heads=16,
-    num_key_value_heads=16,
-    head_dim=256,
-    hidden_act=GELU,
-    rms_norm_eps=1e-6,
-  ),
-  "gemma2": dict(
-    vocab_size=256_000,
-    hidden_size=2304,
-    intermediate_size=9216,
-    num_hidden_layers=26,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=256,
-    hidden_activation=GELU,
-    rms_norm_eps=1e-6,
-    query_pre_attn_scalar=256,
-    sliding_window=4096,
-    final_logit_softcapping=30.0,
-    attn_logit_softcapping=50.0,
-  ),
-}
-_NULLABLE = ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping")
 _SIZES = dict(
   width="hidden_size",
   depth="num_hidden_layers",
@@ -72,14 +27,39 @@ _SIZES = dict(
 )
 _IMG_SIZES = _SIZES | dict(patch_size="patch_size")
 _LLM_SIZES = _SIZES | dict(num_kv_heads="num_key_value_heads", head_dim="head_dim")
+_NULLABLE = ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping")
+
+
+def _theirs(**sizes: int) -> dict[str, int]:
+  return {_LLM_SIZES[ours]: size for ours, size in sizes.items()}
+
+
+# Defaults of PaliGemmaConfig, SiglipVisionConfig, GemmaConfig and Gemma2Config, the same in
+# transformers 4.57.6 and 5.23.0.
+_TOP = dict(image_token_index=256_000, projection_dim=2048)
+_VISION = _theirs(width=768, depth=12, mlp_dim=3072, num_heads=12) | dict(
+  num_channels=3, image_size=224, patch_size=16, hidden_act=GELU, layer_norm_eps=1e-6
+)
+_GEMMA = _theirs(width=3072, depth=28, mlp_dim=24_576, num_heads=16, num_kv_heads=16, head_dim=256)
+_GEMMA |= dict(vocab_size=256_000, hidden_act=GELU, rms_norm_eps=1e-6)
+_GEMMA2 = _theirs(width=2304, depth=26, mlp_dim=9216, num_heads=8, num_kv_heads=4, head_dim=256)
+_GEMMA2 |= dict(
+  vocab_size=256_000,
+  hidden_activation=GELU,
+  rms_norm_eps=1e-6,
+  query_pre_attn_scalar=256,
+  sliding_window=4096,
+  final_logit_softcapping=30.0,
+  attn_logit_softcapping=50.0,
+)
+_TEXT = {"gemma": _GEMMA, "gemma2": _GEMMA2}
 
 
 def model_fields(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """config.json -> dict(img=..., llm=...) for `paligemma.Model(**fields)`.
 
-  A variant is named where all sizes are its own; what differs from it is spelled. The vocabulary is
-  the text's: where <image> stands in the last 64 rows of the token table, those from it on are
-  padding that text never uses, and are left out.
+  A variant is named if all sizes fit, with fields that differ. The vocabulary is the text's: if
+  <image> is in the last 64 rows of the token table, rows from there on are padding and excluded.
   """
   top, vision, text = _sections(config)
   _check_vision(vision)
@@ -92,14 +72,8 @@ def model_fields(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def res(config: Mapping[str, Any]) -> int:
-  """Pixels of an image's side."""
+  """Side length of an image in pixels."""
   return _square("vision_config.image_size", _sections(config)[1]["image_size"])
-
-
-def num_image_tokens(config: Mapping[str, Any]) -> int:
-  """Soft tokens of one image."""
-  patch = _square("vision_config.patch_size", _sections(config)[1]["patch_size"])
-  return (res(config) // patch) ** 2
 
 
 def image_token_id(config: Mapping[str, Any]) -> int:
@@ -113,21 +87,21 @@ def vocab_size(config: Mapping[str, Any]) -> int:
 
 
 def notes(config: Mapping[str, Any]) -> list[str]:
-  """What the file says and pgjax does not do, where it changes nothing in ordinary use."""
+  """Settings of the file that pgjax ignores, because they change nothing in ordinary use."""
   text = _sections(config)[2]
-  found = []
+  ignored = []
   if _slides(text):
-    found.append(
+    ignored.append(
       f"config.json: every other layer looks back {text['sliding_window']:,} tokens only"
       " (sliding_window); here all layers see everything, as in big_vision, which differs for"
       f" more than {text['sliding_window']:,} tokens of image and text together."
     )
   if text.get("attention_dropout"):
-    found.append(
+    ignored.append(
       f"config.json: attention_dropout={text['attention_dropout']} is not used; set"
       " model.llm.dropout to drop activations in training."
     )
-  return found
+  return ignored
 
 
 def config_json(
@@ -141,8 +115,8 @@ def config_json(
   """config.json of `paligemma.Model(**fields)`, for transformers >= 4.47 and vLLM.
 
   Args:
-    fields: with `img` and `llm`; other fields of a model are not looked at.
-    res: pixels of an image's side.
+    fields: `img` and `llm` are used, others ignored.
+    res: side length of an image in pixels.
     vocab_size: rows of the token table in the file; None: the model's and 64 more, as on the hub.
     image_token_id: None: the first row after the model's vocabulary, as on the hub.
     dtype: of the weights in the file.
@@ -190,13 +164,13 @@ def config_json(
 
 
 def generation_config_json(max_new_tokens: int | None = None) -> dict[str, Any]:
-  """generation_config.json: greedy; without a length, transformers stops after 20 tokens in all."""
+  """generation_config.json: greedy; without a length, transformers stops at 20 tokens in total."""
   fields = dict(_special_ids(), do_sample=False)
   return fields if max_new_tokens is None else fields | dict(max_new_tokens=max_new_tokens)
 
 
 def _sections(config):
-  """(top, vision, text) with every default filled in; text keeps what is unknown here, too."""
+  """(top, vision, text) with defaults filled in; unknown fields are included."""
   if config.get("model_type") != "paligemma":
     raise UserError(
       f"model_type={config.get('model_type')!r} is not 'paligemma'; only PaliGemma 1"
@@ -204,20 +178,20 @@ def _sections(config):
     )
   for name in ("vision_config", "text_config"):
     if not isinstance(config.get(name), Mapping):
-      raise UserError(f"there is no {name}, so the model's sizes are not known.")
+      raise UserError(f"{name} is missing, so the model's sizes are not known.")
   vision, text = config["vision_config"], config["text_config"]
   kind = text.get("model_type") or "gemma"
   if kind not in _TEXT:
     _refuse("text_config.model_type", kind, "'gemma' (PaliGemma 1) or 'gemma2' (PaliGemma 2)")
   top = dict(config)
-  if top.get("image_token_index") is None:  # As transformers writes it; in code it has the other.
+  if top.get("image_token_index") is None:  # The name in files; transformers' code has the other.
     top["image_token_index"] = config.get("image_token_id")
   text = _filled(text, _TEXT[kind]) | dict(model_type=kind)
   return _filled(top, _TOP), _filled(vision, _VISION), text
 
 
 def _filled(section, defaults):
-  """`section` with defaults for what is absent; null means absent but where null has a meaning."""
+  """`section` with defaults for absent fields; null is absent, except where null has a meaning."""
   given = {k: v for k, v in section.items() if v is not None or k in _NULLABLE}
   return defaults | given
 
@@ -233,7 +207,7 @@ def _check_vision(vision):
 def _check_text(text):
   activation = text.get("hidden_activation")
   if text["model_type"] == "gemma":
-    # "gelu" stands in the first Gemma files and means the tanh form there, too.
+    # "gelu" in the first Gemma files means the tanh form too.
     activation = activation or text["hidden_act"].replace("gelu_fast", GELU)
     activation = GELU if activation == "gelu" else activation
   if activation != GELU:
@@ -254,18 +228,18 @@ def _check_text(text):
 
 
 def _ropes(text):
-  """(prefix for messages, dict) of every place that may set rotary embeddings."""
+  """(prefix for messages, dict) of every section that may set rotary embeddings."""
   yield "", {"rope_theta": text.get("rope_theta", ROPE_THETA)}
   for name in ("rope_scaling", "rope_parameters"):
     rope = text.get(name) or {}
-    nested = {k: v for k, v in rope.items() if isinstance(v, Mapping)}  # One a kind of layer.
+    nested = {k: v for k, v in rope.items() if isinstance(v, Mapping)}  # One per kind of layer.
     yield f"{name}.", {k: v for k, v in rope.items() if k not in nested}
     for kind, inner in nested.items():
       yield f"{name}.{kind}.", inner
 
 
 def _slides(text) -> bool:
-  """Whether a layer looks back over a window; before 4.5x, files of Gemma 2 do not say which."""
+  """Whether a layer has a sliding window; Gemma 2's files before 4.5x do not list which."""
   if text["model_type"] != "gemma2" or text["sliding_window"] is None:
     return False
   return "sliding_attention" in text.get("layer_types", ["sliding_attention"])
@@ -309,13 +283,13 @@ def _query_norm(text) -> str | int:
 
 
 def _changed(fields, config):
-  """Those fields that differ from `config`'s."""
+  """The fields that differ from `config`'s."""
   known = dataclasses.asdict(config)
   return {name: value for name, value in fields.items() if known[name] != value}
 
 
 def _text_config(llm: gemma.Config, vocab_size):
-  """text_config but for dtypes and image tokens; Gemma 2 is what has norms after each part."""
+  """text_config without dtypes and image tokens; a model with post_norms is Gemma 2."""
   fields = {theirs: getattr(llm, ours) for ours, theirs in _LLM_SIZES.items()}
   fields |= dict(
     model_type="gemma2" if llm.post_norms else "gemma",

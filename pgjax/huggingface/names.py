@@ -1,9 +1,7 @@
-"""What is each weight called here, and what at Hugging Face?
+"""Converts between our names and layouts of weights and Hugging Face's, with one table.
 
-One table serves both directions. Our names, shapes and values are big_vision's, layers stacked on
-axis 0; Hugging Face keeps one tensor a layer, with heads flattened and matrices transposed. Nothing
-is read before it is asked for: both directions give arrays that are made as they are read.
-checkpoints/load.py places weights on a mesh, checkpoints/source.py opens a checkpoint.
+Ours are big_vision's, with layers stacked on axis 0; Hugging Face has one tensor per layer, with
+heads flattened and matrices transposed. Both directions are lazy: arrays are computed when read.
 """
 
 import functools
@@ -26,9 +24,9 @@ HF_VOCAB_SIZE = VOCAB_SIZE + 64  # Hugging Face adds <image> and 63 unused rows.
 
 
 class NameRow(NamedTuple):
-  """One line of the table; with {i} in `hf` it is about one layer of a stacked array.
+  """One row of the table: einops patterns of one leaf, or of one layer with {i} in `hf`.
 
-  The patterns are einops'. Several names in `hf` are the parts on the first axis of what is left.
+  Several names in `hf` are the parts along the (then) first axis.
   """
 
   name: str
@@ -38,17 +36,15 @@ class NameRow(NamedTuple):
 
   @property
   def stacked(self) -> bool:
-    """Whether axis 0 of ours is the layer."""
+    """Whether our axis 0 is the layer."""
     return "{i}" in self.hf[0]
 
 
 def _rows(ours: str, theirs: str, names: Mapping[str, str | tuple[str, ...]]) -> Iterator[NameRow]:
-  """Rows with one pattern; `names` are written without what a tower's names have in common."""
-  for pattern, hf in names.items():
-    together = (hf,) if isinstance(hf, str) else hf
-    yield NameRow(
-      _expanded(pattern, _OURS), ours, theirs, tuple(_expanded(n, _HF) for n in together)
-    )
+  """Rows with the same patterns; the prefixes of `names` are abbreviated."""
+  for name, hf in names.items():
+    parts = (hf,) if isinstance(hf, str) else hf
+    yield NameRow(_expanded(name, _OURS), ours, theirs, tuple(_expanded(n, _HF) for n in parts))
 
 
 _OURS = {"V": "img/Transformer/encoderblock/", "G": "llm/layers/"}
@@ -115,7 +111,7 @@ _Q, _K, _V = (f"G:self_attn.{name}_proj.weight" for name in "qkv")
 _GROUPED = {"G:attn/q_einsum/w": _Q, "G:attn/kv_einsum/w": (_K, _V)}
 _MULTI_HEAD = {"G:attn/qkv_einsum/w": (_Q, _K, _V)}  # As many key heads as query heads.
 _GEMMA1 = {"G:pre_ffw_norm/scale": "G:post_attention_layernorm.weight"}
-_GEMMA2 = {  # post_attention_layernorm means another place than in Gemma 1.
+_GEMMA2 = {  # post_attention_layernorm is elsewhere than in Gemma 1.
   "G:post_attention_norm/scale": "G:post_attention_layernorm.weight",
   "G:pre_ffw_norm/scale": "G:pre_feedforward_layernorm.weight",
   "G:post_ffw_norm/scale": "G:post_feedforward_layernorm.weight",
@@ -123,10 +119,7 @@ _GEMMA2 = {  # post_attention_layernorm means another place than in Gemma 1.
 
 
 def table(shapes: Mapping[str, Sequence[int]]) -> list[NameRow]:
-  """The rows of the model that has these leaves; each leaf stands in exactly one.
-
-  `shapes`: {our name: shape}. Which Gemma it is shows in its names.
-  """
+  """The rows of a model with leaves {our name: shape}, one row per leaf."""
   gemma2 = "llm/layers/post_ffw_norm/scale" in shapes
   heads = _MULTI_HEAD if "llm/layers/attn/qkv_einsum/w" in shapes else _GROUPED
   parts = [
@@ -135,14 +128,14 @@ def table(shapes: Mapping[str, Sequence[int]]) -> list[NameRow]:
     (("n d h", "(n h) d"), heads),
     (("d", "d"), _GEMMA2 if gemma2 else _GEMMA1),
   ]
-  found = [row for (ours, theirs), names in parts for row in _rows(ours, theirs, names)]
-  names = {row.name for row in found}
+  rows = [row for (ours, theirs), names in parts for row in _rows(ours, theirs, names)]
+  names = {row.name for row in rows}
   if names != set(shapes):
     raise UserError(
       "These are not the parameters of a PaliGemma:"
       + _listed(dict(missing=names - set(shapes), unexpected=set(shapes) - names))
     )
-  return sorted(found, key=lambda row: row.name)
+  return sorted(rows, key=lambda row: row.name)
 
 
 def hf_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
@@ -155,13 +148,13 @@ def hf_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]
 
 
 def _axes(row: NameRow, shape: Sequence[int]) -> dict[str, int]:
-  """{axis of the pattern: size}."""
+  """{axis of our pattern: size}."""
   inside = shape[row.stacked + (len(row.hf) > 1) :]
   return dict(zip(row.ours.split(), inside, strict=True))
 
 
 def their_shape(row: NameRow, shape: Sequence[int]) -> tuple[int, ...]:
-  """Of each of their tensors in our leaf of that shape."""
+  """The shape of each of their tensors, for a leaf of ours with `shape`."""
   sizes = _axes(row, shape)
   groups = re.findall(r"\(.*?\)|\S+", row.theirs)
   return tuple(math.prod(sizes[a] for a in group.strip("()").split()) for group in groups)
@@ -179,7 +172,7 @@ def names_of(row: NameRow, shape: Sequence[int]) -> list[tuple[tuple[int, ...], 
 
 
 def canonical(name: str) -> str:
-  """Any spelling of transformers (4.4x to 5.x, on disk or in memory) in that of the hub's files."""
+  """The name in the hub's files, from that of any transformers (4.4x to 5.x; files or memory)."""
   name = name.removeprefix("model.")
   if name == "lm_head.weight":
     return "language_model.lm_head.weight"
@@ -191,27 +184,24 @@ def canonical(name: str) -> str:
 
 
 def from_hf(
-  found: Mapping[str, LazyArray], shapes: Mapping[str, Sequence[int]]
+  files: Mapping[str, LazyArray], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, LazyArray]:
-  """Our leaves, made of Hugging Face's tensors as they are read.
+  """Our leaves, computed from Hugging Face's tensors as they are read.
 
   Args:
-    found: tensors by their name in any of transformers' spellings.
+    files: tensors by their names in any version of transformers.
     shapes: {our name: shape} of the model that config.json describes.
   """
-  tensors = {canonical(name): leaf for name, leaf in found.items()}
-  if len(tensors) != len(found):
-    raise UserError("Two tensors of the checkpoint mean the same weight in different spellings.")
-  head, embedded = (
-    tensors.get(f"language_model.{n}.weight") for n in ("lm_head", "model.embed_tokens")
-  )
-  if head is not None:
-    if embedded is None or not _same(head, embedded):
-      raise UserError(
-        "lm_head.weight differs from embed_tokens.weight: PaliGemma ties the two, and here is one"
-        " array for both."
-      )
-    del tensors["language_model.lm_head.weight"]
+  tensors = {canonical(name): leaf for name, leaf in files.items()}
+  if len(tensors) != len(files):
+    raise UserError("Two tensors of the checkpoint have names of the same weight.")
+  table_of_text = tensors.get("language_model.model.embed_tokens.weight")
+  head = tensors.pop("language_model.lm_head.weight", None)
+  if head is not None and (table_of_text is None or not _same(head, table_of_text)):
+    raise UserError(
+      "lm_head.weight differs from embed_tokens.weight: PaliGemma ties the two, and pgjax has one"
+      " array for both."
+    )
   wanted = hf_shapes(shapes)
   check_same(wanted, {n: leaf.shape for n, leaf in tensors.items()}, "The Hugging Face folder")
   return {row.name: joined(row, tuple(shapes[row.name]), tensors) for row in table(shapes)}
@@ -224,7 +214,7 @@ def _same(a: LazyArray, b: LazyArray) -> bool:
 
 
 def joined(row: NameRow, shape: Sequence[int], tensors: Mapping[str, LazyArray]) -> LazyArray:
-  """Our leaf, made of their tensors as they are read."""
+  """Our leaf, computed from their tensors as they are read."""
   pieces = [(index, tensors[hf]) for index, hf in names_of(row, shape)]
   dtype = np.result_type(*(leaf.dtype for _, leaf in pieces))
   if row.ours == row.theirs and not row.stacked:
@@ -245,26 +235,23 @@ def joined(row: NameRow, shape: Sequence[int], tensors: Mapping[str, LazyArray])
 
 
 def to_hf(leaves: Mapping[str, LazyArray], rows: int | None = None) -> list[Tensor]:
-  """What a Hugging Face checkpoint of these leaves holds, in the order in which they are read.
+  """The tensors of a Hugging Face checkpoint of all our leaves, in the order of reading.
 
-  Args:
-    leaves: all of ours.
-    rows: of the token table; more than there are become zeros, fewer are not allowed.
+  rows: of the token table; additional ones are zeros, fewer are not allowed.
   """
-  shapes = {name: leaf.shape for name, leaf in leaves.items()}
   tensors = []
-  for row in table(shapes):
+  for row in table({name: leaf.shape for name, leaf in leaves.items()}):
     leaf = leaves[row.name]
     if row.name == paligemma.TOKEN_TABLE:
       leaf = with_rows(leaf, rows or leaf.shape[0])
       tensors.append(Tensor(row.hf[0], leaf.shape, leaf.dtype, leaf.chunks))
-      continue
-    tensors += pieces_of(row, leaf)
+    else:
+      tensors += pieces_of(row, leaf)
   return tensors
 
 
 def pieces_of(row: NameRow, leaf: LazyArray) -> list[Tensor]:
-  """Their tensors that make up one of our leaves."""
+  """Their tensors of one of our leaves."""
   shape = their_shape(row, leaf.shape)
   return [
     Tensor(hf, shape, leaf.dtype, functools.partial(_cut, row, leaf, index))
@@ -273,7 +260,7 @@ def pieces_of(row: NameRow, leaf: LazyArray) -> list[Tensor]:
 
 
 def _cut(row: NameRow, leaf: LazyArray, index: tuple[int, ...]) -> Iterator[np.ndarray]:
-  """One tensor of theirs, out of our leaf."""
+  """One of their tensors, cut out of our leaf."""
   if row.stacked:
     layer, *part = index
     array = leaf.read(layer, layer + 1)[(0, *part)]
@@ -283,7 +270,7 @@ def _cut(row: NameRow, leaf: LazyArray, index: tuple[int, ...]) -> Iterator[np.n
 
 
 def with_rows(leaf: LazyArray, rows: int) -> LazyArray:
-  """The first `rows` rows, zeros behind those that there are."""
+  """The first `rows` rows; additional ones are zeros."""
   have = leaf.shape[0]
   if rows == have:
     return leaf
@@ -302,29 +289,26 @@ def check_same(
   source: str,
   fits: Callable[[str, tuple, tuple], bool] = lambda name, have, want: have == want,
 ) -> None:
-  """Every leaf of the model is in the checkpoint, and the reverse, with a shape that fits."""
+  """Raises unless model (want) and checkpoint (have) have the same leaves, with fitting shapes."""
   wrong = [
     f"{name} is {tuple(have[name])}, the model has {tuple(want[name])}"
     for name in want.keys() & have.keys()
     if not fits(name, tuple(have[name]), tuple(want[name]))
   ]
-  told = {
-    "missing": want.keys() - have.keys(),
-    "unexpected": have.keys() - want.keys(),
-    "wrong shape": wrong,
-  }
-  if any(told.values()):
+  mismatches = {"missing": want.keys() - have.keys(), "unexpected": have.keys() - want.keys()}
+  mismatches["wrong shape"] = wrong
+  if any(mismatches.values()):
     raise UserError(
-      f"{source} does not fit the model;{_listed(told)} Check model.img.variant,"
+      f"{source} does not fit the model;{_listed(mismatches)} Check model.img.variant,"
       " model.llm.variant and res against the checkpoint."
     )
 
 
-def _listed(told: Mapping[str, Collection[str]], limit: int = 40) -> str:
+def _listed(mismatches: Mapping[str, Collection[str]], limit: int = 40) -> str:
   """ " missing: a, b; unexpected: c and 3 more."."""
   parts = []
-  for what, names in told.items():
+  for kind, names in mismatches.items():
     if names:
       more = f" and {len(names) - limit} more" * (len(names) > limit)
-      parts.append(f" {what}: {', '.join(sorted(names)[:limit])}{more}")
+      parts.append(f" {kind}: {', '.join(sorted(names)[:limit])}{more}")
   return ";".join(parts) + "."

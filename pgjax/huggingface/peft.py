@@ -1,8 +1,7 @@
-"""How does a LoRA adapter lie in a folder of PEFT's?
+"""Reads and writes LoRA adapters in PEFT's folders (PEFT 0.21, transformers 4.57 and 5).
 
-Names come from the one table in names.py: PEFT has a pair of matrices for each of Hugging Face's
-linear modules, we have a pair of arrays for each of our leaves, with the same numbers in them. Both
-directions, as PEFT 0.21 writes and reads under transformers 4.57 and 5.
+PEFT has two matrices for each linear module of Hugging Face, we have two arrays with the same
+numbers for each leaf; the table in names.py maps the names.
 """
 
 import collections
@@ -30,7 +29,7 @@ from pgjax.params.storage import StoredParams
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
 CONNECTOR, _CONNECTOR = "img/head/", "multi_modal_projector"  # Ours, theirs.
 _PREFIX = "base_model.model."
-# What PEFT can do and pgjax cannot: such a field must be missing or have one of these values.
+# PEFT features that pgjax lacks: such a field must be missing or have one of these values.
 _OFF = (None, False, [], {})
 _ALLOWED = dict(
   peft_type=("LORA",),
@@ -53,7 +52,7 @@ _Alpha = Annotated[int, Meta(gt=0, le=10**6)] | Annotated[float, Meta(gt=0, le=1
 
 
 class _Config(TypedDict, total=False):
-  """What is read of adapter_config.json besides _ALLOWED."""
+  """The fields of adapter_config.json besides _ALLOWED."""
 
   base_model_name_or_path: str | None
   lora_alpha: _Alpha
@@ -63,16 +62,16 @@ class _Config(TypedDict, total=False):
 
 
 class Folder(NamedTuple):
-  """What is in a folder, or shall be; the arrays are not read yet."""
+  """The content of a folder; the arrays are not read yet."""
 
   adapters: dict[str, Adapter]  # By our name of the leaf.
-  whole: dict[str, LazyArray]  # Leaves that were trained themselves.
-  base: str | None  # The model that the adapters were trained on, if that is known.
-  uneven: tuple[str, ...] = ()  # Adapted leaves of which Hugging Face's parts differ.
+  whole: dict[str, LazyArray]  # Fully trained leaves.
+  base: str | None  # The model that the adapters were trained on, if known.
+  uneven: tuple[str, ...] = ()  # Adapted leaves whose Hugging Face parts differ.
 
 
 def arrays(folder: Folder) -> dict[str, LazyArray]:
-  """All that a folder holds, by our names: factors as LEAF/a and LEAF/b."""
+  """All arrays of a folder by our names: factors as LEAF/a and LEAF/b."""
   factors = {
     f"{name}/{factor}": getattr(adapter, factor)
     for name, adapter in folder.adapters.items()
@@ -82,7 +81,7 @@ def arrays(folder: Folder) -> dict[str, LazyArray]:
 
 
 def with_arrays(folder: Folder, leaves: Mapping[str, LazyArray]) -> Folder:
-  """The same with other arrays under these names, such as rounded ones."""
+  """The folder with other arrays under these names, such as rounded ones."""
   adapters = {
     name: adapter._replace(a=leaves[f"{name}/a"], b=leaves[f"{name}/b"])
     for name, adapter in folder.adapters.items()
@@ -91,12 +90,12 @@ def with_arrays(folder: Folder, leaves: Mapping[str, LazyArray]) -> Folder:
 
 
 def is_folder(path: pathlib.Path) -> bool:
-  """Whether an adapter is in it."""
+  """Whether the folder has an adapter."""
   return (path / CONFIG).is_file()
 
 
 def base_of(path: pathlib.Path) -> str | None:
-  """The model that the adapter was trained on, as its folder names it."""
+  """The model that the adapter was trained on, according to its folder."""
   return _config_of(path).get("base_model_name_or_path") or None
 
 
@@ -115,12 +114,12 @@ def _factor(weight_name: str, factor: str) -> str:
 
 
 def _path(name: str) -> str:
-  """What transformers 4.52 to 5.x call a parameter in memory, or find under that name in files."""
+  """The name of a parameter in memory in transformers 4.52 to 5.x, which also load files by it."""
   return "model." + name.replace("language_model.model.", "language_model.")
 
 
 def write(path: pathlib.Path, folder: Folder, shapes: Mapping[str, Sequence[int]]) -> None:
-  """What peft.PeftModel.from_pretrained loads on the model that --to=hf makes of the base."""
+  """Writes what peft.PeftModel.from_pretrained loads onto the base in Hugging Face format."""
   tensors = []
   for row in hf_names.table(shapes):
     if adapter := folder.adapters.get(row.name):
@@ -135,15 +134,15 @@ def write(path: pathlib.Path, folder: Folder, shapes: Mapping[str, Sequence[int]
 
 
 def check_faithful(folder: Folder) -> None:
-  """Of what trained beside adapters PEFT can keep the connector, unless that has its own."""
+  """Raises for fully trained leaves other than a connector without an adapter."""
   lost = [name for name in folder.whole if not name.startswith(CONNECTOR)]
   if not lost and any(name.startswith(CONNECTOR) for name in folder.adapters):
     lost = list(folder.whole)
   if lost:
     raise UserError(
-      f"--to=peft: {min(lost)} was trained itself beside adapters, like {len(lost) - 1} more, and"
-      " PEFT's folder can hold only a connector (img/head/.*) without an adapter in that way: write"
-      " full weights with --merge --to=hf."
+      f"--to=peft: {min(lost)} and {len(lost) - 1} more were fully trained beside adapters, and"
+      " PEFT's folder can store only a connector (img/head/.*) in that way, if it has no adapter:"
+      " write full weights with --merge --to=hf."
     )
 
 
@@ -185,28 +184,28 @@ def _pattern(weight_name: str) -> str:
 
 
 def read(path: pathlib.Path, name: str, shapes: Mapping[str, Sequence[int]]) -> Folder:
-  """The adapter in a folder, for a model of these shapes; `name` is what the user called it.
+  """The adapter in a folder, for a model of these shapes; `name` is the user's name of it.
 
-  Where only some of Hugging Face's parts of a leaf are adapted, or each in its own way, the leaf
-  gets factors of the largest rank, filled up with zeros: the sum is the same.
+  If only some of Hugging Face's parts of a leaf are adapted, or their ranks or scales differ, the
+  leaf gets factors of the largest rank, padded with zeros: the sum is the same.
   """
-  config, found = _config_of(path), _tensors_of(path)
+  config, tensors = _config_of(path), _tensors_of(path)
   adapters, whole, used, uneven = {}, {}, set(), []
   for row in hf_names.table(shapes):
     ours = tuple(shapes[row.name])
     parts = [hf for _, hf in hf_names.names_of(row, ours)]
-    adapted = [hf for hf in parts if _factor(hf, "a") in found]
+    adapted = [hf for hf in parts if _factor(hf, "a") in tensors]
     if adapted and param_names.matrix(row.name):
       used |= {_factor(hf, factor) for hf in adapted for factor in "ab"}
-      adapters[row.name], even = _adapter(row, ours, adapted, name, found, config)
+      adapters[row.name], even = _adapter(row, ours, adapted, name, tensors, config)
       uneven += [] if even else [row.name]
-    elif found.keys() >= set(parts):
+    elif tensors.keys() >= set(parts):
       used |= set(parts)
       theirs = dict.fromkeys(parts, hf_names.their_shape(row, ours))
-      hf_names.check_same(theirs, {hf: found[hf].shape for hf in parts}, f"'{name}'")
-      whole[row.name] = hf_names.joined(row, ours, found)
-  if found.keys() - used or not adapters:
-    rest = sorted(found.keys() - used)
+      hf_names.check_same(theirs, {hf: tensors[hf].shape for hf in parts}, f"'{name}'")
+      whole[row.name] = hf_names.joined(row, ours, tensors)
+  rest = sorted(tensors.keys() - used)
+  if rest or not adapters:
     what = f"its {rest[0]} belongs to none" if rest else "it has no factors for any"
     raise UserError(
       f"'{name}' does not fit the model: {what} of the linear modules of a PaliGemma of this size."
@@ -216,13 +215,12 @@ def read(path: pathlib.Path, name: str, shapes: Mapping[str, Sequence[int]]) -> 
 
 
 def check_start(path: pathlib.Path, name: str, leaves: StoredParams) -> None:
-  """A run that adapts the model goes on with an adapter of the very same matrices, or of none."""
+  """A run with adapters can only start from an adapter of exactly the same matrices."""
   asked = {n for n, rule in leaves.rules.items() if rule.kind == "lora"}
   if not asked:
     return
   folder = read(path, name, {n: leaf.shape for n, leaf in leaves.shapes.items()})
-  here = folder.adapters.keys() - set(folder.uneven)
-  if different := sorted(asked ^ here):
+  if different := sorted(asked ^ (folder.adapters.keys() - set(folder.uneven))):
     whose = "config.params adapts and it does not, or not all layers and parts of it alike"
     if different[0] not in asked:
       whose = "it adapts and config.params does not"
@@ -233,16 +231,21 @@ def check_start(path: pathlib.Path, name: str, leaves: StoredParams) -> None:
     )
 
 
-def _adapter(row, ours, adapted, name, found, config) -> tuple[Adapter, bool]:
-  """(the adapter of one leaf, whether all of its parts are adapted alike)."""
-  sizes = hf_names.their_shape(row, ours)
+def _adapter(row, ours, adapted, name, tensors, config) -> tuple[Adapter, bool]:
+  """(the adapter of one leaf, whether all of its parts have the same rank and scale)."""
+  out, into = hf_names.their_shape(row, ours)
   parts = [hf for _, hf in hf_names.names_of(row, ours)]
-  scales = {hf: _checked_scale(name, hf, sizes, found, config) for hf in adapted}
-  rule, even = _rule(scales, len(parts), found, config)
-  filled = _filled(parts, sizes, scales, rule, found)
+  scales = {hf: _checked_scale(name, hf, (out, into), tensors, config) for hf in adapted}
+  rule, even = _rule(scales, len(parts), tensors, config)
+  padded = {}
+  for hf in parts:
+    relative = scales[hf] / rule.scale if hf in scales else 0.0
+    a, b = (_factor(hf, factor) for factor in "ab")
+    padded[a] = _padded(tensors.get(a), (rule.rank, into), 1.0)
+    padded[b] = _padded(tensors.get(b), (out, rule.rank), relative)
   shapes = lora.factor_shapes(param_names.matrix(row.name), ours, rule.rank)
   factors = {
-    factor: hf_names.joined(part, shapes[factor], filled)
+    factor: hf_names.joined(part, shapes[factor], padded)
     for factor, part in _factor_rows(row).items()
   }
   return Adapter(**factors, rule=rule), even
@@ -256,26 +259,26 @@ def _config_of(path: pathlib.Path) -> dict[str, Any]:
   for field, allowed in _ALLOWED.items():
     if field in config and config[field] not in allowed:
       raise UserError(
-        f"{path / CONFIG}: {field}={config[field]!r} is not what pgjax's adapters can be; it must"
-        f" be {' or '.join(map(repr, allowed))}."
+        f"{path / CONFIG}: {field}={config[field]!r} is not supported; it must be"
+        f" {' or '.join(map(repr, allowed))}."
       )
   return config
 
 
 def _tensors_of(path: pathlib.Path) -> dict[str, LazyArray]:
-  """By the names of weights.table, with PEFT's ending."""
+  """{name in names.table, with PEFT's ending: tensor}."""
   if not (path / FILE).is_file():
     raise UserError(
       f"{path} has no {FILE}: pgjax reads no pickles (.bin), so save the adapter again with"
       " save_pretrained(folder, safe_serialization=True)."
     )
-  found = safetensors.read_safetensors_file(path / FILE)
-  return {hf_names.canonical(name.removeprefix(_PREFIX)): leaf for name, leaf in found.items()}
+  tensors = safetensors.read_safetensors_file(path / FILE)
+  return {hf_names.canonical(name.removeprefix(_PREFIX)): leaf for name, leaf in tensors.items()}
 
 
-def _checked_scale(name, hf, sizes, found, config) -> float:
-  """What the product of a module's factors is multiplied by, after a look at their shapes."""
-  a, b = (found.get(_factor(hf, factor)) for factor in "ab")
+def _checked_scale(name, hf, sizes, tensors, config) -> float:
+  """The scale of the product of a module's factors; raises if their shapes do not fit."""
+  a, b = (tensors.get(_factor(hf, factor)) for factor in "ab")
   rank = a.shape[0] if a.shape else 0
   (out, into), have = sizes, (a.shape, b and b.shape)
   if have != ((rank, into), (out, rank)) or not rank:
@@ -284,12 +287,11 @@ def _checked_scale(name, hf, sizes, found, config) -> float:
       f" matrix of [{out}, {into}] they must be [rank, {into}] and [{out}, rank]. It was trained on"
       " a model of another size."
     )
-  alpha = _alpha(hf, config)
-  return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+  return _alpha(hf, config) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _alpha(hf: str, config: Mapping[str, Any]) -> float:
-  """As PEFT looks it up: the first pattern that matches the end of the module's path."""
+  """As in PEFT: that of the first pattern that matches the end of the module's path."""
   path = _path(hf).removesuffix(".weight")
   for module in (path, path.replace("vision_tower.vision_model.", "vision_tower.")):
     for pattern, alpha in (config.get("alpha_pattern") or {}).items():
@@ -298,27 +300,15 @@ def _alpha(hf: str, config: Mapping[str, Any]) -> float:
   return config.get("lora_alpha", 8)
 
 
-def _rule(scales, num_parts, found, config) -> tuple[Rule, bool]:
-  """(the rule of a leaf, whether all of its parts are adapted in this way)."""
-  ranks = [found[_factor(hf, "a")].shape[0] for hf in scales]
+def _rule(scales, num_parts, tensors, config) -> tuple[Rule, bool]:
+  """(the rule of a leaf, whether it holds for each of its parts)."""
+  ranks = [tensors[_factor(hf, "a")].shape[0] for hf in scales]
   scale = next(iter(scales.values()))
   even = len({*ranks}) == len({*scales.values()}) == 1 and len(scales) == num_parts
   rank, rslora = max(ranks), even and bool(config.get("use_rslora"))
   alpha = round(scale * (math.sqrt(rank) if rslora else rank), 9)
   dropout = config.get("lora_dropout", 0.0)
   return Rule("lora", rank=rank, alpha=alpha, dropout=dropout, rslora=rslora), even
-
-
-def _filled(parts, sizes, scales, rule, found) -> dict[str, LazyArray]:
-  """Factors of all parts, of one rank and for one scale."""
-  (out, into), rank = sizes, rule.rank
-  filled = {}
-  for hf in parts:
-    relative = scales[hf] / rule.scale if hf in scales else 0.0
-    a, b = (_factor(hf, factor) for factor in "ab")
-    filled[a] = _padded(found.get(a), (rank, into), 1.0)
-    filled[b] = _padded(found.get(b), (out, rank), relative)
-  return filled
 
 
 def _padded(leaf: LazyArray | None, shape: tuple[int, int], times: float) -> LazyArray:

@@ -1,17 +1,15 @@
-"""Which files make a Hugging Face folder's processor?
+"""Writes the processor files of a Hugging Face folder from the bytes of a SentencePiece model.
 
-`processor_files` writes them all from the bytes of a SentencePiece model; `AutoProcessor` then
-needs no network, and its ids are those of data/tokenizer.py and data/prefix_lm.py. How:
+`AutoProcessor` then has the ids of data/tokenizer.py and data/prefix_lm.py, without a network:
 
-- Merges. SentencePiece joins the neighbours whose joint piece has the best score; a tokenizer.json
-  lists pairs, best first. So a normal piece gives a pair for each way to cut it into two pieces.
-- User-defined pieces (newlines, runs of spaces, <locNNNN>) are found before any merging, the
-  longest first, in a text whose spaces are "▁" already: added tokens with `normalized`. They take
-  no part in merges, nor do control and byte pieces.
-- Control pieces are added tokens that match in a text, unlike in SentencePiece, because the
-  processor writes "<image><image>...<bos>prompt\n" and has it tokenized. A prompt that spells
-  <pad>, <eos>, <bos>, <unk> or <image> therefore becomes other ids than here, and so does one that
-  ends in a newline where a piece for two newlines exists.
+- Merges. SentencePiece joins the neighbours whose joint piece has the best score; tokenizer.json
+  lists pairs, best first. So each way to cut a normal piece into two pieces is a pair.
+- User-defined pieces (newlines, runs of spaces, <locNNNN>) match before any merging, the longest
+  first, in text whose spaces are "▁" already: added tokens with `normalized`. They do not merge;
+  control and byte pieces do not either.
+- Control pieces are added tokens that match in text, unlike in SentencePiece, because the processor
+  tokenizes "<image><image>...<bos>prompt\n". So a prompt with <pad>, <eos>, <bos>, <unk> or <image>
+  gets other ids than here, and so does one that ends in a newline if "\n\n" is a piece.
 """
 
 import json
@@ -37,9 +35,9 @@ def processor_files(
   """File name -> content, for `AutoProcessor.from_pretrained` of transformers 4.57 and 5.
 
   Args:
-    tokenizer_source: a Gemma or PaliGemma tokenizer.model; it is kept as tokenizer.model.
-    res: pixels of an image's side.
-    patch_size: with `res`, how many <image> tokens stand for an image.
+    tokenizer_source: a Gemma or PaliGemma tokenizer.model; copied to tokenizer.model.
+    res: side length of an image in pixels.
+    patch_size: an image has (res / patch_size)^2 <image> tokens.
     image_token_id: of <image>; None: the first id after the tokenizer's.
     method: how images are resized, "bicubic" as on the hub, or "bilinear"; antialiased, by Pillow.
   """
@@ -99,22 +97,21 @@ def tokenizer_json(pieces: list[tokenizer.Piece], image_token_id: int) -> dict[s
       fuse_unk=True,
       byte_fallback=True,
       ignore_merges=False,
-      vocab=vocab | {IMAGE: image_token_id},  # Among the pieces, because only they choose their id.
+      vocab=vocab | {IMAGE: image_token_id},  # Here, as added tokens cannot choose their id.
       merges=merges(pieces),
     ),
   )
 
 
 def merges(pieces: list[tokenizer.Piece]) -> list[tuple[str, str]]:
-  """Pairs of pieces to join, best first; linear in the length of all pieces together."""
+  """Pairs of pieces to join, best first; linear in the total length of all pieces."""
   scores = {piece.text: piece.score for piece in pieces if piece.kind == "normal"}
-  found = []
-  for text in sorted(scores, key=scores.__getitem__, reverse=True):
-    for cut in range(1, len(text)):
-      left, right = text[:cut], text[cut:]
-      if left in scores and right in scores:
-        found.append((left, right))
-  return found
+  return [
+    (text[:cut], text[cut:])
+    for text in sorted(scores, key=scores.__getitem__, reverse=True)
+    for cut in range(1, len(text))
+    if text[:cut] in scores and text[cut:] in scores
+  ]
 
 
 def _added_token(token: int, text: str, *, special: bool) -> dict[str, Any]:
@@ -130,7 +127,7 @@ def _added_token(token: int, text: str, *, special: bool) -> dict[str, Any]:
 
 
 def _begins_with(token: int, text: str) -> dict[str, Any]:
-  """A post-processor for tokenizers used by themselves; the processor writes <bos> and skips it."""
+  """A post-processor for a tokenizer without the processor, which writes <bos> itself."""
   first = dict(SpecialToken=dict(id=text, type_id=0))
   text_a, text_b = (dict(Sequence=dict(id=name, type_id=i)) for i, name in enumerate("AB"))
   return dict(
@@ -149,7 +146,7 @@ def _tokenizer_config(pieces) -> dict[str, Any]:
     add_eos_token=False,
     additional_special_tokens=[IMAGE],
     clean_up_tokenization_spaces=False,
-    # Without the null, transformers 5 makes a new token of <mask> where no piece has the name.
+    # Without the null, transformers 5 adds a new token <mask> if no piece has the name.
     **({} if has_mask else dict(mask_token=None)),
     model_max_length=_FOREVER,
     processor_class="PaliGemmaProcessor",

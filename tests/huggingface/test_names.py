@@ -1,4 +1,4 @@
-"""Initial weights: what is read is what was written, on any mesh, and misfits are told."""
+"""Initial weights: the written arrays are read on any mesh, and mismatches raise."""
 
 import zipfile
 from types import SimpleNamespace
@@ -31,26 +31,26 @@ def tree(dtype=np.float32, patches=4, rows=24, width=8):
 
 
 def load(spec, like, dtype=np.float32, parts=("data",)):
-  """ckpt.initial onto eight devices; dim 1 (where it divides) is sharded."""
+  """load_initial onto eight devices; dim 1 (where it divides) is sharded."""
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
   def place(a):
     sharded = a.ndim > 1 and a.shape[1] % 8 == 0
     return NamedSharding(mesh, PartitionSpec(*((None, *parts) if sharded else ())))
 
-  kept = {n: jax.ShapeDtypeStruct(a.shape, dtype, sharding=place(a)) for n, a in like.items()}
-  return param_tree.flatten(initial(spec, kept))
+  abstract = {n: jax.ShapeDtypeStruct(a.shape, dtype, sharding=place(a)) for n, a in like.items()}
+  return param_tree.flatten(initial(spec, abstract))
 
 
-def initial(spec, kept):
-  """ckpt.initial for leaves that are kept as they are."""
-  plain = storage.of({n: leaf.shape for n, leaf in kept.items()}, [(".*", "train")], "float32")
-  return initial_lib.load_initial(spec, param_tree.unflatten(kept), plain)
+def initial(spec, abstract):
+  """load_initial for leaves that are stored as they are."""
+  plain = storage.of({n: leaf.shape for n, leaf in abstract.items()}, [(".*", "train")], "float32")
+  return initial_lib.load_initial(spec, param_tree.unflatten(abstract), plain)
 
 
 @pytest.mark.parametrize("prefix", ["params/", "", "opt/target/"])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_every_layout_loads_to_the_bit_and_sharded(tmp_path, prefix, save):
+def test_every_layout_loads_bit_for_bit_and_sharded(tmp_path, prefix, save):
   flat = tree()
   other = {"opt/mu": np.ones(3, np.float32)} if prefix == "params/" else {}
   save(tmp_path / "w.npz", **{prefix + n: a for n, a in flat.items()}, **other)
@@ -109,12 +109,14 @@ def test_a_larger_vocabulary_gets_small_new_rows(tmp_path):
   rows = NamedSharding(mesh, PartitionSpec("data"))
   everywhere = NamedSharding(mesh, PartitionSpec())
   places = {n: rows if n.startswith("llm/emb") else everywhere for n in new}
-  kept = {n: jax.ShapeDtypeStruct(a.shape, np.float32, sharding=places[n]) for n, a in new.items()}
-  loaded = initial(str(tmp_path / "w.npz"), kept)
+  abstract = {
+    n: jax.ShapeDtypeStruct(a.shape, np.float32, sharding=places[n]) for n, a in new.items()
+  }
+  loaded = initial(str(tmp_path / "w.npz"), abstract)
   np.testing.assert_array_equal(loaded["llm"]["embedder"]["input_embedding"], table)
 
 
-def test_misfits_are_listed_in_one_sentence(tmp_path):
+def test_mismatches_are_listed_in_one_sentence(tmp_path):
   flat = tree()
   np.savez(tmp_path / "w.npz", **flat)
   wanted = dict(flat)
@@ -123,11 +125,11 @@ def test_misfits_are_listed_in_one_sentence(tmp_path):
   wanted["llm/embedder/input_embedding"] = np.zeros((23, 8), np.float32)
   with pytest.raises(UserError) as e:
     load(str(tmp_path / "w.npz"), wanted)
-  told = str(e.value)
-  assert "missing: llm/extra/w" in told
-  assert "unexpected: llm/final_norm/scale" in told
-  assert "img/head/kernel is (16, 8), the model has (16, 4)" in told
-  assert "input_embedding is (24, 8), the model has (23, 8)" in told  # Never cut.
+  message = str(e.value)
+  assert "missing: llm/extra/w" in message
+  assert "unexpected: llm/final_norm/scale" in message
+  assert "img/head/kernel is (16, 8), the model has (16, 4)" in message
+  assert "input_embedding is (24, 8), the model has (23, 8)" in message  # Never cut.
 
 
 def test_parts_come_from_files_of_their_own(tmp_path):
@@ -148,7 +150,7 @@ def test_parts_come_from_files_of_their_own(tmp_path):
     load(dict(img=f"{a}:txt"), flat)
 
 
-def test_damaged_files_are_told(tmp_path):
+def test_damaged_files_raise(tmp_path):
   flat, path = tree(), tmp_path / "w.npz"
   np.savez(path, **flat)
   whole = path.read_bytes()
@@ -176,7 +178,7 @@ def test_damaged_files_are_told(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-  """What a download does: `hub.error` is raised, or the folder `hub.answer` returned."""
+  """The result of a download: `hub.error` is raised, or the folder `hub.answer` returned."""
 
   def download(repo, allow_patterns):
     assert all(not pattern.endswith((".bin", ".pkl", ".py")) for pattern in allow_patterns)
@@ -196,7 +198,7 @@ def hub_error(kind, status):
   return kind("the hub's own words", response=response)
 
 
-def test_known_names_are_found_and_their_absence_explained(tmp_path, monkeypatch, hub):
+def test_known_names_resolve_and_their_absence_raises(tmp_path, monkeypatch, hub):
   monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
   hub.error = OSError("no network")
   with pytest.raises(UserError, match=r"PGJAX_WEIGHTS_DIR is not set.*\(no network\)"):
@@ -239,7 +241,7 @@ def test_published_names_have_an_id_on_the_hub(name, repo):
   assert resolve.hub_id(name) == repo
 
 
-def test_what_is_not_here_comes_from_the_hub(tmp_path, monkeypatch, hub):
+def test_missing_checkpoints_are_downloaded(tmp_path, monkeypatch, hub):
   monkeypatch.delenv("PGJAX_WEIGHTS_DIR", raising=False)
   hub.answer = tmp_path
   assert resolve.resolve("me/mine") == resolve.resolve("pt_3b_448") == tmp_path

@@ -36,13 +36,13 @@ def base_leaves(shapes):
 
 
 def folder_of(shapes, rules, whole=(), base="somewhere/pt"):
-  made = {}
+  adapters = {}
   for name, rule in rules.items():
     sizes = lora.factor_shapes(param_names.matrix(name), shapes[name], rule.rank)
     factors = {f: lazy_array.of_array(random(s, 7 + len(name))) for f, s in sizes.items()}
-    made[name] = lazy.Adapter(**factors, rule=rule)
+    adapters[name] = lazy.Adapter(**factors, rule=rule)
   leaves = base_leaves(shapes)
-  return peft.Folder(made, {name: leaves[name] for name in whole}, base)
+  return peft.Folder(adapters, {name: leaves[name] for name in whole}, base)
 
 
 def merged(base, folder):
@@ -63,8 +63,8 @@ def every_matrix(shapes, rule=RULE):
 
 
 def tensors_in(folder):
-  found = safetensors.read_safetensors_file(folder / "adapter_model.safetensors")
-  return {name.removeprefix(PREFIX): leaf.whole() for name, leaf in found.items()}
+  tensors = safetensors.read_safetensors_file(folder / "adapter_model.safetensors")
+  return {name.removeprefix(PREFIX): leaf.whole() for name, leaf in tensors.items()}
 
 
 def config_in(folder):
@@ -74,11 +74,11 @@ def config_in(folder):
 def save(folder, tensors, **config):
   """What PEFT would have written."""
   folder.mkdir()
-  made = [
+  entries = [
     safetensors.Tensor(PREFIX + name, a.shape, a.dtype, lambda a=a: [a])
     for name, a in tensors.items()
   ]
-  safetensors.write_safetensors_file(folder / "adapter_model.safetensors", made)
+  safetensors.write_safetensors_file(folder / "adapter_model.safetensors", entries)
   fields = dict(peft_type="LORA", r=4, lora_alpha=8, bias="none", init_lora_weights=True)
   (folder / "adapter_config.json").write_text(json.dumps(fields | config))
   return folder
@@ -96,49 +96,49 @@ def in_hf(leaves):
 
 
 @pytest.mark.parametrize("llm", MODELS)
-def test_an_adapter_comes_back_to_the_bit(llm, tmp_path):
+def test_an_adapter_round_trips_bit_for_bit(llm, tmp_path):
   shapes = shapes_of(llm)
-  made = folder_of(shapes, every_matrix(shapes))
-  peft.write(tmp_path / "a", made, shapes)
+  folder = folder_of(shapes, every_matrix(shapes))
+  peft.write(tmp_path / "a", folder, shapes)
   again = peft.read(tmp_path / "a", "a", shapes)
   assert {n: a.rule for n, a in again.adapters.items()} == every_matrix(shapes)
   assert again.base == "somewhere/pt"
   assert again.uneven == ()
-  before, after = factors_of(made), factors_of(again)
+  before, after = factors_of(folder), factors_of(again)
   assert after.keys() == before.keys()
   for name, array in before.items():
     np.testing.assert_array_equal(after[name], array, name)
 
 
-def test_the_factors_lie_in_peft_s_modules(tmp_path):
+def test_the_factors_are_in_peft_s_modules(tmp_path):
   shapes = shapes_of()
-  made = folder_of(shapes, every_matrix(shapes))
-  peft.write(tmp_path / "a", made, shapes)
-  found, ours = tensors_in(tmp_path / "a"), factors_of(made)
+  folder = folder_of(shapes, every_matrix(shapes))
+  peft.write(tmp_path / "a", folder, shapes)
+  theirs, ours = tensors_in(tmp_path / "a"), factors_of(folder)
   kv = f"{GEMMA}attn/kv_einsum/w"
   np.testing.assert_array_equal(
-    found[f"{LAYER}self_attn.v_proj.lora_A.weight"], ours[f"{kv}/a"][1, 1].T
+    theirs[f"{LAYER}self_attn.v_proj.lora_A.weight"], ours[f"{kv}/a"][1, 1].T
   )
   np.testing.assert_array_equal(
-    found[f"{LAYER}self_attn.v_proj.lora_B.weight"], ours[f"{kv}/b"][1, 1].reshape(4, 32).T
+    theirs[f"{LAYER}self_attn.v_proj.lora_B.weight"], ours[f"{kv}/b"][1, 1].reshape(4, 32).T
   )
   out = ours[f"{GEMMA}attn/attn_vec_einsum/w/a"][1].reshape(64, 4).T
-  np.testing.assert_array_equal(found[f"{LAYER}self_attn.o_proj.lora_A.weight"], out)
+  np.testing.assert_array_equal(theirs[f"{LAYER}self_attn.o_proj.lora_A.weight"], out)
   up = ours[f"{GEMMA}mlp/gating_einsum/b"][1, 1].T
-  np.testing.assert_array_equal(found[f"{LAYER}mlp.up_proj.lora_B.weight"], up)
+  np.testing.assert_array_equal(theirs[f"{LAYER}mlp.up_proj.lora_B.weight"], up)
   vision = "vision_tower.vision_model.encoder.layers.0.self_attn.out_proj.lora_A.weight"
-  assert found[vision].shape == (4, 24)
-  assert found["multi_modal_projector.linear.lora_B.weight"].shape == (32, 4)
-  assert len(found) == 2 * (3 * 7 + 2 * 6 + 1)
+  assert theirs[vision].shape == (4, 24)
+  assert theirs["multi_modal_projector.linear.lora_B.weight"].shape == (32, 4)
+  assert len(theirs) == 2 * (3 * 7 + 2 * 6 + 1)
 
 
 @pytest.mark.parametrize("llm", MODELS)
 def test_what_is_merged_is_the_sum_of_each_module(llm, tmp_path):
   shapes = shapes_of(llm)
-  made, base = folder_of(shapes, every_matrix(shapes)), base_leaves(shapes)
-  peft.write(tmp_path / "a", made, shapes)
+  folder, base = folder_of(shapes, every_matrix(shapes)), base_leaves(shapes)
+  peft.write(tmp_path / "a", folder, shapes)
   factors = tensors_in(tmp_path / "a")
-  before, after = in_hf(base), in_hf(merged(base, made))
+  before, after = in_hf(base), in_hf(merged(base, folder))
   changed = [n for n in before if not np.array_equal(before[n], after[n])]
   assert len(changed) == len(factors) / 2
   for name in changed:
@@ -180,7 +180,7 @@ def test_the_configuration_names_what_differs(tmp_path):
   assert peft.read(tmp_path / "a", "a", shapes).adapters[f"{GEMMA}mlp/linear"].rule.scale == 3.5 / 2
 
 
-def test_the_scale_of_rslora_is_kept(tmp_path):
+def test_the_scale_of_rslora_is_exported(tmp_path):
   shapes, leaf = shapes_of(), f"{GEMMA}mlp/linear"
   stable = {leaf: RULE._replace(rslora=True)}
   mixed = stable | {f"{GEMMA}attn/q_einsum/w": RULE}
@@ -190,13 +190,13 @@ def test_the_scale_of_rslora_is_kept(tmp_path):
     assert peft.read(tmp_path / name, name, shapes).adapters[leaf].rule.scale == 16 / 4**0.5
 
 
-def test_a_trained_connector_goes_along(tmp_path):
+def test_a_trained_connector_is_exported(tmp_path):
   shapes, head = shapes_of(), ("img/head/kernel", "img/head/bias")
   rules = {f"{GEMMA}mlp/linear": RULE}
-  made = folder_of(shapes, rules, whole=head)
-  peft.write(tmp_path / "a", made, shapes)
+  folder = folder_of(shapes, rules, whole=head)
+  peft.write(tmp_path / "a", folder, shapes)
   assert config_in(tmp_path / "a")["modules_to_save"] == ["multi_modal_projector"]
-  kernel = made.whole["img/head/kernel"].whole()
+  kernel = folder.whole["img/head/kernel"].whole()
   saved = tensors_in(tmp_path / "a")["multi_modal_projector.linear.weight"]
   np.testing.assert_array_equal(saved, kernel.T)
   again = peft.read(tmp_path / "a", "a", shapes)
@@ -206,7 +206,7 @@ def test_a_trained_connector_goes_along(tmp_path):
 
 
 def test_parts_that_are_adapted_differently_give_the_same_sum(tmp_path):
-  """PEFT's defaults adapt q and v alone; keys and values lie in one leaf here."""
+  """PEFT's defaults adapt only q and v; keys and values are one leaf here."""
   shapes = shapes_of()
   query, value = (f"{LAYER}self_attn.{name}_proj" for name in "qv")
   tensors = pair(query, 4, 32, 64) | pair(value, 2, 32, 32, 5)
@@ -235,7 +235,7 @@ def test_half_precision_is_read_as_float32(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("fields", "said"),
+  ("fields", "message"),
   [
     (dict(use_dora=True), "use_dora=True"),
     (dict(peft_type="IA3"), "peft_type='IA3'"),
@@ -243,14 +243,14 @@ def test_half_precision_is_read_as_float32(tmp_path):
     (dict(init_lora_weights="pissa"), "init_lora_weights='pissa'"),
   ],
 )
-def test_what_is_more_than_lora_is_refused(fields, said, tmp_path):
+def test_features_beyond_lora_are_refused(fields, message, tmp_path):
   folder = save(tmp_path / "a", pair(f"{LAYER}self_attn.q_proj", 4, 32, 64), **fields)
-  with pytest.raises(UserError, match=re.escape(said)):
+  with pytest.raises(UserError, match=re.escape(message)):
     peft.read(folder, "a", shapes_of())
 
 
 @pytest.mark.parametrize(
-  ("tensors", "said"),
+  ("tensors", "message"),
   [
     (pair(f"{LAYER}self_attn.q_proj", 4, 48, 64), r"they must be \[rank, 32\] and \[64, rank\]"),
     (pair("language_model.layers.9.mlp.up_proj", 4, 32, 48), "layers.9.mlp.up_proj.lora_A"),
@@ -259,27 +259,27 @@ def test_what_is_more_than_lora_is_refused(fields, said, tmp_path):
     ({"multi_modal_projector.linear.weight": random((9, 9))}, "wrong shape|does not fit"),
   ],
 )
-def test_an_adapter_for_another_model_is_one_sentence(tensors, said, tmp_path):
+def test_an_adapter_for_another_model_raises(tensors, message, tmp_path):
   if "multi_modal_projector.linear.weight" in tensors:
     tensors |= {"multi_modal_projector.linear.bias": random(9)}
   folder = save(tmp_path / "a", tensors)
-  with pytest.raises(UserError, match=said) as error:
+  with pytest.raises(UserError, match=message) as error:
     peft.read(folder, "theirs", shapes_of())
   assert "theirs" in str(error.value)
 
 
-def test_a_pickle_is_not_read(tmp_path):
+def test_a_pickle_raises(tmp_path):
   folder = save(tmp_path / "a", {})
   (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
   with pytest.raises(UserError, match="safe_serialization=True"):
     peft.read(folder, "a", shapes_of())
 
 
-def test_what_peft_cannot_hold_is_said():
+def test_what_peft_cannot_store_raises():
   shapes = shapes_of()
   rules = {f"{GEMMA}mlp/linear": RULE}
   peft.check_faithful(folder_of(shapes, rules, whole=("img/head/kernel", "img/head/bias")))
-  with pytest.raises(UserError, match="llm/final_norm/scale was trained itself"):
+  with pytest.raises(UserError, match="llm/final_norm/scale and 0 more were fully trained"):
     peft.check_faithful(folder_of(shapes, rules, whole=("llm/final_norm/scale",)))
   both = rules | {"img/head/kernel": RULE}
   with pytest.raises(UserError, match="--merge --to=hf"):

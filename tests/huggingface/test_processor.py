@@ -86,7 +86,7 @@ def test_the_image_processor_makes_pixels_and_tokens_of_this_size(tiny):
   assert config["resample"] == 2
 
 
-def test_the_tokenizer_comes_back_byte_for_byte(tiny):
+def test_the_tokenizer_is_copied_byte_for_byte(tiny):
   assert processor.processor_files(tiny.source, res=28)["tokenizer.model"] == tiny.source
 
 

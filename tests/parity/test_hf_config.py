@@ -39,7 +39,7 @@ def architecture(fields):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_of_our_config_has_our_sizes_and_comes_back(name, tmp_path):
+def test_a_model_of_our_config_has_our_sizes_and_round_trips(name, tmp_path):
   fields = MODELS[name]
   config = written(tmp_path, fields, res=40, dtype="float32")
   model = transformers.PaliGemmaForConditionalGeneration(config)
@@ -58,7 +58,7 @@ def test_a_model_of_our_config_has_our_sizes_and_comes_back(name, tmp_path):
 
 
 @pytest.mark.parametrize("variant", gemma.VARIANTS)
-def test_named_variants_survive_transformers(variant, tmp_path):
+def test_named_variants_round_trip_through_transformers(variant, tmp_path):
   fields = dict(img=dict(variant="So400m/14"), llm=dict(variant=variant))
   config = written(tmp_path, fields, res=224)
   config.save_pretrained(tmp_path / "again")
@@ -77,7 +77,7 @@ def test_the_softcaps_and_the_scale_are_the_model_s(tmp_path):
 
 
 def test_our_defaults_are_transformers_own(tmp_path):
-  """A file that says nothing is the model that transformers makes of it."""
+  """An empty config is the same model as in transformers."""
   for kind, make in (("gemma", transformers.GemmaConfig), ("gemma2", transformers.Gemma2Config)):
     short = {
       "model_type": "paligemma",

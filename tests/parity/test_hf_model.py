@@ -175,7 +175,7 @@ def test_loss_and_gradients(both, batch):
   expected = {name: leaf.whole() for name, leaf in expected.items()}
   largest = max(np.abs(wanted).max() for wanted in expected.values())
   for name, gradient in ours.items():
-    # A bias of the keys changes no softmax: its gradient is rounding alone.
+    # A bias of the keys changes no softmax: its gradient is only rounding.
     size = largest if name.endswith("key/bias") else np.abs(expected[name]).max()
     assert size > 0, name
     assert np.abs(gradient - expected[name]).max() <= 1e-4 * size, name
@@ -185,8 +185,8 @@ def test_loss_and_gradients(both, batch):
 def exported(request, tmp_path):
   """(folder that pgjax.convert wrote, our model, its parameters)."""
   theirs = hf_model(MODELS[request.param], seed=2)
-  theirs.save_pretrained(tmp_path / "made")
-  flags = [f"--src={tmp_path}/made", f"--dst={tmp_path}/o", "--to=orbax"]
+  theirs.save_pretrained(tmp_path / "theirs")
+  flags = [f"--src={tmp_path}/theirs", f"--dst={tmp_path}/o", "--to=orbax"]
   flags += [f"--tokenizer={tokenizer.TINY}"]
   assert convert.main(cli.parse(["convert", *flags], convert.FLAGS, "none")) == 0
   flags = [f"--src={tmp_path}/o", f"--dst={tmp_path}/hf", "--to=hf"]
@@ -196,7 +196,7 @@ def exported(request, tmp_path):
   return tmp_path / "hf", paligemma.Model(**source.model), values
 
 
-def test_transformers_generates_what_we_decode(exported):
+def test_transformers_generates_our_tokens(exported):
   """From the exported folder, with its own processor; greedy, and three beams run at all."""
   folder, model, values = exported
   theirs = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
@@ -214,7 +214,7 @@ def test_transformers_generates_what_we_decode(exported):
   tokens = [[named.bos, *named.encode(p), named.newline] for p in prompts]
   for one, ids in zip(inputs, tokens, strict=True):
     assert one["input_ids"][0].tolist() == PATCHES * [IMAGE_TOKEN] + ids
-  if transformers.__version__.startswith("5"):  # 4.57 sees the whole prompt without being told.
+  if transformers.__version__.startswith("5"):  # 4.57 sees the whole prompt by itself.
     for one in inputs:
       one.setdefault("token_type_ids", torch.zeros_like(one["input_ids"]))
   length = dict(max_new_tokens=NEW, do_sample=False)
@@ -240,7 +240,7 @@ def test_transformers_generates_what_we_decode(exported):
     assert row[: len(wanted)].tolist() == wanted.tolist()
 
 
-def test_every_tensor_is_where_transformers_looks(exported):
+def test_transformers_loads_every_tensor(exported):
   """Nothing is left at its random initialisation, nothing is unused."""
   folder, _, _ = exported
   theirs, info = transformers.PaliGemmaForConditionalGeneration.from_pretrained(

@@ -1,4 +1,4 @@
-"""Adapters here and in PEFT on the same weights: the same logits, whichever side made them."""
+"""Adapters here and in PEFT on the same weights: the same logits, whichever side wrote them."""
 
 import os
 import warnings
@@ -84,26 +84,26 @@ def test_our_adapter_in_peft_gives_our_logits(base, batch, rules, tmp_path):
   before = logits_of(theirs, batch)
   leaves = leaves_of(model, RULES[rules])
   rng = np.random.default_rng(3)
-  kept = {name: leaf.whole() for name, leaf in weights.items()}
+  stored = {name: leaf.whole() for name, leaf in weights.items()}
   for name, leaf in param_tree.flatten(leaves.abstract()).items():
     if name.startswith(param_names.LORA):
-      kept[name] = rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+      stored[name] = rng.normal(0, 0.2, leaf.shape).astype(np.float32)
   adapters, whole = {}, {}
   for name, rule in leaves.rules.items():
     if rule.kind == "train":
-      kept[name] = 2 * kept[name]
-      whole[name] = lazy_array.of_array(kept[name])
+      stored[name] = 2 * stored[name]
+      whole[name] = lazy_array.of_array(stored[name])
     elif rule.kind == "lora":
-      a, b = (lazy_array.of_array(kept[f"{param_names.LORA}{name}/{factor}"]) for factor in "ab")
+      a, b = (lazy_array.of_array(stored[f"{param_names.LORA}{name}/{factor}"]) for factor in "ab")
       adapters[name] = lazy.Adapter(a, b, rule)
   shapes = {name: leaf.shape for name, leaf in weights.items()}
   peft_lib.write(tmp_path / "a", peft_lib.Folder(adapters, whole, None), shapes)
   with warnings.catch_warnings():
-    warnings.simplefilter("error")  # As PEFT says that a tensor is missing or unused.
+    warnings.simplefilter("error")  # PEFT warns that a tensor is missing or unused.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
     adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "a")
   expected = logits_of(without_dropout(adapted), batch)
-  assert_close(our_logits(model, leaves.for_model(kept), batch), expected, before)
+  assert_close(our_logits(model, leaves.for_model(stored), batch), expected, before)
 
 
 THEIRS = {
@@ -127,7 +127,7 @@ THEIRS = {
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_an_adapter_of_peft_merged_here_gives_its_logits(base, batch, name, tmp_path):
+def test_a_merged_adapter_of_peft_gives_its_logits(base, batch, name, tmp_path):
   theirs, model, weights = base
   before = logits_of(theirs, batch)
   adapted = peft.get_peft_model(theirs, peft.LoraConfig(**THEIRS[name]))
@@ -139,7 +139,7 @@ def test_an_adapter_of_peft_merged_here_gives_its_logits(base, batch, name, tmp_
   adapted.save_pretrained(tmp_path / "a")
   expected = logits_of(without_dropout(adapted), batch)
   shapes = {name: leaf.shape for name, leaf in weights.items()}
-  found = peft_lib.read(tmp_path / "a", "a", shapes)
-  merged = {n: lazy.merge_adapter(n, weights[n], a) for n, a in found.adapters.items()}
-  full = {n: leaf.whole() for n, leaf in ({**weights, **found.whole} | merged).items()}
+  folder = peft_lib.read(tmp_path / "a", "a", shapes)
+  merged = {n: lazy.merge_adapter(n, weights[n], a) for n, a in folder.adapters.items()}
+  full = {n: leaf.whole() for n, leaf in ({**weights, **folder.whole} | merged).items()}
   assert_close(our_logits(model, param_tree.unflatten(full), batch), expected, before)

@@ -137,7 +137,7 @@ def test_token_ids_of_prompts_are_ours(both, placeholder):
 
 
 def test_a_newline_at_the_end_merges_with_the_separator(both):
-  """The one ordinary prompt that differs; docs/weights.md says so."""
+  """The one ordinary prompt that differs; docs/weights.md documents it."""
   ours, processor = both
   image = Image.new("RGB", (40, 30), (200, 10, 60))
   got = list(processor(images=image, text="<image>cat\n")["input_ids"][0][PATCHES:])
@@ -151,10 +151,10 @@ def test_prompt_and_answer_are_those_of_training(both):
   image = Image.new("RGB", (40, 30), (200, 10, 60))
   answer = "<loc0100><loc0200> cat ; two  spaces é"
   row = prefix_lm.for_training(ours, "detect cat", answer, 200).arrays
-  kept = row["text"] != ours.pad
+  tokens = row["text"] != ours.pad
   got = processor(images=image, text="<image>detect cat", suffix=answer)
-  assert list(got["input_ids"][0][PATCHES:]) == row["text"][kept].tolist()
-  assert list(got["token_type_ids"][0][PATCHES:]) == row["mask_loss"][kept].tolist()
+  assert list(got["input_ids"][0][PATCHES:]) == row["text"][tokens].tolist()
+  assert list(got["token_type_ids"][0][PATCHES:]) == row["mask_loss"][tokens].tolist()
 
 
 def test_token_ids_of_random_texts_are_ours(both):
