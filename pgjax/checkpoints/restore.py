@@ -7,44 +7,30 @@ the others.
 
 from typing import Any
 
-from pgjax.checkpoints import (
-  checksums,
-  load as load_params,
-  orbax_params,
-  saver,
-  source as source_lib,
-  workdir,
-)
+from pgjax.checkpoints import checksums, load as load_params, orbax_params, saver, workdir
+from pgjax.checkpoints.source import Source
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import LazyArray
-from pgjax.params import (
-  names as param_names,
-  of_model,
-  rules as param_rules,
-  storage,
-  tree as param_tree,
-)
-from pgjax.params.rules import Rule
+from pgjax.params import names as param_names, of_model, storage, tree as param_tree
+from pgjax.params.rules import QUANTIZED, STORAGE_DTYPES, Rule
 
 
-def tokenizer_of(source: source_lib.Source, config: Any) -> tokenizer_lib.Tokenizer:
+def tokenizer_of(source: Source, config: Any) -> tokenizer_lib.Tokenizer:
   """The checkpoint's own tokenizer, or the config's if it has none."""
   if source.tokenizer is None:
     return tokenizer_lib.load(config.tokenizer)
   return tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
 
 
-def rules(
-  source: source_lib.Source, quantize: str | None = None, dtype: str | None = None
-) -> dict[str, Rule]:
+def rules(source: Source, quantize: str | None = None, dtype: str | None = None) -> dict[str, Rule]:
   """Rules that freeze every leaf in its stored form, or quantize the matrices.
 
   With dtype="bfloat16", float32 leaves are stored in it. Adapters are not merged: that would round
   their matrix once more.
   """
-  if quantize not in (None, *param_rules.QUANTIZED):
-    raise UserError(f"--quantize={quantize} must be one of {', '.join(param_rules.QUANTIZED)}.")
+  if quantize not in (None, *QUANTIZED):
+    raise UserError(f"--quantize={quantize} must be one of {', '.join(QUANTIZED)}.")
   of_leaves = {}
   for name, leaf in source.leaves.items():
     narrow = dtype == "bfloat16" and leaf.dtype.itemsize > 2
@@ -61,7 +47,7 @@ def rules(
 
 
 def leaves_of(
-  source: source_lib.Source, model: Any, config: Any, quantize: str | None = None
+  source: Source, model: Any, config: Any, quantize: str | None = None
 ) -> storage.StoredParams:
   """How `load` stores the parameters: as the run did, or quantized.
 
@@ -82,10 +68,10 @@ def leaves_of(
 
 
 def _dtype(leaf: LazyArray) -> str:
-  return leaf.dtype.name if leaf.dtype.name in param_rules.STORAGE_DTYPES else "float32"
+  return leaf.dtype.name if leaf.dtype.name in STORAGE_DTYPES else "float32"
 
 
-def load(source: source_lib.Source, abstract: Any, leaves: storage.StoredParams) -> dict[str, Any]:
+def load(source: Source, abstract: Any, leaves: storage.StoredParams) -> dict[str, Any]:
   """The parameters, nested, with the shardings of `abstract` (load.abstract_params).
 
   Raises if an array of a run has changed on disk.

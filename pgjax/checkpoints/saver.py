@@ -92,12 +92,12 @@ class Saver:
 
   def due(self, step: int, scores: Mapping[str, float]) -> bool:
     """Whether to save `step`; the same on all processes, as `scores` are."""
-    plan = self._plan
+    plan, value = self._plan, self._value(scores)
     return (
       step == plan.total_steps
       or bool(plan.every_steps and step % plan.every_steps == 0)
       or bool(plan.keep_every_steps and step % plan.keep_every_steps == 0)
-      or self._is_better(scores)
+      or (value is not None and value > max(self._values.values(), default=-np.inf))
     )
 
   def save(
@@ -130,6 +130,15 @@ class Saver:
     args = ocp.args.Composite(**items)
     self._explained(functools.partial(self._manager.save, step, args=args))
 
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """Orbax's PreservationPolicy: asked after each save which of the steps on disk stay."""
+    plan, steps = self._plan, [checkpoint.step for checkpoint in checkpoints]
+    preserved = set(steps[-plan.keep_last :])
+    preserved |= {s for s in steps if plan.keep_every_steps and s % plan.keep_every_steps == 0}
+    preserved |= set(sorted(self._values.keys() & set(steps), key=self._values.get)[-1:])
+    preserved |= watchers.waiting(self._workdir, steps).keys()
+    return [step in preserved for step in steps]
+
   def check(self) -> None:
     """Raises if writing in the background has failed, without waiting for it."""
     self._explained(self._manager.check_for_errors)
@@ -143,7 +152,7 @@ class Saver:
 
   def _open_manager(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=_Retention(self._plan, self._values, self._workdir),
+      preservation_policy=self,
       cleanup_tmp_directories=True,
       async_options=ocp.AsyncOptions(post_finalization_callback=self._add_files),
     )
@@ -208,10 +217,8 @@ class Saver:
     for name in sorted(ckpt.identity.keys() | self._identity.keys()):
       before, now = ckpt.identity.get(name), self._identity.get(name)
       if before != now:
-        return (
-          f"a run on other data: {name} was {_short(before)} there and is {_short(now)} in this"
-          " config"
-        )
+        change = f"{name} was {_short(before)} there and is {_short(now)} in this config"
+        return f"a run on other data: {change}"
     return None
 
   def _check_disk(self, what: str, arrays: Mapping[str, Any]) -> None:
@@ -227,10 +234,7 @@ class Saver:
   def _how_to_resume(self) -> str:
     complete = workdir_lib.steps(self._workdir)
     newest = f"the one of step {complete[-1]} is complete" if complete else "there is none before"
-    return (
-      f"{newest}. Free some space and rerun the same command to resume from the newest complete "
-      "checkpoint."
-    )
+    return f"{newest}. Free some space and rerun the same command to resume from the newest one."
 
   def _set_aside(self, path: pathlib.Path, error: Exception, older: list[int]) -> None:
     if not older:
@@ -255,10 +259,6 @@ class Saver:
       return None
     return -float(value) if name.startswith("-") else float(value)
 
-  def _is_better(self, scores: Mapping[str, float]) -> bool:
-    value = self._value(scores)
-    return value is not None and value > max(self._values.values(), default=-np.inf)
-
   def _explained(self, call: Callable[[], Any]) -> Any:
     """Turns errors of the disk into a UserError; others are bugs."""
     try:
@@ -274,22 +274,6 @@ class Saver:
         f"The checkpoint of step {step} could not be written to {self._workdir} ({reason}); "
         f"{self._how_to_resume()}"
       ) from error
-
-
-class _Retention(NamedTuple):
-  """Tells Orbax after each save which steps to preserve."""
-
-  plan: Plan
-  values: dict[int, float]
-  workdir: pathlib.Path
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-    plan, steps = self.plan, [checkpoint.step for checkpoint in checkpoints]
-    preserved = set(steps[-plan.keep_last :])
-    preserved |= {s for s in steps if plan.keep_every_steps and s % plan.keep_every_steps == 0}
-    preserved |= set(sorted(self.values.keys() & set(steps), key=self.values.get)[-1:])
-    preserved |= watchers.waiting(self.workdir, steps).keys()
-    return [step in preserved for step in steps]
 
 
 def in_pieces(params: Mapping[str, Any]) -> Any:

@@ -158,15 +158,9 @@ def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
   if below.adapters:
     raise UserError(f"'{name}' is an adapter on '{base}', which has adapters: merge those first.")
   folder = peft.read(path, name, {n: leaf.shape for n, leaf in below.leaves.items()})
-  return below._replace(
-    name=name,
-    path=path,
-    kind="peft",
-    leaves={**below.leaves, **folder.whole},
-    run=None,
-    adapters=folder.adapters,
-    folder=folder._replace(base=base),
-  )
+  leaves = {**below.leaves, **folder.whole}
+  below = below._replace(name=name, path=path, kind="peft", leaves=leaves, run=None)
+  return below._replace(adapters=folder.adapters, folder=folder._replace(base=base))
 
 
 def _open_npz(name: str, path: pathlib.Path) -> Source:

@@ -115,9 +115,7 @@ def read(path: pathlib.Path) -> Checkpoint:
     run = _run_of(path)
     tokenizer = path / "tokenizer.model" if run.tokenizer_sha256 else None
     if tokenizer and hashlib.sha256(tokenizer.read_bytes()).hexdigest() != run.tokenizer_sha256:
-      raise DamagedError(
-        "tokenizer.model is not the file that was saved (run.json: tokenizer_sha256)"
-      )
+      raise DamagedError("tokenizer.model is not the saved file (run.json: tokenizer_sha256)")
   except FileNotFoundError as error:
     raise DamagedError(f"{_relative(error.filename, path)} is missing") from error
   except OSError as error:

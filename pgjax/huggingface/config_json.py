@@ -16,7 +16,7 @@ GELU = "gelu_pytorch_tanh"
 ROPE_THETA = 10_000.0
 MAX_POSITIONS = 8192
 IMAGE_ROWS = 64  # Rows of the token table beyond the text: <image> and padding to a multiple of 64.
-PAD, EOS, BOS = 0, 1, 2
+_SPECIAL_IDS = dict(bos_token_id=2, eos_token_id=1, pad_token_id=0)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 _SIZES = dict(
@@ -62,13 +62,14 @@ def model_fields(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   <image> is in the last 64 rows of the token table, rows from there on are padding and excluded.
   """
   top, vision, text = _sections(config)
-  _check_vision(vision)
+  fixed = dict(num_channels=3, hidden_act=GELU, layer_norm_eps=1e-6)
+  _check_fixed("vision_config", vision, model_type="siglip_vision_model", **fixed)
   _check_text(text)
-  if top["projection_dim"] != text["hidden_size"]:
-    _refuse(
-      "projection_dim", top["projection_dim"], f"text_config.hidden_size, {text['hidden_size']}"
-    )
-  return dict(img=_img_fields(vision), llm=_llm_fields(text, _text_rows(top, text)))
+  width, rows, image = text["hidden_size"], text["vocab_size"], top["image_token_index"]
+  if top["projection_dim"] != width:
+    _refuse("projection_dim", top["projection_dim"], f"text_config.hidden_size, {width}")
+  rows = image if rows - IMAGE_ROWS <= image < rows else rows
+  return dict(img=_img_fields(vision), llm=_llm_fields(text, rows))
 
 
 def res(config: Mapping[str, Any]) -> int:
@@ -133,7 +134,7 @@ def config_json(
   return dict(
     architectures=["PaliGemmaForConditionalGeneration"],
     model_type="paligemma",
-    **_special_ids(),
+    **_SPECIAL_IDS,
     dtype=dtype,
     torch_dtype=dtype,  # The same field under its name before transformers 4.56.
     hidden_size=llm.width,
@@ -165,7 +166,7 @@ def config_json(
 
 def generation_config_json(max_new_tokens: int | None = None) -> dict[str, Any]:
   """generation_config.json: greedy; without a length, transformers stops at 20 tokens in total."""
-  fields = dict(_special_ids(), do_sample=False)
+  fields = dict(_SPECIAL_IDS, do_sample=False)
   return fields if max_new_tokens is None else fields | dict(max_new_tokens=max_new_tokens)
 
 
@@ -173,8 +174,7 @@ def _sections(config):
   """(top, vision, text) with defaults filled in; unknown fields are included."""
   if config.get("model_type") != "paligemma":
     raise UserError(
-      f"model_type={config.get('model_type')!r} is not 'paligemma'; only PaliGemma 1"
-      " and 2 are read."
+      f"model_type={config.get('model_type')!r} is not 'paligemma' (PaliGemma 1 or 2)."
     )
   for name in ("vision_config", "text_config"):
     if not isinstance(config.get(name), Mapping):
@@ -196,12 +196,11 @@ def _filled(section, defaults):
   return defaults | given
 
 
-def _check_vision(vision):
-  kind = "siglip_vision_model"
-  wanted = dict(model_type=kind, num_channels=3, hidden_act=GELU, layer_norm_eps=1e-6)
-  for name, value in wanted.items():
-    if vision.get(name, value) != value:
-      _refuse(f"vision_config.{name}", vision[name], repr(value))
+def _check_fixed(name, section, **fixed):
+  """Raises if one of these fields has another value."""
+  for field, value in fixed.items():
+    if section.get(field, value) != value:
+      _refuse(f"{name}.{field}", section[field], repr(value))
 
 
 def _check_text(text):
@@ -212,10 +211,8 @@ def _check_text(text):
     activation = GELU if activation == "gelu" else activation
   if activation != GELU:
     _refuse("text_config.hidden_activation", activation, repr(GELU))
-  wanted = dict(attention_bias=False, tie_word_embeddings=True, use_bidirectional_attention=True)
-  for name, value in wanted.items():
-    if text.get(name, value) != value:
-      _refuse(f"text_config.{name}", text[name], value)
+  fixed = dict(attention_bias=False, tie_word_embeddings=True, use_bidirectional_attention=True)
+  _check_fixed("text_config", text, **fixed)
   for name, rope in _ropes(text):
     if rope.get("rope_theta", ROPE_THETA) != ROPE_THETA:
       _refuse(f"text_config.{name}rope_theta", rope["rope_theta"], f"{ROPE_THETA:g}")
@@ -243,12 +240,6 @@ def _slides(text) -> bool:
   if text["model_type"] != "gemma2" or text["sliding_window"] is None:
     return False
   return "sliding_attention" in text.get("layer_types", ["sliding_attention"])
-
-
-def _text_rows(top, text) -> int:
-  """Rows of the token table that text uses."""
-  rows, image = text["vocab_size"], top["image_token_index"]
-  return image if rows - IMAGE_ROWS <= image < rows else rows
 
 
 def _img_fields(vision):
@@ -293,7 +284,7 @@ def _text_config(llm: gemma.Config, vocab_size):
   fields = {theirs: getattr(llm, ours) for ours, theirs in _LLM_SIZES.items()}
   fields |= dict(
     model_type="gemma2" if llm.post_norms else "gemma",
-    **_special_ids(),
+    **_SPECIAL_IDS,
     attention_bias=False,
     attention_dropout=0.0,
     hidden_act=GELU,
@@ -334,10 +325,6 @@ def _text_config(llm: gemma.Config, vocab_size):
     # For versions that do not know layer_types: a window that no sequence leaves.
     sliding_window=MAX_POSITIONS,
   )
-
-
-def _special_ids():
-  return dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
 
 
 def _square(name: str, size) -> int:

@@ -29,25 +29,17 @@ from pgjax.params.storage import StoredParams
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
 CONNECTOR, _CONNECTOR = "img/head/", "multi_modal_projector"  # Ours, theirs.
 _PREFIX = "base_model.model."
-# PEFT features that pgjax lacks: such a field must be missing or have one of these values.
-_OFF = (None, False, [], {})
+_UNSUPPORTED = (
+  *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "layer_replication"),
+  *("alora_invocation_tokens", "trainable_token_indices", "kasa_config", "monteclora_config"),
+)
+# The values that these fields may have, if they are present.
 _ALLOWED = dict(
   peft_type=("LORA",),
   bias=("none",),
   init_lora_weights=(True, False, "gaussian", "eva", "orthogonal"),  # The others change the base.
-  use_dora=_OFF,
-  use_qalora=_OFF,
-  use_bdlora=_OFF,
-  lora_bias=_OFF,
-  fan_in_fan_out=_OFF,
-  layer_replication=_OFF,
-  alora_invocation_tokens=_OFF,
-  trainable_token_indices=_OFF,
-  kasa_config=_OFF,
-  monteclora_config=_OFF,
+  **dict.fromkeys(_UNSUPPORTED, (None, False, [], {})),
 )
-
-
 _Alpha = Annotated[int, Meta(gt=0, le=10**6)] | Annotated[float, Meta(gt=0, le=1e6)]
 
 

@@ -115,15 +115,8 @@ def merges(pieces: list[tokenizer.Piece]) -> list[tuple[str, str]]:
 
 
 def _added_token(token: int, text: str, *, special: bool) -> dict[str, Any]:
-  return dict(
-    id=token,
-    content=text,
-    single_word=False,
-    lstrip=False,
-    rstrip=False,
-    normalized=not special,
-    special=special,
-  )
+  matching = dict(single_word=False, lstrip=False, rstrip=False, normalized=not special)
+  return dict(id=token, content=text, **matching, special=special)
 
 
 def _begins_with(token: int, text: str) -> dict[str, Any]:

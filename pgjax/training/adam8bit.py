@@ -60,7 +60,7 @@ def adam8bit(
   def moments(grad, old, blocks):
     m, v, m_scale, v_scale = old
     if blocks:
-      m, v = dequantized(SIGNED, m, m_scale, blocks), dequantized(UNSIGNED, v, v_scale, blocks)
+      m, v = decode(SIGNED, m, m_scale, blocks), decode(UNSIGNED, v, v_scale, blocks)
     return b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad * grad
 
   def init(leaves):
@@ -88,14 +88,14 @@ def adam8bit(
       if blocks:
         # Three passes (scales, update, codes), each from the old codes. Without the barriers XLA
         # joins them and stores both moments of a leaf in float32 in between.
-        scales = new.m_scale[name], new.v_scale[name] = _scale(m, blocks), _scale(v, blocks)
+        scales = new.m_scale[name], new.v_scale[name] = scale_of(m, blocks), scale_of(v, blocks)
         old, scales = jax.lax.optimization_barrier((old, scales))
         m, v = moments(grad.astype(jnp.float32), old, blocks)
       updates[name] = (m / correct_m) / (jnp.sqrt(v / correct_v) + eps)
       if blocks:
         old, scales, updates[name] = jax.lax.optimization_barrier((old, scales, updates[name]))
         m, v = moments(grad.astype(jnp.float32), old, blocks)
-        m, v = _codes(SIGNED, m, scales[0], blocks), _codes(UNSIGNED, v, scales[1], blocks)
+        m, v = encode(SIGNED, m, scales[0], blocks), encode(UNSIGNED, v, scales[1], blocks)
       new.m[name], new.v[name] = m, v
     return updates, new
 
@@ -114,22 +114,18 @@ def blocks_of(shape: tuple[int, ...], block: int) -> Blocks | None:
   return None
 
 
-def dequantized(map_: "Map", codes: jax.Array, scale: jax.Array, blocks: Blocks) -> jax.Array:
+def scale_of(x: jax.Array, blocks: Blocks) -> jax.Array:
+  """The largest magnitude of each block."""
+  return jnp.max(jnp.abs(x.reshape(blocks.split(x.shape))), axis=blocks.axis + 1)
+
+
+def decode(map_: "Map", codes: jax.Array, scale: jax.Array, blocks: Blocks) -> jax.Array:
   """float32 values of the codes, given the scales of their blocks."""
   return map_.value(codes) * _per_element(scale, codes.shape, blocks)
 
 
-def quantized(map_: "Map", x: jax.Array, blocks: Blocks) -> tuple[jax.Array, jax.Array]:
-  """(codes of x's shape, scales) whose values are nearest to x."""
-  scale = _scale(x, blocks)
-  return _codes(map_, x, scale, blocks), scale
-
-
-def _scale(x, blocks):
-  return jnp.max(jnp.abs(x.reshape(blocks.split(x.shape))), axis=blocks.axis + 1)
-
-
-def _codes(map_, x, scale, blocks):
+def encode(map_: "Map", x: jax.Array, scale: jax.Array, blocks: Blocks) -> jax.Array:
+  """The codes of the values nearest to x."""
   return map_.nearest(x / _per_element(jnp.where(scale > 0, scale, 1.0), x.shape, blocks))
 
 

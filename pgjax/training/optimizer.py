@@ -90,10 +90,10 @@ def _schedule_each(schedules: Mapping[str, schedules_lib.Schedule]) -> optax.Gra
   def update(updates, state, values=None):
     mults = {fn: fn(state.count) for fn in set(schedules.values())}
     scaled = {n: u * mults[schedules[n]].astype(u.dtype) for n, u in updates.items()}
-    return scaled, schedules_lib.ScheduleState(optax.safe_increment(state.count))
+    return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
   return optax.GradientTransformation(
-    lambda _: schedules_lib.ScheduleState(jnp.zeros([], jnp.int32)), update
+    lambda _: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update
   )
 
 

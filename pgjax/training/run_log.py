@@ -53,9 +53,8 @@ class Log:
   def say(self, text: str) -> None:
     """Prints a line, above the progress bar if there is one."""
     if self._main:
-      with tqdm.tqdm.external_write_mode(file=sys.stdout):
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+      tqdm.tqdm.write(text)
+      sys.stdout.flush()
 
   def start(
     self, step: int, *, evaluated: bool, total_steps: int, every_steps: int, work: Work
@@ -153,14 +152,12 @@ class Log:
     if self._first:
       self._first = False
       if self._whole:
-        since = _seconds_since_process_start()
-        self.say(f"The first step was done {since:.1f} s after the command.")
+        self.say(f"The first step was done {_seconds_since_start():.1f} s after the command.")
     elif steps:
       per_step = max(seconds, 1e-9) / steps
       rates |= dict(seconds_per_step=per_step, input_wait=self._waited / max(seconds, 1e-9))
-      rates |= dict(
-        examples_per_second=work.examples / per_step, tokens_per_second=work.tokens / per_step
-      )
+      rates["examples_per_second"] = work.examples / per_step
+      rates["tokens_per_second"] = work.tokens / per_step
       if work.peak_flops:
         rates["mfu"] = work.flops / per_step / work.peak_flops
     self._restart_clock(step)
@@ -232,7 +229,7 @@ def _peak_memory_bytes() -> int:
   return max(peaks, default=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def _seconds_since_process_start() -> float:
+def _seconds_since_start() -> float:
   """Includes imports, where Linux reports when a process started."""
   try:
     ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -247,10 +244,9 @@ def append_scores(workdir: pathlib.Path, step: int, scores: Mapping[str, int | f
 
   In a folder of its own: TensorBoard follows only the newest event file of a folder.
   """
-  board = tensorboardX.SummaryWriter(str(workdir / "tensorboard" / "evaluate"))
-  for name, value in scores.items():
-    board.add_scalar(name, value, step)
-  board.close()
+  with tensorboardX.SummaryWriter(str(workdir / "tensorboard" / "evaluate")) as board:
+    for name, value in scores.items():
+      board.add_scalar(name, value, step)
 
 
 class _Row(msgspec.Struct):

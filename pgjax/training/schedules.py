@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,12 +72,6 @@ def _decay(fields: Mapping[str, Any], batch_size: int, warmup: int) -> Callable:
   if kind == "const":
     return lambda step, progress: jnp.ones(())
   raise UserError(f"config.schedule: unknown decay_type {kind!r}.{did_you_mean(kind, DECAY_TYPES)}")
-
-
-class ScheduleState(NamedTuple):
-  """The number of updates so far."""
-
-  count: jax.Array  # int32 []
 
 
 def for_names(

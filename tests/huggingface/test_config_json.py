@@ -193,7 +193,7 @@ def test_the_final_softcap_is_written_as_the_model_was_trained():
   [
     (HUB_1 | {"model_type": "llava"}, "model_type='llava'"),
     (HUB_1 | {"projection_dim": 2304}, "projection_dim=2304"),
-    ({k: v for k, v in HUB_1.items() if k != "text_config"}, "no text_config"),
+    ({k: v for k, v in HUB_1.items() if k != "text_config"}, "text_config is missing"),
     (with_text(HUB_1, model_type="gemma3_text"), "text_config.model_type='gemma3_text'"),
     (with_text(HUB_1, hidden_activation="relu"), "hidden_activation='relu'"),
     (with_text(HUB_1, hidden_act="silu"), "hidden_activation='silu'"),

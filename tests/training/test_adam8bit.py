@@ -91,14 +91,17 @@ def test_small_leaves_and_those_without_equal_blocks_stay_float32(shape):
 def test_each_block_has_its_own_scale():
   """A block of large numbers takes no digits from the next, along any axis."""
   x = jnp.ones((64, 200)).at[:, :100].set(1e-6) * jax.random.normal(jax.random.key(0), (64, 200))
-  codes, scale = adam8bit.quantized(adam8bit.SIGNED, x, adam8bit.Blocks(1, 100))
+  blocks, across = adam8bit.Blocks(1, 100), adam8bit.Blocks(0, 100)
+  scale = adam8bit.scale_of(x, blocks)
+  codes = adam8bit.encode(adam8bit.SIGNED, x, scale, blocks)
   assert codes.shape == (64, 200)
   assert codes.dtype == jnp.uint8
   np.testing.assert_array_equal(scale, jnp.abs(x).reshape(64, 2, 100).max(2))
-  back = adam8bit.dequantized(adam8bit.SIGNED, codes, scale, adam8bit.Blocks(1, 100))
+  back = adam8bit.decode(adam8bit.SIGNED, codes, scale, blocks)
   # The widest cell, of the decade below 1, is 0.9 / 64.
   assert (jnp.abs(back - x) <= jnp.repeat(scale, 100, axis=1) * 0.9 / 128 * 1.001).all()
-  down, scale_down = adam8bit.quantized(adam8bit.SIGNED, x.T, adam8bit.Blocks(0, 100))
+  scale_down = adam8bit.scale_of(x.T, across)
+  down = adam8bit.encode(adam8bit.SIGNED, x.T, scale_down, across)
   np.testing.assert_array_equal(down, codes.T)
   np.testing.assert_array_equal(scale_down, scale.T)
 
