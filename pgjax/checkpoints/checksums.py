@@ -10,10 +10,7 @@ import numpy as np
 
 @functools.cache
 def jitted_checksums():
-  """`f({name: array}) -> {name: uint32}`: the sum of each array's elements as unsigned integers.
-
-  An integer sum does not depend on order or sharding.
-  """
+  """`f({name: array}) -> {name: uint32}`: the sums of all elements' bits, for any sharding."""
 
   def checksum(x):
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))

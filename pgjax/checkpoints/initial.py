@@ -18,11 +18,8 @@ def load_initial(
 ) -> dict[str, Any]:
   """The parameters that a run starts from, nested, cast and placed; see load.load.
 
-  Args:
-    model_init: a CKPT, "x.npz:img" for a part of a file, or a dict from parts of the model to such
-      strings; parts that it leaves out are not returned.
-    abstract: nested dict of the arrays that the run stores: shapes, dtypes and shardings.
-    leaves: the model's shapes, and how each leaf is stored.
+  model_init: a CKPT, "x.npz:img" for a part of a file, or a dict from parts of the model to such
+  strings; parts that it leaves out are not returned.
   """
   if isinstance(model_init, str):
     if peft.is_folder(path := resolve.resolve(resolve.name_and_part(model_init)[0])):

@@ -1,8 +1,7 @@
-"""Loads weights from a checkpoint onto the mesh.
+"""Loads weights from a checkpoint onto the mesh, adapted to another resolution or vocabulary.
 
 Leaf by leaf, and each process reads only the slices of its devices, so that neither a host nor a
-device holds a second copy of the model. Where resolution or vocabulary differ, the leaf is adapted
-by the reference's rules, and that is logged.
+device holds a second copy of the model.
 """
 
 import logging
@@ -162,13 +161,7 @@ def _adapted(name: str, leaf: LazyArray, shape: tuple[int, ...]) -> LazyArray:
   more = want - have
   log.info("%s gets %d new rows, normal with stddev %g.", name, more, NEW_ROWS_STDDEV)
   new_rows = np.random.default_rng(0).normal(0, NEW_ROWS_STDDEV, (more, shape[1]))
-
-  def read(start, stop):
-    old = leaf.read(min(start, have), min(stop, have)).astype(np.float32)
-    new = new_rows[max(start - have, 0) : max(stop - have, 0)].astype(np.float32)
-    return np.concatenate([old, new])
-
-  return LazyArray(shape, np.dtype(np.float32), read)
+  return hf_names.with_rows(leaf.astype(np.float32, name), want, new_rows)
 
 
 def resample_pos_embedding(table_1PD: np.ndarray, new: int) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Merges a checkpoint's adapters into full weights, or collects them for PEFT's folder.
 
 A run with LoRA stores a base, factors, and perhaps fully trained leaves; PEFT's folder has all but
-the base. params/lazy.py adds an adapter to one matrix, in float32 and as it is read;
-huggingface/peft.py writes PEFT's format.
+the base. Sums are float32, computed as they are read (params/lazy.py).
 """
 
 import pathlib

@@ -33,8 +33,7 @@ def stored(
 ) -> dict[str, LazyArray]:
   """The arrays of `stored_names`, read by rows; checked: compared with their checksums.
 
-  Arrays in small chunks, as `saver.in_pieces` writes them, are read chunk by chunk. Of others, one
-  whole array is in memory while its rows are read.
+  Of arrays that are not stored in small chunks (saver.in_pieces), one is in memory as a whole.
   """
 
   @functools.lru_cache(maxsize=1)

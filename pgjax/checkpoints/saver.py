@@ -167,10 +167,9 @@ class Saver:
     return ocp.CheckpointManager(self._folder, options=options)
 
   def _add_files(self) -> None:
-    """Runs on the main process after the arrays are written and before the folder is renamed.
+    """Called on the main process when the arrays are written, before Orbax renames the folder.
 
-    Orbax names the unfinished folder STEP.orbax-checkpoint-tmp; files in it become visible together
-    with the arrays, or never.
+    So these files become visible together with the arrays, or never.
     """
     step, run = self._saving
     folder = next(self._folder.glob(f"{step}.*tmp*"), self._folder / str(step))
@@ -277,10 +276,9 @@ class Saver:
 
 
 def in_pieces(params: Mapping[str, Any]) -> Any:
-  """Orbax's save_args, nested: large arrays are stored by layer, or by blocks of rows.
+  """Orbax's save_args, nested: stores large arrays by layer or by blocks of rows.
 
-  So a conversion holds one layer in memory, and another mesh reads little in vain. params: {name:
-  array or LazyArray}.
+  Then a conversion holds only one layer in memory, and another mesh reads little in vain.
   """
 
   def pieces(name, leaf):

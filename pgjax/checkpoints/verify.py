@@ -29,10 +29,7 @@ PREFIX, SUFFIX = 5, 3  # Tokens.
 def compare(leaves: Mapping[str, LazyArray], source: Source, copy: Source) -> tuple[str, bool]:
   """(a table of the comparison, whether all is equal).
 
-  Args:
-    leaves: the arrays that were to be written: the source's, cast.
-    source: the converted checkpoint.
-    copy: the written checkpoint, opened.
+  leaves: the source's arrays, cast, as they should have been written. copy: the written checkpoint.
   """
   lines, same = compare_arrays(leaves, copy.leaves)
   first, second = logits(leaves, source), logits(copy.leaves, copy)

@@ -1,8 +1,7 @@
 """Converts a Hugging Face config.json to the fields of a model, and back.
 
 For PaliGemma 1 (text tower "gemma") and 2 ("gemma2"), as transformers 4.4x, 4.57 and 5.x write
-them, with or without fields that equal transformers' defaults. A field that pgjax's architecture
-cannot express is an error.
+them, with or without fields that equal its defaults. Unsupported values are errors.
 """
 
 import dataclasses

@@ -24,10 +24,7 @@ HF_VOCAB_SIZE = VOCAB_SIZE + 64  # Hugging Face adds <image> and 63 unused rows.
 
 
 class NameRow(NamedTuple):
-  """One row of the table: einops patterns of one leaf, or of one layer with {i} in `hf`.
-
-  Several names in `hf` are the parts along the (then) first axis.
-  """
+  """einops patterns of one leaf, or of each layer if `hf` has {i}; N names: N parts on axis 0."""
 
   name: str
   ours: str
@@ -49,6 +46,7 @@ def _rows(ours: str, theirs: str, names: Mapping[str, str | tuple[str, ...]]) ->
 
 _OURS = {"V": "img/Transformer/encoderblock/", "G": "llm/layers/"}
 _HF = {
+  "E": "vision_tower.vision_model.embeddings.",
   "V": "vision_tower.vision_model.encoder.layers.{i}.",
   "G": "language_model.model.layers.{i}.",
 }
@@ -59,6 +57,7 @@ def _expanded(name: str, prefixes: Mapping[str, str]) -> str:
   return prefixes[letter] + rest if colon else name
 
 
+_QKV = ("query", "key", "value")
 _ATTENTION = "V:MultiHeadDotProductAttention_0/"
 _SIGLIP = {
   ("d", "d"): {
@@ -71,7 +70,7 @@ _SIGLIP = {
     "V:MlpBlock_0/Dense_0/bias": "V:mlp.fc1.bias",
     "V:MlpBlock_0/Dense_1/bias": "V:mlp.fc2.bias",
     f"{_ATTENTION}out/bias": "V:self_attn.out_proj.bias",
-    "img/embedding/bias": "vision_tower.vision_model.embeddings.patch_embedding.bias",
+    "img/embedding/bias": "E:patch_embedding.bias",
     "img/head/bias": "multi_modal_projector.linear.bias",
   },
   ("i o", "o i"): {
@@ -80,20 +79,14 @@ _SIGLIP = {
     "img/head/kernel": "multi_modal_projector.linear.weight",
   },
   ("n h", "(n h)"): {
-    f"{_ATTENTION}{ours}/bias": f"V:self_attn.{hf}_proj.bias"
-    for ours, hf in (("query", "q"), ("key", "k"), ("value", "v"))
+    f"{_ATTENTION}{name}/bias": f"V:self_attn.{name[0]}_proj.bias" for name in _QKV
   },
   ("d n h", "(n h) d"): {
-    f"{_ATTENTION}{ours}/kernel": f"V:self_attn.{hf}_proj.weight"
-    for ours, hf in (("query", "q"), ("key", "k"), ("value", "v"))
+    f"{_ATTENTION}{name}/kernel": f"V:self_attn.{name[0]}_proj.weight" for name in _QKV
   },
   ("n h d", "d (n h)"): {f"{_ATTENTION}out/kernel": "V:self_attn.out_proj.weight"},
-  ("h w c d", "d c h w"): {
-    "img/embedding/kernel": "vision_tower.vision_model.embeddings.patch_embedding.weight"
-  },
-  ("1 p d", "p d"): {
-    POS_EMBEDDING: "vision_tower.vision_model.embeddings.position_embedding.weight"
-  },
+  ("h w c d", "d c h w"): {"img/embedding/kernel": "E:patch_embedding.weight"},
+  ("1 p d", "p d"): {POS_EMBEDDING: "E:position_embedding.weight"},
 }
 _GEMMA = {
   ("v d", "v d"): {paligemma.TOKEN_TABLE: "language_model.model.embed_tokens.weight"},
@@ -186,12 +179,7 @@ def canonical(name: str) -> str:
 def from_hf(
   files: Mapping[str, LazyArray], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, LazyArray]:
-  """Our leaves, computed from Hugging Face's tensors as they are read.
-
-  Args:
-    files: tensors by their names in any version of transformers.
-    shapes: {our name: shape} of the model that config.json describes.
-  """
+  """Our leaves with these shapes, from tensors by their names in any version of transformers."""
   tensors = {canonical(name): leaf for name, leaf in files.items()}
   if len(tensors) != len(files):
     raise UserError("Two tensors of the checkpoint have names of the same weight.")
@@ -269,16 +257,19 @@ def _cut(row: NameRow, leaf: LazyArray, index: tuple[int, ...]) -> Iterator[np.n
   yield einops.rearrange(array, f"{row.ours} -> {row.theirs}")
 
 
-def with_rows(leaf: LazyArray, rows: int) -> LazyArray:
-  """The first `rows` rows; additional ones are zeros."""
+def with_rows(leaf: LazyArray, rows: int, new: np.ndarray | None = None) -> LazyArray:
+  """The first `rows` rows; additional ones are those of `new`, or zeros."""
   have = leaf.shape[0]
   if rows == have:
     return leaf
 
   def read(start, stop):
     old = leaf.read(min(start, have), min(stop, have))
-    new = np.zeros((max(stop - max(start, have), 0), *leaf.shape[1:]), leaf.dtype)
-    return np.concatenate([old, new])
+    if new is None:
+      more = np.zeros((max(stop - max(start, have), 0), *leaf.shape[1:]), leaf.dtype)
+    else:
+      more = new[max(start - have, 0) : max(stop - have, 0)].astype(leaf.dtype)
+    return np.concatenate([old, more])
 
   return LazyArray((rows, *leaf.shape[1:]), leaf.dtype, read)
 

@@ -72,6 +72,7 @@ def tokenizer_json(pieces: list[tokenizer.Piece], image_token_id: int) -> dict[s
     for i, piece in enumerate(pieces)
     if piece.kind in ("control", "unknown", "user_defined")
   ]
+  spaces = dict(type="Replace", pattern=dict(String="▁"), content=" ")
   return dict(
     version="1.0",
     truncation=None,
@@ -80,14 +81,7 @@ def tokenizer_json(pieces: list[tokenizer.Piece], image_token_id: int) -> dict[s
     normalizer=dict(type="Replace", pattern=dict(String=" "), content="▁"),
     pre_tokenizer=None,
     post_processor=_begins_with(tokenizer.BOS, "<bos>"),
-    decoder=dict(
-      type="Sequence",
-      decoders=[
-        dict(type="Replace", pattern=dict(String="▁"), content=" "),
-        dict(type="ByteFallback"),
-        dict(type="Fuse"),
-      ],
-    ),
+    decoder=dict(type="Sequence", decoders=[spaces, dict(type="ByteFallback"), dict(type="Fuse")]),
     model=dict(
       type="BPE",
       dropout=None,

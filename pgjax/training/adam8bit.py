@@ -1,9 +1,8 @@
 """Adam with moments of one byte each: block-wise dynamic quantization (arXiv:2110.02861).
 
 Each element has a code of a fixed map of 256 values, each block a float32 scale. Codes have their
-leaf's shape and are sharded like it. Blocks run along one axis, not the longest, which fsdp splits,
-unless no other is long enough. XLA fuses decoding and encoding into the update, so that no whole
-moment exists in float32.
+leaf's shape and sharding. XLA fuses decoding and encoding into the update, so that no whole moment
+exists in float32.
 """
 
 import math
@@ -103,7 +102,7 @@ def adam8bit(
 
 
 def blocks_of(shape: tuple[int, ...], block: int) -> Blocks | None:
-  """Equal blocks of at most `block` along the last axis that is not the longest; None: float32."""
+  """Equal blocks of at most `block` along the last axis but the longest (fsdp's); None: float32."""
   if math.prod(shape) < SMALL:
     return None
   longest = max(range(len(shape)), key=lambda axis: (shape[axis], axis))

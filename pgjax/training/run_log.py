@@ -1,8 +1,7 @@
 """What does a run log, and how fast is it? Lines, a progress bar, metrics.jsonl, TensorBoard.
 
 Measured values stay on the device until a logging step, which fetches, checks and writes those of
-all steps since the last one: one row per step in metrics.jsonl. A value that is not finite ends the
-run. Only the main process writes.
+all steps since the last one. A value that is not finite ends the run.
 """
 
 import contextlib
@@ -240,10 +239,8 @@ def _seconds_since_start() -> float:
 
 
 def append_scores(workdir: pathlib.Path, step: int, scores: Mapping[str, int | float]) -> None:
-  """Adds an evaluation outside the run to the run's TensorBoard.
-
-  In a folder of its own: TensorBoard follows only the newest event file of a folder.
-  """
+  """Adds an evaluation outside the run to the run's TensorBoard, in a folder of its own."""
+  # TensorBoard follows only the newest event file of a folder.
   with tensorboardX.SummaryWriter(str(workdir / "tensorboard" / "evaluate")) as board:
     for name, value in scores.items():
       board.add_scalar(name, value, step)

@@ -18,10 +18,7 @@ Schedule = Callable[[Any], jax.Array]
 def make_schedule(
   fields: Any, config: Any, total_steps: int, num_examples: int | None = None
 ) -> Schedule:
-  """The function that fields such as dict(decay_type="cosine", warmup_percent=0.05) describe.
-
-  Raises before tracing if a field is unknown or the durations do not fit.
-  """
+  """The function that fields such as dict(decay_type="cosine", warmup_percent=0.05) describe."""
   fields, batch_size = dict(fields), config.input.batch_size
   sizes = dict(batch_size=batch_size, num_examples=num_examples, total_steps=total_steps)
   warmup = durations.steps(fields, "warmup", default=0, **sizes)

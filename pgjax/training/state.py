@@ -44,11 +44,7 @@ def abstract_state(model, tx, config, mesh) -> TrainState:
 
 
 def init(model, tx, config, mesh, loaded=None) -> TrainState:
-  """The initial state, sharded from the start.
-
-  loaded: stored parameters, nested; those that it lacks, such as adapters' factors, are random,
-  from config.seed.
-  """
+  """The initial state, sharded from the start; parameters that `loaded` lacks are random."""
   shardings = sharding.shardings_of(abstract_state(model, tx, config, mesh))
   image, text = (jnp.zeros(s.shape, s.dtype) for s in of_model.example_shapes(config))
   leaves, flat = of_model.stored_params(model, config), param_tree.flatten(loaded or {})

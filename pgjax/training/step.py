@@ -12,7 +12,8 @@ import optax
 from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.layers import cross_entropy, embedding, mixed_precision, remat
 from pgjax.models import paligemma
-from pgjax.params import of_model, rules as param_rules, tree as param_tree
+from pgjax.params import of_model, rules as param_rules
+from pgjax.params.tree import flatten, merge, split, unflatten
 from pgjax.training import ema, host_offload, state as train_state, stochastic_rounding
 
 
@@ -66,18 +67,18 @@ def loss_options(model, config, layout=None):
 
 def _copied_to_gather(param_shardings):
   """Names of stacked leaves of which a layer's slices are not contiguous in its shards."""
-  flat = param_tree.flatten(param_shardings)
+  flat = flatten(param_shardings)
   return frozenset(name for name, s in flat.items() if s.mesh.size > 1 and any(s.spec[2:]))
 
 
 def table_layout(mesh, param_shardings):
   """How the token table is sharded on that mesh."""
-  return embedding.table_layout(mesh, param_tree.flatten(param_shardings)[paligemma.TOKEN_TABLE])
+  return embedding.table_layout(mesh, flatten(param_shardings)[paligemma.TOKEN_TABLE])
 
 
 def train_step(state, batch, *, model, update, readable, is_trained, options, config, cast_first):
   """One update; see `jitted`."""
-  trained, frozen = param_tree.split(state.params, is_trained)
+  trained, frozen = split(state.params, is_trained)
   key = jax.random.fold_in(jax.random.key(config.seed), state.step)
   gradients_of = functools.partial(
     gradients,
@@ -108,8 +109,8 @@ def train_step(state, batch, *, model, update, readable, is_trained, options, co
   )
   decay = config.ema_decay
   averages = None if decay is None else ema.updated(state.ema, trained, decay)
-  merged = param_tree.merge(trained, frozen)
-  return train_state.TrainState(state.step + 1, merged, opt_state, averages), measured
+  params = merge(trained, frozen)
+  return train_state.TrainState(state.step + 1, params, opt_state, averages), measured
 
 
 def _update(tx, apply, grads, opt_state, leaves):
@@ -119,16 +120,7 @@ def _update(tx, apply, grads, opt_state, leaves):
 
 
 def gradients(
-  trained,
-  frozen,
-  batch,
-  key,
-  *,
-  model,
-  options,
-  examples,
-  readable=param_tree.unflatten,
-  cast_first=(),
+  trained, frozen, batch, key, *, model, options, examples, readable=unflatten, cast_first=()
 ):
   """(gradients, loss) of these rows' part of the mean over `examples` examples."""
   table = {**trained, **frozen}[paligemma.TOKEN_TABLE]
@@ -157,7 +149,7 @@ def _loss(model, variables, x_BTD, batch, options, examples, key):
   mask_BT = batch["mask_loss"][:, 1:].astype(jnp.float32)
   weights_BT = mask_BT / jnp.maximum(1.0, jnp.sum(mask_BT, axis=1, keepdims=True)) / examples
   h_BTD = hidden_states(model, variables, x_BTD, batch, key)
-  table = param_tree.flatten(variables["params"])[paligemma.TOKEN_TABLE]
+  table = flatten(variables["params"])[paligemma.TOKEN_TABLE]
   return cross_entropy.weighted_nll(h_BTD, table, batch["text"][:, 1:], weights_BT, options)[0]
 
 

@@ -149,14 +149,11 @@ def check(config: Any, leaves: Mapping[str, Any]) -> None:
 
 
 def _update_size(config: Any, num_trained: int) -> float | None:
-  """The typical update of one weight at the peak of the schedule; None if unknown.
-
-  Adam and its kin: about lr. Plain gradients: their root mean square is at most the clipping norm
-  over the root of their number, and unknown without clipping.
-  """
+  """The typical update of one weight at the peak of the schedule; None if unknown."""
   if _OF_SIZE_ONE.fullmatch(config.optax_name):
     return config.lr
   if _GRADIENTS.fullmatch(config.optax_name) and config.grad_clip_norm:
+    # The root mean square of N gradients is at most the clipping norm over sqrt(N).
     momentum = config.optax.get("momentum", config.optax.get("decay"))
     if momentum is None:
       momentum = 0.9 if config.optax_name == "big_vision.momentum_hp" else 0.0

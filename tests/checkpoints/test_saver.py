@@ -176,10 +176,9 @@ def damage(path, how):
     path.unlink()
   elif how == "truncated":
     path.write_bytes(data[: len(data) // 2])
-  elif how == "flipped":
-    path.write_bytes(
-      data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 64]) + data[len(data) // 2 + 1 :]
-    )
+  elif how == "flipped":  # Many bits: a single one may be in a byte that is never read.
+    start, stop = len(data) // 4, 3 * len(data) // 4
+    path.write_bytes(data[:start] + bytes(byte ^ 64 for byte in data[start:stop]) + data[stop:])
 
 
 def largest(folder):
