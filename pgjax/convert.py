@@ -69,7 +69,7 @@ def main(args: Any) -> int:
         log.say(f"What was read back differs from {args.src}: {target} is not written.")
         return 1
     path.rename(target)
-    for ending in source_lib.BESIDE:
+    for ending in source_lib.SIDECARS:
       if (beside := _beside(path, ending)).exists():
         beside.rename(_beside(target, ending))
   log.say(f"{target}: {len(leaves)} arrays, {size / 1e9:.3g} GB, complete.")
@@ -113,7 +113,7 @@ def _without_adapters(source: source_lib.Source, args: Any) -> source_lib.Source
     notes = tuple(merge_lora.notes_of(source, folder))
     return source._replace(leaves=peft.arrays(folder), folder=folder, notes=notes)
   if args.merge:
-    return merge_lora.folded(source, args.base)
+    return merge_lora.merged(source, args.base)
   raise UserError(
     f"{args.src} is a model with adapters (LoRA) on {len(source.adapters)} arrays, which"
     f" --to={args.to} cannot store: --merge merges them, --to=peft writes only them."
@@ -204,7 +204,7 @@ def _unfinished(target: pathlib.Path) -> Iterator[pathlib.Path]:
     raise UserError(f"{target} could not be written ({reason}) and was removed.") from error
   finally:
     shutil.rmtree(path, ignore_errors=True)
-    for ending in ("", *source_lib.BESIDE):
+    for ending in ("", *source_lib.SIDECARS):
       _beside(path, ending).unlink(missing_ok=True)
 
 
@@ -228,7 +228,7 @@ def _write_orbax(path: pathlib.Path, source: source_lib.Source, leaves: Leaves) 
 def _write_bv(path: pathlib.Path, source: source_lib.Source, leaves: Leaves) -> None:
   """One .npz with the released files' names; next to it the model's facts and the tokenizer."""
   npz.write_npz(path, {f"params/{name}": leaf for name, leaf in leaves.items()})
-  facts, tokenizer = (_beside(path, ending) for ending in source_lib.BESIDE)
+  facts, tokenizer = (_beside(path, ending) for ending in source_lib.SIDECARS)
   facts.write_text(disk.dumps(_facts(source, leaves)))
   if source.tokenizer is not None:
     tokenizer.write_bytes(source.tokenizer)

@@ -24,7 +24,7 @@ from pgjax.params import rules as param_rules
 TINY = tokenizer.load("tiny")
 LANGUAGES = {
   "pp": (parse_lib.OPS, lambda text: parse_lib.parse(text, tokenizer=TINY)),
-  "config.params": (param_rules.KINDS, param_rules.parse_spec),
+  "config.params": (param_rules.SPECS, param_rules.parse_spec),
   "config.decode": (decode_method.METHODS, lambda text: decode_method.parse(text, "config.decode")),
   "grammar": (grammar.GRAMMARS, grammar.parse),
   "config.sharding_strategy": (

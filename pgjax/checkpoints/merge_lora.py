@@ -15,7 +15,7 @@ from pgjax.models import paligemma
 from pgjax.params import lazy, rules as param_rules, storage
 
 
-def folded(source: Source, base: str | None = None) -> Source:
+def merged(source: Source, base: str | None = None) -> Source:
   """The checkpoint with its adapters merged, and notes about that.
 
   base: a CKPT to merge them into, instead of the base that the checkpoint has.

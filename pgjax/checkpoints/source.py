@@ -26,7 +26,7 @@ from pgjax.params.lazy import Adapter
 
 log = logging.getLogger("pgjax")
 
-BESIDE = (".pgjax.json", ".tokenizer.model")  # x.npz.pgjax.json: what an .npz cannot store.
+SIDECARS = (".pgjax.json", ".tokenizer.model")  # x.npz.pgjax.json: what an .npz cannot store.
 
 
 class _Beside(msgspec.Struct):
@@ -72,7 +72,7 @@ def open_source(
     source = _open_hf(name, path)
   else:
     source = _open_run(name, path, step, ema)
-  facts = path.with_name(path.name + BESIDE[0])
+  facts = path.with_name(path.name + SIDECARS[0])
   if source.kind != "bv":
     facts = source.path / ("run.json" if source.run else "config.json")
   with naming(facts if facts.is_file() else path):
@@ -165,7 +165,7 @@ def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
 
 def _open_npz(name: str, path: pathlib.Path) -> Source:
   leaves = npz.read_npz(path)
-  beside = path.with_name(path.name + BESIDE[0])
+  beside = path.with_name(path.name + SIDECARS[0])
   image_token, notes = None, ()
   if beside.is_file():
     facts = typed_json.read(beside, _Beside)
@@ -216,7 +216,7 @@ _QUERY = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kern
 
 def tokenizer_beside(path: pathlib.Path) -> bytes | None:
   """The tokenizer file next to an .npz, if there is one."""
-  own = path.with_name(path.name + BESIDE[1])
+  own = path.with_name(path.name + SIDECARS[1])
   return bytes_of(own if own.is_file() else path.with_name("tokenizer.model"))
 
 

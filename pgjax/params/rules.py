@@ -35,7 +35,7 @@ class Rule(NamedTuple):
 
 def parse_spec(spec: str) -> Rule:
   """Parses a value of config.params, such as `freeze("nf4")` or `lora(rank=8, base="bfloat16")`."""
-  return call_syntax.parse_one(spec, KINDS, "config.params")()
+  return call_syntax.parse_one(spec, SPECS, "config.params")()
 
 
 _Stored = Literal[STORAGE_DTYPES] | None
@@ -64,7 +64,7 @@ def _lora(
   return Rule("lora", base, rank, alpha, dropout, rslora, block, double)
 
 
-KINDS = {"train": _train, "freeze": _freeze, "lora": _lora}
+SPECS = {"train": _train, "freeze": _freeze, "lora": _lora}
 
 
 def rules(patterns: Sequence[tuple[str, str]], names: Iterable[str]) -> dict[str, Rule]:
