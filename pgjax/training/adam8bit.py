@@ -161,16 +161,16 @@ class Map:
 
   def value(self, codes: jax.Array) -> jax.Array:
     """The codes' values."""
-    index = codes.astype(jnp.float32) - self.zero
-    place = jnp.abs(index)
+    offset = codes.astype(jnp.float32) - self.zero
+    index = jnp.abs(offset)
     widths = [*self.widths, self.widths[-1]]
     starts = [self.positive[f] - f * w for f, w in zip(self.firsts, widths, strict=True)]
     start, width = np.float32(starts[0]), np.float32(widths[0])
     for k in range(1, _DECADES + 1):
-      above = place >= self.firsts[k]
+      above = index >= self.firsts[k]
       start = jnp.where(above, np.float32(starts[k]), start)
       width = jnp.where(above, np.float32(widths[k]), width)
-    return jnp.sign(index) * (start + place * width)
+    return jnp.sign(offset) * (start + index * width)
 
   def nearest(self, x: jax.Array) -> jax.Array:
     """The code of the value nearest to each x in [-1, 1], but of a nonzero second moment never 0.
@@ -188,11 +188,11 @@ class Map:
       width = jnp.where(above, np.float32(self.widths[k]), width)
     # A decade begins at a ninth of its length.
     cell = jnp.floor(jnp.clip(a / width - cells / 9, 0.5, cells - 0.5))
-    place = jnp.where(a >= edges[-1], np.float32(len(edges)), first + cell)
+    index = jnp.where(a >= edges[-1], np.float32(len(edges)), first + cell)
     if self.signed:
-      place = jnp.sign(x) * jnp.sign(jnp.floor(a / edges[0])) * place
-      return (self.zero + jnp.maximum(place, -self.zero)).astype(jnp.uint8)
-    return (jnp.sign(a) * place).astype(jnp.uint8)
+      index = jnp.sign(x) * jnp.sign(jnp.floor(a / edges[0])) * index
+      return (self.zero + jnp.maximum(index, -self.zero)).astype(jnp.uint8)
+    return (jnp.sign(a) * index).astype(jnp.uint8)
 
 
 SIGNED, UNSIGNED = Map(signed=True), Map(signed=False)

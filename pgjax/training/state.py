@@ -13,7 +13,7 @@ from pgjax.training import ema as ema_lib
 
 
 class TrainState(NamedTuple):
-  """What a step reads and writes, and what a checkpoint holds."""
+  """What a step reads and writes, and a checkpoint stores."""
 
   step: Int[Array, ""]
   params: dict[str, Any]  # Nested, as stored; see params/storage.py.

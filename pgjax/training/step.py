@@ -66,7 +66,7 @@ def loss_options(model, config, layout=None):
 
 
 def _copied_to_gather(param_shardings):
-  """Names of stacked leaves of which a layer's slices are not contiguous in its shards."""
+  """Stacked leaves that are split on a later axis than a layer's first: a gather reorders them."""
   flat = flatten(param_shardings)
   return frozenset(name for name, s in flat.items() if s.mesh.size > 1 and any(s.spec[2:]))
 
