@@ -159,3 +159,6 @@ class _DecodeCache:
       example["image"].setflags(write=False)
       self.pixels[encoded] = example["image"]
     return example
+
+  def __reduce__(self):  # Worker processes start with empty caches.
+    return _DecodeCache, (self.leading, self.limit_bytes)
