@@ -1,8 +1,8 @@
 """How good are the parameters on a split? Evaluators score the whole split, on all hosts.
 
 Each entry of config.evals becomes an Evaluator, in training and in pgjax.evaluate. Padding rows are
-not scored; the rows of all processes are merged in the order of the split, so every process has the
-same scores, whatever their number. scorers.py scores one answer.
+not scored. The rows of all processes are merged in the order of the split, so every process has the
+same scores, for any number of processes. scorers.py scores one answer.
 """
 
 import contextlib
@@ -115,7 +115,7 @@ def _open(config, section, tokenizer) -> pipeline.EvalBatches:
 
 
 def is_due(evaluator: Evaluator, step: int, total_steps: int) -> bool:
-  """At step 0 (unless skip_first), every every_steps, and at the end; not just before the end."""
+  """At step 0 (unless skip_first), every `every_steps`, and at the end; not just before the end."""
   every = evaluator.every_steps
   if step in (0, total_steps):
     return step > 0 or not evaluator.section.skip_first

@@ -76,7 +76,7 @@ def decoded(
   mesh=None,
   byte_budget=math.inf,
 ) -> Decoded:
-  """What `jitted` compiles. The decode copy of the weights is made if it fits `byte_budget`."""
+  """What `jitted` compiles. It reads a copy of the weights if that fits `byte_budget`."""
   flat = param_tree.flatten(params)
   fits = decode_weights.size(flat, model.dtype) <= byte_budget
   weights = decode_weights.gather_and_cast(flat, model.dtype, mesh) if fits else flat
