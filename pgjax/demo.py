@@ -146,7 +146,7 @@ def picture(encoded: bytes, parsed: Any) -> Any:
   """The image with the answer's objects; None without objects."""
   if not parsed.objects:
     return None
-  return draw_images.marked(images.decode(encoded), parsed.objects)
+  return draw_images.with_objects(images.decode(encoded), parsed.objects)
 
 
 def shown(opened: engine.OpenCheckpoint, answer: engine.Answer) -> str:

@@ -111,7 +111,7 @@ def is_scored(out: pathlib.Path, args: Any) -> bool:
     metrics = typed_json.read(out / "metrics.json", _Metrics, nan=True)
   except UserError:
     return False
-  return metrics["about"]["flags"] == score_checkpoint.asked(args)
+  return metrics["about"]["flags"] == score_checkpoint.result_flags(args)
 
 
 FLAGS = [

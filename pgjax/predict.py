@@ -111,7 +111,7 @@ def write(args: Any, lines: Iterator[str]) -> None:
 
 def draw(args: Any, objects: Any) -> None:
   """Writes the original first image with the answer's boxes and masks."""
-  picture = draw_images.marked(images.decode(images.encoded(args.image[0])), objects)
+  picture = draw_images.with_objects(images.decode(images.encoded(args.image[0])), objects)
   path = pathlib.Path(args.draw).expanduser()
   with disk.disk_errors(path):
     picture.save(path)

@@ -84,7 +84,7 @@ def execute(
   abstract = train_state.abstract_state(model, tx, config, mesh)
   shardings = sharding.shardings_of(abstract.params)
   leaves = of_model.stored_params(model, config)
-  every = evaluator_lib.of_training(config, total_steps, data.num_examples)
+  every = evaluator_lib.training_intervals(config, total_steps, data.num_examples)
   evaluators = evaluator_lib.make(config, model, leaves, mesh, tokenizer, shardings, every)
   identity = identity_of(config, tokenizer, data.num_examples)
   saver = make_saver(config, workdir, tokenizer, identity, total_steps, steps, log)
@@ -95,7 +95,7 @@ def execute(
   first = next(data := data.at(position["step"]))
   log.say(summary_lib.example(first, tokenizer) + "\n")
   if position["step"] == 0 and processes_lib.is_main():
-    log.say(draw_batch.of_run(first, tokenizer, workdir / "check", model))
+    log.say(draw_batch.draw_first_batch(first, tokenizer, workdir / "check", model))
   with advice:
     train_step = advice.program = compile_step(config, model, tx, mesh, abstract, first, log)
   log.start(

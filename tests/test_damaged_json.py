@@ -301,7 +301,7 @@ def test_a_damaged_watcher_is_ignored(walk, tmp_path):
 
 def test_damaged_metrics_of_a_scored_step_are_ignored(walk, tmp_path):
   args = SimpleNamespace(evals=".*", ema=True, quantize=None, config_spec=None, overrides={})
-  metrics = {"val/acc": float("nan"), "about": dict(flags=score_checkpoint.asked(args))}
+  metrics = {"val/acc": float("nan"), "about": dict(flags=score_checkpoint.result_flags(args))}
   file = tmp_path / "metrics.json"
   file.write_text(json.dumps(metrics))
   assert evaluate.is_scored(tmp_path, args)  # NaN is a score, too.

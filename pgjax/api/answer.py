@@ -65,7 +65,7 @@ class Answer:
     """The (first) image with boxes and masks; without the VQ-VAE, a warning and only boxes."""
     encoded = images.encoded(self.image)
     pixels = images.decode(encoded[0] if isinstance(encoded, list) else encoded)
-    return draw_images.marked(pixels, self.objects)
+    return draw_images.with_objects(pixels, self.objects)
 
   def _repr_html_(self) -> str:
     picture = draw_images.data_uri(self.draw(), 480)

@@ -46,7 +46,7 @@ class Result(NamedTuple):
   parts: list[dict[str, tuple[float, float]]]  # Each row's contribution: {score: (sum, count)}.
 
 
-def of_training(config, total_steps: int, num_examples: int) -> dict[str, int]:
+def training_intervals(config, total_steps: int, num_examples: int) -> dict[str, int]:
   """{evaluator: its interval in steps} of those that run during training."""
   sizes = dict(batch_size=config.input.batch_size, num_examples=num_examples)
   every = {

@@ -216,7 +216,9 @@ def _pictures(split: Split, i: int, objects, labels, warn) -> list[tuple[str, st
   if not any(objects.values()):
     return [("image", draw_images.data_uri(pixels, _PICTURE_PIXELS))]
   settings = dict(classes=labels, mask_weights=split.mask_weights, warn=warn)
-  drawn = {name: draw_images.marked(pixels, each, **settings) for name, each in objects.items()}
+  drawn = {
+    name: draw_images.with_objects(pixels, each, **settings) for name, each in objects.items()
+  }
   return [(name, draw_images.data_uri(image, _MARKED_PIXELS)) for name, image in drawn.items()]
 
 

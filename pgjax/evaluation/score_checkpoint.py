@@ -29,7 +29,7 @@ from pgjax.params import tree as param_tree
 from pgjax.training import run_log
 
 
-def asked(args: Any) -> dict[str, Any]:
+def result_flags(args: Any) -> dict[str, Any]:
   """The flags that decide the results, as given."""
   return dict(
     evals=args.evals,
@@ -120,7 +120,7 @@ def facts(scoring: Scoring, source: source_lib.Source, params: Any) -> dict[str,
   config = disk.plain(scoring.config.to_dict())
   sums = jax.device_get(checksums.jitted_checksums()(param_tree.flatten(params)))
   return dict(
-    flags=asked(scoring.args),
+    flags=result_flags(scoring.args),
     checkpoint=dict(
       path=str(source.path),
       step=source.run.step if source.run else 0,

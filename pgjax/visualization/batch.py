@@ -113,7 +113,7 @@ def example(
   return picture
 
 
-def of_run(
+def draw_first_batch(
   batch: Mapping[str, np.ndarray], tokenizer: Any, folder: pathlib.Path, model: Any
 ) -> str:
   """Draws a run's first examples into `folder` and returns a line for its log. Never raises."""
@@ -156,7 +156,7 @@ def image_panel(
     pixels = draw_images.to_grid(frame)
     factor = math.ceil(draw_boxes.MIN_SIDE / max(pixels.shape))
     pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)  # Sharp squares, not blurred.
-    picture = draw_images.marked(pixels, objects, classes, mask_weights=mask_weights)
+    picture = draw_images.with_objects(pixels, objects, classes, mask_weights=mask_weights)
     picture = picture.resize((side, side), Image.Resampling.LANCZOS)
     if not real[k]:
       ImageDraw.Draw(picture).line([(0, 0), (side, side)], fill=TOKEN_KINDS["odd"].colour, width=3)

@@ -35,7 +35,7 @@ def to_grid(image: np.ndarray) -> np.ndarray:
   return np.concatenate(np.concatenate(grid, axis=1), axis=1)
 
 
-def marked(
+def with_objects(
   pixels: np.ndarray,
   objects: Sequence[locations.Object],
   classes: Sequence[str] = (),

@@ -137,5 +137,5 @@ def test_a_long_prompt_is_truncated():
 def test_a_failed_picture_does_not_stop_a_run(tmp_path):
   (tmp_path / "check").write_text("in the way")
   batch = {name: array[None] for name, array in row().items()}
-  line = draw_batch.of_run(batch, TOKENIZER, tmp_path / "check", None)
+  line = draw_batch.draw_first_batch(batch, TOKENIZER, tmp_path / "check", None)
   assert line.startswith("The first batch could not be drawn: FileExistsError")
