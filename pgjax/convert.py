@@ -201,7 +201,7 @@ def _unfinished(target: pathlib.Path) -> Iterator[pathlib.Path]:
     reason = disk.disk_trouble(error)
     if reason is None:
       raise
-    raise UserError(f"{target} could not be written ({reason}) and was removed.") from error
+    raise UserError(f"{target} could not be written ({reason}); nothing of it remains.") from error
   finally:
     shutil.rmtree(path, ignore_errors=True)
     for ending in ("", *source_lib.SIDECARS):

@@ -448,7 +448,7 @@ def test_a_disk_that_fills_up_leaves_nothing(saved, tmp_path, monkeypatch, to):
   [
     (["--to=gguf"], "--to=gguf must be one of hf, bv, orbax"),
     (["--to=hf", "--dtype=int4"], "--dtype=int4 must be one of"),
-    (["--to=bv"], "write a name with .npz"),
+    (["--to=bv"], "end the name with .npz"),
     (["--to=orbax", "--push=a/b"], "--push uploads folders of --to=hf and --to=peft"),
     (["--to=peft"], "saved has none"),
     (["--to=hf", "--merge"], "--merge is for adapters"),
