@@ -77,6 +77,7 @@ def execute(
   sizes = dict(batch_size=config.input.batch_size, num_examples=data.num_examples)
   total_steps = durations.total_steps(config, data.num_examples)
   steps = functools.partial(durations.steps, config, total_steps=total_steps, **sizes)
+  log_every = steps("log_training") or max(1, total_steps // 100)
   model = paligemma.Model(**config.model)
   trained = of_model.trained_shapes(model, config)
   stochastic_rounding.check(config, trained)
@@ -102,7 +103,7 @@ def execute(
     position["step"],
     evaluated=position["evaluated"],
     total_steps=total_steps,
-    every_steps=steps("log_training") or max(1, total_steps // 100),
+    every_steps=log_every,
     work=work_of(config, model, mesh),
   )
   feed = device_feed.to_device(itertools.chain([first], data), mesh)
