@@ -128,7 +128,7 @@ def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Sou
 def _open_hf(name: str, path: pathlib.Path) -> Source:
   if not (path / "config.json").is_file():
     raise UserError(
-      f"{name} has .safetensors files but no config.json, which describes the model: download"
+      f"{name} has .safetensors files and no config.json, which describes the model: download"
       " the whole folder."
     )
   config = config_fields.read(path / "config.json")
@@ -175,7 +175,7 @@ def _open_npz(name: str, path: pathlib.Path) -> Source:
     model, res = _model_of({n: leaf.shape for n, leaf in leaves.items()}, name)
     if softcap := gemma.get(**model["llm"]).final_logits_softcap:
       notes = (
-        f"{path.name} does not define the cap of its logits; assumed: {softcap:g}, as Gemma 2 was"
+        f"{path.name} does not define the cap of its logits; taken: {softcap:g}, as Gemma 2 was"
         " trained. big_vision's transfers were trained without: --softcap=0.",
       )
   tokenizer = tokenizer_beside(path)
