@@ -144,7 +144,7 @@ def test_a_run_learns_and_writes_its_files(whole):
 def test_a_run_draws_its_first_examples(whole, printed):
   pictures = sorted((whole / "check").iterdir())
   assert [path.name for path in pictures] == [f"example_{i}.png" for i in range(4)]
-  assert f"as the model gets them are drawn in {whole / 'check'}" in printed[0]
+  assert f"as the model receives them, are drawn in {whole / 'check'}" in printed[0]
 
 
 @pytest.mark.xdist_group("whole")
