@@ -152,6 +152,7 @@ def test_rounding_is_to_nearest_even_and_reported(saved, tmp_path, capsys):
     np.testing.assert_array_equal(array.view(np.uint16), expected.astype(np.uint16), name)
 
 
+@pytest.mark.slow
 def test_float16_overflow_raises(saved, tmp_path):
   path, values = saved(LLM["gemma1"])
   leaves = {n: lazy_array.of_array(a) for n, a in values.items()}

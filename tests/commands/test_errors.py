@@ -160,6 +160,7 @@ def test_an_image_that_cannot_be_read_later_does_not_cost_the_run(attempt, tmp_p
   assert (tmp_path / "w/metrics.jsonl").read_text().count("training_loss") == step
 
 
+@pytest.mark.slow
 def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_last_good_step(
   attempt, tmp_path, monkeypatch
 ):

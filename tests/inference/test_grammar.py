@@ -250,7 +250,9 @@ def wide():
 
 
 @pytest.mark.parametrize("method", ["greedy", "temperature(1.0)", "beam(2)"])
-@pytest.mark.parametrize("text", ["json", 'json(fields=["total", "date"])', "boxes"])
+@pytest.mark.parametrize(
+  "text", [pytest.param("json", marks=pytest.mark.slow), 'json(fields=["total", "date"])', "boxes"]
+)
 def test_an_untrained_model_follows_the_grammar(wide, tokenizer, method, text, monkeypatch):
   """Constrained output always completes within max_decode_len."""
   size, values, batch = wide

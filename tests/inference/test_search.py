@@ -109,12 +109,14 @@ def test_beam_search_equals_the_rule_in_plain_python(values, batch, next_logp, m
     assert any(steps > len(expected) for expected, _, steps in answers)
 
 
+@pytest.mark.slow
 def test_a_length_penalty_changes_which_hypothesis_wins(values, batch):
   plain, _ = generate(values, batch, "beam(3)")
   long, _ = generate(values, batch, "beam(3, length_penalty=3.0)")
   assert np.count_nonzero(long) > np.count_nonzero(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "method", ["beam(3)", pytest.param("best_of(3, nucleus(0.9))", marks=pytest.mark.slow)]
 )
@@ -172,6 +174,7 @@ def test_sample_frequencies_match_probabilities(
   np.testing.assert_allclose(logp[:, 0], raw[tokens[:, 0]], atol=1e-4)  # The model's, not tempered.
 
 
+@pytest.mark.slow
 def test_the_key_and_the_row_s_number_decide_the_sample(values, copies):
   first, _ = generate(values, copies, "temperature(1.0)", key=1)
   again, _ = generate(values, copies, "temperature(1.0)", key=1)

@@ -119,6 +119,7 @@ def test_at_the_start_logits_are_bit_equal_to_those_of_the_base(llm, dtype):
   np.testing.assert_array_equal(logits(run, stored), logits(frozen, plain))
 
 
+@pytest.mark.slow
 def test_merged_equals_unmerged_and_alpha_doubles_the_term(adapted, values):
   run, state = adapted
   stored = filled(state).params
@@ -171,6 +172,7 @@ def gradients_of(run):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "remat", [pytest.param("nothing_saveable", marks=pytest.mark.slow), "least_memory"]
 )

@@ -192,6 +192,7 @@ def test_other_runs_are_not_refused(fields):
   checked(**fields)
 
 
+@pytest.mark.slow
 def test_fan_in_is_that_of_the_model():
   """Freshly initialized matrices have the size that the check expects of them."""
   model = tiny.model(llm=dict(width=64))
