@@ -1,7 +1,7 @@
 """Texts that nobody thought of, for every option that has a syntax of its own.
 
 Whatever a text is, reading it ends within a second, and gives a value or a UserError. Each language
-is tried for PGJAX_FUZZ_SECONDS (4 if that is not set; what is tried depends on nothing else, and
+is tried for PGJAX_FUZZ_SECONDS (2 if that is not set; what is tried depends on nothing else, and
 longer runs begin with the same texts):
 
   PGJAX_FUZZ_SECONDS=60 pytest -m slow tests/test_fuzz.py
@@ -25,7 +25,7 @@ from pgjax.errors import UserError
 from pgjax.params import names as param_names, tree as param_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::SyntaxWarning")]
-SECONDS = float(os.environ.get("PGJAX_FUZZ_SECONDS", "4"))
+SECONDS = float(os.environ.get("PGJAX_FUZZ_SECONDS", "2"))
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NASTY = [
   *("1e400", "-1e400", "1e-320", "1e308", "0", "-1", "10**9", "2147483648", "nan", "None", "True"),
