@@ -259,7 +259,7 @@ def test_a_converted_checkpoint_scores_the_same_and_starts_another_run(whole, tm
     rows.append(answers(tmp_path / f"{to}-scores"))
   assert rows[0] == rows[1] == rows[2]
   assert run_here(evaluate, [f"--ckpt={tmp_path}/hf", f"--out={tmp_path}/none"]) == 1
-  assert "without a config that says what to score: give --config" in capsys.readouterr().err
+  assert "no config that says what to score: give --config" in capsys.readouterr().err
   more = arguments(tmp_path / "w", model_init=f"{tmp_path}/hf", tokenizer="missing.model")
   short = ["--config.total_steps=1", "--config.evals={}"]
   assert run_here(train, [*more, *short]) == 0
