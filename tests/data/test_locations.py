@@ -9,7 +9,7 @@ import pytest
 from pgjax.data import locations, tokenizer
 from pgjax.errors import UserError
 
-SHARED = pathlib.Path(__file__).resolve().parents[4] / "shared/data/bccd"
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared/data/bccd"
 HALF_A_BIN = 0.5 / 1023 * 1.001  # And float32's rounding of numbers near 1.
 
 

@@ -10,7 +10,7 @@ from pgjax.data import locations
 from pgjax.data.sources import coco, registry
 from pgjax.errors import UserError
 
-SHARED = pathlib.Path(__file__).resolve().parents[5] / "shared/data/bccd"
+SHARED = pathlib.Path(__file__).resolve().parents[4] / "shared/data/bccd"
 
 
 def content():
