@@ -1,11 +1,13 @@
 """What is each parameter called ("llm/layers/attn/q_einsum/w"), and what are its axes?"""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pgjax.errors import UserError, did_you_mean
 
+MAX_PATTERN = 2_000  # Characters of a regular expression over names.
 LORA = "lora/"  # The factors of llm/x are lora/llm/x/a and lora/llm/x/b.
 STACKED = ("llm/layers/", "img/Transformer/encoderblock/")  # Axis 0 of these leaves is the layer.
 
@@ -48,10 +50,13 @@ def compile_pattern(pattern: str, where: str = "config.params") -> re.Pattern[st
   """Compiles a pattern over names and reports a mistake with its field; match time is unlimited."""
   if not isinstance(pattern, str):
     raise UserError(f"{where}: a pattern must be a string, not {pattern!r}.")
+  if len(pattern) > MAX_PATTERN:
+    raise UserError(f"{where}: a pattern has up to {MAX_PATTERN} characters, not {len(pattern)}.")
   if pattern.startswith("/"):
     raise UserError(f"{where}: names never start with '/', so {pattern!r} matches nothing.")
   try:
-    return re.compile(pattern)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # Of "[[" and the like.
+      return re.compile(pattern)
   except (re.error, ValueError, OverflowError, RecursionError, MemoryError) as e:
     raise UserError(f"{where}: {pattern!r} is not a regular expression: {e}.") from None
 

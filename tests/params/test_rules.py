@@ -1,10 +1,18 @@
+import warnings
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.errors import UserError
-from pgjax.params import rules as param_rules, storage, table as param_table, tree as param_tree
+from pgjax.params import (
+  names as param_names,
+  rules as param_rules,
+  storage,
+  table as param_table,
+  tree as param_tree,
+)
 
 TREE = {
   "llm": {"layers": {"attn": {"w": 1, "out": 2}, "mlp": {"w": 3}}, "final_norm": {"scale": 4}},
@@ -112,3 +120,11 @@ def test_table_shows_trainable_parameters_storage_and_sharding():
     and line.endswith(f"{lora + qlora:,} of them in adapters of 2 matrices")
     for line in lines
   )
+
+
+def test_a_pattern_of_any_length_is_read_at_once_or_raises():
+  with pytest.raises(UserError, match="up to 2000 characters, not 20000"):
+    param_names.compile_pattern("[]{9}" * 4000)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")  # Python warns of each "[[", in what a user typed on purpose.
+    assert param_names.compile_pattern("llm/[[a]").fullmatch("llm/[")
