@@ -1,6 +1,6 @@
 # Each target makes its own virtual environment first; nothing else has to be installed by hand.
 #   make quickstart   train and score a tiny PaliGemma on real images (CPU or GPU)
-#   make test         the fast tests;  make test-slow: the rest;  make lint: ruff
+#   make test         the fast tests;  make test-slow, test-long: the rest;  make lint: ruff
 #   make docs         rewrite the generated tables of README.md and docs/
 # PYTHON=python3.12 picks another interpreter; each interpreter has an environment of its own.
 
@@ -26,7 +26,7 @@ WORKDIR ?= workdir/easyvqa
 WORKERS ?= 2
 PYTEST = $(PY) -m pytest -n $(WORKERS) --dist=loadgroup -q
 
-.PHONY: help install install-test quickstart test test-slow test-gpu test-parity lint format docs clean
+.PHONY: help install install-test quickstart test test-slow test-long test-gpu test-parity lint format docs clean
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
 
@@ -66,10 +66,13 @@ quickstart: $(VENV)/.installed
 	@echo "Config, checkpoints, metrics.jsonl and TensorBoard files are in $(WORKDIR)"
 
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow and not gpu and not parity" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not long and not gpu and not parity" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m "slow and not gpu and not parity" $(PYTEST_ARGS)
+
+test-long: $(VENV)/.installed-test
+	$(PYTEST) -m "long and not gpu and not parity" $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-test
 	$(PY) -m pytest -q -m gpu $(PYTEST_ARGS)

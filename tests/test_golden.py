@@ -82,7 +82,14 @@ class Golden:
     return {**batch, "text": jnp.where(batch["text"] > 3, moved, batch["text"])}
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem, scope="module")
+SECOND = {"paligemma1_sgd_attention_only", "paligemma2_27b_style_frozen_vit"}
+
+
+@pytest.fixture(
+  params=[pytest.param(f, marks=pytest.mark.slow if f.stem in SECOND else ()) for f in FILES],
+  ids=lambda path: path.stem,
+  scope="module",
+)
 def golden(request):
   return Golden(request.param)
 

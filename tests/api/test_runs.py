@@ -139,7 +139,7 @@ def test_names_of_overrides():
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 230), "gray": (128,) * 3}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_overfit_answers_are_given_and_most_likely(tmp_path):
   rows = []
   for name, colour in COLOURS.items():

@@ -66,7 +66,12 @@ def full():
 
 
 @pytest.mark.parametrize(
-  "fields", [{}, {"params": ADAPTERS}, {"optax_name": "big_vision.sgd", "optax": {}}]
+  "fields",
+  [
+    pytest.param({}, marks=pytest.mark.slow),
+    {"params": ADAPTERS},
+    pytest.param({"optax_name": "big_vision.sgd", "optax": {}}, marks=pytest.mark.slow),
+  ],
 )
 def test_inputs_and_temporaries_are_those_of_the_compiled_step(fields, full):
   run, batch, program = compiled_run(**fields) if fields else full
@@ -79,6 +84,7 @@ def test_inputs_and_temporaries_are_those_of_the_compiled_step(fields, full):
   assert need.total == need.step + 2 * need.batch + memory.RESERVE_BYTES + round(0.03 * need.step)
 
 
+@pytest.mark.slow
 def test_lora_bytes_are_the_factors_their_gradients_and_their_moments():
   """Adapters of rank 2 on a quantized base: only the factors train, in float32."""
   run, batch, _ = compiled_run(params=ADAPTERS, sharding_strategy=[(".*", "replicate()")])
@@ -419,7 +425,7 @@ def test_the_plan_cache_depends_on_every_source_of_the_package(monkeypatch, tmp_
   assert len(files) == 1 + len(modules) > 100
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_plan_is_the_memory_of_the_compiled_step(monkeypatch, tmp_path):
   """Compiler, a separate process, against a compilation in this one."""
   monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path))

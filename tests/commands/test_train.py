@@ -164,6 +164,7 @@ class Killed(BaseException):
   """Stands for a power cut: nothing catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("whole")
 def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch):
   log_step = train.run_log.Log.step
@@ -230,6 +231,7 @@ def test_evaluate_agrees_with_the_evaluation_inside_training(whole, tmp_path, ca
   assert "val/acc = " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("whole")
 def test_evaluate_takes_an_older_step_and_another_config(whole, tmp_path):
   out = tmp_path / "scores"
@@ -358,7 +360,7 @@ def wait_for_rows(workdir, count, process, seconds=120):
   raise AssertionError(f"no {count} rows in {path} after {seconds} s")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_three_times_equals_uninterrupted(tmp_path):
   seed = random.randrange(2**32)
   kills = sorted(random.Random(seed).sample(range(3, 90), 3))
@@ -424,8 +426,10 @@ def one_device(tmp_path_factory):
 
 
 @pytest.mark.xdist_group("one_device")
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+  "mesh",
+  [pytest.param(m, marks=pytest.mark.slow if m == "fsdp" else pytest.mark.long) for m in MESHES],
+)
 def test_eight_devices_equal_one(one_device, tmp_path, mesh):
   assert run_here(train, arguments(tmp_path, **SHORT, **MESHES[mesh])) == 0
   close(losses(tmp_path), losses(one_device))

@@ -90,7 +90,13 @@ def beam_by_hand(next_logp, row, beams, penalty):
   return finished[1], finished[0], step + 1
 
 
-@pytest.mark.parametrize("method", ["beam(3)", "beam(1)", "beam(4, length_penalty=0.25)"])
+@pytest.mark.parametrize(
+  "method",
+  [
+    "beam(3)",
+    *(pytest.param(m, marks=pytest.mark.slow) for m in ("beam(1)", "beam(4, length_penalty=0.25)")),
+  ],
+)
 def test_beam_search_equals_the_rule_in_plain_python(values, batch, next_logp, method):
   tokens, logp = generate(values, batch, method)
   wanted = decode_method.parse(method)
@@ -142,13 +148,14 @@ def copies(batch):
 @pytest.mark.parametrize(
   ("method", "temperature", "allowed"),
   [
-    ("temperature(0.5)", 0.5, lambda p: p >= 0),
-    ("top_k(3)", 1.0, lambda p: p >= np.sort(p)[-3]),
+    pytest.param("temperature(0.5)", 0.5, lambda p: p >= 0, marks=pytest.mark.slow),
+    pytest.param("top_k(3)", 1.0, lambda p: p >= np.sort(p)[-3], marks=pytest.mark.slow),
     ("top_k(2, t=2.0)", 2.0, lambda p: p >= np.sort(p)[-2]),
-    (
+    pytest.param(
       "nucleus(0.6)",
       1.0,
       lambda p: p >= np.sort(p)[::-1][(np.cumsum(np.sort(p)[::-1]) < 0.6).sum()],
+      marks=pytest.mark.slow,
     ),
     ("nucleus(0.3, t=0.7)", 0.7, None),
   ],
@@ -187,6 +194,7 @@ def test_the_key_and_the_row_s_number_decide_the_sample(values, copies):
   assert (first != other).any(axis=1).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_best_of_n_is_the_likeliest_of_its_samples(values, copies, next_logp):
   """By the sum of log-probabilities up to the eos; never worse than n = 1."""
   tokens, logp = generate(values, copies, "best_of(8, temperature(1.0))", key=5, length=2)

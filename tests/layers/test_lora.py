@@ -105,8 +105,15 @@ def test_every_product_of_the_model_has_an_adapter(adapted):
   assert len(names) == 5 + 6 + 1
 
 
-@pytest.mark.parametrize("llm", [None, MULTI_HEAD], ids=["grouped", "multi-head"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  ("llm", "dtype"),
+  [
+    pytest.param(None, "float32", id="grouped-float32", marks=pytest.mark.slow),
+    pytest.param(None, "bfloat16", id="grouped-bfloat16", marks=pytest.mark.slow),
+    pytest.param(MULTI_HEAD, "float32", id="multi-head-float32", marks=pytest.mark.slow),
+    pytest.param(MULTI_HEAD, "bfloat16", id="multi-head-bfloat16"),
+  ],
+)
 def test_at_the_start_logits_are_bit_equal_to_those_of_the_base(llm, dtype):
   model = tiny.model(llm, dtype=dtype)
   values = tiny.parameters(model)
@@ -172,9 +179,12 @@ def gradients_of(run):
   )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-  "remat", [pytest.param("nothing_saveable", marks=pytest.mark.slow), "least_memory"]
+  "remat",
+  [
+    pytest.param("nothing_saveable", marks=pytest.mark.long),
+    pytest.param("least_memory", marks=pytest.mark.slow),
+  ],
 )
 def test_gradients_of_factors_are_those_of_the_merged_matrix(values, remat):
   """da = scale dW b, db = scale a dW, by the chain rule, from the full matrix's gradient."""
@@ -199,6 +209,7 @@ def test_gradients_of_factors_are_those_of_the_merged_matrix(values, remat):
       np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, err_msg=f"{name}/{f}")
 
 
+@pytest.mark.slow
 def test_a_step_changes_only_factors(adapted):
   run, state = adapted
   before = jax.device_get(param_tree.flatten(state.params))
@@ -212,8 +223,13 @@ def test_a_step_changes_only_factors(adapted):
   assert moments == {a.shape for n, a in before.items() if n.startswith(param_names.LORA)}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("base", "double"), [("nf4", True), ("int8", False)])
+@pytest.mark.parametrize(
+  ("base", "double"),
+  [
+    pytest.param("nf4", True, marks=pytest.mark.slow),
+    pytest.param("int8", False, marks=pytest.mark.long),
+  ],
+)
 def test_qlora_is_lora_on_the_dequantized_weights(values, base, double):
   spec = f'lora(rank=3, alpha=6, base="{base}", block=16, double={double})'
   patterns = [("img/.*", spec), ("llm/.*", spec)]
@@ -245,8 +261,13 @@ def test_on_eight_devices_qlora_trains_as_on_one(values):
     np.testing.assert_allclose(leaf, theirs[name], rtol=0, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("remat", ["none", "least_memory"])
+@pytest.mark.parametrize(
+  "remat",
+  [
+    pytest.param("none", marks=pytest.mark.long),
+    pytest.param("least_memory", marks=pytest.mark.slow),
+  ],
+)
 def test_dropout_is_only_in_training_and_its_gradient_is_that_of_its_value(values, remat):
   """By a central difference along a random direction, with the same random numbers."""
   patterns = [(p, "lora(rank=3, alpha=6, dropout=0.4)") for p, _ in ALL]

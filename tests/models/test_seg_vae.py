@@ -166,7 +166,7 @@ def test_an_unused_code_restarts_at_a_vector(params):
   np.testing.assert_allclose(codebook[0], mean, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_from_scratch_reconstructs_unseen_masks():
   tx = optax.adam(3e-3)
   state = seg_vae_training.start(seg_vae.init(jax.random.key(0), width=16, embed_dim=16), tx)

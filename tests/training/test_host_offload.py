@@ -19,10 +19,16 @@ def kinds(tree):
   return {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree)}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ("devices", "fields"),
-  [(1, dict(ema_decay=0.9)), (8, {}), (1, ADAM8), (1, ADAFACTOR), (1, dict(grad_clip_norm=None))],
+  [
+    pytest.param(8, {}, marks=pytest.mark.slow),
+    pytest.param(1, ADAM8, marks=pytest.mark.slow),
+    *(
+      pytest.param(1, fields, marks=pytest.mark.long)
+      for fields in (dict(ema_decay=0.9), ADAFACTOR, dict(grad_clip_norm=None))
+    ),
+  ],
 )
 def test_the_run_is_the_same(devices, fields):
   model = tiny.model(llm=dict(width=64))

@@ -55,7 +55,7 @@ def overfit(tmp_path, config, data, steps, evaluator="val", others=(), **setting
   return json.loads((out / "metrics.json").read_text()), rows
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs("chartqa")
 def test_eight_charts_are_answered_exactly(tmp_path):
   run("prepare", "chartqa", f"--raw={SHARED / 'chartqa'}", f"--out={tmp_path}", "--parts=augmented")
@@ -72,7 +72,7 @@ def test_eight_charts_are_answered_exactly(tmp_path):
   assert len({row["answer"] for row in rows}) > 4  # One answer for all would prove nothing.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs("bccd")
 def test_the_boxes_of_eight_blood_images_are_detected(tmp_path):
   """Up to 18 cells a picture, through the grammar of boxes and their scores to COCO's numbers."""
@@ -87,7 +87,7 @@ def test_the_boxes_of_eight_blood_images_are_detected(tmp_path):
   assert {o["label"] for row in rows for o in row["objects"]} == {"WBC", "RBC", "Platelets"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs("sroie")
 def test_the_fields_of_eight_receipts_are_read(tmp_path):
   fname = SHARED / "sroie/train/annotations.jsonl"

@@ -45,7 +45,9 @@ def losses(log):
   return [measured["training_loss"] for measured in log]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+  "mesh", [pytest.param(m, marks=() if m == "fsdp" else pytest.mark.slow) for m in MESHES]
+)
 def test_losses_of_eight_devices_equal_those_of_one(mesh, values, one_log):
   spec, strategy, parts = MESHES[mesh]
   run = tiny.Run(tiny.config(sharding_strategy=strategy), tiny.model(), tiny.mesh(spec, 8))
@@ -88,7 +90,7 @@ def assert_same_update(run, whole, values, tolerance):
     np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_microbatches_give_the_sgd_update_of_the_whole_batch_on_any_mesh(values):
   chosen = dict(optax_name="big_vision.sgd", optax={}, lr=1.0)
   whole = tiny.Run(tiny.config(**chosen), tiny.model(), tiny.mesh())
@@ -96,6 +98,7 @@ def test_microbatches_give_the_sgd_update_of_the_whole_batch_on_any_mesh(values)
   assert_same_update(tiny.Run(four, tiny.model(), tiny.mesh(devices=2)), whole, values, 1e-5)
 
 
+@pytest.mark.slow
 def test_microbatches_give_the_adam_update_of_the_whole_batch(values, one):
   """Adam magnifies what rounding does to small gradients."""
   four = tiny.Run(tiny.config(microbatches=4), tiny.model(), tiny.mesh())
@@ -185,13 +188,8 @@ def compiled_gradients(values):
   return compiled
 
 
-@pytest.mark.parametrize(
-  "policy",
-  [
-    pytest.param(policy, marks=() if policy == "products_saveable" else pytest.mark.slow)
-    for policy in sorted(set(remat.POLICIES) - {"none"})
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", sorted(set(remat.POLICIES) - {"none"}))
 def test_every_remat_policy_gives_the_same_gradients(policy, compiled_gradients):
   loss, grads, temporary_bytes = compiled_gradients(policy)
   expected_loss, expected, most_bytes = compiled_gradients("none")

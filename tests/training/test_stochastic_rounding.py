@@ -106,7 +106,7 @@ def test_rounding_draws_the_same_bits_on_eight_devices_as_on_one():
     np.testing.assert_array_equal(results[0][name], results[1][name])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stochastically_rounded_run_is_reproducible():
   model, batches = tiny.model(), [tiny.batch(seed=i) for i in range(2)]
   run = tiny.Run(tiny.config(params=BF16, stochastic_rounding=True), model, tiny.mesh())
