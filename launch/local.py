@@ -6,11 +6,15 @@ Everything after `--` is passed to this Python. Each process gets PGJAX_COORDINA
 127.0.0.1), PGJAX_NUM_PROCESSES and PGJAX_PROCESS_ID, and its output lines start with its number.
 With --devices each process simulates that many CPU devices; without it, it uses the devices that
 JAX sees (on a host with GPUs every process would use all of them: start one process for all GPUs,
-or set CUDA_VISIBLE_DEVICES through your scheduler). SIGTERM and SIGINT are forwarded to all
-processes. If one fails, the others are stopped; the exit code is that of the first failure.
+or set CUDA_VISIBLE_DEVICES through your scheduler).
+
+SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU are forwarded to all processes. If one fails,
+the others are stopped; the exit code is that of the first failure. It is 75 if a signal stopped
+them, as for one process. If this program is killed, its processes are stopped, too.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -20,13 +24,31 @@ import sys
 import threading
 import time
 
+STOPPED = 75  # pgjax.signals.STOPPED: all processes exit with it, but not at the same moment.
 GRACE_SECONDS = 20.0  # Between asking the others to stop and killing them.
+LEAVE_SECONDS = 120.0  # Between the first process that was stopped and asking the others, too.
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+# Another process, which ends the others once its input ends: that happens if this program dies.
+GUARD = """
+import os, signal, sys, time
+sys.stdin.buffer.read()
+for number, seconds in ((signal.SIGTERM, {grace}), (signal.SIGKILL, 0)):
+  for group in map(int, sys.argv[1:]):
+    try:
+      os.killpg(group, number)
+    except OSError:
+      pass
+  time.sleep(seconds)
+"""
 
 
 def main() -> int:
   """Parses, starts, waits."""
   args = parse(sys.argv[1:])
+  early: list[int] = []
+  take_signals(lambda number, frame: early.append(number))
   processes = start(args)
+  guard = start_guard(processes)
   printers = [threading.Thread(target=copy, args=(i, p)) for i, p in enumerate(processes)]
   for printer in printers:
     printer.start()
@@ -37,12 +59,27 @@ def main() -> int:
       if process.poll() is None:
         process.send_signal(number)
 
-  signal.signal(signal.SIGTERM, forward)
-  signal.signal(signal.SIGINT, forward)
+  take_signals(forward)
+  for number in early:
+    forward(number, None)
   code = wait(processes)
+  guard.kill()
+  guard.wait()
   for printer in printers:
     printer.join()
+  try:
+    sys.stdout.flush()
+  except OSError:  # Nobody reads it: otherwise Python's own flush changes the exit code.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
   return code
+
+
+def take_signals(handler) -> None:
+  """Calls `handler` for each signal, but for a SIGHUP that nohup ignores."""
+  for name in NAMES:
+    number = getattr(signal, name)
+    if name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:
+      signal.signal(number, handler)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -91,23 +128,40 @@ def start(args: argparse.Namespace) -> list[subprocess.Popen]:
   return processes
 
 
+def start_guard(processes: list[subprocess.Popen]) -> subprocess.Popen:
+  """Starts the process that outlives this one; its input stays open until this one dies."""
+  groups = [str(process.pid) for process in processes]
+  return subprocess.Popen(
+    [sys.executable, "-S", "-c", GUARD.format(grace=GRACE_SECONDS), *groups],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+    start_new_session=True,
+  )
+
+
 def copy(number: int, process: subprocess.Popen) -> None:
-  """Prints the lines of a process, each with its number."""
+  """Prints the lines of a process, each with its number; reads them all even if nobody listens."""
   for line in process.stdout:
-    sys.stdout.write(f"[{number}] {line}")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+      sys.stdout.write(f"[{number}] {line}")
+      sys.stdout.flush()
 
 
 def wait(processes: list[subprocess.Popen]) -> int:
   """Waits until all have exited; the first failure stops the others."""
+  deadline = float("inf")
   while True:
     codes = [process.poll() for process in processes]
-    failed = [code for code in codes if code]
-    if failed:
+    failed = [code for code in codes if code not in (None, 0, STOPPED)]
+    if STOPPED in codes:  # The others are on their way, unless they were not asked.
+      deadline = min(deadline, time.monotonic() + LEAVE_SECONDS)
+    if failed or time.monotonic() > deadline:
       stop(processes)
-      return failed[0] if failed[0] > 0 else 128 - failed[0]
+      code = failed[0] if failed else STOPPED
+      return code if code > 0 else 128 - code
     if None not in codes:
-      return 0
+      return STOPPED if STOPPED in codes else 0
     time.sleep(0.1)
 
 

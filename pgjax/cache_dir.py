@@ -16,7 +16,7 @@ def folder(name: str = "") -> pathlib.Path | None:
   """$PGJAX_CACHE_DIR or ~/.cache/pgjax, or its subfolder `name`; None if it is not writable."""
   path = os.path.join(os.environ.get("PGJAX_CACHE_DIR") or "~/.cache/pgjax", name)
   try:
-    return disk.open_folder(path, "PGJAX_CACHE_DIR", process_index=os.getpid())
+    return disk.open_folder(path, "PGJAX_CACHE_DIR")
   except (UserError, RuntimeError):  # RuntimeError: there is no home folder.
     return None
 

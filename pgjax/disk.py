@@ -5,11 +5,19 @@ import errno
 import json
 import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 from pgjax.errors import UserError
+
+# What these errors report was looked for and is not there, or is of another kind.
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_TROUBLE = (
+  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+  *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV),
+)
 
 
 def free_bytes(path: pathlib.Path) -> int:
@@ -26,22 +34,24 @@ def disk_errors(path: pathlib.Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise UserError(
-      f"{path} cannot be written ({error.strerror}); the run stops here. The checkpoints saved so "
+      f"{path} cannot be written ({reason(error)}); the run stops here. The checkpoints saved so "
       "far are intact: make room and start the same command again."
     ) from error
 
 
-def open_folder(folder: str, flag: str, *, process_index: int = 0) -> pathlib.Path:
+def open_folder(folder: str, flag: str) -> pathlib.Path:
   """Makes the folder and checks that it can be written, before anything is compiled."""
   path = pathlib.Path(folder).expanduser().absolute()
-  probe = path / f".write-test-{process_index}"
+  probe = path / f".write-test-{secrets.token_hex(6)}"  # Others may test at the same time.
   try:
     path.mkdir(parents=True, exist_ok=True)
-    probe.write_text("this file may be deleted")
-    probe.unlink()
+    try:
+      probe.write_text("this file may be deleted")
+    finally:
+      probe.unlink(missing_ok=True)
   except OSError as error:
     raise UserError(
-      f"{flag}={folder} cannot be written ({error.strerror}): name a folder that this user may "
+      f"{flag}={folder} cannot be written ({reason(error)}): name a folder that this user may "
       "create files in, on a disk with free space."
     ) from error
   return path
@@ -52,13 +62,37 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
   try:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
   except OSError as error:
-    raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    raise UserError(f"{path} cannot be written: {reason(error)}.") from error
+
+
+def replace(path: pathlib.Path, content: str | bytes) -> None:
+  """Writes a file as a whole or not at all; an OSError leaves the earlier one."""
+  partial = path.with_name(f"{path.name}.tmp")
+  try:
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def inside(folder: pathlib.Path, name: str, what: str) -> pathlib.Path:
+  """The path of `name` in `folder`; raises UserError if that is elsewhere. what: has the name."""
+  base, path = (pathlib.Path(os.path.normpath(p)) for p in (folder, folder / name))
+  if "\0" in name or path == base or not path.is_relative_to(base):
+    raise UserError(
+      f"{what} {name!r} would be written outside of {folder}: take a plain name, such as 'val'."
+    )
+  return folder / name
+
+
+def reason(error: OSError) -> str:
+  """The error in words."""
+  return error.strerror or str(error)
 
 
 def disk_trouble(error: BaseException) -> str | None:
   """The disk's error in words, from an errno or from one of TensorStore's messages; else None."""
-  codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
-  for code in codes:
+  for code in _TROUBLE:
     if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
       return os.strerror(code)
   return None

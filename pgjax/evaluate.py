@@ -6,6 +6,14 @@ evaluators or weights without a run; --config.evals.x.y=... changes a field of e
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Before the imports below, which take a moment.
+  from pgjax import console, signals
+
+  console.outlive_readers()
+  signals.Stop().install(
+    "Stopped by {}; the same command goes on after the batches that were scored so far."
+  )
+
 import pathlib
 import time
 from typing import Any, TypedDict
@@ -50,7 +58,7 @@ def watch(args: Any, out: pathlib.Path) -> None:
   log, scoring = run_log.Log(None, main=True), None
   if not workdir.is_dir():
     log.say(f"Waiting for {workdir}")
-  unreadable: set[int] = set()
+  unreadable, refused = set(), set()
   while True:
     steps = workdir_lib.steps(workdir)
     scored = {step for step in steps if is_scored(out / f"step_{step}", args)}
@@ -65,6 +73,12 @@ def watch(args: Any, out: pathlib.Path) -> None:
       continue
     try:
       source = source_lib.open_source(args.ckpt, todo[0], ema=args.ema)
+    except workdir_lib.UnreadableError as error:  # Perhaps for the moment.
+      if todo[0] not in refused:
+        log.say(f"Step {todo[0]} will be tried again: {error}")
+      refused.add(todo[0])
+      time.sleep(POLL_SECONDS)
+      continue
     except UserError as error:
       log.say(f"Step {todo[0]} cannot be read and is skipped: {error}")
       unreadable.add(todo[0])

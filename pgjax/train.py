@@ -1,36 +1,52 @@
 """Fine-tunes PaliGemma: one config, one workdir. Rerun the same command to resume.
 
 Config, workdir, data, evaluators and weights are checked, in this order, before the step is
-compiled. SIGTERM and SIGINT save the run and end it.
+compiled. A signal such as SIGTERM or SIGINT saves the run and ends it with status 75.
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Before the imports below, which take a moment.
+  from pgjax import console, signals
+
+  console.outlive_readers()
+  signals.Stop().install(
+    "Stopped by {} before training began; there was nothing to save. Run the same command again."
+  )
+
 import contextlib
 import functools
 import itertools
-import pathlib
+import re
 import shlex
-import signal
+import signal as signal_lib
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
 from etils import epy
 
-from pgjax import cache_dir, cli, disk
+from pgjax import cache_dir, cli, disk, signals
 from pgjax.errors import UserError
+from pgjax.signals import Stop
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
   import jax
 
-  from pgjax.checkpoints import checksums, initial, saver as saver_lib, tokenizers
+  from pgjax.checkpoints import (
+    checksums,
+    initial,
+    run_lock,
+    same_run,
+    saver as saver_lib,
+    tokenizers,
+    workdir as workdir_lib,
+  )
   from pgjax.config import durations
   from pgjax.data import device_feed, pipeline
   from pgjax.distributed import mesh as mesh_lib, processes as processes_lib, sharding
-  from pgjax.evaluation import evaluator as evaluator_lib
+  from pgjax.evaluation import evaluator as evaluator_lib, metric_names
   from pgjax.models import paligemma
   from pgjax.params import of_model, table as param_table
   from pgjax.planning import flops, gpus, out_of_memory
@@ -38,6 +54,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
     ema,
     optimizer,
     run_log,
+    schedules,
     state as train_state,
     step as step_lib,
     stochastic_rounding,
@@ -45,12 +62,17 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   )
   from pgjax.visualization import batch as draw_batch
 
-AGREE_STEPS = 10  # How often several processes agree on whether to stop.
+LEARNS_NOTHING = (
+  "The learning rate is 0 at every step (config.lr and config.schedule, whose warm-up begins at 0):"
+  " this run learns nothing."
+)
 
 
-def main(args: Any) -> None:
-  """Trains, or resumes."""
-  execute(args.config, args.workdir, shlex.join(["python", "-m", "pgjax.train", *sys.argv[1:]]))
+def main(args: Any) -> int:
+  """Trains, or resumes; returns the exit status."""
+  again = shlex.join(["python", "-m", "pgjax.train", *sys.argv[1:]])
+  _, _, finished = execute(args.config, args.workdir, again)
+  return 0 if finished else signals.STOPPED
 
 
 def execute(
@@ -63,8 +85,19 @@ def execute(
   """
   cache_dir.use_compilation_cache()
   mesh = mesh_lib.start(config.mesh)
-  workdir = disk.open_folder(folder, "--workdir", process_index=processes_lib.process_index())
+  stop = signals.of_process() if whole_process else Stop()
+  stop.retake_signals()  # JAX has a handler of its own where there are several processes.
+  workdir = disk.open_folder(folder, "--workdir")
+  workdir_lib.check_kinds(workdir)
   log = run_log.Log(workdir, main=processes_lib.is_main(), whole_process=whole_process)
+  with run_lock.held(workdir, log.say, stop) as lock:
+    step, total_steps, finished = train(config, mesh, workdir, log, lock, stop)
+    log.say(last_line(folder, step, finished, total_steps, stop, again))
+  return step, total_steps, finished
+
+
+def train(config, mesh, workdir, log, lock, stop: Stop) -> tuple[int, int, bool]:
+  """Checks all inputs, loads, compiles, trains; returns as `execute`."""
   mesh_lib.check_batch_size(config.input.batch_size, mesh)
   mesh_lib.check_opt_state_memory(config.opt_state_memory, mesh)
   tokenizer = tokenizers.tokenizer_of_run(config)
@@ -86,17 +119,26 @@ def execute(
   shardings = sharding.shardings_of(abstract.params)
   leaves = of_model.stored_params(model, config)
   every = evaluator_lib.training_intervals(config, total_steps, data.num_examples)
+  metric_names.check_keep_best(config, every)
   evaluators = evaluator_lib.make(config, model, leaves, mesh, tokenizer, shardings, every)
-  identity = identity_of(config, tokenizer, data.num_examples)
+  for name in every:
+    evaluator_lib.folder_of(workdir, name)
+  identity = same_run.identity_of(config, tokenizer, data.num_examples)
   saver = make_saver(config, workdir, tokenizer, identity, total_steps, steps, log)
   log_start(log, config, mesh, model, abstract, data, evaluators, total_steps)
+  idle = schedules.learns_nothing(config, total_steps, trained, data.num_examples)
+  if idle:
+    log.say(LEARNS_NOTHING)
   advice = out_of_memory.Advice(config, model, abstract, mesh)
   with advice:
-    state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log)
+    state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log, stop)
+  if position["step"] > total_steps or (position["step"] == total_steps and position["evaluated"]):
+    saver.close()
+    return position["step"], total_steps, True
   first = next(data := data.at(position["step"]))
   log.say(summary_lib.example(first, tokenizer) + "\n")
-  if position["step"] == 0 and processes_lib.is_main():
-    log.say(draw_batch.draw_first_batch(first, tokenizer, workdir / "check", model))
+  if processes_lib.is_main():
+    write_start(workdir, config, position, log, first, tokenizer, model)
   with advice:
     train_step = advice.program = compile_step(config, model, tx, mesh, abstract, first, log)
   log.start(
@@ -107,11 +149,17 @@ def execute(
     work=work_of(config, model, mesh),
   )
   feed = device_feed.to_device(itertools.chain([first], data), mesh)
-  run = Run(config, mesh, workdir, tokenizer, total_steps, evaluators, saver, log, feed, train_step)
-  with closing(log), closing(saver), closing(feed), Stop() as stop, advice:
-    step, finished = fit(run, state, position, stop)
+  constants = (config, mesh, workdir, tokenizer, total_steps, evaluators, saver, log, lock)
+  run = Run(*constants, feed, train_step)
+  with closing(log), closing(saver), closing(feed), stop, advice:
+    try:
+      step, finished = fit(run, state, position, stop)
+    except run_log.NotFiniteError as error:
+      saver.close()
+      raise UserError(f"{error} {saver.newest()}") from error
     saver.close()
-    log.say(last_line(folder, step, finished, total_steps, stop, again))
+  if idle:
+    log.say(LEARNS_NOTHING)
   return step, total_steps, finished
 
 
@@ -126,6 +174,7 @@ class Run(NamedTuple):
   evaluators: list[evaluator_lib.Evaluator]
   saver: saver_lib.Saver
   log: run_log.Log
+  lock: run_lock.RunLock
   feed: device_feed.DeviceFeed
   train_step: Callable
 
@@ -138,12 +187,16 @@ class Run(NamedTuple):
   def save(self, step: int, state: Any, scores: dict[str, float] | None) -> None:
     """Saves; raises if a metric since the last fetch is not finite."""
     self.log.fetch()
+    where = self.position(step, evaluated=scores is not None)
+    planned = self.saver.due(step, scores or {})
     with self.log.aside():
-      self.saver.save(step, state, self.position(step, evaluated=scores is not None), scores or {})
+      self.saver.save(step, state, where, scores or {}, planned=planned)
 
-  def evaluate(self, step: int, state: Any, stop: Stop) -> dict[str, float] | None:
+  def evaluate(
+    self, step: int, state: Any, stopping: Callable[..., bool]
+  ) -> dict[str, float] | None:
     """The scores of the evaluators that are due; None if interrupted."""
-    return evaluator_lib.run_due(
+    scores = evaluator_lib.run_due(
       self.evaluators,
       step,
       ema.scored(state),
@@ -152,27 +205,35 @@ class Run(NamedTuple):
       tokenizer=self.tokenizer,
       log=self.log,
       workdir=self.workdir,
-      stopping=stop.agreed,
+      stopping=stopping,
     )
+    metric_names.check_measured(self.config, scores or {})
+    return scores
 
 
 def fit(run: Run, state: Any, position: dict[str, Any], stop: Stop) -> tuple[int, bool]:
   """The loop. Returns the last step, which is saved, and whether the run is finished."""
-  step, scores, measured = position["step"], {}, None
+  step, scores, measured, stopping = position["step"], {}, None, processes_lib.Agreement(stop)
   if not position["evaluated"]:
-    scores = run.evaluate(step, state, stop)
-  while step < run.total_steps and not stop.agreed(step):
+    with saved_if_broken(run, step, state):
+      scores = run.evaluate(step, state, stopping)
+    if scores is not None:
+      run.saver.add_scores(step, scores)
+  while step < run.total_steps and not stopping(step):
+    run.lock.check()
     with saved_if_broken(run, step, state):
       waited = run.feed.wait_seconds
-      batch = next(run.feed)
+      batch = next_batch(run.feed, stop)
       waited = run.feed.wait_seconds - waited
+    if batch is None:
+      break
     if measured is not None and not measured["training_loss"].is_ready():
       waited = 0.0  # The device was still computing.
     state, measured = run.train_step(state, batch)
     step += 1
-    run.log.step(step, measured, waited_seconds=waited)
     with saved_if_broken(run, step, state):
-      scores = run.evaluate(step, state, stop)
+      run.log.step(step, measured, waited_seconds=waited)
+      scores = run.evaluate(step, state, stopping)
     if scores is None or run.saver.due(step, scores):
       run.save(step, state, scores)
     run.saver.check()
@@ -181,48 +242,37 @@ def fit(run: Run, state: Any, position: dict[str, Any], stop: Stop) -> tuple[int
   return step, step == run.total_steps and scores is not None
 
 
+def next_batch(feed: device_feed.DeviceFeed, stop: Stop) -> Any:
+  """The next batch on the devices; None if a signal has ended the processes that load data, too."""
+  try:
+    return next(feed)
+  except RuntimeError as error:
+    if "Worker process was terminated" not in str(error):  # Grain's message.
+      raise
+    if stop.signal is not None and processes_lib.process_count() == 1:
+      return None
+    code = re.search(r"exit code (-?\d+)", str(error))
+    raise UserError(
+      f"A process that loads data was ended from outside (exit code {code[1] if code else '?'}),"
+      " perhaps by the kernel for want of memory: lower config.input.num_workers or"
+      " config.input.cache_mb, or give the run more memory."
+    ) from error
+
+
 @contextlib.contextmanager
 def saved_if_broken(run: Run, step: int, state: Any) -> Iterator[None]:
-  """Saves the run when an example is broken or an evaluation cannot be written, then raises."""
+  """Saves the run when an example is broken or results cannot be written, then raises."""
   try:
     yield
-  except UserError:
-    if step and processes_lib.process_count() == 1:  # Other processes do not know of the error.
-      run.save(step, state, None)
+  except run_log.NotFiniteError:
     raise
-
-
-class Stop:
-  """Whether a SIGTERM or SIGINT (Ctrl-C) asked this run to end."""
-
-  def __init__(self):
-    self.signal: int | None = None
-    self._agreed = False
-
-  def __enter__(self):
-    """Installs the handlers, which Python allows only in the main thread."""
-    main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
-    self._before = {number: signal.signal(number, self._take) for number in numbers}
-    return self
-
-  def __exit__(self, *_):
-    """Restores the previous handlers."""
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _take(self, number, frame):
-    if self.signal is not None:  # The second signal ends the run at once.
-      raise KeyboardInterrupt
-    self.signal = number
-
-  def agreed(self, step: int = 0) -> bool:
-    """The same answer on all processes; all of them must call it at the same steps."""
-    if processes_lib.process_count() == 1:
-      return self.signal is not None
-    if not self._agreed and step % AGREE_STEPS == 0:
-      self._agreed = any(processes_lib.gather_objects(self.signal is not None))
-    return self._agreed
+  except UserError as error:
+    if not step or processes_lib.process_count() > 1:  # Other processes do not know of the error.
+      raise
+    with contextlib.suppress(UserError):  # The first error is the cause of the second.
+      run.save(step, state, None)
+      run.saver.close()
+    raise UserError(f"{error} {run.saver.newest()}") from error
 
 
 def make_saver(config, workdir, tokenizer, identity, total_steps, steps, log) -> saver_lib.Saver:
@@ -237,25 +287,6 @@ def make_saver(config, workdir, tokenizer, identity, total_steps, steps, log) ->
     checksums=checksums.jitted_checksums(),
     say=log.say,
   )
-
-
-def identity_of(config: Any, tokenizer: Any, num_examples: int) -> dict[str, Any]:
-  """Everything that must be equal for a resumed run to get the same batches."""
-  section = config.input.to_dict()
-  identity = {f"config.input.{name}": section[name] for name in ("pp", "batch_size")}
-  identity["config.input.data"] = _without_folders(section["data"])
-  identity |= {f"config.{name}": config[name] for name in ("seed", "res", "text_len", "num_frames")}
-  return identity | {"the number of examples": num_examples, "the tokenizer": tokenizer.sha256}
-
-
-def _without_folders(data: Any) -> Any:
-  """Without the locations of files, which may have been moved."""
-  if not isinstance(data, dict):
-    return data
-  fields = {k: _without_folders(v) for k, v in data.items() if k not in ("root", "data_dir")}
-  if "fname" in fields:
-    fields["fname"] = pathlib.PurePath(fields["fname"]).name
-  return fields
 
 
 def log_start(log, config, mesh, model, abstract, data, evaluators, total_steps) -> None:
@@ -275,10 +306,16 @@ def log_start(log, config, mesh, model, abstract, data, evaluators, total_steps)
   log.say("\n" + param_table.table(abstract.params, of_model.stored_params(model, config)) + "\n")
 
 
-def resume_or_init(config, model, tx, mesh, abstract, saver, log) -> tuple[Any, dict[str, Any]]:
+def resume_or_init(
+  config, model, tx, mesh, abstract, saver, log, stop: Stop
+) -> tuple[Any, dict[str, Any]]:
   """The newest state in the workdir or an initial one, and the position in the data."""
   state, position = saver.latest(abstract)
   if state is not None:
+    stop.last_words = (
+      f"Stopped by {{}} before training went on; the checkpoint of step {position['step']} is the"
+      " newest. Run the same command again."
+    )
     log.say(f"Resuming from step {position['step']}.")
     return state, position
   loaded = None
@@ -289,6 +326,14 @@ def resume_or_init(config, model, tx, mesh, abstract, saver, log) -> tuple[Any, 
   with log.waiting("Initializing the state"):
     state = jax.block_until_ready(train_state.init(model, tx, config, mesh, loaded))
   return state, dict(seed=config.seed, step=0, examples=0, evaluated=False)
+
+
+def write_start(workdir, config, position, log, first, tokenizer, model) -> None:
+  """Writes config.json, and at the start of a run pictures of the first examples."""
+  with disk.disk_errors(workdir):
+    disk.replace(workdir / "config.json", disk.dumps(disk.plain(config.to_dict())))
+    if position["step"] == 0:
+      log.say(draw_batch.draw_first_batch(first, tokenizer, workdir / "check", model))
 
 
 def compile_step(config, model, tx, mesh, abstract, first, log) -> Callable:
@@ -314,9 +359,14 @@ def work_of(config: Any, model: Any, mesh: Any) -> run_log.Work:
 
 def last_line(workdir, step, finished, total_steps, stop: Stop, again: str) -> str:
   """How the run ended, and how to resume it."""
+  if step > total_steps:
+    return (
+      f"The run in {workdir} is complete: its newest checkpoint is of step {step}, and this config"
+      f" asks for {total_steps} steps."
+    )
   if finished:
     return f"Done: {step} steps, saved in {workdir}."
-  name = signal.Signals(stop.signal).name if stop.signal else "a signal to another process"
+  name = signal_lib.Signals(stop.signal).name if stop.signal else "a signal to another process"
   return f"Stopped by {name} after step {step} of {total_steps}, and saved. To resume:\n  {again}"
 
 

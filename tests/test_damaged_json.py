@@ -451,7 +451,7 @@ def test_a_run_goes_back_from_a_damaged_newest_step(workdir, name, values):
         traces.append((path, text[:60], error))
     except Exception as error:
       traces.append((path, text[:60], error))
-    workdir_lib.best_value(newest if newest.exists() else workdir / workdir_lib.DAMAGED / "7")
+    workdir_lib.scores_of(newest if newest.exists() else workdir / workdir_lib.DAMAGED / "7")
     if not newest.exists():
       (workdir / workdir_lib.DAMAGED / "7").rename(newest)
     (newest / name).write_bytes(whole)

@@ -32,7 +32,7 @@ LINE = [
   "ground",
 ]
 COMMANDS = {"train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"}
-GROUND = {"metrics", "errors", "call_syntax", "disk", "cache_dir"}
+GROUND = {"metrics", "errors", "call_syntax", "console", "disk", "cache_dir", "signals"}
 
 # What it is -> the modules (a package, or a file of it) that may name it.
 IMPORT_DOORS = {

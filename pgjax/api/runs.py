@@ -1,7 +1,6 @@
 """Training and scoring as functions that return the results of pgjax.train and pgjax.evaluate."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ from typing import Any
 
 from pgjax import cache_dir, disk, evaluate, train
 from pgjax.api import arguments
+from pgjax.formats import typed_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,11 @@ class Fitted:
   def history(self) -> list[dict[str, float]]:
     """The rows of metrics.jsonl: one for each step, and one for each evaluation."""
     path = self.workdir / "metrics.jsonl"  # Only the main process of several writes it.
-    return [json.loads(line) for line in path.open()] if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [
+      typed_json.decode(line, dict[str, Any], f"{path}, line {number}", nan=True)
+      for number, line in enumerate(lines, start=1)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,7 @@ def fit(config: Any, workdir: str | os.PathLike, **overrides: Any) -> Fitted:
   ended = train.execute(checked, folder, again=again, whole_process=False)
   fitted = Fitted(pathlib.Path(folder).expanduser().absolute(), *ended, {})
   for row in fitted.history():
-    fitted.metrics.update(row if row["step"] == fitted.step else {})
+    fitted.metrics.update(row if row.get("step") == fitted.step else {})
   return fitted
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from pgjax import disk
 from pgjax.checkpoints import checksums, saver, workdir
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import CHUNK_BYTES, LazyArray
@@ -52,7 +53,7 @@ def stored(
     leaf = LazyArray(tuple(store.shape), dtype, read)
     if (dtype.name, store.shape) != (run.shapes[name][0], tuple(run.shapes[name][1])):
       raise workdir.DamagedError(f"it is {dtype}{list(store.shape)}, unlike in run.json ($.shapes)")
-    if checked and checksums.checksum(leaf.chunks()) != run.sums[name]:
+    if checked and checksums.checksum(leaf.chunks(), ordered=run.ordered) != run.sums[name]:
       raise workdir.DamagedError("it, or its sum in run.json, has changed since it was written")
     return read
 
@@ -63,7 +64,10 @@ def stored(
       try:
         return rows_of(name)(start, stop)
       except (workdir.DamagedError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        if reason := disk.disk_trouble(error):
+          what = f"The checkpoint {run.path} cannot be read: {name}: {reason}."
+          raise workdir.UnreadableError(what) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"The checkpoint {run.path} is damaged: {name}: {reason}") from error
 
     return LazyArray(tuple(shape), np.dtype(dtype), read)
@@ -119,7 +123,7 @@ class _LeafWriter(ocp.type_handlers.NumpyHandler):
       unwritten = _Unwritten(leaf)
       for future in await super().serialize([unwritten], [info], [arg]):
         future.result()
-      self._sums[info.name.replace(".", "/")] = unwritten.checksum % 2**32
+      self._sums[info.name.replace(".", "/")] = unwritten.checksum.value
     return []
 
   async def _open_and_write(self, value, tspec, ts_context):
@@ -130,7 +134,7 @@ class _LeafWriter(ocp.type_handlers.NumpyHandler):
     for start in range(0, leaf.shape[0], rows):
       stop = min(start + rows, leaf.shape[0])
       block = leaf.read(start, stop)
-      value.checksum += checksums.checksum([block])
+      value.checksum.add(block)
       await store[start:stop].write(block)
 
 
@@ -140,4 +144,4 @@ class _Unwritten:
   def __init__(self, leaf: LazyArray):
     """Nothing is read yet."""
     self.leaf, self.shape, self.dtype = leaf, leaf.shape, leaf.dtype
-    self.size, self.checksum = math.prod(leaf.shape), 0
+    self.size, self.checksum = math.prod(leaf.shape), checksums.Checksum()

@@ -91,7 +91,8 @@ def load(source: Source, abstract: Any, leaves: storage.StoredParams) -> dict[st
     source.leaves, abstract, leaves, source.name, source.adapters, unchanged
   )
   flat = param_tree.flatten(params)
-  sums = checksums.jitted_checksums()({name: flat[name] for name in unchanged})
+  sums_of = checksums.jitted_checksums(ordered=run.ordered if run else True)
+  sums = sums_of({name: flat[name] for name in unchanged})
   try:
     saver.check_sums(run, {names[name]: value for name, value in sums.items()})
   except workdir.DamagedError as error:

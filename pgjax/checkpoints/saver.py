@@ -1,25 +1,31 @@
-"""Saves a run's arrays with Orbax and restores them; decides when, and which steps stay.
+"""Saves a run's arrays with Orbax and restores them.
 
-Commands that only need the weights use orbax_params.py; workdir.py reads the other files of a step
-folder and detects damage.
+retention.py decides when, and which steps stay. Commands that only need the weights use
+orbax_params.py; workdir.py reads the other files of a step folder and detects damage.
 """
 
 import contextlib
 import functools
-import json
 import logging
 import pathlib
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from pgjax import disk
-from pgjax.checkpoints import watchers, workdir as workdir_lib
+from pgjax.checkpoints import (
+  checksums as checksums_lib,
+  retention as retention_lib,
+  same_run,
+  watchers,
+  workdir as workdir_lib,
+)
+from pgjax.checkpoints.retention import Plan as Plan
 from pgjax.distributed import processes
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import CHUNK_BYTES
@@ -27,16 +33,6 @@ from pgjax.params.names import STACKED
 from pgjax.params.tree import flatten, unflatten
 
 COMPRESSED = 0.9  # Size of Orbax's files relative to the arrays: float32 weights hardly shrink.
-
-
-class Plan(NamedTuple):
-  """When to save, and which steps stay; 0 or "" turns a rule off."""
-
-  total_steps: int
-  every_steps: int = 0  # ckpt_steps; the last step is always saved.
-  keep_every_steps: int = 0  # keep_ckpt_steps: multiples of it are never deleted.
-  keep_last: int = 2
-  keep_best: str = ""  # A metric such as "eval/acc"; "-eval/avg" where less is better.
 
 
 class Saver:
@@ -60,10 +56,10 @@ class Saver:
   ):
     """Touches no file; `latest` comes first."""
     self._workdir, self._folder = workdir, workdir / workdir_lib.FOLDER
-    self._plan, self._checksums, self._say = plan, checksums, say
+    self._checksums, self._say = checksums, say
     self._config, self._identity = disk.plain(config), disk.plain(identity)
     self._tokenizer = tokenizer
-    self._values: dict[int, float] = {}  # keep_best's metric of evaluated steps.
+    self._retention = retention_lib.Retention(plan)
     self._saving: tuple[int, dict[str, Any]] | None = None
     self._manager: ocp.CheckpointManager | None = None
 
@@ -73,39 +69,40 @@ class Saver:
     abstract_state: a TrainState of ShapeDtypeStructs with the shardings to restore to; the mesh may
     differ from that of the save.
     """
+    workdir_lib.check_kinds(self._workdir)
     self._check_disk("A checkpoint", named(abstract_state))
-    state, position = None, None
+    state, ckpt = None, None
     available = workdir_lib.steps(self._workdir)
     while available and state is None:
       path = self._folder / str(available.pop())
-      try:
-        ckpt = workdir_lib.read(path)
-        self._check_same_run(ckpt, abstract_state, available)
-        state, position = self._restore(ckpt, abstract_state), ckpt.position
-      except workdir_lib.DamagedError as error:
-        self._set_aside(path, error, available)
-    if processes.is_main():
+      open_step = functools.partial(self._open_step, path, abstract_state, available)
+      if (ckpt := self._agreed(path, available, open_step)) is not None:
+        restore = functools.partial(self._restore, ckpt, abstract_state)
+        state = self._agreed(path, available, restore)
+    with disk.disk_errors(self._folder):
       self._folder.mkdir(exist_ok=True)
-      (self._workdir / "config.json").write_text(disk.dumps(self._config))
     self._manager = self._open_manager()
-    return state, position
+    if state is None:
+      return None, None
+    self._report(ckpt)
+    return state, ckpt.position
 
   def due(self, step: int, scores: Mapping[str, float]) -> bool:
     """Whether to save `step`; the same on all processes, as `scores` are."""
-    plan, value = self._plan, self._value(scores)
-    return (
-      step == plan.total_steps
-      or bool(plan.every_steps and step % plan.every_steps == 0)
-      or bool(plan.keep_every_steps and step % plan.keep_every_steps == 0)
-      or (value is not None and value > max(self._values.values(), default=-np.inf))
-    )
+    return self._retention.due(step, scores)
 
   def save(
-    self, step: int, state: Any, position: dict[str, Any], scores: Mapping[str, float]
+    self,
+    step: int,
+    state: Any,
+    position: dict[str, Any],
+    scores: Mapping[str, float],
+    *,
+    planned: bool = True,
   ) -> None:
     """Copies `state` off the devices and returns; files are written in the background.
 
-    scores: the metrics of an evaluation of exactly this step, or empty.
+    scores: the metrics of an evaluation of exactly this step, or empty. planned: it was due.
     """
     self._explained(self._manager.wait_until_finished)  # Raises errors of the previous save.
     if step in self._manager.all_steps():
@@ -114,13 +111,13 @@ class Saver:
     self._check_disk(f"The checkpoint of step {step}", arrays)
     sums = {name: int(value) for name, value in jax.device_get(self._checksums(arrays)).items()}
     run = dict(step=step, config=self._config, identity=self._identity, sums=sums)
+    run |= dict(scores=workdir_lib.finite(scores), planned=planned)
     run["position"] = disk.plain(position)
     run["shapes"] = {name: _shape(leaf) for name, leaf in arrays.items()}
     self._saving = (step, run)
     if warning := watchers.warning(self._workdir, self._manager.all_steps()):
       self._say(warning)
-    if (value := self._value(scores)) is not None:
-      self._values[step] = run["best_value"] = value
+    self._retention.add(step, scores, planned=planned)
     items = dict(
       params=ocp.args.StandardSave(state.params, in_pieces(flatten(state.params))),
       optimizer=ocp.args.StandardSave(_of_optimizer(arrays)),
@@ -130,12 +127,22 @@ class Saver:
     args = ocp.args.Composite(**items)
     self._explained(functools.partial(self._manager.save, step, args=args))
 
+  def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
+    """Adds the scores of a step that was saved without them, when its evaluation was stopped."""
+    path = self._folder / str(step)
+    if step not in self._manager.all_steps():
+      return
+    _, planned = workdir_lib.scores_of(path)
+    planned = planned or self.due(step, scores)
+    self._retention.add(step, scores, planned=planned)
+    if processes.is_main():
+      with disk.disk_errors(path):
+        workdir_lib.add_scores(path, scores, planned=planned)
+
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
     """Orbax's PreservationPolicy: asked after each save which of the steps on disk stay."""
-    plan, steps = self._plan, [checkpoint.step for checkpoint in checkpoints]
-    preserved = set(steps[-plan.keep_last :])
-    preserved |= {s for s in steps if plan.keep_every_steps and s % plan.keep_every_steps == 0}
-    preserved |= set(sorted(self._values.keys() & set(steps), key=self._values.get)[-1:])
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    preserved = self._retention.preserved(steps)
     preserved |= watchers.waiting(self._workdir, steps).keys()
     return [step in preserved for step in steps]
 
@@ -143,12 +150,17 @@ class Saver:
     """Raises if writing in the background has failed, without waiting for it."""
     self._explained(self._manager.check_for_errors)
 
+  def newest(self) -> str:
+    """What a stop finds, as a sentence."""
+    complete = workdir_lib.steps(self._workdir)
+    return f"The newest checkpoint is of step {complete[-1]}." if complete else "Nothing was saved."
+
   def close(self) -> None:
     """Waits until everything is on disk."""
     if self._manager is not None:
-      self._explained(self._manager.wait_until_finished)
-      self._manager.close()
-      self._manager = None
+      manager, self._manager = self._manager, None
+      self._explained(manager.wait_until_finished)
+      manager.close()
 
   def _open_manager(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
@@ -162,8 +174,8 @@ class Saver:
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
     for step in workdir_lib.steps(self._workdir):
-      if (value := workdir_lib.best_value(self._folder / str(step))) is not None:
-        self._values[step] = value
+      scores, planned = workdir_lib.scores_of(self._folder / str(step))
+      self._retention.add(step, scores, planned=planned)
     return ocp.CheckpointManager(self._folder, options=options)
 
   def _add_files(self) -> None:
@@ -183,42 +195,55 @@ class Saver:
     if ema := under(wanted, "ema"):
       read = read_item(ckpt.path / "ema", unflatten(ema))
       arrays |= {f"ema/{name}": leaf for name, leaf in flatten(read).items()}
-    check_sums(ckpt, self._checksums(arrays))
+    sums_of = self._checksums if ckpt.ordered else checksums_lib.jitted_checksums(ordered=False)
+    check_sums(ckpt, sums_of(arrays))
     return jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[n] for n in wanted])
 
-  def _check_same_run(
-    self, ckpt: workdir_lib.Checkpoint, abstract_state: Any, older: list[int]
-  ) -> None:
+  def _agreed(self, path: pathlib.Path, older: list[int], attempt: Callable[[], Any]) -> Any:
+    """What `attempt` returns; None, and the step is set aside, if a process found it damaged."""
+    result, trouble = None, None
+    try:
+      result = attempt()
+    except workdir_lib.DamagedError as error:
+      trouble = ("damaged", str(error))
+    except workdir_lib.UnreadableError as error:
+      trouble = ("unreadable", str(error))
+    troubles = [each for each in processes.gather_objects(trouble) if each]
+    if unreadable := [text for kind, text in troubles if kind == "unreadable"]:
+      raise UserError(
+        f"The checkpoint of step {path.name} may be whole, but {unreadable[0]} Nothing was changed:"
+        " make it readable and rerun the same command."
+      )
+    if troubles:
+      self._set_aside(path, troubles[0][1], older)
+      return None
+    return result
+
+  def _open_step(
+    self, path: pathlib.Path, abstract_state: Any, older: list[int]
+  ) -> workdir_lib.Checkpoint:
     """The workdir must belong to this run, perhaps with other settings.
 
     If the step before belongs to it, then a newest step of another run is damage.
     """
-    if not (other := self._other_run(ckpt, abstract_state)):
-      return
-    before = None
+    ckpt, before = workdir_lib.read(path), None
+    shapes = {name: _shape(leaf) for name, leaf in named(abstract_state).items()}
+    if not (other := same_run.difference(ckpt, shapes, self._identity)):
+      return ckpt
     with contextlib.suppress(workdir_lib.DamagedError):
       before = older and workdir_lib.read(self._folder / str(older[-1]))
-    if before and not self._other_run(before, abstract_state):
-      raise workdir_lib.DamagedError(f"{ckpt.path / 'run.json'}: this is {other}")
+    if before and not same_run.difference(before, shapes, self._identity):
+      raise workdir_lib.DamagedError(f"{path / 'run.json'}: this is {other}")
     advice = "Give this run a workdir of its own, or undo the change to resume the run in there."
     raise UserError(f"The workdir {self._workdir} holds {other}. {advice}")
 
-  def _other_run(self, ckpt: workdir_lib.Checkpoint, abstract_state: Any) -> str | None:
-    here = {name: _shape(leaf) for name, leaf in named(abstract_state).items()}
-    names = here.keys() | ckpt.shapes.keys()
-    if different := sorted(name for name in names if here.get(name) != ckpt.shapes.get(name)):
-      shapes = ckpt.shapes.get(different[0]), here.get(different[0])
-      before, now = ("absent" if s is None else f"{s[0]}{s[1]}" for s in shapes)
-      return (
-        f"another model, or other trainable parts: {different[0]} is {before} in its checkpoint and"
-        f" {now} in this config; {len(different)} arrays differ"
-      )
-    for name in sorted(ckpt.identity.keys() | self._identity.keys()):
-      before, now = ckpt.identity.get(name), self._identity.get(name)
-      if before != now:
-        change = f"{name} was {_short(before)} there and is {_short(now)} in this config"
-        return f"a run on other data: {change}"
-    return None
+  def _report(self, ckpt: workdir_lib.Checkpoint) -> None:
+    """Logs what the user should know about the checkpoint from which the run goes on."""
+    for note in ckpt.notes:
+      self._say(note)
+    if changed := same_run.changes(ckpt.config, self._config):
+      lines = "\n".join(f"  {change}" for change in changed)
+      self._say(f"The config has changed since step {ckpt.step} was saved:\n{lines}")
 
   def _check_disk(self, what: str, arrays: Mapping[str, Any]) -> None:
     """Raises in time for most full disks: Orbax's threads would each log it in their own way."""
@@ -235,28 +260,20 @@ class Saver:
     newest = f"the one of step {complete[-1]} is complete" if complete else "there is none before"
     return f"{newest}. Free some space and rerun the same command to resume from the newest one."
 
-  def _set_aside(self, path: pathlib.Path, error: Exception, older: list[int]) -> None:
+  def _set_aside(self, path: pathlib.Path, why: str, older: list[int]) -> None:
     if not older:
       raise UserError(
-        f"No checkpoint in {self._workdir} can be read (step {path.name}: {error}). Delete "
-        f"{self._folder} to start this run from the beginning, or give another --workdir."
-      ) from error
+        f"No checkpoint in {self._workdir} can be read (step {path.name}: {why}). Move "
+        f"{self._folder} away to start this run from the beginning, or give another --workdir."
+      )
     self._say(
-      f"The checkpoint of step {path.name} is damaged ({error}). It was moved to the folder "
+      f"The checkpoint of step {path.name} is damaged ({why}). It was moved to the folder "
       f"{workdir_lib.DAMAGED}, and the run goes back to step {older[-1]}."
     )
     processes.gather_objects("has been read")  # No process moves what another still reads.
     if processes.is_main():
       workdir_lib.set_aside(path)
     processes.gather_objects("has been moved")
-
-  def _value(self, scores: Mapping[str, float]) -> float | None:
-    """The metric of keep_best, larger is better; None if it was not measured."""
-    name = self._plan.keep_best
-    value = scores.get(name.removeprefix("-"))
-    if value is None or not np.isfinite(value):
-      return None
-    return -float(value) if name.startswith("-") else float(value)
 
   def _explained(self, call: Callable[[], Any]) -> Any:
     """Turns errors of the disk into a UserError; others are bugs."""
@@ -298,7 +315,10 @@ def read_item(path: pathlib.Path, abstract: Any) -> Any:
   except Exception as error:
     if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
       raise  # Too little memory is not damage.
-    raise workdir_lib.DamagedError(f"{path.name}: {str(error).splitlines()[0]}") from error
+    if reason := disk.disk_trouble(error):
+      raise workdir_lib.UnreadableError(f"{path} cannot be read ({reason}).") from error
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    raise workdir_lib.DamagedError(f"{path.name}: {first}") from error
 
 
 def check_sums(ckpt: workdir_lib.Checkpoint, sums: Mapping[str, jax.Array]) -> None:
@@ -330,11 +350,6 @@ def _shape(leaf: Any) -> workdir_lib.Shape:
 
 def _size(num_bytes: int) -> str:
   return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
-
-
-def _short(value: Any) -> str:
-  text = json.dumps(value)
-  return text if len(text) <= 120 else text[:117] + "..."
 
 
 def is_worth_logging(record: logging.LogRecord) -> bool:

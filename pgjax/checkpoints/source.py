@@ -106,7 +106,7 @@ def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Sou
   if not (table := stored.get(paligemma.TOKEN_TABLE)) or not table.shape:
     raise UserError(f"{file}: $.shapes has no token table, params/{paligemma.TOKEN_TABLE}.")
   model["llm"]["vocab_size"] = table.shape[0]
-  res, leaves, adapters, notes = config["res"], stored, {}, ()
+  res, leaves, adapters, notes = config["res"], stored, {}, run.notes
   with naming(file):
     shapes = _shapes_of(model, res)
     if "params" in config:  # A run's; converted weights are neither quantized nor adapted.
@@ -115,7 +115,7 @@ def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Sou
       hf_names.check_same(want, {n: leaf.shape for n, leaf in stored.items()}, "$.shapes")
       leaves, adapters = lazy.decode_all(stored, how)
   if quantized := leaves.keys() - stored.keys():
-    notes = (f"{len(quantized)} arrays are stored quantized, and decoded as they are read.",)
+    notes += (f"{len(quantized)} arrays are stored quantized, and decoded as they are read.",)
   if ema:
     notes += (
       "The trained parameters are their EMA weights (config.ema_decay); --ema=False takes those of"

@@ -28,6 +28,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from pgjax import signals
 from pgjax.data import loader as loader_lib
 from pgjax.data.loader import Layout, LoadedRow, Loader
 from pgjax.data.sources import registry
@@ -266,7 +267,8 @@ def _batched(rows, batch_size: int, layout: Layout, num_threads: int, num_worker
     dataset = dataset.batch(pieces, batch_fn=_join)
   if num_workers:
     flags.FLAGS.mark_as_parsed()  # Grain's processes read absl's flags, which pgjax does not use.
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    options = grain.MultiprocessingOptions(num_workers=num_workers)
+    dataset = dataset.mp_prefetch(options, worker_init_fn=signals.ignore_in_worker)
   return dataset
 
 

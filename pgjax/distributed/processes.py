@@ -9,8 +9,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pgjax.errors import UserError
+from pgjax.signals import Stop
 
 _ENVIRONMENT = ("PGJAX_COORDINATOR", "PGJAX_NUM_PROCESSES", "PGJAX_PROCESS_ID")
+AGREE_STEPS = 10  # How often several processes agree on whether to stop.
 
 
 def join() -> None:
@@ -55,3 +57,19 @@ def gather_objects(value: Any) -> list[Any]:
   padded[: len(data)] = data
   gathered = np.asarray(multihost_utils.process_allgather(padded))
   return [json.loads(row[:n].tobytes()) for row, n in zip(gathered, sizes, strict=True)]
+
+
+class Agreement:
+  """Whether a signal to any of the processes asked the command to stop."""
+
+  def __init__(self, stop: Stop):
+    """stop: of this process."""
+    self._stop, self._agreed = stop, False
+
+  def __call__(self, step: int = 0) -> bool:
+    """The same answer on all processes; all of them must call it at the same steps."""
+    if jax.process_count() == 1:
+      return self._stop.signal is not None
+    if not self._agreed and step % AGREE_STEPS == 0:
+      self._agreed = any(gather_objects(self._stop.signal is not None))
+    return self._agreed

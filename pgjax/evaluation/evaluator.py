@@ -148,7 +148,7 @@ def run_due(
       log.scores(step, result.scores)
       scores |= result.scores
       if processes.is_main():
-        write(workdir / "evals" / evaluator.name, dict(step=step) | result.scores, result.rows)
+        write(folder_of(workdir, evaluator.name), dict(step=step) | result.scores, result.rows)
   return scores
 
 
@@ -219,12 +219,15 @@ def _in_order(by_process: list[list[list[dict]]]) -> list[dict]:
   return [row for batches in zip(*by_process, strict=True) for rows in batches for row in rows]
 
 
+def folder_of(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  """The folder in a workdir with the results of an evaluator."""
+  return disk.inside(workdir / "evals", name, "The evaluator")
+
+
 def write(folder: pathlib.Path, scores: Mapping[str, Any], rows: Sequence[Mapping]) -> None:
-  """Writes predictions.jsonl, then metrics.json atomically."""
+  """Writes predictions.jsonl, then metrics.json, each atomically."""
   with disk.disk_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
-    (folder / "predictions.jsonl").write_text("".join(lines))
-    fresh = folder / "metrics.json.tmp"
-    fresh.write_text(disk.dumps(dict(scores)))
-    fresh.replace(folder / "metrics.json")
+    disk.replace(folder / "predictions.jsonl", "".join(lines))
+    disk.replace(folder / "metrics.json", disk.dumps(dict(scores)))

@@ -7,6 +7,7 @@ checkpoint, config and number of processes resumes after the last batch that all
 import contextlib
 import json
 import pathlib
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
@@ -35,28 +36,34 @@ class Journal:
   def __init__(self, folder: pathlib.Path, name: str, fingerprint: Mapping[str, Any]):
     """Batches of an earlier run are reused if their `fingerprint` is the same."""
     process = f"{processes.process_index()}-of-{processes.process_count()}"
-    self._path = folder / FOLDER / f"{name.replace('/', '_')}.{process}.jsonl"
+    plain = urllib.parse.quote(name, safe=" ")  # Another for each evaluator.
+    self._path = disk.inside(folder / FOLDER, f"{plain}.{process}.jsonl", "The evaluator")
     earlier = self._read(disk.plain(fingerprint))
     common = min(processes.gather_objects(len(earlier)))
     self.batches: list[list[dict[str, Any]]] = earlier[:common]
-    self._path.parent.mkdir(exist_ok=True)
-    self._file = self._path.open("w")
-    self._file.writelines(json.dumps(item) + "\n" for item in (fingerprint, *self.batches))
-    self._file.flush()
+    with disk.disk_errors(self._path):
+      self._path.parent.mkdir(exist_ok=True)
+      self._file = self._path.open("w")
+      self._write(fingerprint, *self.batches)
 
   def add(self, rows: list[dict[str, Any]]) -> None:
     """Appends a batch and passes it to the operating system."""
-    self._file.write(json.dumps(rows) + "\n")
-    self._file.flush()
+    self._write(rows)
     self.batches.append(rows)
 
   def close(self, *, finished: bool) -> None:
     """`finished`: the results are written, so the file is deleted."""
-    self._file.close()
+    with contextlib.suppress(OSError):  # A full disk, which has been reported.
+      self._file.close()
     if finished:
       self._path.unlink()
       if not any(self._path.parent.iterdir()):
         self._path.parent.rmdir()
+
+  def _write(self, *items: Any) -> None:
+    with disk.disk_errors(self._path):
+      self._file.writelines(json.dumps(item) + "\n" for item in items)
+      self._file.flush()
 
   def _read(self, fingerprint):
     """The batches of an earlier run, whose last line may be truncated."""

@@ -68,7 +68,8 @@ class Scoring:
 
   def score(self, source: source_lib.Source, out: pathlib.Path) -> dict[str, float]:
     """Runs all evaluators that --evals matches on one checkpoint."""
-    out.mkdir(exist_ok=True)
+    with disk.disk_errors(out):
+      out.mkdir(exist_ok=True)
     for note in source.notes:
       self.log.say(note)
     self.log.say(f"Scoring {source.path} on {self.mesh.size} x {self.mesh.devices.flat[0]}")

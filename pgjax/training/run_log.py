@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 import msgspec
-import tensorboardX
 import tqdm
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 
 from pgjax import disk
 from pgjax.errors import UserError
@@ -27,7 +28,12 @@ from pgjax.formats import typed_json
 
 WAIT_SECONDS = 30.0  # How often a long wait is reported.
 BAR_FORMAT = "{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
+FLUSH_SECONDS = 30.0  # How old the rows of TensorBoard's file may be.
 LINE_SECONDS = 5.0  # Without a terminal: at least this long between two progress lines.
+
+
+class NotFiniteError(UserError):
+  """A measured value of a step is infinite or not a number."""
 
 
 class Work(NamedTuple):
@@ -37,6 +43,43 @@ class Work(NamedTuple):
   tokens: int
   flops: float
   peak_flops: float | None  # Total of all devices; None for unknown ones.
+
+
+class Board:
+  """Scalars for TensorBoard, written by the caller.
+
+  tensorboardX's own writer has a thread behind a queue: after an error of the disk nobody empties
+  it, and the next write waits for ever.
+  """
+
+  def __init__(self, folder: pathlib.Path, *, purge_step: int | None = None):
+    """Makes a file of its own in the folder; TensorBoard drops earlier rows from purge_step on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = f".{os.getpid()}.{time.time_ns()}"
+    self._flushed = -math.inf
+    self._events = event_file_writer.EventsWriter(str(folder / "events"), suffix)
+    if purge_step is not None:
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._write(step=purge_step, file_version="brain.Event:2")
+      self._write(step=purge_step, session_log=start)
+
+  def add(self, scalars: Mapping[str, float], step: int) -> None:
+    """One value of each name."""
+    for name, value in scalars.items():
+      self._write(step=step, summary=summary.scalar(name, value))
+
+  def flush(self) -> None:
+    """Now and then: it waits for the disk."""
+    if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+      self._events.flush()
+      self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    """Flushes and closes the file."""
+    self._events.close()
+
+  def _write(self, **fields: Any) -> None:
+    self._events.write_event(event_pb2.Event(wall_time=time.time(), **fields))
 
 
 class Log:
@@ -52,8 +95,9 @@ class Log:
   def say(self, text: str) -> None:
     """Prints a line, above the progress bar if there is one."""
     if self._main:
-      tqdm.tqdm.write(text)
-      sys.stdout.flush()
+      with _outlived():
+        tqdm.tqdm.write(text)
+        sys.stdout.flush()
 
   def start(
     self, step: int, *, evaluated: bool, total_steps: int, every_steps: int, work: Work
@@ -69,10 +113,10 @@ class Log:
     if self._workdir is not None:
       path = self._workdir / "metrics.jsonl"
       with disk.disk_errors(path):
-        truncate_after(path, step, evaluated=evaluated)
+        if dropped := truncate_after(path, step, evaluated=evaluated):
+          self.say(f"{path}: {dropped} lines are no rows of metrics, and were removed.")
         self._rows = path.open("a")
-        board = self._workdir / "tensorboard"
-        self._board = tensorboardX.SummaryWriter(str(board), purge_step=step + 1)
+        self._board = Board(self._workdir / "tensorboard", purge_step=step + 1)
     if self._main and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
         total=total_steps, initial=step, dynamic_ncols=True, bar_format=BAR_FORMAT
@@ -83,7 +127,8 @@ class Log:
     self._pending.append((step, measured))
     self._waited += waited_seconds
     if self._bar is not None:
-      self._bar.update(1)
+      with _outlived():
+        self._bar.update(1)
     if self._first or step % self._every_steps == 0 or step == self._total_steps:
       self.fetch()
 
@@ -136,7 +181,8 @@ class Log:
     """Closes the bar and the files; steps that were not fetched are not written."""
     for output in (self._bar, self._rows, self._board):
       if output is not None:
-        output.close()
+        with contextlib.suppress(OSError):  # A full disk, which has been reported.
+          output.close()
     self._rows = self._board = self._bar = None
 
   def _restart_clock(self, step: int) -> None:
@@ -168,27 +214,32 @@ class Log:
     with disk.disk_errors(self._workdir):
       for row in rows:
         self._rows.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-          if name != "step":
-            self._board.add_scalar(name, value, row["step"])
+        self._board.add({n: value for n, value in row.items() if n != "step"}, row["step"])
       self._rows.flush()
+      self._board.flush()
 
   def _show(self, row: Mapping[str, int | float]) -> None:
     left = self._total_steps - row["step"]
     text = _described(row, left)
     if self._bar is not None:
-      self._bar.set_postfix_str(text)
+      with _outlived():
+        self._bar.set_postfix_str(text)
     elif not left or time.monotonic() - self._last_line >= LINE_SECONDS:
       self._last_line = time.monotonic()
       self.say(f"step {row['step']:>6}/{self._total_steps}  {text}")
 
 
-def _not_finite(row: Mapping[str, int | float], bad: list[str]) -> UserError:
+def _outlived() -> contextlib.AbstractContextManager:
+  """A run outlives its terminal, and whoever reads its lines."""
+  return contextlib.suppress(OSError, ValueError, AttributeError)
+
+
+def _not_finite(row: Mapping[str, int | float], bad: list[str]) -> NotFiniteError:
   also = f" (and {', '.join(bad[1:])} with it)" if bad[1:] else ""
-  return UserError(
-    f"{bad[0]} became {row[bad[0]]}{also} at step {row['step']}; the run stops here, and earlier "
-    "checkpoints are intact. The same start would end the same way: lower config.lr, clip with "
-    "config.grad_clip_norm, or look at the data of that step."
+  return NotFiniteError(
+    f"{bad[0]} became {row[bad[0]]}{also} at step {row['step']}, and the run stops here. The same"
+    " start would end the same way: lower config.lr, clip with config.grad_clip_norm, or look at"
+    " the data of that step."
   )
 
 
@@ -241,9 +292,8 @@ def _seconds_since_start() -> float:
 def append_scores(workdir: pathlib.Path, step: int, scores: Mapping[str, int | float]) -> None:
   """Adds an evaluation outside the run to the run's TensorBoard, in a folder of its own."""
   # TensorBoard follows only the newest event file of a folder.
-  with tensorboardX.SummaryWriter(str(workdir / "tensorboard" / "evaluate")) as board:
-    for name, value in scores.items():
-      board.add_scalar(name, value, step)
+  with contextlib.closing(Board(workdir / "tensorboard" / "evaluate")) as board:
+    board.add(scores, step)
 
 
 class _Row(msgspec.Struct):
@@ -251,17 +301,25 @@ class _Row(msgspec.Struct):
   training_loss: Any = msgspec.UNSET
 
 
-def truncate_after(path: pathlib.Path, step: int, *, evaluated: bool) -> None:
-  """Removes the rows after `step`, and incomplete lines of a killed run."""
+def truncate_after(path: pathlib.Path, step: int, *, evaluated: bool) -> int:
+  """Removes the rows after `step`, and what is not a row; returns the number of the latter.
+
+  A last line that a killed run did not finish is not counted.
+  """
   if not path.exists():
-    return
-  lines = []
-  for line in path.read_bytes().splitlines():
-    with contextlib.suppress(UserError):
+    return 0
+  rows, odd = [], 0
+  lines = path.read_bytes().split(b"\n")
+  for number, line in enumerate(lines, start=1):
+    try:
       row = typed_json.decode(line, _Row, path, nan=True)
-      trained = row.training_loss is not msgspec.UNSET
-      if row.step < step or (row.step == step and (trained or evaluated)):
-        lines.append(line + b"\n")
+    except UserError:
+      odd += number < len(lines)
+      continue
+    trained = row.training_loss is not msgspec.UNSET
+    if row.step < step or (row.step == step and (trained or evaluated)):
+      rows.append(line + b"\n")
   replacement = path.with_suffix(".tmp")
-  replacement.write_bytes(b"".join(lines))
+  replacement.write_bytes(b"".join(rows))
   replacement.replace(path)
+  return odd

@@ -1,11 +1,12 @@
 """The learning rate's multiplier by step: big_vision's create_learning_rate_schedule (utils.py)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pgjax.config import durations
 from pgjax.errors import UserError, did_you_mean
@@ -87,3 +88,14 @@ def for_names(
   param_names.check_used([patterns[i][0] for i in live], renumbered, where)
   schedules = {i: make_schedule(patterns[i][1], config, total_steps, num_examples) for i in live}
   return {name: schedules[i] for name, i in matches.items()}
+
+
+def learns_nothing(
+  config: Any, total_steps: int, names: Iterable[str], num_examples: int | None
+) -> bool:
+  """Whether every step multiplies its update by 0, as the only step of a run with a warm-up."""
+  if not config.lr and not config.wd:
+    return True
+  steps = np.unique(np.linspace(0, total_steps - 1, min(total_steps, 1000)).astype(np.int64))
+  schedules = set(for_names(config, total_steps, list(names), num_examples).values())
+  return not any(np.asarray(schedule(steps)).any() for schedule in schedules)

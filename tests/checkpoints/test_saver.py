@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pgjax import disk
-from pgjax.checkpoints import orbax_params, saver as saver_lib, workdir as workdir_lib
+from pgjax.checkpoints import checksums, orbax_params, saver as saver_lib, workdir as workdir_lib
 from pgjax.errors import UserError
 from pgjax.params import tree as param_tree
 
@@ -22,15 +22,6 @@ class State(NamedTuple):
   step: Any
   params: Any
   opt_state: Any
-
-
-@jax.jit
-def checksums(arrays):
-  def bits(x):
-    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    return jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).sum(dtype=jnp.uint32)
-
-  return jax.tree.map(bits, arrays)
 
 
 def placed(tree, devices):
@@ -74,7 +65,7 @@ def saver(tmp_path):
       config=dict(lr=0.1, mesh=[("data", -1)]),
       tokenizer=b"pieces",
       identity=identity or dict(seed=0, batch_size=4),
-      checksums=checksums,
+      checksums=checksums.jitted_checksums(),
       say=(lines if lines is not None else []).append,
     )
     opened.append(opened_saver)

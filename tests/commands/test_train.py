@@ -20,7 +20,7 @@ import time
 import numpy as np
 import pytest
 
-from pgjax import cli, convert, evaluate, train
+from pgjax import cli, convert, evaluate, signals, train
 from pgjax.checkpoints import workdir as workdir_lib
 from pgjax.errors import UserError
 from pgjax.evaluation import score_checkpoint
@@ -388,7 +388,7 @@ def test_a_signal_saves_and_the_resumed_run_is_equal(tmp_path, number):
   wait_for_rows(tmp_path, 12, process)
   process.send_signal(number)
   code, out = finish(process)
-  assert code == 0, out
+  assert code == signals.STOPPED, out
   assert "Traceback" not in out
   [step] = re.findall(rf"Stopped by {number.name} after step (\d+) of 2000, and saved", out)
   assert workdir_lib.steps(tmp_path) == [int(step)]
@@ -449,7 +449,7 @@ def test_two_processes_of_four_devices_equal_one_device(one_device, tmp_path):
   wait_for_rows(tmp_path, 2, process, seconds=300)
   process.send_signal(signal.SIGTERM)  # Both processes get it, and agree on a step.
   code, out = finish(process)
-  assert code == 0, out
+  assert code == signals.STOPPED, out
   [step] = re.findall(r"\[0\] Stopped by SIGTERM after step (\d+) of 12", out)
   assert workdir_lib.steps(tmp_path)[-1] == int(step)
   code, out = finish(launch())

@@ -1,0 +1,75 @@
+"""launch/local.py passes signals and exit codes on, and leaves no process behind."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import pgjax
+
+ROOT = pathlib.Path(pgjax.__path__[0]).parent
+READY = "import os, signal, sys, time; print(os.getpid(), flush=True); "
+STOPS = (
+  "import os, signal, sys, time; i = int(os.environ['PGJAX_PROCESS_ID']);"
+  " took = lambda n, f: (time.sleep(0.3 * i), print('got', n, flush=True), sys.exit(75));"
+  " [signal.signal(n, took) for n in (1, 2, 10, 12, 15)]; print(os.getpid(), flush=True);"
+  " time.sleep(60)"
+)
+
+
+def launch(program, **options):
+  command = [sys.executable, "launch/local.py", "--processes=2", "--", "-c", program]
+  pipes = dict(stdout=subprocess.PIPE, text=True)
+  process = subprocess.Popen(command, cwd=ROOT, **pipes, **options)
+  return process, [int(process.stdout.readline().split()[1]) for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_goes_to_all_and_so_does_the_exit_code_come_back(name):
+  process, _ = launch(STOPS)
+  process.send_signal(getattr(signal, name))
+  out, _ = process.communicate(timeout=60)
+  assert process.returncode == 75
+  assert out.count(f"got {int(getattr(signal, name))}") == 2
+
+
+def test_the_first_failure_is_the_exit_code():
+  process, _ = launch(f"{READY}time.sleep(60 * int(os.environ['PGJAX_PROCESS_ID'])); sys.exit(3)")
+  process.communicate(timeout=60)
+  assert process.returncode == 3
+
+
+def is_alive(pid):
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except OSError:
+    return False
+
+
+def test_a_killed_launcher_leaves_no_process_behind():
+  process, pids = launch(f"{READY}time.sleep(60)")
+  assert all(map(is_alive, pids))
+  process.kill()
+  process.wait()
+  deadline = time.monotonic() + 15
+  while any(map(is_alive, pids)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not any(map(is_alive, pids))
+
+
+def test_a_launcher_that_nobody_reads_runs_to_the_end(tmp_path):
+  program = (
+    f"{READY}[print(i, flush=True) for i in range(30_000)];"
+    " open(sys.argv[1] + os.environ['PGJAX_PROCESS_ID'], 'w')"
+  )
+  command = f'"{sys.executable}" launch/local.py -- -c "$PROGRAM" {tmp_path}/done | head -n 1'
+  env = os.environ | dict(PROGRAM=program)
+  ended = subprocess.run(
+    ["bash", "-o", "pipefail", "-c", command], cwd=ROOT, env=env, capture_output=True, check=False
+  )
+  assert (ended.returncode, ended.stderr) == (0, b"")
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["done0", "done1"]

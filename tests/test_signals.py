@@ -1,0 +1,137 @@
+"""What a signal does to a command before and after there is something to save."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import pgjax
+from pgjax import signals
+
+ROOT = pathlib.Path(pgjax.__path__[0]).parent
+START = "from pgjax import signals; stop = signals.Stop(); stop.install('Left by {}.'); "
+READY = "print('ready', flush=True); "
+# A library that does not let Python run its handlers, as a compilation.
+BUSY = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2_000_000_000)"
+NAMES = [name for name in signals.NAMES if hasattr(signal, name)]
+
+
+def start(program, **options):
+  command = [sys.executable, "-c", program]
+  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  process = subprocess.Popen(command, cwd=ROOT, **pipes, **options)
+  assert process.stdout.readline() == "ready\n"
+  return process
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_before_there_is_something_to_save_a_signal_ends_even_a_busy_process(name):
+  process = start(
+    f"{START}stop.clean_up.append(lambda: print('cleaned', flush=True)); {READY}{BUSY}"
+  )
+  time.sleep(0.1)
+  process.send_signal(getattr(signal, name))
+  out, err = process.communicate(timeout=30)
+  assert (process.returncode, out, err) == (signals.STOPPED, "cleaned\n", f"Left by {name}.\n")
+
+
+def test_nohup_is_respected():
+  before = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+  process = start(f"{START}{READY}import time; time.sleep(60)", preexec_fn=before)
+  process.send_signal(signal.SIGHUP)
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.communicate(timeout=0.5)
+  process.terminate()
+  assert process.wait(30) == signals.STOPPED
+
+
+IN_CONTEXT = f"""
+{START}
+import time
+try:
+  with stop:
+    print("ready", flush=True)
+    while stop.signal is None:
+      time.sleep(0.01)
+    print("noted", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+  print("at once", flush=True)
+"""
+
+
+def test_in_the_context_signals_are_noted_and_a_later_one_ends_it_at_once():
+  process = start(IN_CONTEXT)
+  for name in ("SIGHUP", "SIGTERM", "SIGINT"):  # As a terminal and a scheduler send them.
+    process.send_signal(getattr(signal, name))
+  assert process.stdout.readline() == "noted\n"
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(1.5)
+  process.send_signal(signal.SIGUSR1)  # Nobody's impatience.
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(0.5)
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=30)
+  assert (process.returncode, out, err) == (0, "at once\n", "")
+
+
+def test_a_process_that_ignores_the_second_signal_ends_later():
+  program = IN_CONTEXT.replace("time.sleep(60)", BUSY).replace(START, f"{START}GRACE")
+  process = start(program.replace("GRACE", "signals.GRACE_SECONDS = 0.2"))
+  process.send_signal(signal.SIGTERM)
+  assert process.stdout.readline() == "noted\n"
+  time.sleep(1.2)
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=30)
+  assert process.returncode == signals.AT_ONCE
+
+
+def test_handlers_come_back_in_a_process_that_is_not_the_command():
+  numbers = [getattr(signal, name) for name in NAMES]
+  before = [signal.getsignal(number) for number in numbers]
+  with signals.of_process() as stop:
+    signal.raise_signal(signal.SIGUSR1)
+    assert stop.signal == signal.SIGUSR1
+  assert [signal.getsignal(number) for number in numbers] == before
+
+
+CONSOLE = """
+import sys
+from pgjax import console
+console.outlive_readers()
+for i in range(20_000):
+  print("line", i)
+  print("error", i, file=sys.stderr)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+  "closed", ["| head -n 1", "2>&1 | head -n 1", ">&-", ">&- 2>&-", ">/dev/full"]
+)
+def test_a_process_outlives_its_readers(closed):
+  command = f'"{sys.executable}" -c "$PROGRAM" {closed}; exit ${{PIPESTATUS[0]}}'
+  ended = subprocess.run(
+    ["bash", "-c", command],
+    cwd=ROOT,
+    env=os.environ | dict(PROGRAM=CONSOLE),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ended.returncode == 3
+  assert "Traceback" not in ended.stdout + ended.stderr
+  assert "Exception ignored" not in ended.stderr
+
+
+def test_what_is_printed_arrives():
+  program = CONSOLE.replace("20_000", "2")
+  ended = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False
+  )
+  assert (ended.returncode, ended.stdout) == (3, b"line 0\nline 1\n")
+  assert ended.stderr == b"error 0\nerror 1\n"
