@@ -56,14 +56,13 @@ def run(monkeypatch, tmp_path):
 def test_a_stop_at_the_best_step_loses_no_checkpoint(run, tmp_path, capsys):
   straight = run("straight")
   assert straight == (0, [10, 28])
-  for name, stops in dict(inside=[{10: "in"}, {11: "after"}], later=[{10: "after"}]).items():
-    for stop in stops:
-      code, steps = run(name, stop)
-      assert (code, steps[-1]) == (signals.STOPPED, next(iter(stop)))
-      assert "Stopped by SIGUSR1 after step" in capsys.readouterr().out
-    assert run(name) == straight
-    assert runs.state_sums(tmp_path / name, 28) == runs.state_sums(tmp_path / "straight", 28)
-    assert runs.scores(tmp_path / name) == runs.scores(tmp_path / "straight")
+  for stop in ({10: "in"}, {11: "after"}):
+    code, steps = run("stopped", stop)
+    assert (code, steps[-1]) == (signals.STOPPED, next(iter(stop)))
+    assert "Stopped by SIGUSR1 after step" in capsys.readouterr().out
+  assert run("stopped") == straight
+  assert runs.state_sums(tmp_path / "stopped", 28) == runs.state_sums(tmp_path / "straight", 28)
+  assert runs.scores(tmp_path / "stopped") == runs.scores(tmp_path / "straight")
 
 
 @pytest.mark.slow
@@ -82,7 +81,7 @@ def command(workdir, **settings):
   return ["--config=configs/easyvqa.py", f"--workdir={workdir}", *flags]
 
 
-def ended(process, seconds=120):
+def ended(process, seconds=300):
   code, out = runs.finish(process, seconds)
   assert "Traceback" not in out, out
   assert "Exception" not in out, out
@@ -110,7 +109,7 @@ def test_a_run_whose_output_nobody_reads_goes_on(tmp_path):
   process = runs.start(argv, devices=1)
   process.stdout.readline()
   process.stdout.close()
-  assert process.wait(120) == 0
+  assert process.wait(300) == 0
   assert list(runs.losses(tmp_path)) == list(range(1, 7))
 
 
@@ -125,7 +124,7 @@ def test_a_stop_while_importing_and_while_compiling_exits_at_once(tmp_path):
     while line and line not in (process.stdout.readline() or line):
       pass
     process.send_signal(number)
-    code, out = ended(process, 60)
+    code, out = ended(process)
     assert code == signals.STOPPED
     name = signal.Signals(number).name
     assert f"Stopped by {name} before training began; there was nothing to save." in out
@@ -229,8 +228,8 @@ def test_a_run_whose_learning_rate_is_always_0_says_so(tmp_path, capsys, monkeyp
 def test_a_run_that_diverges_before_its_first_checkpoint_says_so(tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(runs.ROOT)
   schedule = dict(decay_type="const")
-  settings = dict(lr=1e30, schedule=schedule, log_training_steps=1, optax_name="scale_by_sgd")
-  code, _, err = attempt(capsys, command(tmp_path, **settings, optax={}))
+  settings = dict(lr=1e18, schedule=schedule, log_training_steps=1)
+  code, _, err = attempt(capsys, command(tmp_path, **settings))
   assert code == 1
   assert "became" in err
   assert "Nothing was saved." in err
