@@ -360,13 +360,16 @@ def _size(num_bytes: int) -> str:
 @functools.cache
 def drop_traces_of_failed_saves() -> None:
   """One array that cannot be written ends a save; the threads of all others would print a trace."""
-  report = sys.excepthook
+  report = sys.unraisablehook
 
-  def unless_closed(kind, value, trace):
-    if not (kind is RuntimeError and str(value) == "Event loop is closed"):
-      report(kind, value, trace)
+  def unless_closed(raised):
+    if str(raised.exc_value) != "Event loop is closed":
+      report(raised)
 
-  sys.excepthook = unless_closed
+  sys.unraisablehook = unless_closed
+  logging.getLogger("asyncio").addFilter(
+    lambda record: not re.search("never retrieved.*orbax", record.getMessage(), re.DOTALL)
+  )
 
 
 def is_worth_logging(record: logging.LogRecord) -> bool:
