@@ -28,12 +28,14 @@ from pgjax import disk
 from pgjax.errors import UserError
 from pgjax.formats import typed_json
 from pgjax.formats.typed_json import Count, Text
+from pgjax.params.rules import QUANTIZED
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"  # Damaged step folders are moved here, not deleted.
-FORMAT, OLDER_FORMAT = 2, 1  # The older one has no checksum of run.json and plain sums of arrays.
+FORMAT, OLDER_FORMAT = 2, 1  # The older one: no checksum of run.json, plain sums of arrays.
 FOLDERS = (FOLDER, DAMAGED, "check", "evals", "tensorboard", "watchers")
 FILES = ("config.json", "metrics.jsonl", "running.json")
+_CODES = tuple(f"/{kind}" for kind in QUANTIZED)  # The names of arrays of codes end so.
 Dtype = Literal[
   "bool", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
   "float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2",
@@ -207,6 +209,11 @@ def _run_of(path: pathlib.Path, sizes: Mapping[str, int]) -> tuple[_Run, bool]:
     raise DamagedError(f"{file}: {odd[0]} is not in both of $.shapes and $.sums")
   if (head.format == FORMAT and not matches) or (head.format < FORMAT and head.checksum):
     raise DamagedError(changed)
+  if head.format < FORMAT and _is_quantized(run.shapes):
+    raise UserError(
+      f"{path} was written by a version of pgjax that quantized matrices in another order (run.json"
+      f" has format {head.format}, not {FORMAT}). Use that version for it, or start a new run."
+    )
   return run, head.format == FORMAT
 
 
@@ -231,6 +238,11 @@ def _checksum(run: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
   run = {name: value for name, value in run.items() if name != "checksum"}
   sizes = {name: size for name, size in sizes.items() if name != "run.json"}
   return hashlib.sha256(json.dumps([run, sizes], sort_keys=True).encode()).hexdigest()
+
+
+def _is_quantized(shapes: Mapping[str, Any]) -> bool:
+  """Whether one of these arrays holds codes."""
+  return any(n.startswith("params/") and n.endswith(_CODES) for n in shapes)
 
 
 def add_files(folder: pathlib.Path, run: dict[str, Any], tokenizer: bytes | None) -> None:

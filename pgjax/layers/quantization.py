@@ -1,12 +1,14 @@
 """How is a frozen matrix stored in four or eight bits a number?
 
-A layer's numbers, in memory order, are cut into blocks; a block has one float32 scale, its largest
-absolute value, and a code for each number. nf4: one of sixteen quantiles of a normal distribution
-(QLoRA, arXiv:2305.14314, appendix E), two codes a byte, the first in the high half. int8:
-round(127 x / scale). `double` quantizes the scales to eight bits: centred on their mean, in groups
-of 256 with one float32 scale (section 3 there, with evenly spaced codes).
+A matrix's numbers are cut into blocks in the order of Hugging Face's tensors, [out, in] row by row,
+so that bitsandbytes makes the same codes of exported weights. A block has one float32 scale, its
+largest absolute value, and a code for each number. nf4: one of sixteen quantiles of a normal
+distribution (QLoRA, arXiv:2305.14314, appendix E), two codes a byte, the first in the high half.
+int8: round(127 x / scale). `double` quantizes the scales to eight bits: centred on their mean, in
+groups of 256 with one float32 scale (section 3 there, with evenly spaced codes).
 
-Axes: L layers, n numbers of a layer, padded with zeros to whole blocks.
+Axes: L layers, C matrices of a layer (parts of a fused leaf), M = L C, n numbers of a matrix,
+padded with zeros to whole blocks.
 """
 
 import dataclasses
@@ -38,6 +40,23 @@ class Scheme(NamedTuple):
   double: bool = False
 
 
+class Order(NamedTuple):
+  """The order in which the numbers of a layer are coded."""
+
+  axes: tuple[int, ...]  # The layer's, as at Hugging Face: parts, then out, then in.
+  parts: int = 1  # Matrices of the layer, each with blocks of its own.
+
+  def rows(self, x_Ls: Any, xp: Any = jnp) -> Any:
+    """The numbers of layers [L, ...] by matrix, [L C, n]."""
+    by_row = xp.transpose(x_Ls, (0, *(axis + 1 for axis in self.axes)))
+    return by_row.reshape(len(x_Ls) * self.parts, -1)
+
+  def layer(self, x_Cn: Any, shape: tuple[int, ...], xp: Any = jnp) -> Any:
+    """A layer of this shape from its numbers by matrix: the inverse of `rows`."""
+    back = tuple(self.axes.index(axis) for axis in range(len(shape)))
+    return xp.transpose(x_Cn.reshape([shape[axis] for axis in self.axes]), back)
+
+
 _STATIC = dict(static=True)
 
 
@@ -49,81 +68,92 @@ class Quantized:
   parts: dict[str, Any]
   scheme: Scheme = dataclasses.field(metadata=_STATIC)
   shape: tuple[int, ...] = dataclasses.field(metadata=_STATIC)  # Of one layer.
+  order: Order = dataclasses.field(metadata=_STATIC)
   # The sharding in which codes are gathered, before they are decoded.
   place: Any = dataclasses.field(default=None, metadata=_STATIC)
 
 
 def part_shapes(
-  layers: int, shape: tuple[int, ...], scheme: Scheme
+  layers: int, shape: tuple[int, ...], scheme: Scheme, parts: int = 1
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """{part: shape}. nf4 takes block/2 + 4 bytes a block, int8 block + 4; `double` makes the 4 ~1."""
-  blocks = -(-math.prod(shape) // scheme.block)
+  blocks = -(-math.prod(shape) // parts // scheme.block)
   codes = blocks * scheme.block
   packed = (codes // 2, jnp.uint8) if scheme.kind == "nf4" else (codes, jnp.int8)
-  parts = {scheme.kind: packed, "scale": (blocks, jnp.float32)}
+  sizes = {scheme.kind: packed, "scale": (blocks, jnp.float32)}
   if scheme.double:
-    parts["scale"] = (blocks, jnp.int8)
-    parts["scale_scale"] = (-(-blocks // GROUP), jnp.float32)
-    parts["scale_mean"] = (1, jnp.float32)
-  return {name: jax.ShapeDtypeStruct((layers, size), d) for name, (size, d) in parts.items()}
+    sizes["scale"] = (blocks, jnp.int8)
+    sizes["scale_scale"] = (-(-blocks // GROUP), jnp.float32)
+    sizes["scale_mean"] = (1, jnp.float32)
+  return {n: jax.ShapeDtypeStruct((layers, parts * size), d) for n, (size, d) in sizes.items()}
 
 
-def encode(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> dict[str, Any]:
-  """The parts of numbers [L, n]; `xp` is numpy or jax.numpy, and both give the same bits."""
-  parts = {scheme.kind: codes(x_Ln, scheme, xp)}
-  return parts | stored_scales(scales(x_Ln, scheme, xp), scheme, xp)
+def encode(x_Mn: Any, scheme: Scheme, xp: Any = jnp) -> dict[str, Any]:
+  """The parts of numbers [M, n]; `xp` is numpy or jax.numpy, and both give the same bits."""
+  parts = {scheme.kind: codes(x_Mn, scheme, xp)}
+  return parts | stored_scales(scales(x_Mn, scheme, xp), scheme, xp)
 
 
-def scales(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> Any:
-  """The largest absolute value of each block, float32 [L, blocks]."""
-  return xp.max(xp.abs(_blocks(x_Ln.astype(np.float32), scheme.block, xp)), axis=-1)
+def scales(x_Mn: Any, scheme: Scheme, xp: Any = jnp) -> Any:
+  """The largest absolute value of each block, float32 [M, blocks]."""
+  return xp.max(xp.abs(_blocks(x_Mn.astype(np.float32), scheme.block, xp)), axis=-1)
 
 
-def codes(x_Ln: Any, scheme: Scheme, xp: Any = jnp) -> Any:
+def codes(x_Mn: Any, scheme: Scheme, xp: Any = jnp) -> Any:
   """The codes as they are stored; two of nf4 share a byte."""
-  normed_Ln = _normed(_blocks(x_Ln.astype(np.float32), scheme.block, xp), xp)
+  normed_Mn = _normed(_blocks(x_Mn.astype(np.float32), scheme.block, xp), xp)
   if scheme.kind == "int8":
-    return xp.round(normed_Ln * 127).astype(np.int8)
-  below_Ln = sum((normed_Ln > middle).astype(np.uint8) for middle in _BETWEEN)
-  pairs_Ln2 = below_Ln.reshape(len(x_Ln), -1, 2)
-  return pairs_Ln2[..., 0] << 4 | pairs_Ln2[..., 1]
+    return xp.round(normed_Mn * 127).astype(np.int8)
+  below_Mn = sum((normed_Mn > middle).astype(np.uint8) for middle in _BETWEEN)
+  pairs_Mn2 = below_Mn.reshape(len(x_Mn), -1, 2)
+  return pairs_Mn2[..., 0] << 4 | pairs_Mn2[..., 1]
 
 
-def stored_scales(scale_Lb: Any, scheme: Scheme, xp: Any = jnp) -> dict[str, Any]:
+def stored_scales(scale_Mb: Any, scheme: Scheme, xp: Any = jnp) -> dict[str, Any]:
   """The scales as they are stored: one part, or three where they are quantized too."""
   if not scheme.double:
-    return {"scale": scale_Lb}
-  mean_L1 = xp.mean(scale_Lb, axis=1, keepdims=True)
-  centred_Lgs = _blocks(scale_Lb - mean_L1, GROUP, xp)
-  inner_Lb = xp.round(_normed(centred_Lgs, xp) * 127).astype(np.int8)[:, : scale_Lb.shape[1]]
-  outer_Lg = xp.max(xp.abs(centred_Lgs), axis=-1)
-  return {"scale": inner_Lb, "scale_scale": outer_Lg, "scale_mean": mean_L1}
+    return {"scale": scale_Mb}
+  mean_M1 = xp.mean(scale_Mb, axis=1, keepdims=True)
+  centred_Mgs = _blocks(scale_Mb - mean_M1, GROUP, xp)
+  inner_Mb = xp.round(_normed(centred_Mgs, xp) * 127).astype(np.int8)[:, : scale_Mb.shape[1]]
+  outer_Mg = xp.max(xp.abs(centred_Mgs), axis=-1)
+  return {"scale": inner_Mb, "scale_scale": outer_Mg, "scale_mean": mean_M1}
 
 
-def _blocks(x_Ln, size, xp):
-  return xp.pad(x_Ln, ((0, 0), (0, -x_Ln.shape[1] % size))).reshape(len(x_Ln), -1, size)
+def _blocks(x_Mn, size, xp):
+  return xp.pad(x_Mn, ((0, 0), (0, -x_Mn.shape[1] % size))).reshape(len(x_Mn), -1, size)
 
 
-def _normed(blocks_Lbs, xp):
-  """All numbers [L, n], each divided by the largest of its block; zeros stay zeros."""
-  largest_Lb1 = xp.max(xp.abs(blocks_Lbs), axis=-1, keepdims=True)
-  normed = blocks_Lbs / xp.where(largest_Lb1 > 0, largest_Lb1, np.float32(1))
-  return normed.reshape(len(blocks_Lbs), -1)
+def _normed(blocks_Mbs, xp):
+  """All numbers [M, n], times the inverse of the largest of their block, as in bitsandbytes."""
+  largest_Mb1 = xp.max(xp.abs(blocks_Mbs), axis=-1, keepdims=True)
+  inverse_Mb1 = np.float32(1) / xp.maximum(largest_Mb1, np.finfo(np.float32).tiny)
+  return (blocks_Mbs * inverse_Mb1).reshape(len(blocks_Mbs), -1)
 
 
 def decode(parts_n: dict[str, Any], scheme: Scheme, shape: tuple[int, ...], xp: Any = jnp) -> Any:
-  """The float32 numbers of one layer, from its parts without the layer axis."""
+  """The float32 numbers of one matrix, in the order of its codes; or of several: axes in front."""
   scale_b = parts_n["scale"]
+  *several, blocks = scale_b.shape
   if scheme.double:
-    outer_b = xp.repeat(parts_n["scale_scale"], GROUP)[: len(scale_b)]
+    outer_b = xp.repeat(parts_n["scale_scale"], GROUP, axis=-1)[..., :blocks]
     scale_b = scale_b.astype(np.float32) / 127 * outer_b + parts_n["scale_mean"]
   if scheme.kind == "nf4":
-    codes = (parts_n["nf4"][:, None] >> np.array([4, 0], np.uint8)) & 15
+    codes = (parts_n["nf4"][..., None] >> np.array([4, 0], np.uint8)) & 15
     values = xp.asarray(NF4)[codes]
   else:
     values = parts_n["int8"].astype(np.float32) / 127
-  numbers = values.reshape(len(scale_b), scheme.block) * scale_b[:, None]
-  return numbers.reshape(-1)[: math.prod(shape)].reshape(shape)
+  numbers = values.reshape(*several, blocks, scheme.block) * scale_b[..., None]
+  return numbers.reshape(*several, -1)[..., : math.prod(shape)].reshape(*several, *shape)
+
+
+def decode_layer(
+  parts_n: dict[str, Any], scheme: Scheme, shape: tuple[int, ...], order: Order, xp: Any = jnp
+) -> Any:
+  """The float32 numbers of one layer of this shape, from its parts without the layer axis."""
+  parts_Cn = {name: part.reshape(order.parts, -1) for name, part in parts_n.items()}
+  size = math.prod(shape) // order.parts
+  return order.layer(decode(parts_Cn, scheme, (size,), xp), shape, xp)
 
 
 def weight(stored: Quantized, dtype: str) -> jax.Array:
@@ -131,4 +161,4 @@ def weight(stored: Quantized, dtype: str) -> jax.Array:
   parts = stored.parts
   if stored.place is not None:
     parts = jax.lax.with_sharding_constraint(parts, stored.place)
-  return decode(parts, stored.scheme, stored.shape).astype(dtype)
+  return decode_layer(parts, stored.scheme, stored.shape, stored.order).astype(dtype)

@@ -10,7 +10,7 @@ from pgjax.layers import lora, quantization
 from pgjax.params import names as param_names
 from pgjax.params.names import LORA
 from pgjax.params.rules import Rule
-from pgjax.params.storage import StoredParams, scheme_of
+from pgjax.params.storage import StoredParams, order_of, scheme_of
 
 PIECE = 1 << 22  # Numbers encoded at a time: whole blocks, and small temporaries.
 
@@ -40,10 +40,12 @@ def _decoded(name, stored, leaves):
   shape, scheme = tuple(leaves.shapes[name].shape), scheme_of(leaves.rules[name])
   parts = {part: stored[f"{name}/{part}"] for part in leaves.parts(name)}
   stacked = name.startswith(param_names.STACKED)
+  inside = shape[1:] if stacked else shape
+  order = order_of(name, inside)
 
   def layer(i):
     values = {part: leaf.read(i, i + 1)[0] for part, leaf in parts.items()}
-    return quantization.decode(values, scheme, shape[1:] if stacked else shape, np)
+    return quantization.decode_layer(values, scheme, inside, order, np)
 
   def read(start, stop):
     return np.stack([layer(i) for i in range(start, stop)]) if stacked else layer(0)[start:stop]
@@ -55,20 +57,22 @@ def encode(name: str, leaf: LazyArray, leaves: StoredParams) -> dict[str, LazyAr
   """{part: array} of a leaf, quantized as it is read; each part reads the whole leaf."""
   scheme = scheme_of(leaves.rules[name])
   stacked = name.startswith(param_names.STACKED)
+  order = order_of(name, leaf.shape[1:] if stacked else leaf.shape)
 
   def part(part_name, expected):
     def read(start, stop):
-      rows = [leaf.read(i, i + 1) if stacked else leaf.whole() for i in range(start, stop)]
-      return np.concatenate([_encoded(row.reshape(1, -1), part_name, scheme) for row in rows])
+      layers = (leaf.read(i, i + 1) if stacked else leaf.whole()[None] for i in range(start, stop))
+      rows = (_encoded(order.rows(layer, np), part_name, scheme) for layer in layers)
+      return np.concatenate([row.reshape(1, -1) for row in rows])
 
     return LazyArray(tuple(expected.shape), np.dtype(expected.dtype), read)
 
   return {n: part(n, expected) for n, expected in leaves.parts(name).items()}
 
 
-def _encoded(x_1n, part, scheme):
-  """One part of one layer."""
-  pieces = [x_1n[:, start : start + PIECE] for start in range(0, x_1n.shape[1], PIECE)]
+def _encoded(x_Cn, part, scheme):
+  """One part of the matrices of one layer."""
+  pieces = [x_Cn[:, start : start + PIECE] for start in range(0, x_Cn.shape[1], PIECE)]
   if part == scheme.kind:
     return np.concatenate([quantization.codes(piece, scheme, np) for piece in pieces], axis=1)
   scales = [quantization.scales(piece, scheme, np) for piece in pieces]

@@ -38,7 +38,7 @@ class StoredParams(NamedTuple):
     leaf, rule = self.shapes[name], self.rules[name]
     if scheme := scheme_of(rule):
       layers, shape = _layers(name, leaf.shape)
-      return quantization.part_shapes(layers, shape, scheme)
+      return quantization.part_shapes(layers, shape, scheme, order_of(name, shape).parts)
     return {"": jax.ShapeDtypeStruct(leaf.shape, rule.dtype or leaf.dtype)}
 
   def encode(self, values: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -47,9 +47,10 @@ class StoredParams(NamedTuple):
     for name, leaf in self.shapes.items():
       rule = self.rules[name]
       if scheme := scheme_of(rule):
-        layers = _layers(name, leaf.shape)[0]
-        encoded = quantization.encode(flat[name].reshape(layers, -1), scheme)
-        stored |= {_join(name, part): a for part, a in encoded.items()}
+        layers, shape = _layers(name, leaf.shape)
+        rows = order_of(name, shape).rows(flat[name].reshape(layers, *shape))
+        encoded = quantization.encode(rows, scheme)
+        stored |= {_join(name, part): a.reshape(layers, -1) for part, a in encoded.items()}
       else:
         stored[name] = flat[name].astype(rule.dtype or leaf.dtype)
     return param_tree.unflatten(dict(sorted({**stored, **self.fresh_factors(seed)}.items())))
@@ -74,7 +75,8 @@ class StoredParams(NamedTuple):
         parts = {part: flat[_join(name, part)] for part in self.parts(name)}
         if not name.startswith(param_names.STACKED):
           parts = {part: a[0] for part, a in parts.items()}
-        value = quantization.Quantized(parts, scheme, _layers(name, leaf.shape)[1], place)
+        shape = _layers(name, leaf.shape)[1]
+        value = quantization.Quantized(parts, scheme, shape, order_of(name, shape), place)
       if rule.kind == "lora":
         factors = (flat[_factor(name, f)] for f in "ab")
         value = lora.Adapted(value, *factors, rule.scale, rule.dropout)
@@ -102,6 +104,16 @@ def scheme_of(rule: Rule) -> quantization.Scheme | None:
   if rule.dtype not in QUANTIZED:
     return None
   return quantization.Scheme(rule.dtype, rule.block, rule.double)
+
+
+def order_of(name: str, shape: tuple[int, ...]) -> quantization.Order:
+  """The order in which a layer of this shape is quantized: that of Hugging Face's tensors."""
+  matrix = param_names.matrix(name)
+  axes, fused = matrix.axes.removeprefix("L"), matrix.shared.removeprefix("L")
+  parts = shape[axes.index(fused)] if fused else 1
+  return quantization.Order(
+    tuple(axes.index(axis) for axis in fused + matrix.new + matrix.summed), parts
+  )
 
 
 def _layers(name, shape):

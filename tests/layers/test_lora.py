@@ -70,8 +70,11 @@ def merged(run, stored):
     rule = leaves.rules[name]
     parts = {part: flat[f"{name}/{part}" if part else name] for part in leaves.parts(name)}
     if scheme := storage.scheme_of(rule):
+      stacked = name.startswith(param_names.STACKED)
+      shape = leaf.shape[1:] if stacked else leaf.shape
       layers = [{p: a[i] for p, a in parts.items()} for i in range(len(parts["scale"]))]
-      decoded = [quantization.decode(p, scheme, (leaf.size // len(layers),), np) for p in layers]
+      order = storage.order_of(name, shape)
+      decoded = [quantization.decode_layer(p, scheme, shape, order, np) for p in layers]
       full[name] = np.stack(decoded).reshape(leaf.shape)
     else:
       full[name] = np.asarray(parts[""], np.float32)
