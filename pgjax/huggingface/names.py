@@ -185,7 +185,7 @@ def from_hf(
     raise UserError("Two tensors of the checkpoint have names of the same weight.")
   table_of_text = tensors.get("language_model.model.embed_tokens.weight")
   head = tensors.pop("language_model.lm_head.weight", None)
-  if head is not None and (table_of_text is None or not _same(head, table_of_text)):
+  if head is not None and (table_of_text is None or not same(head, table_of_text)):
     raise UserError(
       "lm_head.weight differs from embed_tokens.weight: PaliGemma ties the two, and pgjax has one"
       " array for both."
@@ -195,7 +195,8 @@ def from_hf(
   return {row.name: joined(row, tuple(shapes[row.name]), tensors) for row in table(shapes)}
 
 
-def _same(a: LazyArray, b: LazyArray) -> bool:
+def same(a: LazyArray, b: LazyArray) -> bool:
+  """Whether two arrays have the same bytes."""
   return a.shape == b.shape and all(
     x.tobytes() == y.tobytes() for x, y in zip(a.chunks(), b.chunks(), strict=True)
   )

@@ -9,48 +9,26 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
-from msgspec import Meta
 
 from pgjax import disk
 from pgjax.errors import UserError
-from pgjax.formats import safetensors, typed_json
+from pgjax.formats import safetensors
 from pgjax.formats.lazy_array import LazyArray
-from pgjax.huggingface import names as hf_names
+from pgjax.huggingface import names as hf_names, peft_config
 from pgjax.huggingface.names import NameRow
+from pgjax.huggingface.peft_config import CONFIG
 from pgjax.layers import lora
 from pgjax.params import names as param_names
 from pgjax.params.lazy import Adapter
 from pgjax.params.rules import Rule
 from pgjax.params.storage import StoredParams
 
-CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
+FILE = "adapter_model.safetensors"
 CONNECTOR, _CONNECTOR = "img/head/", "multi_modal_projector"  # Ours, theirs.
 _PREFIX = "base_model.model."
-_UNSUPPORTED = (
-  *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "layer_replication"),
-  *("alora_invocation_tokens", "trainable_token_indices", "kasa_config", "monteclora_config"),
-)
-# The values that these fields may have, if they are present.
-_ALLOWED = dict(
-  peft_type=("LORA",),
-  bias=("none",),
-  init_lora_weights=(True, False, "gaussian", "eva", "orthogonal"),  # The others change the base.
-  **dict.fromkeys(_UNSUPPORTED, (None, False, [], {})),
-)
-_Alpha = Annotated[int, Meta(gt=0, le=10**6)] | Annotated[float, Meta(gt=0, le=1e6)]
-
-
-class _Config(TypedDict, total=False):
-  """The fields of adapter_config.json besides _ALLOWED."""
-
-  base_model_name_or_path: str | None
-  lora_alpha: _Alpha
-  alpha_pattern: dict[str, _Alpha] | None
-  use_rslora: bool | None
-  lora_dropout: Annotated[float, Meta(ge=0, lt=1)]
 
 
 class Folder(NamedTuple):
@@ -86,9 +64,20 @@ def is_folder(path: pathlib.Path) -> bool:
   return (path / CONFIG).is_file()
 
 
+def check_file(path: pathlib.Path) -> None:
+  """Raises if a folder with an adapter's config lacks its tensors."""
+  if not (path / FILE).is_file():
+    raise UserError(
+      f"{path} has no {FILE}: pgjax reads no pickles (.bin), so save the adapter again with"
+      " save_pretrained(folder, safe_serialization=True)."
+    )
+
+
 def base_of(path: pathlib.Path) -> str | None:
   """The model that the adapter was trained on, according to its folder."""
-  return _config_of(path).get("base_model_name_or_path") or None
+  config = peft_config.read(path)
+  base, revision = config.get("base_model_name_or_path"), config.get("revision")
+  return (f"{base}@{revision}" if revision and "@" not in base else base) if base else None
 
 
 def _factor_rows(row: NameRow) -> dict[str, NameRow]:
@@ -149,10 +138,14 @@ def config_json(folder: Folder, shapes: Mapping[str, Sequence[int]]) -> dict[str
       for module in map(_pattern, row.hf):
         ranks[module], alphas[module] = rule.rank, int(alpha) if alpha == int(alpha) else alpha
   rank, alpha = (collections.Counter(v.values()).most_common(1)[0][0] for v in (ranks, alphas))
+  base, revision = folder.base, None
+  if base and not pathlib.Path(base).expanduser().exists():  # Then it may be ID@REVISION.
+    base, _, revision = base.partition("@")
   return dict(
     peft_type="LORA",
     task_type="CAUSAL_LM",
-    base_model_name_or_path=folder.base,
+    base_model_name_or_path=base,
+    revision=revision or None,
     r=rank,
     lora_alpha=alpha,
     rank_pattern={module: r for module, r in ranks.items() if r != rank},
@@ -175,13 +168,26 @@ def _pattern(weight_name: str) -> str:
   return rf"{tower.partition('.')[0]}\.(.*\.)?layers\.\d+\.{re.escape(inside)}"
 
 
+class _File(NamedTuple):
+  """The content of adapter_model.safetensors, and what belongs to it of adapter_config.json."""
+
+  name: str  # The user's name of the folder.
+  tensors: dict[str, LazyArray]  # By the names in names.table, with PEFT's endings.
+  paths: dict[str, str]  # {the same name: as the file spells it, without PEFT's prefix}.
+  config: dict[str, Any]
+  alphas: dict[str, float]  # Of adapted modules that a pattern matches.
+
+
 def read(path: pathlib.Path, name: str, shapes: Mapping[str, Sequence[int]]) -> Folder:
   """The adapter in a folder, for a model of these shapes; `name` is the user's name of it.
 
   If only some of Hugging Face's parts of a leaf are adapted, or their ranks or scales differ, the
   leaf gets factors of the largest rank, padded with zeros: the sum is the same.
   """
-  config, tensors = _config_of(path), _tensors_of(path)
+  config, (tensors, paths) = peft_config.read(path), _tensors_of(path)
+  _check_head(name, tensors)
+  alphas = _checked_patterns(name, config, tensors, paths, shapes)
+  file = _File(name, tensors, paths, config, alphas)
   adapters, whole, used, uneven = {}, {}, set(), []
   for row in hf_names.table(shapes):
     ours = tuple(shapes[row.name])
@@ -189,21 +195,73 @@ def read(path: pathlib.Path, name: str, shapes: Mapping[str, Sequence[int]]) -> 
     adapted = [hf for hf in parts if _factor(hf, "a") in tensors]
     if adapted and param_names.matrix(row.name):
       used |= {_factor(hf, factor) for hf in adapted for factor in "ab"}
-      adapters[row.name], even = _adapter(row, ours, adapted, name, tensors, config)
+      adapters[row.name], even = _adapter(row, ours, adapted, file)
       uneven += [] if even else [row.name]
     elif tensors.keys() >= set(parts):
       used |= set(parts)
       theirs = dict.fromkeys(parts, hf_names.their_shape(row, ours))
       hf_names.check_same(theirs, {hf: tensors[hf].shape for hf in parts}, f"'{name}'")
       whole[row.name] = hf_names.joined(row, ours, tensors)
-  rest = sorted(tensors.keys() - used)
+  _check_rest(name, sorted(tensors.keys() - used - {_HEAD}), adapters)
+  _check_saved_modules(file)
+  return Folder(adapters, whole, config.get("base_model_name_or_path") or None, tuple(uneven))
+
+
+_HEAD, _TABLE = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+
+
+def _check_head(name: str, tensors: Mapping[str, LazyArray]) -> None:
+  """A saved token table is also the head here: PEFT must have saved the same head beside it."""
+  table, head = tensors.get(_TABLE), tensors.get(_HEAD)
+  if (table or head) and not (table and head and hf_names.same(table, head)):
+    saved = "embed_tokens" if table else "lm_head"
+    raise UserError(
+      f"'{name}' has trained {saved} as a whole (modules_to_save)"
+      f"{', and another lm_head' if table and head else ''}. PEFT then no longer ties the token"
+      " table (embed_tokens) to the head (lm_head); PaliGemma ties them and pgjax has one array for"
+      " both, so the answers would differ. Train without it, or with ensure_weight_tying=True."
+    )
+
+
+def _checked_patterns(name, config, tensors, paths, shapes) -> dict[str, float]:
+  """{adapted module: alpha} of alpha_pattern; raises where rank_pattern and a tensor differ."""
+  ending = ".lora_A.weight"
+  adapted = {
+    n.removesuffix(ending): paths[n].removesuffix(ending) for n in tensors if n.endswith(ending)
+  }
+  modules = {weight.rpartition(".")[0] for weight in hf_names.hf_shapes(shapes)}
+  modules.add(_HEAD.removesuffix(".weight"))
+  ranks = peft_config.by_pattern(config, "rank_pattern", adapted, modules, name)
+  for module, rank in ranks.items():
+    if tensors[module + ending].shape[:1] != (rank,):
+      raise UserError(
+        f"'{name}': {CONFIG} has rank {rank} for {adapted[module]} (rank_pattern), and its"
+        f" {ending[1:]} has the shape {tensors[module + ending].shape}. Correct rank_pattern."
+      )
+  return peft_config.by_pattern(config, "alpha_pattern", adapted, modules, name)
+
+
+def _check_rest(name: str, rest: Sequence[str], adapters: Mapping[str, Adapter]) -> None:
+  """Raises for tensors that are neither factors of a matrix nor whole leaves of this model."""
+  peft_config.check_read(name, rest)
   if rest or not adapters:
     what = f"its {rest[0]} belongs to none" if rest else "it has no factors for any"
     raise UserError(
       f"'{name}' does not fit the model: {what} of the linear modules of a PaliGemma of this size."
       " Is its base the model that it was trained on?"
     )
-  return Folder(adapters, whole, config.get("base_model_name_or_path") or None, tuple(uneven))
+
+
+def _check_saved_modules(file: _File) -> None:
+  """Each module of modules_to_save must have weights in the file."""
+  modules = file.config.get("modules_to_save") or []
+  for module in [modules] if isinstance(modules, str) else modules:
+    whole = (path for path in file.paths.values() if ".lora_" not in path)
+    if not any(f"{module}." in path for path in whole):
+      raise UserError(
+        f"'{file.name}': {CONFIG} names {module!r} in modules_to_save, and {FILE} has no weights of"
+        " it: save the adapter again with save_pretrained."
+      )
 
 
 def check_start(path: pathlib.Path, name: str, leaves: StoredParams) -> None:
@@ -223,18 +281,18 @@ def check_start(path: pathlib.Path, name: str, leaves: StoredParams) -> None:
     )
 
 
-def _adapter(row, ours, adapted, name, tensors, config) -> tuple[Adapter, bool]:
+def _adapter(row: NameRow, ours: tuple, adapted: Sequence[str], file: _File):
   """(the adapter of one leaf, whether all of its parts have the same rank and scale)."""
   out, into = hf_names.their_shape(row, ours)
   parts = [hf for _, hf in hf_names.names_of(row, ours)]
-  scales = {hf: _checked_scale(name, hf, (out, into), tensors, config) for hf in adapted}
-  rule, even = _rule(scales, len(parts), tensors, config)
+  scales = {hf: _checked_scale(hf, (out, into), file) for hf in adapted}
+  rule, even = _rule(scales, len(parts), file)
   padded = {}
   for hf in parts:
     relative = scales[hf] / rule.scale if hf in scales else 0.0
     a, b = (_factor(hf, factor) for factor in "ab")
-    padded[a] = _padded(tensors.get(a), (rule.rank, into), 1.0)
-    padded[b] = _padded(tensors.get(b), (out, rule.rank), relative)
+    padded[a] = _padded(file.tensors.get(a), (rule.rank, into), 1.0)
+    padded[b] = _padded(file.tensors.get(b), (out, rule.rank), relative)
   shapes = lora.factor_shapes(param_names.matrix(row.name), ours, rule.rank)
   factors = {
     factor: hf_names.joined(part, shapes[factor], padded)
@@ -243,63 +301,44 @@ def _adapter(row, ours, adapted, name, tensors, config) -> tuple[Adapter, bool]:
   return Adapter(**factors, rule=rule), even
 
 
-def _config_of(path: pathlib.Path) -> dict[str, Any]:
-  config = typed_json.read(path / CONFIG, dict[str, Any])
-  typed_json.check(config, _Config, path / CONFIG)
-  for pattern in config.get("alpha_pattern") or ():
-    param_names.compile_pattern(rf"(.*\.)?({pattern})$", f"{path / CONFIG}, alpha_pattern")
-  for field, allowed in _ALLOWED.items():
-    if field in config and config[field] not in allowed:
+def _tensors_of(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
+  """({name in names.table, with PEFT's ending: tensor}, {the same name: as the file spells it})."""
+  check_file(path)
+  tensors, paths = {}, {}
+  for spelled, leaf in safetensors.read_safetensors_file(path / FILE).items():
+    name = hf_names.canonical(spelled.removeprefix(_PREFIX))
+    if name in tensors:
       raise UserError(
-        f"{path / CONFIG}: {field}={config[field]!r} is not supported; it must be"
-        f" {' or '.join(map(repr, allowed))}."
+        f"{path / FILE}: {paths[name]} and {spelled} are two names of the same weight. Save the"
+        " adapter again with save_pretrained."
       )
-  return config
+    tensors[name], paths[name] = leaf, spelled.removeprefix(_PREFIX)
+  return tensors, paths
 
 
-def _tensors_of(path: pathlib.Path) -> dict[str, LazyArray]:
-  """{name in names.table, with PEFT's ending: tensor}."""
-  if not (path / FILE).is_file():
-    raise UserError(
-      f"{path} has no {FILE}: pgjax reads no pickles (.bin), so save the adapter again with"
-      " save_pretrained(folder, safe_serialization=True)."
-    )
-  tensors = safetensors.read_safetensors_file(path / FILE)
-  return {hf_names.canonical(name.removeprefix(_PREFIX)): leaf for name, leaf in tensors.items()}
-
-
-def _checked_scale(name, hf, sizes, tensors, config) -> float:
+def _checked_scale(hf: str, sizes: tuple[int, int], file: _File) -> float:
   """The scale of the product of a module's factors; raises if their shapes do not fit."""
-  a, b = (tensors.get(_factor(hf, factor)) for factor in "ab")
+  a, b = (file.tensors.get(_factor(hf, factor)) for factor in "ab")
   rank = a.shape[0] if a.shape else 0
   (out, into), have = sizes, (a.shape, b and b.shape)
   if have != ((rank, into), (out, rank)) or not rank:
     raise UserError(
-      f"'{name}' does not fit the model: the factors of {hf} are {have[0]} and {have[1]}, for a"
-      f" matrix of [{out}, {into}] they must be [rank, {into}] and [{out}, rank]. It was trained on"
-      " a model of another size."
+      f"'{file.name}' does not fit the model: the factors of {hf} are {have[0]} and {have[1]}, for"
+      f" a matrix of [{out}, {into}] they must be [rank, {into}] and [{out}, rank]. It was trained"
+      " on a model of another size."
     )
-  return _alpha(hf, config) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+  alpha = file.alphas.get(hf.removesuffix(".weight"), file.config.get("lora_alpha", 8))
+  return alpha / (math.sqrt(rank) if file.config.get("use_rslora") else rank)
 
 
-def _alpha(hf: str, config: Mapping[str, Any]) -> float:
-  """As in PEFT: that of the first pattern that matches the end of the module's path."""
-  path = _path(hf).removesuffix(".weight")
-  for module in (path, path.replace("vision_tower.vision_model.", "vision_tower.")):
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-      if re.match(rf"(.*\.)?({pattern})$", module):
-        return alpha
-  return config.get("lora_alpha", 8)
-
-
-def _rule(scales, num_parts, tensors, config) -> tuple[Rule, bool]:
+def _rule(scales: Mapping[str, float], num_parts: int, file: _File) -> tuple[Rule, bool]:
   """(the rule of a leaf, whether it holds for each of its parts)."""
-  ranks = [tensors[_factor(hf, "a")].shape[0] for hf in scales]
+  ranks = [file.tensors[_factor(hf, "a")].shape[0] for hf in scales]
   scale = next(iter(scales.values()))
   even = len({*ranks}) == len({*scales.values()}) == 1 and len(scales) == num_parts
-  rank, rslora = max(ranks), even and bool(config.get("use_rslora"))
+  rank, rslora = max(ranks), even and bool(file.config.get("use_rslora"))
   alpha = round(scale * (math.sqrt(rank) if rslora else rank), 9)
-  dropout = config.get("lora_dropout", 0.0)
+  dropout = file.config.get("lora_dropout", 0.0)
   return Rule("lora", rank=rank, alpha=alpha, dropout=dropout, rslora=rslora), even
 
 

@@ -1,5 +1,6 @@
 """Adapters here and in PEFT on the same weights: the same logits, whichever side wrote them."""
 
+import json
 import os
 import warnings
 
@@ -16,8 +17,10 @@ import peft
 import torch
 
 from pgjax.checkpoints import source as source_lib
+from pgjax.errors import UserError
 from pgjax.formats import lazy_array
 from pgjax.huggingface import peft as peft_lib
+from pgjax.layers import lora
 from pgjax.models import paligemma
 from pgjax.params import lazy, names as param_names, of_model, tree as param_tree
 from tests.parity import test_hf_model
@@ -142,4 +145,107 @@ def test_a_merged_adapter_of_peft_gives_its_logits(base, batch, name, tmp_path):
   folder = peft_lib.read(tmp_path / "a", "a", shapes)
   merged = {n: lazy.merge_adapter(n, weights[n], a) for n, a in folder.adapters.items()}
   full = {n: leaf.whole() for n, leaf in ({**weights, **folder.whole} | merged).items()}
+  assert_close(our_logits(model, param_tree.unflatten(full), batch), expected, before)
+
+
+def with_nf4_of_bitsandbytes(model):
+  """Each linear module but the head replaced by the numbers that bitsandbytes' codes mean."""
+  functional = pytest.importorskip("bitsandbytes.functional")
+  for name, module in model.named_modules():
+    if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head"):
+      weight = module.weight.data
+      packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+      weight.copy_(functional.dequantize_4bit(packed, state))
+  return model
+
+
+def test_an_adapter_on_our_nf4_base_means_the_same_on_bitsandbytes(base, batch, tmp_path):
+  theirs, model, weights = base
+  before = logits_of(theirs, batch)
+  spec = 'lora(rank=4, alpha=8, base="nf4")'
+  leaves = leaves_of(model, [("(llm|img)/.*", spec)])
+  rng, stored, adapters = np.random.default_rng(3), {}, {}
+  for name, rule in leaves.rules.items():
+    parts = {"": weights[name]}
+    if rule.kind == "lora":
+      parts = lazy.encode(name, weights[name], leaves)
+      shapes = lora.factor_shapes(param_names.matrix(name), weights[name].shape, rule.rank)
+      factors = {f: rng.normal(0, 0.2, s).astype(np.float32) for f, s in shapes.items()}
+      stored |= {f"{param_names.LORA}{name}/{f}": a for f, a in factors.items()}
+      adapters[name] = lazy.Adapter(*map(lazy_array.of_array, factors.values()), rule)
+    stored |= {f"{name}/{p}".removesuffix("/"): a.whole() for p, a in parts.items()}
+  dtype = {n: a.dtype for n, a in param_tree.flatten(leaves.abstract()).items()}
+  stored = {n: a.astype(dtype[n]) for n, a in stored.items()}
+  exact = {n: weights[n].whole() for n in weights if leaves.rules[n].kind != "lora"}
+  shapes = {name: leaf.shape for name, leaf in weights.items()}
+  peft_lib.write(tmp_path / "a", peft_lib.Folder(adapters, {}, None), shapes)
+  quantized = with_nf4_of_bitsandbytes(theirs)
+  adapted = peft.PeftModel.from_pretrained(quantized, tmp_path / "a")
+  expected = logits_of(without_dropout(adapted), batch)
+  assert_close(our_logits(model, leaves.for_model(stored | exact), batch), expected, before)
+
+
+def trained(adapted):
+  """The PEFT model with random numbers in all that trains."""
+  torch.manual_seed(1)
+  with torch.no_grad():
+    for parameter in adapted.parameters():
+      if parameter.requires_grad:
+        parameter.copy_(0.2 * torch.randn(parameter.shape))
+  return adapted
+
+
+OTHERS = {
+  "DoRA": (dict(target_modules=["q_proj"], use_dora=True), r"use_dora=True \(DoRA\)"),
+  "a token table": (
+    dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+    "trained embed_tokens as a whole",
+  ),
+  "the head": (dict(target_modules=["q_proj", "lm_head"]), r"lm_head"),
+  "embeddings": (dict(target_modules=["q_proj", "embed_tokens"]), "embed_tokens"),
+  "a convolution": (
+    dict(target_modules=["q_proj", "patch_embedding"]),
+    "the patch embedding, a convolution",
+  ),
+  "biases": (dict(target_modules=["q_proj"], bias="all"), "bias='all'"),
+  "rows of tokens": (
+    dict(target_modules=["q_proj"], trainable_token_indices=[3]),
+    "trainable_token_indices",
+  ),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_peft_writes_and_we_do_not_add_is_refused_by_name(base, what, tmp_path):
+  theirs, _, weights = base
+  fields, message = OTHERS[what]
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    adapted = trained(peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=8, **fields)))
+    adapted.save_pretrained(tmp_path / "a")
+  with pytest.raises(UserError, match=message):
+    peft_lib.read(tmp_path / "a", "a", {name: leaf.shape for name, leaf in weights.items()})
+
+
+OLD = "language_model.model.layers.1.self_attn.q_proj"
+MIDDLE = "model.language_model.layers.1.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("named", [OLD, MIDDLE, f"base_model.model.{MIDDLE}", "layers.1.*q_proj"])
+def test_patterns_of_any_version_give_the_scale_of_the_right_one(base, batch, named, tmp_path):
+  """PEFT itself ignores a pattern in the names of another version of transformers."""
+  theirs, model, weights = base
+  before = logits_of(theirs, batch)
+  fields = dict(target_modules=["q_proj", "fc1"], r=4, lora_alpha=8)
+  fields |= dict(alpha_pattern={MIDDLE: 80}, rank_pattern={MIDDLE: 3})
+  adapted = trained(peft.get_peft_model(theirs, peft.LoraConfig(**fields)))
+  adapted.save_pretrained(tmp_path / "a")
+  expected = logits_of(without_dropout(adapted), batch)
+  config = tmp_path / "a" / peft_lib.CONFIG
+  text = json.loads(config.read_text())
+  text |= dict(alpha_pattern={named: 80}, rank_pattern={named: 3})
+  config.write_text(json.dumps(text))
+  folder = peft_lib.read(tmp_path / "a", "a", {n: leaf.shape for n, leaf in weights.items()})
+  merged = {n: lazy.merge_adapter(n, weights[n], a) for n, a in folder.adapters.items()}
+  full = {n: leaf.whole() for n, leaf in (weights | merged).items()}
   assert_close(our_logits(model, param_tree.unflatten(full), batch), expected, before)
