@@ -57,9 +57,9 @@ def main(args: Any) -> int:
 
 
 def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
-  """The run's tokenizer; weights are not downloaded for it."""
+  """The run's tokenizer; of weights on the hub, only its file is downloaded."""
   try:
-    return tokenizers.tokenizer_of_run(config, download=False)
+    return tokenizers.tokenizer_of_run(config)
   except UserError as error:
     raise UserError(
       f"{error} pgjax.check needs only the tokenizer: name a tokenizer.model with"

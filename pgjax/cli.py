@@ -41,6 +41,8 @@ class Flag(NamedTuple):
 
 STEP = Flag("step", int, help="which step of the workdir; without it the newest")
 EMA = Flag("ema", bool, True, help="use a run's EMA weights, if it has them (config.ema_decay)")
+BASE = Flag("base", str, help="with a PEFT adapter: the weights it was trained on, of any format")
+WEIGHTS = Flag("weights", str, help="the file or index to read, where a folder has several of them")
 QUANTIZE = Flag("quantize", str, help="store the matrices in int8 or nf4 (docs/lora.md)")
 
 

@@ -26,7 +26,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
 
   from pgjax.checkpoints import merge_lora, orbax_params, source as source_lib, verify
   from pgjax.data import tokenizer as tokenizer_lib
-  from pgjax.formats import npz, safetensors
+  from pgjax.formats import lazy_array, npz, safetensors
   from pgjax.huggingface import config_json as hf_config, hub, names as hf_names, peft, processor
   from pgjax.models import paligemma
   from pgjax.params import of_model
@@ -40,9 +40,11 @@ def main(args: Any) -> int:
   """One conversion; returns 1, without writing --dst, if --verify finds a difference."""
   log = run_log.Log(None, main=True)
   target = _checked(args)
-  source = source_lib.open_source(args.src, args.step, args.base, ema=args.ema)
-  if args.tokenizer:
-    source = source._replace(tokenizer=tokenizer_lib.load(args.tokenizer).source)
+  tokenizer = tokenizer_lib.load(args.tokenizer).source if args.tokenizer else None
+  source = source_lib.open_source(
+    args.src, args.step, args.base, ema=args.ema, weights=args.weights, dtype=args.dtype
+  )
+  source = source._replace(tokenizer=tokenizer or source.tokenizer)
   if args.softcap is not None:
     llm = dict(source.model["llm"], final_logits_softcap=args.softcap)
     notes = source.notes if source.run else ()  # Notes on files are about the softcap.
@@ -98,6 +100,10 @@ def _checked(args: Any) -> pathlib.Path:
     target.rmdir()
   if target.exists():
     raise UserError(f"--dst={args.dst} exists already: name another, or remove it first.")
+  parent = next(folder for folder in target.parents if folder.exists())
+  if not parent.is_dir() or not os.access(parent, os.W_OK):
+    what = "is no folder" if not parent.is_dir() else "may not be written by this user"
+    raise UserError(f"--dst={args.dst} cannot be written: {parent} {what}.")
   return target
 
 
@@ -122,7 +128,7 @@ def _without_adapters(source: source_lib.Source, args: Any) -> source_lib.Source
 
 def _target_leaves(source: source_lib.Source, to: str, dtype: str | None) -> Leaves:
   """The leaves to write; they are cast while they are read."""
-  leaves = dict(source.leaves)
+  leaves = {name: lazy_array.finite(leaf, name) for name, leaf in source.leaves.items()}
   if to == "bv" and _vocab_size(leaves) == hf_names.HF_VOCAB_SIZE:
     table = leaves[paligemma.TOKEN_TABLE]
     leaves[paligemma.TOKEN_TABLE] = hf_names.with_rows(table, hf_names.VOCAB_SIZE)
@@ -295,6 +301,7 @@ FLAGS = [
   cli.Flag("to", str, required=True, help="hf, bv (big_vision's .npz), orbax (pgjax) or peft"),
   cli.Flag("merge", bool, False, help="merge adapters into the weights"),
   cli.Flag("base", str, help="with adapters: the weights that they belong to, of any format"),
+  cli.WEIGHTS,
   cli.Flag("dtype", str, help="float32, bfloat16 or float16; without it unchanged"),
   cli.Flag("verify", bool, False, help="read back, compare every array and a forward pass"),
   cli.STEP,

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pathlib
+import socket
 import threading
 from typing import Any
 
@@ -47,7 +48,10 @@ def main(args: Any) -> None:
   gradio = imported()
   if not 1 <= args.port <= 65_535:
     raise UserError(f"--port={args.port} must be a number from 1 to 65535.")
-  opened = engine.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
+  check_port(args.port)
+  opened = engine.open_checkpoint(
+    args.ckpt, args.step, quantize=args.quantize, ema=args.ema, base=args.base, weights=args.weights
+  )
   for note in opened.notes:
     log.info(note)
   answerer = engine.Engine(opened)
@@ -64,6 +68,14 @@ def imported() -> Any:
   except ImportError:
     raise UserError("pgjax.demo needs Gradio: pip install -r requirements-demo.txt.") from None
   return gradio
+
+
+def check_port(port: int) -> None:
+  """Raises if another program uses the port, before weights are read."""
+  try:
+    socket.create_server((HOST, port)).close()
+  except OSError as error:
+    raise UserError(f"--port={port} cannot be used ({error}); choose another.") from None
 
 
 def start(blocks: Any, gradio: Any, port: int) -> None:
@@ -169,6 +181,8 @@ FLAGS = [
   cli.Flag("port", int, 7860, help=f"port of the page on {HOST}"),
   cli.QUANTIZE,
   cli.STEP,
+  cli.BASE,
+  cli.WEIGHTS,
   cli.EMA,
 ]
 CONFIG = "none"

@@ -23,6 +23,14 @@ def did_you_mean(word: object, options: Iterable[str]) -> str:
   return f" There are: {', '.join(options)}." if 0 < len(options) <= 30 else ""
 
 
+def not_finite(what: str, value: float) -> UserError:
+  """For an output of a model that is NaN or infinite; `what` names it."""
+  return UserError(
+    f"{what} is {value}: the outputs of the model are not finite numbers. Its weights may be"
+    " damaged, their training may have diverged, or float16 is too narrow for them."
+  )
+
+
 def cut(text: str) -> str:
   """The text, shortened to 80 characters for a message."""
   return text if len(text) <= 80 else text[:77] + "..."

@@ -44,7 +44,11 @@ def main(args: Any) -> None:
 
 def once(args: Any, out: pathlib.Path) -> dict[str, float]:
   """Scores one checkpoint; `args` are the flags of this command."""
-  source = source_lib.open_source(args.ckpt, args.step, ema=args.ema)
+  score_checkpoint.check_before_download(args)
+  source = source_lib.open_source(
+    args.ckpt, args.step, args.base, ema=args.ema, weights=args.weights
+  )
+  source_lib.check_base(source, args.base)
   return score_checkpoint.Scoring(args, source).score(source, out)
 
 
@@ -53,6 +57,8 @@ def watch(args: Any, out: pathlib.Path) -> None:
   workdir = pathlib.Path(args.ckpt).expanduser().absolute()
   if args.step is not None:
     raise UserError("--watch scores each new step, so --step cannot be given with it.")
+  if args.base or args.weights:
+    raise UserError("--watch takes the workdir of a run; --base and --weights are for other CKPTs.")
   if workdir.is_file() or (workdir / "run.json").exists():
     raise UserError(f"--watch takes the workdir of a run; --ckpt={args.ckpt} is something else.")
   log, scoring = run_log.Log(None, main=True), None
@@ -133,6 +139,8 @@ FLAGS = [
   cli.Flag("out", str, required=True, help="folder for the results; created if missing"),
   cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
   cli.STEP,
+  cli.BASE,
+  cli.WEIGHTS,
   cli.EMA,
   cli.QUANTIZE,
   cli.Flag("watch", bool, False, help="score each new step of the workdir until the run ends"),

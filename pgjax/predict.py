@@ -18,12 +18,13 @@ from etils import epy
 
 from pgjax import cache_dir, cli, disk
 from pgjax.checkpoints import resolve
-from pgjax.errors import UserError
+from pgjax.errors import UserError, naming
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
+  from pgjax.config import decode_method
   from pgjax.data import images
   from pgjax.data.sources import memory, registry
-  from pgjax.inference import decoder_cache, engine
+  from pgjax.inference import decoder_cache, engine, grammar
   from pgjax.visualization import images as draw_images
 
 log = logging.getLogger("pgjax")
@@ -34,7 +35,10 @@ def main(args: Any) -> None:
   """Answers the questions; mistakes are reported before the weights are read."""
   cache_dir.use_compilation_cache()
   check_flags(args)
-  opened = engine.open_checkpoint(args.ckpt, args.step, quantize=args.quantize, ema=args.ema)
+  check_questions(args)
+  opened = engine.open_checkpoint(
+    args.ckpt, args.step, quantize=args.quantize, ema=args.ema, base=args.base, weights=args.weights
+  )
   settings = decoder_cache.Settings(
     args.decode or opened.settings.decode,
     args.max_decode_len or opened.settings.max_decode_len,
@@ -75,6 +79,19 @@ def check_flags(args: Any) -> None:
   for flag, file in (("--draw", args.draw), ("--out", args.out)):
     if file:
       disk.open_folder(str(pathlib.Path(file).expanduser().absolute().parent), flag)
+
+
+def check_questions(args: Any) -> None:
+  """Checks what does not depend on the checkpoint, which may still have to be downloaded."""
+  if args.decode is not None:
+    decode_method.parse(args.decode, "--decode")
+  if args.grammar:
+    grammar.parse(args.grammar, "--grammar")
+  source = asked(args)
+  if args.image:
+    with naming(source.where(0)):
+      for image in args.image:
+        images.size(images.encoded(image))
 
 
 def asked(args: Any) -> Any:
@@ -123,7 +140,9 @@ FLAGS = [
   cli.Flag("image", tuple, help="the image's file; several for one prompt, each with --image="),
   cli.Flag("prompt", str, help="the question, as in the prefixes of the training data"),
   cli.Flag("decode", str, help='such as "beam(3)" or "nucleus(0.9)"; else the checkpoint\'s own'),
-  cli.Flag("max_decode_len", int, help="most tokens of an answer; else the checkpoint's own"),
+  cli.Flag(
+    "max_decode_len", int, least=1, help="most tokens of an answer; else the checkpoint's own"
+  ),
   cli.Flag("grammar", str, help='format of answers: boxes, json, one_of("yes", "no"), ...'),
   cli.Flag("seed", int, 0, help="seed of sampling"),
   cli.Flag("draw", str, help="picture to write, with the answer's boxes and masks on the image"),
@@ -133,6 +152,8 @@ FLAGS = [
   cli.Flag("batch_size", int, least=1, help="questions per batch; else the checkpoint's own"),
   cli.QUANTIZE,
   cli.STEP,
+  cli.BASE,
+  cli.WEIGHTS,
   cli.EMA,
 ]
 CONFIG = "none"

@@ -100,6 +100,8 @@ def train(config, mesh, workdir, log, lock, stop: Stop) -> tuple[int, int, bool]
   """Checks all inputs, loads, compiles, trains; returns as `execute`."""
   mesh_lib.check_batch_size(config.input.batch_size, mesh)
   mesh_lib.check_opt_state_memory(config.opt_state_memory, mesh)
+  if not workdir_lib.steps(workdir) and initial.needs_download(config.model_init):
+    pipeline.check_opens(config)  # A mistake in the data, before a tokenizer is downloaded.
   tokenizer = tokenizers.tokenizer_of_run(config)
   data = pipeline.train_batches(
     config,

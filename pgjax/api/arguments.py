@@ -42,11 +42,15 @@ def path(name: str, value: Any) -> str:
   return os.fspath(value)
 
 
-def checkpoint(ckpt: Any, step: Any, ema: Any, quantize: Any) -> str:
+def checkpoint(
+  ckpt: Any, step: Any, ema: Any, quantize: Any, base: Any = None, weights: Any = None
+) -> str:
   """Checks the arguments that `load` and `score` share; returns the checkpoint's name."""
   check_number("step", step, 0)
   check("ema", ema, bool, "True or False")
   check("quantize", quantize, str | None, "one of nf4, int8")
+  check("base", base, str | os.PathLike | None, "a path or a name, as text or pathlib.Path")
+  check("weights", weights, str | None, "the name of a file in the folder")
   return path("ckpt", ckpt)
 
 

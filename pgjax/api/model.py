@@ -32,6 +32,8 @@ def load(
   quantize: str | None = None,
   step: int | None = None,
   ema: bool = True,
+  base: str | os.PathLike | None = None,
+  weights: str | None = None,
   devices: int | None = None,
 ) -> "Model":
   """Reads a checkpoint onto the devices of this machine.
@@ -44,13 +46,18 @@ def load(
     quantize: "int8" or "nf4" stores the matrices in fewer bits.
     step: which step of a workdir; without it the newest.
     ema: use a run's EMA weights, if it has them.
+    base: with an adapter in PEFT's format, the model it was trained on, if not the one it names.
+    weights: which file or index to read, where a folder has several sets of weights.
     devices: how many of this machine's devices to use; without it all.
   """
-  name = arguments.checkpoint(ckpt, step, ema, quantize)
+  name = arguments.checkpoint(ckpt, step, ema, quantize, base, weights)
+  base = None if base is None else os.fspath(base)
   if dtype not in (None, *schema.DTYPES):
     raise UserError(f"dtype={dtype!r} must be one of {', '.join(schema.DTYPES)}.")
   cache_dir.use_compilation_cache()
-  opened = engine.open_checkpoint(name, step, quantize=quantize, ema=ema, dtype=dtype)
+  opened = engine.open_checkpoint(
+    name, step, quantize=quantize, ema=ema, dtype=dtype, base=base, weights=weights
+  )
   mesh = mesh_lib.start(opened.config.mesh)
   arguments.check_number("devices", devices, 1, mesh.size)
   if devices:

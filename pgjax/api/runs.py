@@ -71,19 +71,23 @@ def score(
   step: int | None = None,
   ema: bool = True,
   quantize: str | None = None,
+  base: str | os.PathLike | None = None,
+  weights: str | None = None,
   **overrides: Any,
 ) -> Scored:
   """Scores a checkpoint on whole splits and writes metrics.json, predictions.jsonl, report.html.
 
   Args:
-    ckpt: as in `load`, and so are step, ema and quantize.
+    ckpt: as in `load`, and so are step, ema, quantize, base and weights.
     out: folder for the results; created if missing.
     config: as in `fit`; without it the config of the checkpoint's run.
     evals: regular expression: which entries of config.evals to run.
     overrides: as in `fit`.
   """
-  args = SimpleNamespace(evals=evals, step=step, ema=ema, quantize=quantize)
-  args.ckpt, folder = arguments.checkpoint(ckpt, step, ema, quantize), arguments.path("out", out)
+  args = SimpleNamespace(evals=evals, step=step, ema=ema, quantize=quantize, weights=weights)
+  args.ckpt = arguments.checkpoint(ckpt, step, ema, quantize, base, weights)
+  args.base = None if base is None else os.fspath(base)
+  folder = arguments.path("out", out)
   args.overrides = arguments.dotted(overrides)
   args.config = None if config is None else arguments.checked_config(config, args.overrides)
   args.config_spec = config if isinstance(config, str | None) else args.config.to_dict()

@@ -5,7 +5,8 @@ from typing import Any
 
 from pgjax.checkpoints import load as load_params, resolve, source as source_lib
 from pgjax.checkpoints.saver import under
-from pgjax.errors import UserError
+from pgjax.config import model_init as model_init_lib
+from pgjax.errors import UserError, naming
 from pgjax.formats import npz
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import peft
@@ -13,18 +14,28 @@ from pgjax.params.lazy import Adapter
 from pgjax.params.storage import StoredParams
 
 
+def needs_download(model_init: str | Mapping[str, str] | None) -> bool:
+  """Whether a part of it is not on this machine; raises for names that are no checkpoint."""
+  specs = [model_init] if isinstance(model_init, str) else (model_init or {}).values()
+  with naming("config.model_init"):
+    return any(source_lib.needs_download(s.name, s.base) for s in map(model_init_lib.parse, specs))
+
+
 def load_initial(
   model_init: str | Mapping[str, str], abstract: Mapping[str, Any], leaves: StoredParams
 ) -> dict[str, Any]:
   """The parameters that a run starts from, nested, cast and placed; see load.load.
 
-  model_init: a CKPT, "x.npz:img" for a part of a file, or a dict from parts of the model to such
-  strings; parts that it leaves out are not returned.
+  model_init: a CKPT, "x.npz:img" for a part of a file, ckpt("CKPT", base="...") with choices
+  (config/model_init.py), or a dict from parts of the model to such strings; parts that it leaves
+  out are not returned.
   """
   if isinstance(model_init, str):
-    if peft.is_folder(path := resolve.resolve(resolve.name_and_part(model_init)[0])):
+    spec, dtype = model_init_lib.parse(model_init), _dtype(leaves)
+    path = resolve.resolve(spec.name, dtype=dtype)
+    if peft.is_folder(path) and spec.weights in (None, peft.FILE):  # Before its base is opened.
       peft.check_start(path, model_init, leaves)
-    arrays, adapters = _leaves_of(model_init)
+    arrays, adapters = _leaves_of(model_init, dtype)
     return load_params.load(arrays, abstract, leaves, model_init, adapters)
   parts = {name.split("/")[0] for name in leaves.shapes}
   if unknown := sorted(set(model_init) - parts):
@@ -40,16 +51,28 @@ def load_initial(
   return load_params.load(arrays, abstract, inside, ", ".join(model_init.values()), adapters)
 
 
-def _leaves_of(spec: str) -> tuple[dict[str, LazyArray], dict[str, Adapter]]:
+def _dtype(leaves: StoredParams) -> str | None:
+  """The dtype that all parameters are stored in, but for the factors of adapters."""
+  dtypes = {rule.dtype or "float32" for rule in leaves.rules.values()}
+  return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def _leaves_of(
+  text: str, dtype: str | None = None
+) -> tuple[dict[str, LazyArray], dict[str, Adapter]]:
   """The leaves that one string of model_init names, by their names in the file, and adapters."""
-  name, part = resolve.name_and_part(spec)
-  path = resolve.resolve(name)
-  if path.suffix == ".npz":
+  spec = model_init_lib.parse(text)
+  path = resolve.resolve(spec.name, dtype=dtype)
+  if path.suffix == ".npz" and path.is_file():
     leaves, adapters = npz.read_npz(path), {}
   else:
-    source = source_lib.open_source(name)
+    source = source_lib.open_source(
+      spec.name, spec.step, spec.base, weights=spec.weights, dtype=dtype
+    )
+    source_lib.check_base(source, spec.base)
     leaves, adapters = source.leaves, source.adapters
+  part = spec.part
   if part and not under(leaves, part):
     tops = sorted({name.split("/")[0] for name in leaves})
-    raise UserError(f"model_init='{spec}': the file has no part '{part}', but {tops}.")
+    raise UserError(f"model_init='{text}': the file has no part '{part}', but {tops}.")
   return (under(leaves, part), under(adapters, part)) if part else (leaves, adapters)

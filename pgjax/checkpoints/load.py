@@ -14,6 +14,7 @@ import numpy as np
 
 from pgjax.distributed import sharding as sharding_lib
 from pgjax.errors import UserError
+from pgjax.formats import lazy_array
 from pgjax.formats.lazy_array import CHUNK_BYTES, LazyArray, of_array
 from pgjax.huggingface import names as hf_names
 from pgjax.layers import lora
@@ -62,7 +63,9 @@ def load(
   loaded, adapters, unchanged = {}, adapters or {}, unchanged or {}
 
   def put(name, leaf):
-    loaded[name] = _placed(unchanged.get(name, leaf), wanted[name])
+    loaded[name] = _placed(
+      lazy_array.finite(unchanged.get(name, leaf), f"{source}: {name}"), wanted[name]
+    )
 
   if merged := [name for name in adapters if leaves.rules[name].kind != "lora"]:
     log.info("The adapters of %d leaves of %s are merged into them.", len(merged), source)
@@ -79,7 +82,8 @@ def load(
     elif name in adapters:
       leaf = lazy.merge_adapter(name, leaf, adapters[name])
     if scheme_of(rule):
-      for part, coded in lazy.encode(name, leaf, leaves).items():
+      # Scales first: they show NaN, which has no code.
+      for part, coded in reversed(lazy.encode(name, leaf, leaves).items()):
         put(f"{name}/{part}", coded)
     else:
       put(name, leaf.astype(wanted[name].dtype, name))

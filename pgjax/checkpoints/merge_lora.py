@@ -8,6 +8,7 @@ import pathlib
 
 from pgjax.checkpoints import resolve, source as source_lib
 from pgjax.checkpoints.source import Source
+from pgjax.config import model_init as model_init_lib
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import names as hf_names, peft
@@ -45,14 +46,14 @@ def folder_of(source: Source, base: str | None = None) -> peft.Folder:
 
 def _started_from(source: Source) -> str | None:
   """The base model of a run's adapters; None if no checkpoint holds it."""
-  name = source.run.config["model_init"]
-  if not isinstance(name, str):
+  if not isinstance(text := source.run.config["model_init"], str):
     return None
-  if not pathlib.Path(name).expanduser().is_dir():
-    return resolve.hub_id(name)
-  initial = source_lib.open_source(name)
+  spec = model_init_lib.parse(text)
+  if not pathlib.Path(spec.name).expanduser().is_dir():
+    return resolve.hub_id(spec.name)
+  initial = source_lib.open_source(spec.name, spec.step, spec.base, weights=spec.weights)
   if not initial.adapters:
-    return name
+    return spec.name
   if initial.adapters.keys() != source.adapters.keys():  # The run merged them when it started.
     return None
   return initial.folder.base if initial.folder else _started_from(initial)

@@ -17,7 +17,7 @@ from pgjax.checkpoints import orbax_params, resolve, workdir
 from pgjax.config import load as config_load
 from pgjax.data.sources import files
 from pgjax.errors import UserError, naming
-from pgjax.formats import npz, safetensors, typed_json
+from pgjax.formats import foreign, npz, safetensors, typed_json, weight_sets
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import config_fields, config_json as hf_config, names as hf_names, peft
 from pgjax.models import gemma, paligemma, siglip
@@ -56,21 +56,41 @@ class Source(NamedTuple):
 
 
 def open_source(
-  name: str, step: int | None = None, base: str | None = None, *, ema: bool = True
+  name: str,
+  step: int | None = None,
+  base: str | None = None,
+  *,
+  ema: bool = True,
+  weights: str | None = None,
+  dtype: str | None = None,
 ) -> Source:
   """Resolves, recognises and checks a checkpoint: it has exactly the leaves of its model.
 
-  base: the base model of a PEFT adapter, if not the one that its folder names. ema: take EMA
-  weights (config.ema_decay) where a run has them.
+  Args:
+    name: the user's CKPT.
+    step: of a workdir; without it the newest.
+    base: the base model of a PEFT adapter, if not the one that its folder names.
+    ema: take EMA weights (config.ema_decay) where a run has them.
+    weights: the file or index to read, where a Hugging Face folder has several sets of weights.
+    dtype: the weights will be cast to it (resolve.py).
   """
-  path = resolve.resolve(name)
-  if path.suffix == ".npz":
-    source = _open_npz(name, path)
-  elif peft.is_folder(path):
+  path = resolve.resolve(name, dtype=dtype)
+  is_adapter = peft.is_folder(path) and _chooses_adapter(name, path, weights)
+  if weights is not None and not is_adapter and not _has_safetensors(path):
+    raise UserError(
+      f"--weights={weights} chooses between files of a Hugging Face folder, and '{name}' is none."
+    )
+  if is_adapter:
     return _open_peft(name, path, base)
-  elif path.is_dir() and any(path.glob("*.safetensors*")):
-    source = _open_hf(name, path)
+  if path.suffix == ".npz" and not path.is_dir():
+    source = _open_npz(name, path)
+  elif not path.is_dir():
+    foreign.check_file(path, name)
+  elif _has_safetensors(path):
+    source = _open_hf(name, path, weights)
   else:
+    if not (path / "run.json").is_file() and not (path / workdir.FOLDER).is_dir():
+      foreign.check_folder(path, name)
     source = _open_run(name, path, step, ema)
   facts = path.with_name(path.name + SIDECARS[0])
   if source.kind != "bv":
@@ -80,6 +100,37 @@ def open_source(
     have = {leaf_name: leaf.shape for leaf_name, leaf in source.leaves.items()}
     hf_names.check_same(shapes, have, f"'{name}'")
   return source
+
+
+def _has_safetensors(path: pathlib.Path) -> bool:
+  return path.is_dir() and any(path.glob("*.safetensors*"))
+
+
+def needs_download(name: str, base: str | None = None) -> bool:
+  """Whether a checkpoint, or the base of an adapter, is not on this machine."""
+  if not resolve.is_local(name):
+    return True
+  if not peft.is_folder(path := resolve.resolve(name)):
+    return False
+  base = base or peft.base_of(path)
+  return base is not None and not resolve.is_local(base)
+
+
+def check_base(source: Source, base: str | None) -> None:
+  """Raises if a base was given for a checkpoint that needs none."""
+  if base and source.folder is None:
+    raise UserError(
+      f"--base={base} is for PEFT's adapters, and '{source.name}' is none: leave it out."
+    )
+
+
+def _chooses_adapter(name: str, path: pathlib.Path, weights: str | None) -> bool:
+  """Whether a folder with an adapter is opened as one, not as the model that is in it too."""
+  others = [found for found in weight_sets.sets_of(path) if found.name != peft.FILE]
+  if others and weights is None:
+    adapter = weight_sets.WeightSet(peft.FILE, (path / peft.FILE,))
+    weight_sets.chosen([adapter, *others], None, f"'{name}'")
+  return not others or weights == peft.FILE
 
 
 def _shapes_of(model: Mapping[str, Any], res: int) -> dict[str, tuple[int, ...]]:
@@ -125,14 +176,14 @@ def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Sou
   return source._replace(notes=notes, adapters=adapters, averages=ema)
 
 
-def _open_hf(name: str, path: pathlib.Path) -> Source:
+def _open_hf(name: str, path: pathlib.Path, weights: str | None = None) -> Source:
   if not (path / "config.json").is_file():
     raise UserError(
       f"{name} has .safetensors files and no config.json, which describes the model: download"
       " the whole folder."
     )
   config = config_fields.read(path / "config.json")
-  tensors = safetensors.read_safetensors(path)
+  tensors = safetensors.read_safetensors(path, weights)
   with naming(path / "config.json"):
     model, res = hf_config.model_fields(config), hf_config.res(config)
     model["llm"]["vocab_size"] = hf_config.vocab_size(config)  # With rows for <image> and padding.
@@ -144,23 +195,48 @@ def _open_hf(name: str, path: pathlib.Path) -> Source:
 
 def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
   """The base, with the adapters and leaves of the folder."""
-  origin = "" if base else f" ({peft.CONFIG}: base_model_name_or_path)"
-  base = base or peft.base_of(path)
-  if base is None:
+  own = peft.base_of(path)
+  peft.check_file(path)
+  if base is None and own is None:
     raise UserError(
-      f"'{name}' is an adapter of PEFT that does not name its base model: give --base, or set"
-      f" base_model_name_or_path in {path / peft.CONFIG}."
+      f"'{name}' is an adapter of PEFT that does not name its base model: {_GIVE_BASE}."
     )
   try:
-    below = open_source(base)
+    below = _open_base(base or own, path)
   except UserError as error:
-    raise UserError(f"'{name}' is an adapter on '{base}'{origin}. {error}") from error
+    origin = ""
+    if base is None:
+      origin = f" ({peft.CONFIG}: base_model_name_or_path). If it is elsewhere, {_GIVE_BASE}"
+    raise UserError(f"'{name}' is an adapter on '{base or own}'{origin}. {error}") from error
+  base = base or own
   if below.adapters:
     raise UserError(f"'{name}' is an adapter on '{base}', which has adapters: merge those first.")
   folder = peft.read(path, name, {n: leaf.shape for n, leaf in below.leaves.items()})
   leaves = {**below.leaves, **folder.whole}
   below = below._replace(name=name, path=path, kind="peft", leaves=leaves, run=None)
   return below._replace(adapters=folder.adapters, folder=folder._replace(base=base))
+
+
+_GIVE_BASE = (
+  "give --base=CKPT, the model that it was trained on (in config.model_init: ckpt('ADAPTER',"
+  " base='CKPT'))"
+)
+
+
+def _open_base(base: str, adapter: pathlib.Path) -> Source:
+  """The base of an adapter; it may be in the same folder."""
+  path = resolve.resolve(base)
+  if path == adapter:
+    return _open_hf(base, adapter, _only_model(adapter))
+  if peft.is_folder(path) and not _only_model(path):
+    raise UserError("It has adapters itself: merge those first (pgjax.convert --merge).")
+  return open_source(base)
+
+
+def _only_model(folder: pathlib.Path) -> str | None:
+  """The set of weights beside an adapter, if there is one."""
+  others = [found.name for found in weight_sets.sets_of(folder) if found.name != peft.FILE]
+  return others[0] if len(others) == 1 else None
 
 
 def _open_npz(name: str, path: pathlib.Path) -> Source:
@@ -222,4 +298,7 @@ def tokenizer_beside(path: pathlib.Path) -> bytes | None:
 
 def bytes_of(path: pathlib.Path) -> bytes | None:
   """The content of a file, None if there is none."""
-  return files.file_bytes(path) if path.is_file() else None
+  if not path.is_file():
+    return None
+  foreign.check_pointer(path)
+  return files.file_bytes(path)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pgjax.config import decode_method, durations, schema
+from pgjax.config import decode_method, durations, model_init, schema
 from pgjax.errors import UserError
 from pgjax.params import names as param_names, rules as param_rules
 
@@ -23,6 +23,7 @@ def validated(config: ConfigDict) -> ConfigDict:
   schema.check(config.model.llm, schema.LLM, "config.model.llm")
   _check_training(config)
   _check_sizes(config)
+  _check_model_init(config.model_init)
   decode_method.parse(config.decode, "config.decode")
   for name, entry in config.evals.items():
     _check_eval(entry, f"config.evals[{name!r}]")
@@ -33,6 +34,13 @@ def validated(config: ConfigDict) -> ConfigDict:
       f" the evaluators are {', '.join(config.evals) or 'none'}."
     )
   return config.lock()
+
+
+def _check_model_init(value: Any) -> None:
+  specs = [value] if isinstance(value, str) else (value or {}).values()
+  for spec in specs:
+    if isinstance(spec, str):
+      model_init.parse(spec)
 
 
 def _no_durations(fields: Iterable[str]) -> list[str]:

@@ -22,7 +22,7 @@ import hashlib
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -32,7 +32,7 @@ from pgjax import signals
 from pgjax.data import loader as loader_lib
 from pgjax.data.loader import Layout, LoadedRow, Loader
 from pgjax.data.sources import registry
-from pgjax.errors import UserError
+from pgjax.errors import UserError, naming
 
 MAX_SCANNED = 10_000  # Texts scanned before a run, which measures a share of 1% to +-0.1%.
 MAX_TRUNCATED = 0.01
@@ -112,6 +112,15 @@ class TrainBatches:
     batch, _ = next(self._stream)
     self.step += 1
     return batch
+
+
+def check_opens(config: Any) -> None:
+  """Opens the data of training and of all evaluators, to report a mistake before a download."""
+  sections = [("config.input", config.input)]
+  sections += [(f"config.evals[{name!r}]", section) for name, section in config.evals.items()]
+  for where, section in sections:
+    with naming(where):
+      parts(section.data, check_images=False)
 
 
 def train_batches(

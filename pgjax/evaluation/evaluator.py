@@ -8,6 +8,7 @@ same scores, for any number of processes. scorers.py scores one answer.
 import contextlib
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from pgjax import disk
 from pgjax.config import durations
 from pgjax.data import device_feed, loader, pipeline
 from pgjax.distributed import mesh as mesh_lib, processes
-from pgjax.errors import UserError, naming
+from pgjax.errors import UserError, naming, not_finite
 from pgjax.evaluation import journal as journal_lib, likelihood, scorers
 from pgjax.inference.decoder_cache import Decoders, Settings
 from pgjax.metrics import text
@@ -204,9 +205,13 @@ def _rows(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) ->
     groups = {n: scorers.plain(example[n]) for n in scorers.GROUP_COLUMNS if n in example}
     if evaluator.scorer is None:
       nll, weight = map(float, row_outputs)
+      if not math.isfinite(nll):
+        raise not_finite(f"{evaluator.name}: -log p of the answer to {text_of_prompt!r}", nll)
       row |= dict(nll=nll, scores=text.perplexity(nll, weight), **groups)
     else:
       tokens, logp = row_outputs
+      if np.isnan(logp).any():
+        raise not_finite(f"{evaluator.name}: log p of the answer to {text_of_prompt!r}", np.nan)
       answer = scorers.Generated(tokenizer.decode(tokens), tokens, logp)
       row |= dict(prediction=answer.text, logp=float(logp.sum()), **groups)
       row |= evaluator.scorer.row(evaluator.section, tokenizer, example, answer)

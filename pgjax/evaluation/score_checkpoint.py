@@ -21,6 +21,7 @@ from pgjax.checkpoints import (
   workdir as workdir_lib,
 )
 from pgjax.config import load as config_load, validate as config_validate
+from pgjax.data import pipeline
 from pgjax.distributed import mesh, processes, sharding
 from pgjax.errors import UserError, naming
 from pgjax.evaluation import evaluator as evaluator_lib, journal, report, report_split
@@ -28,16 +29,34 @@ from pgjax.models import paligemma
 from pgjax.params import tree as param_tree
 from pgjax.training import run_log
 
+_NO_CONFIG = (
+  "--ckpt={} has weights but no config that says what to score: give --config (a run.json has it in"
+  " config.evals)."
+)
+
 
 def result_flags(args: Any) -> dict[str, Any]:
   """The flags that decide the results, as given."""
-  return dict(
+  chosen = {name: getattr(args, name, None) for name in ("base", "weights")}
+  return {name: value for name, value in chosen.items() if value} | dict(
     evals=args.evals,
     ema=args.ema,
     quantize=args.quantize,
     config=args.config_spec,
     overrides=dict(args.overrides),
   )
+
+
+def check_before_download(args: Any) -> None:
+  """Opens the data of the config, if the checkpoint still has to be downloaded."""
+  if not source_lib.needs_download(args.ckpt, getattr(args, "base", None)):
+    return
+  if args.config is None:
+    raise UserError(_NO_CONFIG.format(args.ckpt))
+  for name in evaluator_lib.matching(args.config, args.evals):
+    section = args.config.evals[name]
+    with naming(f"config.evals[{name!r}]"):
+      pipeline.parts(section.data, check_images=False)
 
 
 class Scoring:
@@ -164,10 +183,7 @@ def saved_config(source: source_lib.Source, overrides: Any) -> Any:
   """The config that a checkpoint of pgjax.train was saved with, with overrides applied."""
   saved = source.run.config if source.run else {}
   if "evals" not in saved:
-    raise UserError(
-      f"--ckpt={source.name} has weights but no config that says what to score: give --config"
-      " (a run.json has it in config.evals)."
-    )
+    raise UserError(_NO_CONFIG.format(source.name))
   with naming(source.run.path / "run.json"):
     config = config_validate.validated(config_load.from_dict(saved))
   if not overrides:

@@ -14,6 +14,13 @@ from pgjax.errors import UserError
 
 CHUNK_BYTES = 64 << 20  # Read, cast and written at a time; at least one row.
 FLOATS = ("float32", "float16", "bfloat16", "float64")
+_PIECE = 1 << 18  # Numbers whose bits are looked at together.
+_EXPONENTS = {  # All of its bits are 1 in NaN and infinity.
+  "float16": np.uint16(0x7C00),
+  "bfloat16": np.uint16(0x7F80),
+  "float32": np.uint32(0x7F800000),
+  "float64": np.uint64(0x7FF0000000000000),
+}
 
 
 @dataclasses.dataclass(frozen=True)  # Not a NamedTuple: to JAX it is a leaf.
@@ -61,6 +68,31 @@ def cast(array: np.ndarray, dtype: np.dtype, name: str = "a weight") -> np.ndarr
         " or float32."
       )
   return rounded
+
+
+def finite(leaf: LazyArray, name: str) -> LazyArray:
+  """The same numbers; raises when rows are read that are not all finite."""
+
+  def read(start, stop):
+    check_finite(rows := leaf.read(start, stop), name)
+    return rows
+
+  return LazyArray(leaf.shape, leaf.dtype, read, leaf.scheme)
+
+
+def check_finite(array: np.ndarray, name: str) -> None:
+  """Raises for NaN and infinity, by the bits, which is as fast as memory."""
+  exponent = _EXPONENTS.get(array.dtype.name)
+  if exponent is None or not array.size:
+    return
+  bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").reshape(-1)
+  for start in range(0, bits.size, _PIECE):  # Temporaries stay in the cache.
+    if np.bitwise_and(bits[start : start + _PIECE], exponent).max() == exponent:
+      wrong = int((~np.isfinite(array)).sum())
+      raise UserError(
+        f"{name} has {wrong:,} numbers that are NaN or infinite, of {array.size:,} that were read:"
+        " the weights are damaged, or their training had diverged. Take an earlier checkpoint."
+      )
 
 
 def of_array(array: np.ndarray) -> LazyArray:

@@ -11,18 +11,21 @@ import ml_dtypes
 import numpy as np
 
 from pgjax.errors import UserError
-from pgjax.formats import lazy_array
+from pgjax.formats import foreign, lazy_array
 
 
 def read_npz(
   path: pathlib.Path, starts: str | tuple[str, ...] = ""
 ) -> dict[str, lazy_array.LazyArray]:
   """Parameters whose names have these starts, in an `.npz` of any of big_vision's three layouts."""
+  foreign.check_start(path)
   with lazy_array.explained(path, ".npz"), zipfile.ZipFile(path) as file:
     members = [info for info in file.infolist() if info.filename.startswith(starts)]
     if sum(info.compress_size for info in members) > path.stat().st_size:
       raise ValueError("its arrays have more bytes than the file")
     leaves = {i.filename.removesuffix(".npy"): _npy_leaf(path, file, i) for i in members}
+    if len(leaves) < len(members):
+      raise ValueError("two of its arrays have the same name")
   for prefix in ("params/", "opt/target/"):
     if inside := {n.removeprefix(prefix): a for n, a in leaves.items() if n.startswith(prefix)}:
       leaves = inside

@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 
 from pgjax.errors import UserError
-from pgjax.formats import lazy_array, typed_json
+from pgjax.formats import foreign, lazy_array, typed_json, weight_sets
+from pgjax.formats.weight_sets import INDEX
 
 SHARD_BYTES = 5_000_000_000  # Hugging Face's default.
 MAX_HEADER_BYTES = 100_000_000  # The limit of the safetensors library.
-INDEX = "model.safetensors.index.json"
 _SAFE_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
@@ -29,33 +29,29 @@ class _Entry(msgspec.Struct):
   data_offsets: tuple[_Bytes, _Bytes]
 
 
-class _Index(msgspec.Struct):
-  weight_map: Annotated[dict[str, typed_json.Text], msgspec.Meta(min_length=1)]
-
-
-def read_safetensors(folder: pathlib.Path) -> dict[str, lazy_array.LazyArray]:
-  """All tensors of a folder with model.safetensors, or with shards and their index."""
-  index = folder / INDEX
-  if not index.is_file():
-    files = sorted(folder.glob("*.safetensors"))
-    single = [f for f in files if f.name == "model.safetensors"] or files
-    if len(single) != 1:
+def read_safetensors(
+  folder: pathlib.Path, weights: str | None = None
+) -> dict[str, lazy_array.LazyArray]:
+  """All tensors of a folder's only set of weights, or of the one named `weights`."""
+  found = weight_sets.chosen(weight_sets.sets_of(folder), weights, str(folder))
+  if found.shard_of is None:
+    if len(found.files) > 1:
       raise UserError(
-        f"{folder} has {len(files)} .safetensors files and no {INDEX}, which maps tensors to files:"
-        " download the folder again."
+        f"{folder} has {len(found.files)} .safetensors files and no {INDEX}, which maps tensors to"
+        " files: download the folder again."
       )
-    return read_safetensors_file(single[0])
-  shard_of = typed_json.read(index, _Index).weight_map
+    return read_safetensors_file(found.files[0])
+  index = folder / found.name
   tensors: dict[str, lazy_array.LazyArray] = {}
   with lazy_array.explained(index, "index"):
-    for name in sorted(set(shard_of.values())):
-      path = folder / name
-      if pathlib.PurePath(name).name != name:
-        raise UserError(f"{index} names {name!r}, which is not a file of this folder.")
+    for path in found.files:
       if not path.is_file():
-        raise UserError(f"{index} names {name}, which is missing: download the folder again.")
-      tensors |= read_safetensors_file(path)
-  if missing := sorted(set(shard_of) - set(tensors)):
+        raise UserError(f"{index} names {path.name}, which is missing: download the folder again.")
+      of_file = read_safetensors_file(path)
+      for tensor in [t for t in of_file if found.shard_of.get(t, path.name) != path.name]:
+        of_file.pop(tensor)  # The index takes it from another file.
+      tensors |= of_file
+  if missing := sorted(set(found.shard_of) - set(tensors)):
     raise UserError(
       f"{index} names tensors that are in none of its files: {', '.join(missing[:4])} and"
       f" {max(0, len(missing) - 4)} more: download the folder again."
@@ -65,13 +61,17 @@ def read_safetensors(folder: pathlib.Path) -> dict[str, lazy_array.LazyArray]:
 
 def read_safetensors_file(path: pathlib.Path) -> dict[str, lazy_array.LazyArray]:
   """The format: 8 bytes of header length, a JSON header, then the data."""
+  foreign.check_start(path)
   with lazy_array.explained(path, "safetensors"):
     size = path.stat().st_size
     with path.open("rb") as file:
       (header_bytes,) = struct.unpack("<Q", file.read(8))
       if header_bytes > min(MAX_HEADER_BYTES, size - 8):
         raise ValueError(f"a header of {header_bytes:,} bytes in a file of {size:,}")
-      header = typed_json.decode(file.read(header_bytes), dict[str, Any], f"{path}, its header")
+      text = file.read(header_bytes)
+    header = typed_json.decode(text, dict[str, Any], f"{path}, its header")
+    if twice := typed_json.repeated_keys(text):
+      raise ValueError(f"its header has '{twice[0]}' twice")
     header.pop("__metadata__", None)
     entries = typed_json.check(header, dict[str, _Entry], f"{path}, its header")
     used = sorted((e.data_offsets, name) for name, e in entries.items() if any(e.data_offsets))

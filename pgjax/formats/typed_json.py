@@ -5,6 +5,7 @@ allowed. Any mismatch is one sentence with the file and the path in it, such as 
 """
 
 import codecs
+import collections
 import copy
 import json
 import pathlib
@@ -53,6 +54,18 @@ def decode(
     raise error(f"{where} is not JSON that can be read: it is nested too deep.") from None
   except ValueError as reason:
     raise error(f"{where}: not JSON ({reason}).") from None
+
+
+def repeated_keys(data: bytes) -> list[str]:
+  """Keys that an object of a valid JSON text has twice; a parser silently takes the last."""
+  repeated: list[str] = []
+
+  def look(pairs):
+    counts = collections.Counter(key for key, _ in pairs)
+    repeated.extend(key for key, times in counts.items() if times > 1)
+
+  json.loads(data, object_pairs_hook=look)
+  return repeated
 
 
 def check(value: Any, kind: Any, where: Any, error: Callable = UserError) -> Any:

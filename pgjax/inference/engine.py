@@ -19,7 +19,7 @@ from pgjax.data import images, loader as loader_lib, locations, pipeline, tokeni
 from pgjax.data.loader import Layout, Loader
 from pgjax.data.pp import parse
 from pgjax.distributed import mesh as mesh_lib, sharding
-from pgjax.errors import UserError, naming
+from pgjax.errors import UserError, naming, not_finite
 from pgjax.inference import grammar
 from pgjax.inference.decoder_cache import Decoders, Settings
 from pgjax.models import paligemma
@@ -55,13 +55,23 @@ class OpenCheckpoint(NamedTuple):
 
 
 def open_checkpoint(
-  name: str, step: int | None = None, *, quantize: Any = None, ema: bool = True, dtype: Any = None
+  name: str,
+  step: int | None = None,
+  *,
+  quantize: Any = None,
+  ema: bool = True,
+  dtype: Any = None,
+  base: str | None = None,
+  weights: str | None = None,
 ) -> OpenCheckpoint:
   """Finds the checkpoint and its settings for images and decoding.
 
-  dtype: of the computation, if not the checkpoint's own; no parameter is stored in more bits.
+  dtype: of the computation, if not the checkpoint's own; no parameter is stored in more bits. base
+  and weights: see source.open_source.
   """
-  source = source_lib.open_source(name, step, ema=ema)
+  exact = None if quantize else dtype  # Codes of rounded weights are other codes.
+  source = source_lib.open_source(name, step, base, ema=ema, weights=weights, dtype=exact)
+  source_lib.check_base(source, base)
   rules = restore.rules(source, quantize, dtype)
   saved = source.run.config if source.run else {}
   table = source.leaves[paligemma.TOKEN_TABLE].dtype.name
@@ -156,6 +166,8 @@ class Engine:
       for example, tokens, logp in zip(batch.rows, *outputs, strict=False):
         ids = tokens.tolist()
         ids = ids[: ids.index(tokenizer.eos) + 1] if tokenizer.eos in ids else ids
+        if np.isnan(logp[: len(ids)]).any():
+          raise not_finite(f"log p of the answer to {example['prefix']!r}", np.nan)
         yield Answer(example["prefix"], tokenizer.decode(ids), ids, logp[: len(ids)].tolist())
 
   def batches(

@@ -1,5 +1,8 @@
 """A checkpoint restored onto a mesh: the stored bits on any mesh, or an error."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 import small_checkpoint
@@ -8,6 +11,7 @@ import tiny
 from pgjax.checkpoints import load as load_params, orbax_params, restore, source as source_lib
 from pgjax.config import load as config_load
 from pgjax.errors import UserError
+from pgjax.formats import lazy_array
 from pgjax.models import paligemma
 from pgjax.params import of_model, rules as param_rules, storage, tree as param_tree
 
@@ -81,3 +85,51 @@ def test_rules_describe_what_the_checkpoint_stores(tmp_path, root):
   }
   with pytest.raises(UserError, match="--quantize=int2 must be one of nf4, int8"):
     restore.rules(source, "int2")
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "nf4"])
+@pytest.mark.parametrize(
+  ("params", "name"),
+  [
+    ([(".*", "train")], "llm/layers/mlp/linear"),
+    ([(".*", "train")], "img/head/bias"),
+    (QLORA, "lora/llm/layers/attn/q_einsum/w/b"),
+    (QLORA, "llm/layers/attn/q_einsum/w/scale_mean"),
+    (QLORA, "img/head/kernel/scale"),
+  ],
+)
+def test_numbers_that_are_not_finite_are_named_as_they_are_read(
+  tmp_path, root, monkeypatch, params, name, quantize
+):
+  """By every command that loads weights: evaluate, predict, demo, pgjax.load, train."""
+  original = orbax_params.write_params
+
+  def write(folder, arrays, *rest):
+    damaged = arrays[name].whole().copy()
+    damaged.reshape(-1)[0] = np.nan
+    original(folder, arrays | {name: lazy_array.of_array(damaged)}, *rest)
+
+  monkeypatch.setattr(orbax_params, "write_params", write)
+  source = source_lib.open_source(small_checkpoint.write(tmp_path / "7", root, params=params))
+  named = name if quantize is None or params != QLORA else name.rsplit("/", 1)[0]
+  with pytest.raises(UserError, match=rf"{named}.* that are NaN or infinite"):
+    restored(source, quantize=quantize)
+
+
+def as_older_format(folder):
+  """Rewrites run.json as versions did that had no checksum of it."""
+  path = pathlib.Path(folder, "run.json")
+  run = json.loads(path.read_text())
+  del run["checksum"]
+  path.write_text(json.dumps(run | {"format": 1}))
+
+
+def test_codes_of_another_order_are_refused(tmp_path, root):
+  """Codes of the older format are those of the transposed matrices."""
+  quantized = small_checkpoint.write(tmp_path / "7", root, params=QLORA, dtype="bfloat16")
+  as_older_format(quantized)
+  with pytest.raises(UserError, match="quantized matrices in another order"):
+    source_lib.open_source(quantized)
+  plain = small_checkpoint.write(tmp_path / "8", root)
+  as_older_format(plain)
+  assert source_lib.open_source(plain).run is not None
