@@ -61,9 +61,18 @@ EVAL = dict(
 )
 
 
+class _Config(ml_collections.ConfigDict):
+  """Refuses True where a number was, which ml_collections would turn into 1.0."""
+
+  def __setitem__(self, name, value):
+    if isinstance(value, bool) and type(self.get(name)) is float:
+      raise ValueError(f"{name}={value} must be a number.")
+    super().__setitem__(name, value)
+
+
 def base():
   """All fields of a run."""
-  c = ml_collections.ConfigDict(type_safe=False)
+  c = _Config(type_safe=False)
   c.seed = 0  # For initial weights, data order, random ops and dropout.
 
   # Data. Set input.data: dict(name="jsonl", fname=...), dict(name=..., split=...), or a mixture
@@ -72,7 +81,7 @@ def base():
   c.num_frames = 0  # 0: one image per example; N: a list of up to N.
   c.text_len = 64  # Tokens of prefix, newline, suffix and <eos>.
   c.tokenizer = "tokenizer.model"  # Gemma's or PaliGemma's, here or beside the weights; or "tiny".
-  c.input = ml_collections.ConfigDict(type_safe=False)
+  c.input = _Config(type_safe=False)
   c.input.batch_size = 32
   c.input.num_threads = 8  # Decode and resize while the devices compute.
   c.input.num_workers = 0  # Use processes instead, if Python itself is the bottleneck.
@@ -117,20 +126,47 @@ def base():
 
 
 def parse_arg(arg, **defaults):
-  """`res=448,tune=attention,flag` as fields, each of its default's type; others are an error."""
+  """`res=448,tune=attention,flag` as fields, each of its default's type; others are an error.
+
+  A value with a comma is written in quotes: `train="a,b.jsonl"`.
+  """
   c = ml_collections.ConfigDict(defaults, type_safe=False)
-  for part in filter(None, (arg or "").split(",")):
+  for part in _parts(arg or ""):
     name, equals, text = part.partition("=")
     if name not in defaults:
-      raise ValueError(f"it takes no argument {name!r}.", name, list(defaults))
+      quotes = "" if equals else " A value with a comma is written in quotes: name='a,b'."
+      raise ValueError(f"it takes no argument {name[:80]!r}.{quotes}", name, list(defaults), text)
+    if text[:1] in ("'", '"'):
+      text = text[1:-1]
     c[name] = _typed(name, text if equals else "true", defaults[name])
   return c
+
+
+def _parts(arg):
+  """Splits at commas, except those in a value that begins with a quote."""
+  rest, parts = arg, []
+  while rest:
+    name, equals, value = rest.partition("=")
+    quote = value[:1] if equals and "," not in name else ""
+    if quote in ("'", '"'):
+      end = value.find(quote, 1)
+      after = value[end + 1 :]
+      if end < 0 or after[:1] not in ("", ","):
+        raise ValueError(
+          f"the value of {name}={value[:60]} begins with {quote} and must end with it."
+        )
+      parts.append(f"{name}={value[: end + 1]}")
+      rest = after[1:]
+    else:
+      part, _, rest = rest.partition(",")
+      parts.append(part)
+  return filter(None, parts)
 
 
 def _typed(name, text, default):
   if isinstance(default, bool):
     if text.lower() not in ("true", "false", "1", "0"):
-      raise ValueError(f"argument {name}={text} must be true or false.")
+      raise ValueError(f"argument {name}={text[:60]} must be true or false.")
     return text.lower() in ("true", "1")
   if not isinstance(default, int | float):
     return text
@@ -138,13 +174,13 @@ def _typed(name, text, default):
     return type(default)(text)
   except ValueError:
     kind = "a whole number" if isinstance(default, int) else "a number"
-    raise ValueError(f"argument {name}={text} must be {kind}.") from None
+    raise ValueError(f"argument {name}={text[:60]} must be {kind}.") from None
 
 
 def choose(name, value, options):
   """options[value], for an argument that names one of them."""
   if value not in options:
-    raise ValueError(f"argument {name}={value} must be one of {', '.join(options)}.")
+    raise ValueError(f"argument {name}={value[:60]} must be one of {', '.join(options)}.")
   return options[value]
 
 

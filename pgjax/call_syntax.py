@@ -20,7 +20,6 @@ from pgjax.errors import UserError, cut, did_you_mean
 
 MAX_LENGTH = 100_000  # Characters of a text.
 MAX_DEPTH = 20  # Brackets inside each other.
-UNBOUNDED = 2**31 - 1  # Messages omit limits from here on.
 _FAILURES = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)  # Of `ast`.
 _WORDS = {int: "a whole number", float: "a number", str: "text in quotes", bool: "True or False"}
 # A string up to its end (or the text's), or one character that opens, closes or separates.
@@ -35,11 +34,11 @@ class Between(NamedTuple):
   but_not: tuple[float, ...] = ()
 
   def __str__(self) -> str:
-    if not self.but_not and self.high < UNBOUNDED:
-      return f"from {self.low} to {self.high}"
-    low = f"{'>' if self.low in self.but_not else '>='} {self.low}"
-    high = f" and {'<' if self.high in self.but_not else '<='} {self.high}"
-    return low + high * (self.high < UNBOUNDED)
+    low, high = (str(n) if isinstance(n, int) else f"{n:g}" for n in (self.low, self.high))
+    if not self.but_not:
+      return f"from {low} to {high}"
+    low = f"{'>' if self.low in self.but_not else '>='} {low}"
+    return f"{low} and {'<' if self.high in self.but_not else '<='} {high}"
 
 
 class Given:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from absl import flags as absl_flags
 
-from pgjax.errors import UserError
+from pgjax.errors import UserError, printable
 
 _DEFINE = {
   str: absl_flags.DEFINE_string,
@@ -71,7 +71,7 @@ def run(
   try:
     args = parse(argv, flags, config)
   except (UserError, absl_flags.Error) as e:
-    _fail(f"{e} (--help lists the flags)", 2)
+    _fail(f"{_unknown_flag(e, flags, config) or e} (--help lists the flags)", 2)
   try:
     for name, value, least in ((f.name, getattr(args, f.name), f.least) for f in flags):
       if least is not None and value is not None and value < least:
@@ -86,6 +86,20 @@ def run(
     _fail(str(e), 1)
   except KeyboardInterrupt:
     _fail("interrupted.", 130)
+
+
+def _unknown_flag(error: Exception, flags: Sequence[Flag], config: str) -> str | None:
+  """A sentence for a flag that is a field of the config, or another trainer's word."""
+  if not isinstance(error, absl_flags.UnrecognizedFlagError):
+    return None
+  from pgjax.config import schema, synonyms  # After --help and the flags: this takes a moment.
+
+  name = error.flagname.partition("=")[0]
+  hint = synonyms.flag_hint(name, [flag.name for flag in flags])
+  if not hint and config != "none":
+    value = str(error.flagvalue).partition("=")[2]  # absl stores the whole argument.
+    hint = schema.hint(name.replace("-", "_"), (), value)
+  return f"There is no flag --{name}.{hint}" if hint else None
 
 
 def say(text: str) -> None:
@@ -168,5 +182,5 @@ def _right(flag: Flag) -> str:
 
 
 def _fail(message: str, status: int) -> None:
-  print(f"error: {message}", file=sys.stderr)  # noqa: T201
+  print(f"error: {printable(message)}", file=sys.stderr)  # noqa: T201
   sys.exit(status)

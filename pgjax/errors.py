@@ -2,7 +2,8 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -43,3 +44,14 @@ def naming(where: Any) -> Iterator[None]:
     yield
   except UserError as error:
     raise UserError(f"{where}: {error}") from error
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, escape: Callable[[str], str] = lambda c: ascii(c)[1:-1]) -> str:
+  r"""The text with control characters written as \x1b or \u202e; newlines and tabs are kept.
+
+  A terminal would obey them: move the cursor, change the title, reverse the order of letters.
+  """
+  return _CONTROLS.sub(lambda match: escape(match[0]), text)

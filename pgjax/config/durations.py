@@ -6,6 +6,7 @@ from typing import Any
 from pgjax.errors import UserError
 
 UNITS = ("steps", "epochs", "examples", "percent")
+MAX_STEPS = 2**31 - 1  # The step counter is an int32.
 
 
 def check_duration(section: Any, prefix: str, where: str) -> None:
@@ -60,4 +61,7 @@ def total_steps(config: Any, num_examples: int) -> int:
   total = steps(config, "total", batch_size=config.input.batch_size, num_examples=num_examples)
   if total is None:
     raise UserError("Set one of total_epochs, total_steps or total_examples: how long to train.")
+  if total > MAX_STEPS:
+    [name] = fields_set(config, "total")
+    raise UserError(f"{name}={config[name]:,} is {total:,} steps; a run has up to {MAX_STEPS:,}.")
   return total

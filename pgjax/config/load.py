@@ -38,9 +38,9 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
   with _import_paths(path):
     common = _common()
     with big_vision.stand_ins(common.parse_arg):
-      config = ConfigDict(_get_config(path, arg), type_safe=False)
+      config = _as_config(_get_config(path, arg), path)
     if big_vision.is_original(config):
-      config, ignored = big_vision.translated(config)
+      config, ignored = _translated(config, path)
       log.warning("%s: ignored fields: %s.", path, ", ".join(ignored))
     _fill_all(config, common)
   return overridden(config, overrides or {})
@@ -52,6 +52,44 @@ def from_dict(fields: Mapping[str, Any]) -> ConfigDict:
   with _import_paths(_ROOT / "configs/common.py"):
     _fill_all(config, _common())
   return config
+
+
+def _as_config(made: Any, path: pathlib.Path) -> ConfigDict:
+  """What get_config returned, without references between fields."""
+  if not isinstance(made, Mapping | ConfigDict):
+    raise UserError(
+      f"{path}: get_config returned {schema.shown(made)}; it must return the config, which begins"
+      " with c = common.base()."
+    )
+  try:
+    plain = ConfigDict(made, type_safe=False).to_dict()
+    if numbers := [name for name in _names(plain) if not isinstance(name, str)]:
+      raise UserError(f"{path}: a field is called {numbers[0]!r}; names of fields are text.")
+    return ConfigDict(plain, type_safe=False)
+  except UserError:
+    raise
+  except RecursionError:
+    raise UserError(f"{path}: the config contains itself, or is nested too deep.") from None
+  except Exception as e:  # Of ml_collections: a placeholder without a value, a name with a dot.
+    raise UserError(f"{path}: the config cannot be read: {e}") from None
+
+
+def _names(fields: Mapping[Any, Any]) -> Iterator[Any]:
+  """The names of all fields, at any depth."""
+  for name, value in fields.items():
+    yield name
+    if isinstance(value, Mapping):
+      yield from _names(value)
+
+
+def _translated(config: ConfigDict, path: pathlib.Path) -> tuple[ConfigDict, list[str]]:
+  try:
+    return big_vision.translated(config)
+  except (AttributeError, KeyError, TypeError) as e:
+    raise UserError(
+      f"{path}: it has model_name or pp_modules, as a config of big_vision, but not all that one"
+      f" has ({type(e).__name__}: {e})."
+    ) from None
 
 
 def _common() -> Any:
@@ -98,7 +136,7 @@ def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     for depth, key in enumerate(path):
       known = schema.fields_at(tuple(path[:depth]))
       if key not in node:
-        _unknown(".".join(path[: depth + 1]), key, [*(known or ()), *node])
+        _unknown(".".join(path[: depth + 1]), key, [*(known or ()), *node], value)
       node = node[key]
       if not isinstance(node, ConfigDict):
         raise UserError(
@@ -107,8 +145,11 @@ def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
         )
     known = schema.fields_at(tuple(path))
     if known is not None and name not in known and name not in node:
-      _unknown(dotted, name, [*known, *node])
+      _unknown(dotted, name, [*known, *node], value)
     read = _read(value, node.get(name, None), dotted)
+    schema.check_text(read, f"--config.{dotted}")
+    if isinstance(read, bool) and type(node.get(name, None)) is float:  # Else it becomes 1.0.
+      raise UserError(f"--config.{dotted}={read} must be a number.")
     try:
       node[name] = read
     except (TypeError, ValueError) as error:  # A dict with invalid field names.
@@ -119,9 +160,9 @@ def overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
   return config
 
 
-def _unknown(dotted: str, name: str, known: list[str]) -> None:
-  hint = did_you_mean(name, dict.fromkeys(known))
-  raise UserError(f"--config.{dotted}: there is no field {name!r}.{hint}")
+def _unknown(dotted: str, name: str, known: list[str], value: Any) -> None:
+  hint = schema.hint(name, dict.fromkeys(known), str(value))
+  raise UserError(f"--config.{cut(dotted)}: there is no field {cut(repr(name))}.{hint}")
 
 
 def _read(value: Any, before: Any, dotted: str) -> Any:
@@ -185,10 +226,11 @@ def _get_config(path: pathlib.Path, arg: str) -> Any:
     return module.get_config(arg or None)
   except ValueError as e:  # Raised by configs/common.py for an argument.
     message, *rest = e.args or ("",)
-    hint = did_you_mean(*rest) if len(rest) == 2 else ""
+    hint = schema.hint(*rest) if len(rest) == 3 else ""
     raise UserError(f"{path}: {message}{hint}") from e
   except SyntaxError as e:
-    raise UserError(f"{e.filename}, line {e.lineno}: {e.msg}.") from e
+    where = f"{e.filename}, line {e.lineno}" if e.lineno else path  # The null byte has no line.
+    raise UserError(f"{where}: {e.msg}.") from e
   except Exception as e:
     frames = traceback.extract_tb(e.__traceback__)
     line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), "?")

@@ -6,9 +6,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pgjax.config import decode_method, durations, model_init, schema
-from pgjax.errors import UserError
+from pgjax.config import contents, decode_method, durations, model_init, schema
+from pgjax.errors import UserError, cut
 from pgjax.params import names as param_names, rules as param_rules
+
+MAX_BATCH_BYTES = 128 << 30
+MIN_VOCAB_SIZE = 1157
+# Columns of a batch (data/pipeline.py), which no column of the data may have.
+RESERVED_COLUMNS = ("image", "image_mask", "mask_ar", "mask_loss", "mask_input")
 
 
 def validated(config: ConfigDict) -> ConfigDict:
@@ -25,14 +30,13 @@ def validated(config: ConfigDict) -> ConfigDict:
   _check_sizes(config)
   _check_model_init(config.model_init)
   decode_method.parse(config.decode, "config.decode")
+  contents.check_eval_names(config.evals)
   for name, entry in config.evals.items():
     _check_eval(entry, f"config.evals[{name!r}]")
-  best = config.keep_best.removeprefix("-")
-  if best and not any(best.startswith(f"{name}/") for name in config.evals):
-    raise UserError(
-      f"config.keep_best={config.keep_best!r} must be an evaluator's name, a slash and its metric;"
-      f" the evaluators are {', '.join(config.evals) or 'none'}."
-    )
+  contents.check_keep_best(config.keep_best, config.evals)
+  contents.check_data(config.input.data, "config.input.data")
+  _check_files(config)
+  contents.check_plain(config, "config")
   return config.lock()
 
 
@@ -76,6 +80,13 @@ def _check_training(config: ConfigDict) -> None:
     )
   for _, spec in config.params:
     param_rules.parse_spec(spec)
+  contents.check_optax(config.optax, "config.optax")
+  axes = [axis for axis, _ in config.mesh]
+  if len(set(axes)) < len(axes) or [size for _, size in config.mesh].count(-1) > 1:
+    raise UserError(
+      f"config.mesh={schema.shown(config.mesh)} must name each axis once, with at most one size of"
+      " -1."
+    )
   for name in ("params", "lr_mults", "wd_mults", "sharding_strategy"):
     for pattern, _ in config[name] or ():
       param_names.compile_pattern(pattern, f"config.{name}")
@@ -94,6 +105,15 @@ def _check_sizes(config: ConfigDict) -> None:
     raise UserError(
       f"config.microbatches={config.microbatches} must divide config.input.batch_size={batch_size}."
     )
+  image_bytes = batch_size * max(1, config.num_frames) * config.res**2 * 12
+  if image_bytes > MAX_BATCH_BYTES:
+    raise UserError(
+      f"The images of one batch would take {image_bytes / 2**30:,.0f} GiB (config.input.batch_size="
+      f"{batch_size:,} of {config.res} x {config.res} pixels in float32, over all processes); at"
+      f" most {MAX_BATCH_BYTES >> 30} GiB are allowed."
+    )
+  for part in ("img", "llm"):
+    _check_tower(config.model[part], f"config.model.{part}")
   img = config.model.img
   patch = img.patch_size if "patch_size" in img else None
   if patch is None:  # From a name such as "So400m/14".
@@ -108,10 +128,45 @@ def _check_sizes(config: ConfigDict) -> None:
       )
 
 
+def _check_tower(fields: ConfigDict, where: str) -> None:
+  """Rules between the sizes that are given; the models check those of a variant."""
+  width, heads, kv_heads, head_dim, vocab_size = (
+    fields.get(name) for name in ("width", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
+  )
+  if width and heads and width % heads:
+    raise UserError(f"{where}.width={width} must be a multiple of num_heads={heads}.")
+  if heads and kv_heads and heads % kv_heads:
+    raise UserError(f"{where}.num_heads={heads} must be a multiple of num_kv_heads={kv_heads}.")
+  if head_dim and head_dim % 2:
+    raise UserError(
+      f"{where}.head_dim={head_dim} must be even: its halves are rotated against each other."
+    )
+  if vocab_size and vocab_size < MIN_VOCAB_SIZE:
+    raise UserError(
+      f"{where}.vocab_size={vocab_size} must be at least {MIN_VOCAB_SIZE}: every tokenizer has"
+      " 1,024 <loc> and 128 <seg> pieces, <pad>, <eos>, <bos>, <unk> and a newline."
+    )
+
+
+def _check_files(config: ConfigDict) -> None:
+  contents.check_readable(config.tokenizer, "config.tokenizer")
+  weights = config.model_init
+  for part in weights.values() if isinstance(weights, ConfigDict) else [weights]:
+    contents.check_readable(part, "config.model_init")
+  for name, entry in config.evals.items():
+    contents.check_readable(entry.mask_weights, f"config.evals[{name!r}].mask_weights")
+
+
 def _check_eval(entry: Any, where: str) -> None:
   if not isinstance(entry, ConfigDict):
     raise UserError(f"{where}={schema.shown(entry)} must be a dict; see configs/common.py.")
   schema.check(entry, schema.EVAL, where, _no_durations(schema.EVAL))
   durations.check_duration(entry, "log", where)
+  if entry.answer.startswith("_") or entry.answer in RESERVED_COLUMNS:
+    raise UserError(
+      f"{where}.answer={cut(repr(entry.answer))} is a name that pgjax uses itself, as are"
+      f" {', '.join(RESERVED_COLUMNS)} and names that begin with an underscore; rename the column."
+    )
+  contents.check_data(entry.data, f"{where}.data")
   if entry.decode is not None:
     decode_method.parse(entry.decode, f"{where}.decode")

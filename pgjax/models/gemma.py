@@ -88,6 +88,11 @@ def get(variant="gemma_2b", **fields) -> Config:
       f"model.llm: num_heads={config.num_heads} is no multiple of"
       f" num_kv_heads={config.num_kv_heads}."
     )
+  if config.width % config.num_heads or config.head_dim % 2:
+    raise UserError(
+      f"model.llm: width={config.width} must be a multiple of num_heads={config.num_heads}, and"
+      f" head_dim={config.head_dim} an even number, because positions rotate pairs of numbers."
+    )
   norm = config.query_pre_attn_norm
   if isinstance(norm, str) and norm not in ("rsqrt_head_dim", "rsqrt_emb_per_head"):
     raise UserError(
