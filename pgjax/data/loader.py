@@ -17,6 +17,7 @@ from pgjax.data import prefix_lm
 from pgjax.data.pp import parse
 from pgjax.errors import UserError, naming
 
+RESERVED = ("image_mask", "mask_ar", "mask_loss", "mask_input")  # Of a batch, not of the data.
 TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
 
 
@@ -77,9 +78,14 @@ class Loader:
     return example, num_tokens, room
 
   def _start(self, example, position, index):
+    for name in example:
+      if name.startswith("_") or name in RESERVED:
+        raise UserError(
+          f"a column is called {name!r}; pgjax uses this name itself, {', '.join(RESERVED)} and all"
+          " that begin with an underscore; rename it"
+        )
     epoch = position // len(self.part.source)
-    example["_epoch"], example["_seed"] = epoch, (self.seed, self.name_hash, index, epoch)
-    return example
+    return {**example, "_epoch": epoch, "_seed": (self.seed, self.name_hash, index, epoch)}
 
   def _pack(self, example) -> prefix_lm.Packed:
     text_len = self.layout.text_len

@@ -390,3 +390,21 @@ def test_the_feed_passes_on_the_user_error_and_evaluation_rows(mesh, tmp_path):
   next(feed)
   with pytest.raises(UserError, match=r"line 9 .*cannot be decoded"):
     next(feed)
+
+
+@pytest.mark.parametrize(
+  "column", ["_seed", "_epoch", "_rng", "mask_ar", "mask_loss", "image_mask"]
+)
+def test_a_column_with_a_name_of_the_pipeline_is_refused(tmp_path, column):
+  data = write_images(tmp_path, 8, **{column: [1, 2]})
+  with pytest.raises(UserError, match=rf"data\.jsonl, line 1 .*a column is called '{column}'"):
+    pipeline.train_batches(own_config(data), tokenizer.load("tiny"))
+
+
+@pytest.mark.parametrize("op", ['copy("suffix", "_seed")', 'strfmt("x", outkey="_epoch")'])
+def test_an_op_writes_no_name_of_the_pipeline(tmp_path, op):
+  data = write_images(tmp_path, 8)
+  with pytest.raises(UserError, match="must not begin with an underscore"):
+    pipeline.train_batches(
+      own_config(data, **{"input.pp": f"{JSONL_PP}|{op}"}), tokenizer.load("tiny")
+    )

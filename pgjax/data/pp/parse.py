@@ -59,4 +59,10 @@ class Pipeline(NamedTuple):
 def parse(pp: str, *, tokenizer=None) -> Pipeline:
   """Parses a `pp` string; raises UserError for a wrong op or argument."""
   calls = call_syntax.parse(pp, OPS, "pp")
+  for call in calls:
+    for name in ("key", "outkey"):
+      if str(call.bound.arguments.get(name)).startswith("_"):
+        raise UserError(
+          f"{call.where}: {name} must not begin with an underscore: such names are the pipeline's."
+        )
   return Pipeline(tuple(Op(c.name, c.written, c(tokenizer=tokenizer)) for c in calls))
