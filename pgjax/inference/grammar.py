@@ -8,6 +8,7 @@ tokens) and ends with eos. grammar_mask.py applies the tables during decoding.
 """
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -17,12 +18,13 @@ import numpy as np
 from pgjax import call_syntax
 from pgjax.call_syntax import Between
 from pgjax.data import locations
-from pgjax.errors import UserError, naming
+from pgjax.errors import UserError, cut, naming
 from pgjax.formats import typed_json
-from pgjax.inference import json_grammar
+from pgjax.inference import json_grammar, token_walk
 from pgjax.inference.grammar_mask import FORBIDDEN, Tables
 
 _NUM_LOC = 4
+MAX_BYTES = 256 << 20  # Of the table of one batch, on every device.
 
 
 class Arc(NamedTuple):
@@ -39,11 +41,16 @@ class Grammar(NamedTuple):
   text: str
   labels_of: Callable[[Mapping[str, Any]], tuple[str, ...] | None]
   arcs_of: Callable[[Any, tuple[str, ...] | None], list[Arc]]  # From a tokenizer and those labels.
+  # int32 [V]: the token whose arcs each token shares, -1 for none; None: each has its own.
+  stands_of: Callable[[Any], np.ndarray | None] = lambda tokenizer: None
 
 
-def parse(text: str, where: str = "grammar") -> Grammar:
-  """Parses the name of a grammar, and reads its schema file if it has one."""
-  return Grammar(text, *call_syntax.parse_one(text, GRAMMARS, where)())
+def parse(text: str, where: str = "grammar", *, files: bool = True) -> Grammar:
+  """Parses the name of a grammar, and reads its schema file if it has one and may (`files`)."""
+  call = call_syntax.parse_one(text, GRAMMARS, where)
+  if not files and call.bound.arguments.get("schema") is not None:
+    raise UserError(f"{where}: a file cannot be named here; write json(fields=[...]) or json.")
+  return Grammar(text, *call())
 
 
 class Masks:
@@ -83,7 +90,9 @@ class Masks:
     for label in distinct:
       if label not in self._arcs:
         self._arcs[label] = self._grammar.arcs_of(self._tokenizer, label)
-    result = tables([self._arcs[label] for label in distinct], self._vocab_size)
+    stands_V = self._grammar.stands_of(self._tokenizer)
+    with naming(f"grammar={self._grammar.text!r}"):
+      result = tables([self._arcs[label] for label in distinct], self._vocab_size, stands_V)
     shortest = int(result.distance_GP[: len(distinct), 0].max())
     if shortest > self._max_decode_len:
       raise UserError(
@@ -93,39 +102,54 @@ class Masks:
     return result
 
 
-def tables(automata: Sequence[Sequence[Arc]], vocab_size: int) -> Tables:
+def tables(
+  automata: Sequence[Sequence[Arc]], vocab_size: int, stands_V: np.ndarray | None = None
+) -> Tables:
   """The automata with shared kinds of tokens; sizes are powers of two, so that few are compiled.
 
-  Place 0 of each is its start; place 1 is its end, which only eos reaches.
+  Place 0 of each is its start; place 1 is its end, which only eos reaches. With `stands_V` (see
+  Grammar.stands_of) arcs have only the tokens that stand for others. Raises UserError if the tables
+  would take over MAX_BYTES.
   """
   rng = np.random.default_rng(0)
   signature_V = np.zeros(vocab_size, np.uint64)  # Tokens with the same arcs have the same sum.
   for arcs in automata:
     for arc in arcs:
       signature_V[arc.tokens] += rng.integers(1, 2**63, dtype=np.uint64)
+  if stands_V is not None:
+    same = np.flatnonzero(stands_V >= 0)
+    signature_V[same] = signature_V[stands_V[same]]
   _, kind_V = np.unique(signature_V, return_inverse=True)
   num_places = max(1 + max(arc.source, arc.target) for arcs in automata for arc in arcs)
   sizes = (len(automata), num_places, int(kind_V.max()) + 1)
-  next_GPK = np.full([1 << (n - 1).bit_length() for n in sizes], FORBIDDEN, np.int32)
+  rounded = [1 << (n - 1).bit_length() for n in sizes]
+  if (size := 4 * math.prod(rounded)) > MAX_BYTES:
+    raise UserError(
+      f"its tables would take {size >> 20:,} MiB, more than {MAX_BYTES >> 20}: {sizes[0]:,} lists"
+      f" of labels, {sizes[1]:,} states, {sizes[2]:,} kinds of tokens. Use fewer or shorter texts,"
+      " or smaller batches"
+    )
+  next_GPK = np.full(rounded, FORBIDDEN, np.int32)
   for next_PK, arcs in zip(next_GPK, automata, strict=False):
     for arc in arcs:
       next_PK[arc.source, kind_V[arc.tokens]] = arc.target
-  return Tables(kind_V.astype(np.int32), next_GPK, _distances(next_GPK))
+  return Tables(kind_V.astype(np.int32), next_GPK, np.stack([*map(_distances, next_GPK)]))
 
 
-def _distances(next_GPK):
-  """Fewest tokens from each place to the end; a large number if it cannot be reached."""
-  far = np.iinfo(np.int32).max // 2
-  distance_GP = np.full(next_GPK.shape[:2], far, np.int32)
-  distance_GP[:, 1] = 0
-  targets_GPK = np.where(next_GPK == FORBIDDEN, 0, next_GPK)
-  while True:
-    after_GPK = np.take_along_axis(distance_GP[:, :, None], targets_GPK, axis=1)
-    nearest_GP = np.where(next_GPK == FORBIDDEN, far, after_GPK + 1).min(axis=2)
-    new_GP = np.minimum(distance_GP, nearest_GP)
-    if (new_GP == distance_GP).all():
-      return distance_GP
-    distance_GP = new_GP
+def _distances(next_PK):
+  """int32 [P]: fewest tokens from each place to the end; a large number where it is unreachable."""
+  distance_P = np.full(len(next_PK), np.iinfo(np.int32).max // 2, np.int32)
+  sources, kinds = np.nonzero(next_PK != FORBIDDEN)
+  pairs = np.unique(next_PK[sources, kinds].astype(np.int64) * len(next_PK) + sources)
+  targets, sources = np.divmod(pairs, len(next_PK))  # In the order of the targets.
+  starts = np.searchsorted(targets, np.arange(len(next_PK) + 1))
+  nearest, distance = np.array([1]), 0  # Backwards from the end, place 1, a token at a time.
+  while len(nearest):
+    distance_P[nearest], distance = distance, distance + 1
+    before = [sources[starts[place] : starts[place + 1]] for place in nearest]
+    candidates = np.unique(np.concatenate(before))
+    nearest = candidates[distance_P[candidates] > distance]
+  return distance_P
 
 
 class _Automaton:
@@ -216,8 +240,8 @@ def _one_of(*answers: str, column: _Text | None = None):
     if column is None:
       return answers
     values = example.get(column)
-    if values is None or isinstance(values, str) or not len(values):
-      raise UserError(f"one_of(column={column!r}) needs a list there, not {values!r}.")
+    if not isinstance(values, list | tuple | np.ndarray) or not len(values):
+      raise UserError(f"one_of(column={column!r}) needs a list there, not {cut(repr(values))}.")
     return tuple(str(answer) for answer in values)
 
   return labels_of, _answer_arcs
@@ -241,40 +265,24 @@ def _json(
     schema = typed_json.read(pathlib.Path(schema), dict[str, Any])
   with naming(file):
     automaton = json_grammar.automaton(schema)
-  return lambda example: None, lambda tokenizer, labels: _byte_arcs(tokenizer, *automaton)
+  next_P256, ends_P = automaton
+  grouped = functools.cache(lambda tokenizer: token_walk.grouped(tokenizer, next_P256))
+  return (
+    lambda example: None,
+    lambda tokenizer, labels: _byte_arcs(tokenizer, grouped(tokenizer), ends_P),
+    lambda tokenizer: grouped(tokenizer)[0].stands_V,
+  )
 
 
-def _byte_arcs(tokenizer, next_P256, ends_P):
-  """An automaton over bytes, walked by whole tokens."""
+def _byte_arcs(tokenizer, grouped, ends_P):
+  """An automaton over bytes, walked by whole tokens; byte place p > 0 is place p + 1."""
   automaton = _Automaton(tokenizer)
   places = [0] + [automaton.place() for _ in ends_P[1:]]
-  tokens, bytes_of, lengths = _token_bytes(tokenizer)
-  for place, ends in enumerate(ends_P):
-    if ends:
-      automaton.end(places[place])
-    live, at, depth = np.arange(len(tokens)), np.full(len(tokens), place), 0
-    while len(live):
-      done = lengths[live] == depth
-      for target in np.unique(at[done]) if depth else ():
-        automaton.arc(places[place], tokens[live[done & (at == target)]], places[target])
-      live, at = live[~done], at[~done]
-      at = next_P256[at, bytes_of[live, depth]] if len(live) else at
-      live, at, depth = live[at >= 0], at[at >= 0], depth + 1
+  for step in token_walk.steps(*grouped):
+    automaton.arc(places[step.source], step.tokens, places[step.target])
+  for place in np.flatnonzero(ends_P):
+    automaton.end(places[place])
   return automaton.arcs
-
-
-def _token_bytes(tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(the tokens that are text [N], uint8 [N, longest] their bytes before zeros, lengths [N])."""
-  texts = {}
-  for token, piece in enumerate(tokenizer.pieces()):
-    if piece.kind == "byte":
-      texts[token] = bytes([int(piece.text[3:5], 16)])  # <0x41>
-    elif piece.kind in ("normal", "user_defined"):
-      texts[token] = piece.text.replace("▁", " ").encode()
-  lengths = np.array([len(text) for text in texts.values()])
-  padded = b"".join(text.ljust(lengths.max(), b"\0") for text in texts.values())
-  table = np.frombuffer(padded, np.uint8).reshape(len(texts), -1)
-  return np.array(list(texts), np.int32), table, lengths
 
 
 GRAMMARS = {

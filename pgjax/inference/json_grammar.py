@@ -20,6 +20,8 @@ from pgjax.formats import typed_json
 
 DEAD = -1
 DEPTH = 3  # Of values without a schema.
+MAX_PLACES = 16_384  # Each takes up to 1.5 ms and 100 kB with a vocabulary of 256,000.
+MAX_STATES = 250_000  # Of the automaton before it is made deterministic.
 _DIGITS = [(0x30, 0x39)]
 # A character of a string that needs no escape, as the byte ranges of its UTF-8 form.
 _CHARACTERS = [
@@ -32,7 +34,7 @@ _CHARACTERS = [
   [[(0xF1, 0xF3)], [(0x80, 0xBF)], [(0x80, 0xBF)], [(0x80, 0xBF)]],
   [[(0xF4, 0xF4)], [(0x80, 0x8F)], [(0x80, 0xBF)], [(0x80, 0xBF)]],
 ]
-_Few = Annotated[int, msgspec.Meta(ge=0, le=1000)]  # Each adds as many copies of the item.
+_Few = Annotated[int, msgspec.Meta(ge=0, le=1000)]  # Each adds a copy of the item.
 
 
 class Schema(TypedDict, total=False):
@@ -56,7 +58,7 @@ def automaton(schema: Mapping[str, Any] | None) -> tuple[np.ndarray, np.ndarray]
   """(next place int32 [P, 256], DEAD where a byte is not allowed; bool [P], may the text end here).
 
   Starts at place 0. `schema` None allows every object and every list. Raises UserError for a
-  schema with unsupported keywords.
+  schema with unsupported keywords, or one that needs more than MAX_PLACES.
   """
   builder = _Builder()
   if schema is None:
@@ -78,6 +80,8 @@ class _Builder:
     self.on: list[list[tuple[int, int, int]]] = []  # (lowest byte, highest byte, next state).
 
   def state(self) -> int:
+    if len(self.free) == MAX_STATES:
+      raise _too_large()
     self.free.append(set())
     self.on.append([])
     return len(self.free) - 1
@@ -232,11 +236,18 @@ class _Builder:
       if least:
         raise UserError(f"{where} has minItems={least} without maxItems, which is not read.")
       return self.listed("[", item(), "]")
-    lists = []
-    for count in range(least, most + 1):
-      parts = [part for _ in range(count) for part in (self.comma(), item())][1:]
-      lists.append(self.row([self.text("["), self.space(), *parts, self.space(), self.text("]")]))
-    return self.either(lists)
+    if least > most:
+      raise UserError(f"{where} has minItems={least}, more than maxItems={most}.")
+    first, at = self.row([self.text("["), self.space()])
+    begin, last = self.row([self.space(), self.text("]")])
+    for count in range(most + 1):
+      if count >= least:
+        self.free[at].add(begin)
+      if count < most:
+        next_item, after = self.row([self.comma(), item()]) if count else item()
+        self.free[at].add(next_item)
+        at = after
+    return first, last
 
   def deterministic(self, part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """The subset construction."""
@@ -263,8 +274,18 @@ class _Builder:
         reached = frozenset().union(*(closure(s) for a, b, s in arcs if a <= low and high - 1 <= b))
         if reached:
           if reached not in numbers:
+            if len(order) == MAX_PLACES:
+              raise _too_large()
             numbers[reached] = len(order)
             order.append(reached)
           row[low:high] = numbers[reached]
       rows.append(row)
     return np.stack(rows), np.array([last in subset for subset in order])
+
+
+def _too_large() -> UserError:
+  return UserError(
+    f"the schema is too large: its answers need over {MAX_PLACES:,} states, about one a character"
+    " of every name and text, and 40 for each free text; lower maxItems, which repeats"
+    " its item, or shorten enum and const."
+  )
