@@ -2,42 +2,56 @@
 
 It draws the answer's boxes and masks, and shows each token with its probability. The page uses
 Gradio (requirements-demo.txt), is reachable only from this machine, and sends nothing elsewhere.
+Only the page itself may ask, and only about images that were uploaded to it.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import html
 import logging
 import math
 import os
 import pathlib
+import shutil
 import socket
+import tempfile
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epy
 
 from pgjax import cache_dir, cli
 from pgjax.checkpoints import resolve
-from pgjax.errors import UserError
+from pgjax.errors import UserError, printable
+from pgjax.web import guard
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
+  from pgjax.config import decode_method
   from pgjax.data import images
   from pgjax.data.sources import memory
-  from pgjax.inference import decoder_cache, engine
+  from pgjax.inference import decoder_cache, engine, example_prompts, grammar
   from pgjax.visualization import images as draw_images
 
 log = logging.getLogger("pgjax")
 
 MOST_BYTES = 20 << 20
+MOST_PIXELS = 24_000_000  # Of an upload: about two seconds of work.
+MOST_TEXT = 4_000  # Characters of a prompt, a method or a grammar.
+MOST_BRANCHES = 16  # Of beam and best_of.
 HOST = "127.0.0.1"
 METHODS = ("greedy", "beam(3)", "nucleus(0.9)", "temperature(0.7)", "best_of(4, nucleus(0.9))")
 LENGTHS = (8, 16, 32, 64, 128, 256)  # Few, because each is compiled.
-TASKS = ("caption en", "answer en what is this?", "detect cat ; dog", "segment cat", "ocr")
+_START_SECONDS = 60
 _STYLE = """
-.tokens { line-height: 2.6; overflow-wrap: anywhere; }
-.tokens span { display: inline-block; border-bottom: 3px solid; padding: 0 .2rem; margin: 0 .1rem;
-  line-height: 1.5; white-space: pre; }
+.tokens { line-height: 2.8; overflow-wrap: anywhere; }
+.tokens span { display: inline-block; padding: 0 .2rem; margin: 0 .1rem; line-height: 1.5;
+  white-space: pre; vertical-align: top; }
+.tokens meter { display: block; width: 100%; min-width: 1.6rem; height: .45rem; }
 .tokens small { display: block; font-size: .7rem; opacity: .75; }
 """
 
@@ -55,14 +69,15 @@ def main(args: Any) -> None:
   for note in opened.notes:
     log.info(note)
   answerer = engine.Engine(opened)
-  start(page(gradio, answerer), gradio, args.port)
-  log.info("http://%s:%d answers from %s; Ctrl-C ends it.", HOST, args.port, opened.source.name)
-  threading.Event().wait()
+  with serving(gradio, answerer, args.port):
+    log.info("http://%s:%d answers from %s; Ctrl-C ends it.", HOST, args.port, opened.source.name)
+    threading.Event().wait()
 
 
 def imported() -> Any:
-  """Gradio, with telemetry switched off before it is imported."""
+  """Gradio, with telemetry switched off before it is imported, and a folder for this run alone."""
   os.environ |= dict(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+  os.environ["GRADIO_TEMP_DIR"] = upload_folder()
   try:
     import gradio
   except ImportError:
@@ -78,32 +93,69 @@ def check_port(port: int) -> None:
     raise UserError(f"--port={port} cannot be used ({error}); choose another.") from None
 
 
-def start(blocks: Any, gradio: Any, port: int) -> None:
-  """Serves the page in threads, without anything that contacts another machine."""
-  fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+@functools.cache
+def upload_folder() -> str:
+  """Where this process stores uploads; only this user may read it, and it is removed at the end."""
+  folder = tempfile.mkdtemp(prefix="pgjax-demo-")
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return folder
+
+
+@contextlib.contextmanager
+def serving(gradio: Any, answerer: engine.Engine, port: int) -> Iterator[int]:
+  """Serves the page from a thread, behind its guard, without contacting another machine.
+
+  Gives the port; 0 takes any free one.
+  """
+  import uvicorn  # Comes with Gradio.
+
   try:
-    blocks.launch(
-      server_name=HOST,
-      server_port=port,
-      share=False,
-      max_file_size=MOST_BYTES,
-      ssr_mode=False,
-      footer_links=[],
-      theme=gradio.themes.Base(**fonts),
-      css=_STYLE,
-      prevent_thread_lock=True,
-      quiet=True,
-    )
+    listening = socket.create_server((HOST, port))
   except OSError as error:
     raise UserError(f"--port={port} cannot be used ({error}); choose another.") from None
+  port = listening.getsockname()[1]
+  uploads = guard.Uploads(pathlib.Path(upload_folder()), MOST_BYTES)
+  app = guard.Guard(application(gradio, page(gradio, answerer, uploads)), uploads, HOST, port)
+  server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+  thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+  thread.start()
+  deadline = time.monotonic() + _START_SECONDS
+  while not server.started:
+    if not thread.is_alive() or time.monotonic() > deadline:
+      raise UserError("The page could not be started; the lines above say why.")
+    time.sleep(0.05)
+  try:
+    yield port
+  finally:
+    server.should_exit = True
+    thread.join(5)
 
 
-def page(gradio: Any, answerer: engine.Engine) -> Any:
+def application(gradio: Any, blocks: Any) -> Any:
+  """The page as a web application."""
+  import fastapi
+
+  fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+  return gradio.mount_gradio_app(
+    fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+    blocks,
+    path="",
+    max_file_size=MOST_BYTES,
+    ssr_mode=False,
+    footer_links=[],
+    run_history=False,
+    show_error=False,
+    theme=gradio.themes.Base(**fonts),
+    css=_STYLE,
+  )
+
+
+def page(gradio: Any, answerer: engine.Engine, uploads: guard.Uploads) -> Any:
   """The components, and the button's action."""
   settings, source = answerer.opened.settings, answerer.opened.source
   name = f"{source.name}, step {source.run.step}" if source.run else source.name
   methods = list(dict.fromkeys([settings.decode, *METHODS]))
-  lengths = sorted({settings.max_decode_len, *LENGTHS})
+  prompts = example_prompts.of(answerer.opened)
   with gradio.Blocks(title="pgjax", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
     gradio.Markdown(f"# pgjax: {_plain(name)}")
     with gradio.Row():
@@ -112,46 +164,93 @@ def page(gradio: Any, answerer: engine.Engine) -> Any:
         # Gradio would decode the file here, before its size could be refused in a sentence.
         image.preprocess = lambda payload: payload and payload.path
         prompt = gradio.Textbox(label="Prompt", lines=1, max_lines=4)
-        gradio.Examples([[task] for task in TASKS], prompt, label="Tasks")
-        with gradio.Row():
-          own = dict(value=settings.decode, allow_custom_value=True)
-          method = gradio.Dropdown(methods, label="Method", **own)
-          length = gradio.Dropdown(lengths, value=settings.max_decode_len, label="Most tokens")
-        grammar = gradio.Textbox(label='Grammar (none, boxes, json, one_of("yes", "no"), ...)')
+        gradio.Examples([[text] for text in prompts], prompt, label="Prompts of the run")
+        with gradio.Accordion("Advanced", open=False):
+          with gradio.Row():
+            own = dict(value=settings.decode, allow_custom_value=True)
+            method = gradio.Dropdown(methods, label="Method", **own)
+            most = dict(value=settings.max_decode_len, label="Most tokens")
+            length = gradio.Dropdown(lengths(settings), **most)
+          grammar_box = gradio.Textbox(
+            label='Grammar (none, boxes, json, one_of("yes", "no"), ...)'
+          )
         button = gradio.Button("Answer", variant="primary")
       with gradio.Column():
         answer = gradio.Textbox(label="Answer", lines=3, interactive=False)
-        drawn = gradio.Image(label="Boxes and masks", type="pil", interactive=False)
         tokens = gradio.HTML(label="Tokens")
+        drawn = gradio.Image(label="Boxes and masks", type="pil", interactive=False, visible=False)
 
-    def ask(path, text, how, most, rule):
+    def ask(path, text, how, most, rule, request):
       try:
-        chosen = decoder_cache.Settings(how, int(most), rule.strip() or None)
-        return asked(answerer, path, text, chosen)
+        chosen = chosen_settings(settings, how, most, rule)
+        check_prompt(text)
+        if path is None:
+          raise UserError("Upload an image first.")
+        encoded = uploads.read(path, guard.owner_of(request.headers))
+        shown, marked, spans = asked(answerer, encoded, text, chosen)
+        return shown, spans, gradio.update(value=marked, visible=marked is not None)
       except UserError as error:
         options = dict(duration=None, title="Not answered", print_exception=False)
         raise gradio.Error(html.escape(str(error)), **options) from None
 
-    inputs, outputs = [image, prompt, method, length, grammar], [answer, drawn, tokens]
+    ask.__annotations__["request"] = gradio.Request  # Gradio passes it by its type.
+    inputs, outputs = [image, prompt, method, length, grammar_box], [answer, tokens, drawn]
     button.click(ask, inputs, outputs)
     prompt.submit(ask, inputs, outputs)
   return blocks
 
 
+def lengths(settings: decoder_cache.Settings) -> list[int]:
+  """The numbers of tokens that may be chosen."""
+  return sorted({settings.max_decode_len, *LENGTHS})
+
+
+def chosen_settings(
+  own: decoder_cache.Settings, how: Any, most: Any, rule: Any
+) -> decoder_cache.Settings:
+  """What a request asks for, within the bounds of the page; raises UserError for anything else."""
+  if (
+    not isinstance(how, str)
+    or not isinstance(rule, str | None)
+    or max(len(how), len(rule or "")) > MOST_TEXT
+  ):
+    raise UserError(f"Method and grammar are texts of up to {MOST_TEXT:,} characters.")
+  if most not in lengths(own) or isinstance(most, bool):
+    raise UserError(f"Most tokens must be one of {', '.join(map(str, lengths(own)))}.")
+  method = decode_method.parse(how, "Method")
+  if how != own.decode and method.branches > MOST_BRANCHES:
+    raise UserError(f"{how}: this page generates at most {MOST_BRANCHES} answers at once.")
+  rule = (rule or "").strip()
+  if rule:
+    grammar.parse(rule, "Grammar", files=False)
+  return decoder_cache.Settings(how, int(most), rule or None)
+
+
+def check_prompt(text: Any) -> None:
+  """Raises UserError unless it is text of a bounded length; its tokens are counted later."""
+  if not isinstance(text, str) or len(text) > MOST_TEXT:
+    raise UserError(f"The prompt must be text of up to {MOST_TEXT:,} characters.")
+
+
 def asked(
-  answerer: engine.Engine, path: str | None, prompt: str, settings: decoder_cache.Settings
+  answerer: engine.Engine, encoded: bytes, prompt: str, settings: decoder_cache.Settings
 ) -> tuple[str, Any, str]:
-  """(answer, picture with its boxes and masks or None, tokens as HTML)."""
-  if path is None:
-    raise UserError("Upload an image first.")
-  encoded, opened = pathlib.Path(path).read_bytes(), answerer.opened
+  """(answer, picture with its boxes and masks or None, tokens as HTML) for an encoded image."""
+  opened = answerer.opened
   if len(encoded) > MOST_BYTES:
     raise UserError(f"The file has {len(encoded):,} bytes; at most {MOST_BYTES:,} are accepted.")
+  width, height = images.size(encoded)
+  if width * height > MOST_PIXELS:
+    raise UserError(
+      f"The image has {width:,} x {height:,} = {width * height:,} pixels; at most {MOST_PIXELS:,}"
+      " are accepted here: shrink it, or use pgjax.predict."
+    )
   question = memory.InMemory([dict(image=encoded, prefix=prompt)], ["This question"])
   questions = engine.loader(opened, question)
   engine.check(opened, questions, settings)
   [answer] = answerer.answers(questions, settings, 1)
-  return answer.text, picture(encoded, engine.objects_of(opened, answer)), shown(opened, answer)
+  parsed = engine.objects_of(opened, answer)
+  return printable(answer.text), picture(encoded, parsed), shown(opened, answer)
 
 
 def picture(encoded: bytes, parsed: Any) -> Any:
@@ -162,11 +261,13 @@ def picture(encoded: bytes, parsed: Any) -> Any:
 
 
 def shown(opened: engine.OpenCheckpoint, answer: engine.Answer) -> str:
-  """Each token above its probability."""
+  """Each token above its probability, as a bar and as a number."""
   spans = []
   for token, logp in zip(answer.tokens, answer.logp, strict=True):
     piece = html.escape(opened.tokenizer.piece(token))
-    spans.append(f"<span><bdi>{piece}</bdi><small>{math.exp(logp):.1%}</small></span>")
+    likely = min(1.0, math.exp(logp))
+    bar = f'<meter value="{likely:.4f}"></meter>'
+    spans.append(f"<span><bdi>{piece}</bdi>{bar}<small>{likely:.1%}</small></span>")
   whole = math.exp(sum(answer.logp))
   return f'<div class="tokens">{"".join(spans)}</div><p>Probability of the answer: {whole:.3g}</p>'
 

@@ -13,6 +13,7 @@ LINE = [
   "api",
   "commands",
   "cli",
+  "web",
   "evaluation",
   "data_check",
   "planning",

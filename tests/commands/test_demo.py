@@ -2,19 +2,23 @@
 
 import html
 import importlib.util
+import io
+import itertools
+import json
 import re
 import socket
 import subprocess
 import sys
 import time
 
+import ml_collections
 import pytest
 from PIL import Image
 
 from pgjax import demo
 from pgjax.data import locations, tokenizer
 from pgjax.errors import UserError
-from pgjax.inference import decoder_cache, engine
+from pgjax.inference import decoder_cache, engine, example_prompts
 from tests import small_checkpoint
 from tests.browser import Browser, needs_chromium
 from tests.commands.test_predict import huge_png
@@ -43,28 +47,95 @@ def test_without_gradio_it_raises_a_user_error(monkeypatch):
     demo.imported()
 
 
-def test_an_upload_that_is_not_an_image_raises(answerer, tmp_path):
-  file = tmp_path / "file"
+def png(width=8, height=8):
+  file = io.BytesIO()
+  Image.new("RGB", (width, height), (200, 30, 30)).save(file, "PNG")
+  return file.getvalue()
+
+
+def test_an_upload_that_is_not_an_image_raises(answerer):
   for content, sentence in (
     (b"no picture", "cannot be decoded"),
     (huge_png(20_000, 10_000), "200,000,000 pixels"),
+    (huge_png(9_460, 9_459), r"9,460 x 9,459 = 89,482,140 pixels|89,482,140 pixels"),
+    (huge_png(6_001, 4_000), "6,001 x 4,000 = 24,004,000 pixels; at most 24,000,000"),
     (bytes(demo.MOST_BYTES + 1), "20,971,521 bytes; at most 20,971,520"),
   ):
-    file.write_bytes(content)
     with pytest.raises(UserError, match=sentence):
-      demo.asked(answerer, str(file), "what?", SETTINGS)
-  with pytest.raises(UserError, match="Upload an image first"):
-    demo.asked(answerer, None, "what?", SETTINGS)
-  Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+      demo.asked(answerer, content, "what?", SETTINGS)
   with pytest.raises(UserError, match="the prompt has"):
-    demo.asked(answerer, str(tmp_path / "a.png"), "long " * 30, SETTINGS)
+    demo.asked(answerer, png(), "long " * 30, SETTINGS)
 
 
-def test_an_answer_comes_with_its_picture_and_the_probability_of_each_token(answerer, tmp_path):
-  Image.new("RGB", (64, 32)).save(tmp_path / "a.png")
+@pytest.mark.parametrize(
+  ("how", "most", "rule", "sentence"),
+  [
+    ("beam(17)", 8, "", "at most 16 answers at once"),
+    ("best_of(1000000, nucleus(0.9))", 8, "", "from 1 to 1024"),
+    ("best_of(1024, nucleus(0.9))", 8, "", "at most 16 answers at once"),
+    ("x" * 5000, 8, "", "texts of up to 4,000 characters"),
+    ("greedily", 8, "", "Method: there is no 'greedily'"),
+    (["greedy"], 8, "", "texts of up to"),
+    (None, 8, "", "texts of up to"),
+    ("greedy", 10**9, "", "Most tokens must be one of 8, 12, 16"),
+    ("greedy", "8", "", "Most tokens must be one of"),
+    ("greedy", True, "", "Most tokens must be one of"),
+    ("greedy", None, "", "Most tokens must be one of"),
+    ("greedy", 8.5, "", "Most tokens must be one of"),
+    ("greedy", 8, 'json(schema="/etc/passwd")', "a file cannot be named here"),
+    ("greedy", 8, "json('/etc/passwd')", "a file cannot be named here"),
+    ("greedy", 8, 'json(schema="/x", fields=["a"])', "a file cannot be named here"),
+    ("greedy", 8, "json" + " " * 5000, "texts of up to"),
+    ("greedy", 8, "jsn", "there is no 'jsn'"),
+  ],
+  ids=itertools.count(),
+)
+def test_a_request_has_bounds_and_names_no_file(how, most, rule, sentence):
+  with pytest.raises(UserError, match=sentence):
+    demo.chosen_settings(SETTINGS, how, most, rule)
+
+
+def test_what_the_page_offers_is_within_its_bounds():
+  for method in demo.METHODS:
+    for length in demo.lengths(SETTINGS):
+      chosen = demo.chosen_settings(SETTINGS, method, length, " boxes ")
+      assert chosen == decoder_cache.Settings(method, length, "boxes")
+  assert demo.chosen_settings(SETTINGS, "greedy", 8.0, None).max_decode_len == 8
+  wide = decoder_cache.Settings("beam(32)", 8)
+  assert demo.chosen_settings(wide, "beam(32)", 8, "").decode == "beam(32)"  # The run's own.
+
+
+def test_a_prompt_is_text_of_a_bounded_length():
+  demo.check_prompt("x" * 4000)
+  for odd in (None, 3, ["x"], "x" * 4001):
+    with pytest.raises(UserError, match="The prompt must be text of up to 4,000 characters"):
+      demo.check_prompt(odd)
+
+
+def test_the_prompts_offered_are_those_of_the_run(answerer, tmp_path):
+  opened = answerer.opened
+  prompts = example_prompts.of(opened)  # Of the data of config.evals: easy-VQA.
+  assert len(prompts) == len(set(prompts)) == example_prompts.MOST
+  assert all(any(word in p for word in ("shape", "color", "circle", "red", "a ")) for p in prompts)
+  step = tmp_path / "w/checkpoints/7"
+  file = tmp_path / "w/evals/val/predictions.jsonl"
+  file.parent.mkdir(parents=True)
+  rows = [dict(prompt=p) for p in ("is it?", "is it?", "what is the colour?", "x" * 300, "a\x1b")]
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  run = opened.source.run._replace(path=step)
+  own = opened._replace(source=opened.source._replace(run=run))
+  assert example_prompts.of(own) == ["is it?", "what is the colour?"]
+  file.write_text("[]\nnot json\n")
+  assert example_prompts.of(own) == prompts
+  bare = opened._replace(config=ml_collections.ConfigDict({**opened.config, "evals": {}}))
+  assert example_prompts.of(bare) == list(example_prompts.GENERAL)
+
+
+def test_an_answer_comes_with_its_picture_and_the_probability_of_each_token(answerer):
   boxes = SETTINGS._replace(grammar='boxes(labels=["cat"])')
-  text, _, tokens = demo.asked(answerer, str(tmp_path / "a.png"), "detect cat", boxes)
-  shown = re.findall(r"<span><bdi>(.*?)</bdi><small>[\d.]+%</small></span>", tokens)
+  text, _, tokens = demo.asked(answerer, png(64, 32), "detect cat", boxes)
+  bar = r"<meter value=\"[\d.]+\"></meter>"
+  shown = re.findall(rf"<span><bdi>(.*?)</bdi>{bar}<small>[\d.]+%</small></span>", tokens)
   assert "".join(map(html.unescape, shown)).replace("\u2581", " ") == f"{text}<eos>"
   assert "<loc" in text
   assert "<loc" not in tokens
@@ -88,7 +159,7 @@ def test_tokens_are_escaped_and_add_up(checkpoint):
   ids = tokenizer.load("tiny").encode("<b>&")
   page = demo.shown(opened, engine.Answer("p", "<b>&", ids, [-0.5] * len(ids)))
   assert "<b>" not in page
-  assert page.count("60.7%") == len(ids)
+  assert page.count("60.7%") == page.count('<meter value="0.6065">') == len(ids)
   assert f"{2.718281828 ** (-0.5 * len(ids)):.3g}" in page
 
 
