@@ -18,14 +18,14 @@ from etils import epy
 
 from pgjax import cache_dir, cli, disk
 from pgjax.checkpoints import resolve
-from pgjax.errors import UserError, naming
+from pgjax.errors import UserError, naming, printable
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.config import decode_method
   from pgjax.data import images
   from pgjax.data.sources import memory, registry
   from pgjax.inference import decoder_cache, engine, grammar
-  from pgjax.visualization import images as draw_images
+  from pgjax.visualization import boxes as draw_boxes, images as draw_images
 
 log = logging.getLogger("pgjax")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -59,9 +59,9 @@ def main(args: Any) -> None:
   if args.json:
     sys.stdout.write(json.dumps(engine.as_json(opened, answer, sizes[0], settings)) + "\n")
   else:
-    sys.stdout.write(answer.text + "\n")
+    sys.stdout.write(printable(answer.text) + "\n")
   if args.draw:
-    draw(args, engine.objects_of(opened, answer).objects)
+    draw(args, answer.text, engine.objects_of(opened, answer).objects)
 
 
 def check_flags(args: Any) -> None:
@@ -110,7 +110,13 @@ def lines(source, answers, sizes, opened, settings, *, everything: bool) -> Iter
       row |= engine.as_json(opened, answer, sizes[i], settings)
     else:
       row |= dict(logp=sum(answer.logp))
-    yield json.dumps(row, ensure_ascii=False) + "\n"
+    yield _json_line(row)
+
+
+def _json_line(row: dict[str, Any]) -> str:
+  """A row with its letters as they are, but all control characters escaped, as JSON allows."""
+  text = json.dumps(row, ensure_ascii=False)
+  return printable(text, lambda c: f"\\u{ord(c):04x}") + "\n"
 
 
 def write(args: Any, lines: Iterator[str]) -> None:
@@ -126,13 +132,14 @@ def write(args: Any, lines: Iterator[str]) -> None:
   log.info("%d answers written to %s.", count, path)
 
 
-def draw(args: Any, objects: Any) -> None:
-  """Writes the original first image with the answer's boxes and masks."""
+def draw(args: Any, text: str, objects: Any) -> None:
+  """Writes the original first image with the answer's boxes and masks, and the answer below it."""
   picture = draw_images.with_objects(images.decode(images.encoded(args.image[0])), objects)
+  picture = draw_boxes.captioned(picture, f"{args.prompt}\n{printable(text)}")
   path = pathlib.Path(args.draw).expanduser()
   with disk.disk_errors(path):
     picture.save(path)
-  log.info("%d objects drawn in %s.", len(objects), path)
+  log.info("The answer and %d objects are drawn in %s.", len(objects), path)
 
 
 FLAGS = [
@@ -145,7 +152,7 @@ FLAGS = [
   ),
   cli.Flag("grammar", str, help='format of answers: boxes, json, one_of("yes", "no"), ...'),
   cli.Flag("seed", int, 0, help="seed of sampling"),
-  cli.Flag("draw", str, help="picture to write, with the answer's boxes and masks on the image"),
+  cli.Flag("draw", str, help="picture to write: the image with boxes and masks, the answer below"),
   cli.Flag("json", bool, False, help="write tokens, probabilities, boxes in pixels and settings"),
   cli.Flag("jsonl", str, help='many questions, a line each: {"image": "a.png", "prefix": "..."}'),
   cli.Flag("out", str, help="file for the answers to --jsonl; else stdout"),

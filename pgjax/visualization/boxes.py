@@ -4,7 +4,9 @@ Each label has a colour. Lines have a dark rim and labels a filled background, s
 legible on any image; sizes scale with the image, and small images are enlarged.
 """
 
+import bisect
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from pgjax.data import locations
 
 MIN_SIDE = 640  # Pixels of the longer side, at least.
 MASK_OPACITY = 0.45
+MAX_CAPTION, MAX_CAPTION_LINES = 4000, 40
 # Each contrasts with black, with white and with the others.
 COLOURS = (
   (230, 57, 70), (42, 120, 214), (255, 183, 3), (46, 160, 67), (155, 81, 224), (0, 180, 200),
@@ -64,6 +67,47 @@ def objects(
     if text := (o.label if o.score is None else f"{o.label} {o.score:.2f}").strip():
       taken.append(_write(draw, text, box, colour_of[o.label], font, taken, picture.size))
   return picture
+
+
+def captioned(picture: Image.Image, text: str) -> Image.Image:
+  """The picture with the lines of a text on a white strip below it, wrapped to its width.
+
+  At most MAX_CAPTION_LINES; letters that the font lacks are drawn as boxes.
+  """
+  font = ImageFont.load_default(max(14, round(max(picture.size) / 36)))
+  pad = font.size // 2
+  lines = _wrapped(text, font, picture.width - 2 * pad)
+  if len(lines) > MAX_CAPTION_LINES:
+    lines = [*lines[: MAX_CAPTION_LINES - 1], "..."]
+  step = round(font.size * 1.35)
+  whole = Image.new("RGB", (picture.width, picture.height + step * len(lines) + 2 * pad), "white")
+  whole.paste(picture.convert("RGB"))
+  draw = ImageDraw.Draw(whole)
+  for i, line in enumerate(lines):
+    draw.text((pad, picture.height + pad + i * step), line, fill=(20, 20, 20), font=font)
+  return whole
+
+
+def _wrapped(text: str, font, width: int) -> list[str]:
+  """Lines of at most `width` pixels, broken at spaces, and inside a word that is longer."""
+  lines = []
+  for paragraph in text[:MAX_CAPTION].splitlines() or [""]:
+    line = ""
+    for word in re.findall(r"\S+\s*|\s+", paragraph):
+      while word:
+        if font.getlength((line + word).rstrip()) <= width or not (line or word[1:]):
+          line, word = line + word, ""
+        elif line.strip():
+          lines.append(line.rstrip())
+          line = ""
+        else:
+          fits = bisect.bisect_right(
+            range(len(word)), width, key=lambda n: font.getlength(word[:n])
+          )
+          lines.append(word[: max(1, fits - 1)])
+          word, line = word[max(1, fits - 1) :], ""
+    lines.append(line.rstrip())
+  return lines
 
 
 def colours(labels: Iterable[str]) -> dict[str, tuple[int, int, int]]:

@@ -113,3 +113,25 @@ def test_floats_and_pil_images_are_accepted():
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (0.999, 0.999, 1, 1), (0, 0, 0.001, 0.001)])
 def test_boxes_at_the_edge_are_drawn(box):
   assert changed(GREY, [detected("a rather long label " * 3, box=box, score=1)]).any()
+
+
+def test_a_caption_is_below_the_picture_and_within_its_width():
+  picture = Image.fromarray(GREY)
+  whole = draw_boxes.captioned(picture, "what is it?\n" + "a long answer " * 20 + "x" * 300)
+  assert whole.width == 640
+  np.testing.assert_array_equal(np.asarray(whole)[:480], GREY)
+  ink = np.asarray(whole.convert("L"))[480:] < 128
+  rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+  assert columns[0] >= 4
+  assert columns[-1] < 636
+  assert rows[-1] < len(ink) - 2
+  assert np.count_nonzero(np.diff(rows) > 1) >= 5  # Gaps between lines.
+
+
+@pytest.mark.parametrize(
+  "text", ["", "\n\n", "   ", "x", "\u732b" * 400, "a\n" * 500, "  two words"]
+)
+def test_any_text_makes_a_caption_of_bounded_height(text):
+  whole = draw_boxes.captioned(Image.new("RGB", (640, 480)), text)
+  font = 18 * 1.35
+  assert 480 < whole.height < 480 + font * (draw_boxes.MAX_CAPTION_LINES + 2)
