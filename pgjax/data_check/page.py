@@ -8,19 +8,9 @@ from typing import Any
 
 from pgjax.data_check.findings import ERROR, WARNING, Finding
 from pgjax.data_check.scan import Spread
+from pgjax.visualization import html_page
 
 WIDTH = 110  # Characters.
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem;
-  color: #1c1c1c; background: #fff; overflow-wrap: anywhere; }
-h1 { font-size: 1.2rem; } h2 { font-size: 1.1rem; }
-.finding { border: 1px solid #ddd; border-left: 5px solid #d89b1d; border-radius: 4px;
-  padding: .5rem .9rem; margin: .6rem 0; }
-.error { border-left-color: #c0392b; }
-.finding ul { margin: .3rem 0 0; padding-left: 1.2rem; color: #444; font-size: .92em; }
-img { max-width: 100%; border: 1px solid #ddd; border-radius: 4px; margin: .4rem 0; }
-pre { white-space: pre-wrap; background: #f6f6f6; padding: 1rem; border-radius: 4px; }
-"""
 
 
 def verdict(findings: Sequence[Finding]) -> str:
@@ -127,7 +117,7 @@ def _cut(text: str) -> str:
 
 def page(spec: str, facts: Mapping[str, Any], findings: Sequence[Finding], pictures) -> str:
   """HTML; `pictures` are (title, PNG bytes, (prompt, answer)). Texts of the data are escaped."""
-  parts = [f"<h1>{html.escape(spec)}</h1><p>{html.escape(verdict(findings))}</p>"]
+  parts = []
   for finding in findings:
     examples = "".join(f"<li>{html.escape(example)}</li>" for example in finding.examples)
     parts.append(
@@ -140,10 +130,11 @@ def page(spec: str, facts: Mapping[str, Any], findings: Sequence[Finding], pictu
     data = base64.b64encode(png).decode()
     prompt, answer = (html.escape(text.strip()) for text in texts)
     parts.append(f"<p>prompt: {prompt}<br>answer: {answer}</p>")
-    parts.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(title)}">')
-  head = f'<meta charset="utf-8"><title>{html.escape(spec)}</title><style>{_STYLE}</style>'
-  view = '<meta name="viewport" content="width=device-width">'
-  return f"<!doctype html><html><head>{view}{head}</head><body>{''.join(parts)}</body></html>\n"
+    source = f"data:image/png;base64,{data}"
+    parts.append(f'<img class="drawn" src="{source}" alt="{html.escape(title)}">')
+  examples = sum(of["examples"] for of in facts.values())
+  about = {"config": spec, "examples": f"{examples:,} in {len(facts)} data sets"}
+  return html_page.page(f"Data check: {verdict(findings)}", about, "".join(parts))
 
 
 def as_json(spec: str, facts: Mapping[str, Any], findings: Sequence[Finding]) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""What does a report show of one evaluator? The distribution of scores, examples, all predictions.
+"""What does a report show of one evaluator? Its distribution of scores, examples, all predictions.
 
 The examples with pictures are chosen after scoring (worst, best, random), so pictures are loaded by
 row number, at most 3 * EXAMPLES.
 """
 
 import html
-import itertools
 import json
 import math
 import random
@@ -16,16 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pgjax.data import locations
-from pgjax.evaluation.scorers import GROUP_COLUMNS
-from pgjax.metrics import interval
-from pgjax.visualization import images as draw_images
+from pgjax.evaluation import report_bars
+from pgjax.evaluation.report_bars import number, worth
+from pgjax.metrics import structured
+from pgjax.visualization import html_page, images as draw_images
 
 EXAMPLES = 16  # In each part of the gallery.
 TABLE_ROWS = 5_000
-MOST_GROUPS = 20
 _TEXT_LENGTH = 2_000  # Characters of one text in the table.
 _PICTURE_PIXELS, _MARKED_PIXELS = 320, 640
-_BINS = 10
+_MOST_WRONG = 12  # Fields of a JSON answer in a card.
 _DRAWN = ("prediction", "answer")
 _LONG = 160  # Characters; a longer text in a card is folded.
 
@@ -44,128 +43,17 @@ class Split(NamedTuple):
   parts: Sequence[Mapping[str, tuple[float, float]]] = ()
   picture: Callable[[int], np.ndarray] | None = None
   mask_weights: str = "oi"  # As config.evals.*.mask_weights.
+  kind: str = ""  # As config.evals.*.type.
+  facts: Mapping[str, Any] = {}  # What was scored: data, decoding.
 
 
 def section(split: Split, place: int) -> str:
   """The evaluator's section of the page; `place` makes its HTML ids unique."""
   name = html.escape(split.name)
   heading = f'<h2 id="split{place}">{name}: {len(split.rows):,} examples</h2>'
-  inside = _distribution(split) + _gallery(split, place) + _table(split, place)
+  inside = html_page.facts_list(split.facts) + report_bars.distribution(split.rows, split.kind)
+  inside += _gallery(split, place) + _table(split, place)
   return f'<section aria-labelledby="split{place}">{heading}{inside}</section>'
-
-
-def number(value: float) -> str:
-  """Four significant digits; whole numbers in full."""
-  if not math.isfinite(value):
-    return str(value)
-  return f"{int(value):,}" if value == int(value) and abs(value) >= 2 else f"{value:.4g}"
-
-
-def shown_interval(ends: tuple[float, float]) -> str:
-  """In brackets; "" if all rows are equal, so that the bootstrap has no width."""
-  return f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends[0] < ends[1] else ""
-
-
-def worth(row: Mapping[str, Any]) -> float | None:
-  """What orders the rows, higher is better: the score or the likelihood; None without either."""
-  if row.get("score") is not None:
-    return float(row["score"])
-  return -float(row["nll"]) if row.get("nll") is not None else None
-
-
-# The distribution of scores
-
-
-def _distribution(split: Split) -> str:
-  scored = [(row, value) for row in split.rows if (value := worth(row)) is not None]
-  if not scored:
-    return ""
-  what = "score" if split.rows[0].get("nll") is None else "log-likelihood"
-  tables = [_bars(f"Distribution of {what}s", what, "examples", _histogram([v for _, v in scored]))]
-  keyed = [(column, lambda row, c=column: row.get(c)) for column in GROUP_COLUMNS]
-  answers = {_group(_one_answer(row)) for row, _ in scored}
-  few = len(answers) <= MOST_GROUPS
-  keyed.append(("answer", _one_answer) if few else ("length of the answer", _answer_size))
-  for column, key in keyed:
-    groups: dict[str, list[float]] = {}
-    for row, value in scored:
-      if (group := _group(key(row))) is not None:
-        groups.setdefault(group, []).append(value)
-    if len(groups) > 1:
-      tables.append(_groups(f"Mean {what} by {column}", column, groups))
-  return f'<div class="spread">{"".join(tables)}</div>'
-
-
-def _histogram(values: Sequence[float]) -> list[tuple[str, float, str]]:
-  """(label, share of the longest bar, text); a bar for each value, or for bins of many values."""
-  counts = Counter(values)
-  if len(counts) <= _BINS + 1:
-    bars = [(number(value), counts[value]) for value in sorted(counts)]
-  else:
-    heights, edges = np.histogram(values, _BINS)
-    labels = [f"{number(a)} to {number(b)}" for a, b in itertools.pairwise(edges)]
-    bars = list(zip(labels, heights.tolist(), strict=True))
-  most = max(count for _, count in bars)
-  return [(label, count / most, f"{count:,} ({count / len(values):.1%})") for label, count in bars]
-
-
-def _groups(title: str, column: str, groups: Mapping[str, list[float]]) -> str:
-  """A bar for each group, the largest first; those beyond MOST_GROUPS share one."""
-  largest = sorted(groups, key=lambda group: -len(groups[group]))
-  shown = {group: groups[group] for group in largest[:MOST_GROUPS]}
-  if rest := largest[MOST_GROUPS:]:
-    shown[f"{len(rest)} other groups"] = [value for group in rest for value in groups[group]]
-  low = min(0.0, *(min(values) for values in shown.values()))
-  span = max(1.0 if low == 0 else 0.0, *(max(values) for values in shown.values())) - low
-  bars = []
-  for group, values in shown.items():
-    mean = sum(values) / len(values)
-    ends = interval.intervals([dict(score=(value, 1)) for value in values])["score"]
-    text = f"{number(mean)}{shown_interval(ends)}, {len(values):,} examples"
-    bars.append((group, (mean - low) / span if span else 1.0, text))
-  return _bars(title, column, "mean and interval", bars)
-
-
-def _bars(title: str, left: str, right: str, bars: Iterable[tuple[str, float, str]]) -> str:
-  rows = "".join(
-    f'<tr><th scope="row"><bdi>{html.escape(label)}</bdi></th><td>'
-    '<svg viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
-    '<rect class="empty" width="100" height="6"/>'
-    f'<rect width="{100 * share:.2f}" height="6"/></svg>{text}</td></tr>'
-    for label, share, text in bars
-  )
-  head = f'<tr><th scope="col">{html.escape(left)}</th><th scope="col">{right}</th></tr>'
-  caption = f"<caption>{html.escape(title)}</caption>"
-  return f'<table class="bars">{caption}<thead>{head}</thead><tbody>{rows}</tbody></table>'
-
-
-def _group(value: Any) -> str | None:
-  return None if value is None or value == "" else str(value)[:80]
-
-
-def _one_answer(row: Mapping[str, Any]) -> str | None:
-  """The true answer; the most common of several."""
-  answer = row.get("answer")
-  if isinstance(answer, list):
-    return str(Counter(answer).most_common(1)[0][0]) if answer else None
-  return answer
-
-
-def _answer_size(row: Mapping[str, Any]) -> str | None:
-  """The number of objects if the answer has boxes, else of words."""
-  answer = _one_answer(row)
-  if answer is None:
-    return None
-  if "<loc" in answer:
-    count, unit = len(locations.parse(answer).objects), "object"
-  else:
-    count, unit = len(answer.split()), "word"
-  steps = (0, 1, 2, 3, 6, 11, 21, 51)
-  low = max(step for step in steps if step <= count)
-  high = min((step for step in steps if step > count), default=0) - 1
-  if high < 0:
-    return f"{low} {unit}s or more"
-  return f"{low} {unit}{'s' * (low != 1)}" if high == low else f"{low} to {high} {unit}s"
 
 
 # Examples
@@ -201,8 +89,10 @@ def _gallery(split: Split, place: int) -> str:
       f'<input type="radio" class="tab {name}" name="tabs{place}" id="{tab}"{checked}>'
       f'<label for="{tab}">{name.capitalize()} {len(part)}</label>'
     )
-    cards = "".join(_card(i, split.rows[i], pictures[i]) for i in part)
-    grids.append(f'<div class="grid {name}{" wide" if labels else ""}">{cards}</div>')
+    cards = "".join(_card(i, split.rows[i], pictures[i], split.kind) for i in part)
+    grids.append(
+      f'<div class="grid {name}{" wide" if labels or split.kind == "json" else ""}">{cards}</div>'
+    )
   note = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
   legend = "<legend>Examples (equal scores: the most confident first)</legend>"
   return f'<fieldset class="gallery">{legend}{"".join(buttons)}{note}{"".join(grids)}</fieldset>'
@@ -236,13 +126,15 @@ def _objects(row: Mapping[str, Any], name: str) -> Sequence[locations.Object]:
   return locations.parse(text).objects or locations.parse(f"{text} {name}").objects
 
 
-def _card(i: int, row: Mapping[str, Any], pictures: Iterable[tuple[str, str]]) -> str:
+def _card(i: int, row: Mapping[str, Any], pictures: Iterable[tuple[str, str]], kind: str) -> str:
   shown = [f'<p class="id">{html.escape(str(row.get("id", i)))}</p>']
   for what, uri in pictures:
     shown.append(f'<figure><img src="{uri}" alt="{what} of example {i}" loading="lazy">')
     shown.append(f"<figcaption>{what}</figcaption></figure>" if what != "image" else "</figure>")
   texts = [name for name in ("prompt", "answer", "prediction") if row.get(name) is not None]
-  shown += [_field(name, _one_line(row[name])) for name in texts]
+  by_field = _fields(row) if kind == "json" else ""
+  shown += [_text(name, _one_line(row[name])) for name in (texts[:1] if by_field else texts)]
+  shown.append(by_field)
   facts = [f"score {number(row['score'])}"] if row.get("score") is not None else []
   if row.get("logp") is not None:
     facts.append(f"probability {math.exp(row['logp']):.3g} (log {row['logp']:.3g})")
@@ -253,7 +145,36 @@ def _card(i: int, row: Mapping[str, Any], pictures: Iterable[tuple[str, str]]) -
   )
 
 
-def _field(name: str, text: str) -> str:
+def _fields(row: Mapping[str, Any]) -> str:
+  """The fields in which a JSON prediction differs; "" if it is no JSON."""
+  texts = [str(row.get(name)) for name in ("answer", "prediction")]
+  values = [structured.parsed(text) for text in texts]
+  if structured.NOTHING in values:
+    return ""
+  expected, got = (structured.fields(value) for value in values)
+  right = (expected & got).total()
+  both = ((expected, got), (got, expected))
+  wrong = [{path: value for path, value in a - b} for a, b in both]  # noqa: C416 (a Counter)
+  paths = sorted({*wrong[0], *wrong[1]})
+  rows = "".join(
+    f'<tr><th scope="row"><bdi>{_path(path)}</bdi></th>'
+    + "".join(f"<td><bdi>{html.escape(_cell(of.get(path, '')))}</bdi></td>" for of in wrong)
+    + "</tr>"
+    for path in paths[:_MOST_WRONG]
+  )
+  note = f"{right} of {expected.total()} fields right"
+  if len(paths) > _MOST_WRONG:
+    note += f"; {len(paths) - _MOST_WRONG} more differ"
+  head = "".join(f'<th scope="col">{name}</th>' for name in ("field", "answer", "prediction"))
+  table = f'<table class="fields"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+  return f"<p>{note}</p>{table * bool(paths)}"
+
+
+def _path(path: str) -> str:
+  return html.escape(report_bars.field_name(path, numbered=True))
+
+
+def _text(name: str, text: str) -> str:
   value = f"<bdi>{html.escape(text)}</bdi>"
   if len(text) <= _LONG:
     return f"<p><b>{name}</b> {value}</p>"

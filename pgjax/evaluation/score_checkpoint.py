@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -195,15 +195,46 @@ def write(scoring: Scoring, out, source, about, scores, results) -> None:
   """Writes the files of one checkpoint; metrics.json comes last, as the sign of completeness."""
   path, step = about["checkpoint"]["path"], about["checkpoint"]["step"]
   shown = {"checkpoint": path, "step": step, "EMA weights": "yes" if source.averages else "no"}
+  shown["config"] = scoring.args.config_spec or "that of the run"
+  shown["scored"] = time.strftime("%Y-%m-%d %H:%M %Z")
   splits, published = [], {}
   for e in scoring.evaluators:
     result, image, weights = results[e.name], e.batches.image, e.section.mask_weights
-    splits.append(report_split.Split(e.name, result.rows, result.parts, image, weights))
+    said = dict(data=described(e.section.data), decoding=_decoding(e, scoring.config))
+    split = (e.name, result.rows, result.parts, image, weights, e.section.type, said)
+    splits.append(report_split.Split(*split))
     published |= {f"{e.name}/{score}": mean for score, mean in e.section.published.items()}
   with disk.disk_errors(out):
-    title = f"pgjax: step {step}" if step else f"pgjax: {source.path.name}"
+    title = title_of(source, [e.name for e in scoring.evaluators])
     (out / "report.html").write_text(report.page(title, shown, scores, splits, paper=published))
     (out / "config.json").write_text(disk.dumps(scoring.config.to_dict()))
   rows = [dict(eval=split.name) | row for split in splits for row in split.rows]
   metrics = dict(checkpoint=path, step=step, averages=source.averages, **scores)
   evaluator_lib.write(out, dict(metrics, published=published, about=about), rows)
+
+
+def title_of(source: source_lib.Source, evaluators: Sequence[str]) -> str:
+  """Which evaluators scored which checkpoint."""
+  names = ", ".join(evaluators[:4]) + (f" and {len(evaluators) - 4} more" if evaluators[4:] else "")
+  if source.run is None:
+    return f"{names}: {source.path.name}"
+  folder = source.run.path
+  if folder.parent.name == workdir_lib.FOLDER:
+    folder = folder.parents[1]
+  return f"{names}: {folder.name} at step {source.run.step:,}"
+
+
+def described(data: Any) -> str:
+  """A source as its config writes it: easy_vqa, split='test'."""
+  fields = disk.plain(data.to_dict())
+  name = str(fields.pop("name", "a mixture"))
+  return ", ".join([name, *(f"{key}={value!r}" for key, value in fields.items())])
+
+
+def _decoding(evaluator: Any, config: Any) -> str:
+  if evaluator.section.type == "perplexity":
+    return "none: the likelihood of the true answer"
+  text = (
+    f"{evaluator.section.decode or config.decode}, up to {evaluator.section.max_decode_len} tokens"
+  )
+  return f"{text}, grammar {evaluator.section.grammar}" if evaluator.section.grammar else text

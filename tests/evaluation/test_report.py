@@ -153,11 +153,70 @@ def test_scores_are_grouped_by_columns_and_by_answer():
   bars = re.findall(
     r"<bdi>([a-z]+)</bdi></th><td><svg.*?</svg>([\d.]+) \(.*?\), (\d+) examples", document
   )
-  assert bars == [("why", "0.5", "4"), ("how", "0.25", "4")]  # Rows 0, 2 and 1 are right.
+  assert bars == [("how", "0.25", "4"), ("why", "0.5", "4")]  # Rows 0, 2 and 1 are right.
   assert "by answer" not in document  # All answers are the same.
   lengths = [row(i, answer="word " * (i % 12 + 1) + str(i)) for i in range(40)]
   labels = re.findall(r'scope="row"><bdi>(\d.*?)</bdi>', page(lengths))
   assert set(labels) == {"0", "2 words", "3 to 5 words", "6 to 10 words", "11 to 20 words"}
+
+
+def bars_of(document, caption):
+  """[(label, width, text)] of the table of bars with this caption."""
+  [table] = re.findall(rf"<caption>{caption}</caption>(.*?)</table>", document, re.DOTALL)
+  pattern = r'<bdi>(.*?)</bdi></th><td><svg.*?<rect width="([\d.]+)" height="6"/></svg>(.*?)</td>'
+  return [(label, float(width), text) for label, width, text in re.findall(pattern, table)]
+
+
+def test_bars_are_shares_of_all_examples_and_the_worst_group_comes_first():
+  kinds = ["common"] * 60 + ["hard"] * 20 + ["rare"] * 20
+  right = dict(common=1.0, hard=0.0, rare=0.5)
+  rows = [row(i, score=right[kind], question_type=kind) for i, kind in enumerate(kinds)]
+  document = page(rows)
+  values = [(label, width) for label, width, _ in bars_of(document, "Distribution of scores")]
+  assert values == [("0", 20.0), ("0.5", 20.0), ("1", 60.0)]
+  groups = [(name, width) for name, width, _ in bars_of(document, "Mean score by question_type")]
+  assert groups == [("hard", 0.0), ("rare", 50.0), ("common", 100.0)]
+
+
+def test_the_best_of_many_groups_share_a_bar():
+  rows = [row(i, score=i / 40, question_type=f"kind {i}") for i in range(40)]
+  bars = bars_of(page(rows), "Mean score by question_type")
+  assert [name for name, *_ in bars] == [*(f"kind {i}" for i in range(20)), "20 other groups"]
+
+
+def test_json_answers_are_scored_by_field():
+  answers = [dict(total=i, items=[dict(price=i), dict(price=1)], name="x") for i in range(4)]
+  predictions = [dict(a, total=0, items=a["items"][:1]) for a in answers]
+  rows = [
+    row(i, answer=json.dumps(a), prediction=json.dumps(p), score=0.5)
+    for i, (a, p) in enumerate(zip(answers, predictions, strict=True))
+  ]
+  rows.append(row(4, answer=json.dumps(answers[0]), prediction="not json", score=0.0))
+  document = report.page("t", {}, {}, [Split("val", rows, (), None, "oi", "json")])
+  bars = bars_of(document, "F1 by field")
+  # Right: total once of 4 and 5, price 4 of 10 true and 4 predicted, name 4 of 5 and 4.
+  assert [(name, round(width)) for name, width, _ in bars] == [
+    ("total", 22), ("items[].price", 57), ("name", 89),
+  ]  # fmt: skip
+  assert "by answer" not in document
+  [card] = [c for c in re.findall(r"<article.*?</article>", document) if '<p class="id">3<' in c][
+    :1
+  ]
+  assert "3 of 4 fields right" not in card
+  assert "2 of 4 fields right" in card
+  cells = re.findall(
+    r"<tr><th scope=\"row\"><bdi>(.*?)</bdi></th><td><bdi>(.*?)</bdi></td><td><bdi>(.*?)<", card
+  )
+  assert cells == [("items[1].price", "1", ""), ("total", "3", "0")]
+
+
+def test_the_page_says_what_was_scored():
+  split = Split(
+    "val", [row()], (), None, "oi", "vqa", dict(data="jsonl, fname='<a>'", decoding="greedy")
+  )
+  document = report.page("val: w at step 3", dict(config="x.py"), {}, [split])
+  assert "<title>val: w at step 3</title>" in document
+  assert "<dt>data</dt><dd>jsonl, fname=&#x27;&lt;a&gt;&#x27;</dd>" in document
 
 
 def test_many_distinct_values_are_binned():
