@@ -13,19 +13,20 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import sys
 import tempfile
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 from PIL import Image
-from transformers import AutoImageProcessor
-
-from pgjax.data import tokenizer
-from pgjax.data.pp import parse
-from pgjax.huggingface import processor as processor_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["HF_HUB_OFFLINE"] = "1"  # Before transformers is imported.
+
+from pgjax.data import tokenizer  # noqa: E402
+from pgjax.data.pp import parse  # noqa: E402
+from pgjax.huggingface import processor as processor_lib  # noqa: E402
+
 FOLDERS = {"chartqa/val/png/*.png": 20, "bccd/test/*.jpg": 15, "sroie/train/**/*.*g": 15}
 ROWS = (  # The op, and the `method` that the processor is written with.
   ('resize({res}, method="bicubic")', "bicubic"),
@@ -42,7 +43,13 @@ def main():
   parser.add_argument("--images", type=pathlib.Path, default=ROOT.parent / "shared/data")
   parser.add_argument("--res", type=int, default=224)
   args = parser.parse_args()
+  for package in ("transformers", "torch"):
+    if importlib.util.find_spec(package) is None:
+      sys.exit(f"error: {package} is not installed: pip install -r requirements-parity.txt.")
   paths = [p for glob, n in FOLDERS.items() for p in sorted(args.images.glob(glob))[:n]]
+  if not paths:
+    folders = ", ".join(FOLDERS)
+    sys.exit(f"error: --images={args.images} has none of {folders}; name the folder of the images.")
   ways = ["pillow", "torchvision"] if importlib.util.find_spec("torchvision") else ["pillow"]
   versions = [f"{name} {importlib.metadata.version(name)}" for name in ("transformers", *ways)]
   print(f"{len(paths)} images, {args.res} px; {', '.join(versions)}\n")
@@ -61,6 +68,8 @@ def main():
 
 def processor(res: int, method: str, fast: bool):
   """The image processor of a folder that pgjax writes."""
+  from transformers import AutoImageProcessor
+
   source = tokenizer.load("tiny").source
   files = processor_lib.processor_files(source, res=res, method=method)
   with tempfile.TemporaryDirectory() as folder:

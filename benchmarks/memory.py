@@ -141,16 +141,27 @@ def main():
   parser.add_argument("--only", default=".*", help="a regex over the names of the cases")
   parser.add_argument("--hlo", help="a folder for the compiled programs")
   args = parser.parse_args()
+  try:
+    named = [name for name in CASES if re.fullmatch(args.only, name)]
+  except re.error as error:
+    sys.exit(f"error: --only={args.only} is not a regular expression: {error}.")
+  if not named:
+    sys.exit(f"error: --only={args.only} matches none of {', '.join(CASES)}.")
+  from pgjax.planning import compiler  # After --help: it imports JAX.
+
+  if not compiler.can_compile_for_gpus():
+    sys.exit(
+      "error: XLA's GPU compiler is not installed: pip install --no-deps -r requirements-plan.txt"
+      " (docs/plan.md)."
+    )
   print(
     f"{'case':22s} {'arguments':>9s} {'temporaries':>11s} {'sum':>7s} {'compile':>8s}   GB each"
   )
-  for name, (batch_size, num_devices, fields) in CASES.items():
-    if not re.fullmatch(args.only, name):
-      continue
+  for name in named:
+    batch_size, num_devices, fields = CASES[name]
     start = time.monotonic()
     compiled = compiled_step(batch_size, num_devices, fields, args.device)
     memory = compiled.memory_analysis()
-    print(memory)
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     seconds = time.monotonic() - start
     row = [b / 1e9 for b in (arguments, temporaries, arguments + temporaries)]

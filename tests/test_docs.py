@@ -11,12 +11,18 @@ import subprocess
 import sys
 import tomllib
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
-from pgjax.config import schema
+from pgjax.config import load as config_load, schema, validate as config_validate
+from pgjax.data import pipeline, tokenizer
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
+from pgjax.models import paligemma
+from pgjax.params import of_model, table as param_table
+from pgjax.training import optimizer, state as train_state, summary
 from tests import docs_blocks as docs
 
 ROOT = docs.ROOT
@@ -217,6 +223,65 @@ def test_sample_output_uses_the_programs_words(page, phrases):
   for phrase in phrases:
     assert phrase in samples, f"{page} no longer shows {phrase!r}: change this list"
     assert phrase.removeprefix("= ") in source, f"{page} shows {phrase!r}, which nothing prints"
+
+
+@pytest.mark.parametrize(
+  "script", [p.name for p in (ROOT / "benchmarks").glob("*.py") if "argparse" in p.read_text()]
+)
+def test_a_benchmark_describes_itself_from_any_folder(script, tmp_path):
+  """Without pgjax installed, and without the packages that it compares with."""
+  env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+  command = [sys.executable, str(ROOT / "benchmarks" / script), "--help"]
+  done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize(
+  ("command", "package", "sentence"),
+  [
+    (
+      "memory.py --only=no_vit_b32",
+      "jax_plugins",
+      "pip install --no-deps -r requirements-plan.txt",
+    ),
+    ("memory.py --only=nothing", "", "matches none of full_f32_b32"),
+    ("memory.py --only=(", "", "is not a regular expression"),
+    ("hf_images.py --images=/nowhere", "transformers", "pip install -r requirements-parity.txt"),
+  ],
+)
+def test_a_benchmark_names_what_is_missing(command, package, sentence, tmp_path):
+  if package and importlib.util.find_spec(package):
+    pytest.skip(f"{package} is installed")
+  script, *words = command.split()
+  command = [sys.executable, str(ROOT / "benchmarks" / script), *words]
+  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: ")
+  assert done.stderr.count("\n") == 1
+  assert sentence in done.stderr
+
+
+def test_the_excerpt_of_the_readme_is_what_the_quickstart_prints(monkeypatch):
+  """The parameters and the first example, line by line; speeds and scores are those of one run."""
+  monkeypatch.chdir(ROOT)
+  config = config_validate.validated(config_load.load("configs/easyvqa.py"))
+  tiny = tokenizer.load(config.tokenizer)
+  first = next(pipeline.train_batches(config, tiny))
+  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+  model = paligemma.Model(**config.model)
+  leaves = of_model.stored_params(model, config)
+  tx = optimizer.make(config, 100, of_model.trained_shapes(model, config))
+  abstract = train_state.abstract_state(model, tx, config, mesh)
+  printed = [*param_table.table(abstract.params, leaves).splitlines(), "...", ""]
+  printed += summary.example(first, tiny).splitlines()
+  blocks = docs.blocks((ROOT / "README.md").read_text())
+  [shown] = [b.text for b in blocks if "First example" in b.text]
+  excerpt = shown[: shown.index("Compiling")].splitlines()
+  assert len(excerpt) > 12
+  assert [line for line in excerpt if line not in printed] == []
+  whole = summary.example(first, tiny)
+  assert whole in shown
 
 
 @pytest.fixture(scope="module")
