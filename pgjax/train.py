@@ -17,7 +17,6 @@ if __name__ == "__main__":  # Before the imports below, which take a moment.
 import contextlib
 import functools
 import itertools
-import re
 import shlex
 import signal as signal_lib
 import sys
@@ -44,7 +43,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
     workdir as workdir_lib,
   )
   from pgjax.config import durations
-  from pgjax.data import device_feed, pipeline
+  from pgjax.data import device_feed, pipeline, workers
   from pgjax.distributed import mesh as mesh_lib, processes as processes_lib, sharding
   from pgjax.evaluation import evaluator as evaluator_lib, metric_names
   from pgjax.models import paligemma
@@ -154,6 +153,7 @@ def train(config, mesh, workdir, log, lock, stop: Stop) -> tuple[int, int, bool]
   constants = (config, mesh, workdir, tokenizer, total_steps, evaluators, saver, log, lock)
   run = Run(*constants, feed, train_step)
   with closing(log), closing(saver), closing(feed), stop, advice:
+    feed.interrupted = lambda: processes_lib.process_count() == 1 and stop.signal is not None
     try:
       step, finished = fit(run, state, position, stop)
     except run_log.NotFiniteError as error:
@@ -245,20 +245,13 @@ def fit(run: Run, state: Any, position: dict[str, Any], stop: Stop) -> tuple[int
 
 
 def next_batch(feed: device_feed.DeviceFeed, stop: Stop) -> Any:
-  """The next batch on the devices; None if a signal has ended the processes that load data, too."""
+  """The next batch on the devices; None if a signal came meanwhile, to data workers too perhaps."""
   try:
-    return next(feed)
-  except RuntimeError as error:
-    if "Worker process was terminated" not in str(error):  # Grain's message.
-      raise
+    return next(feed, None)
+  except workers.WorkerError:
     if stop.signal is not None and processes_lib.process_count() == 1:
       return None
-    code = re.search(r"exit code (-?\d+)", str(error))
-    raise UserError(
-      f"A process that loads data was ended from outside (exit code {code[1] if code else '?'}),"
-      " perhaps by the kernel for want of memory: lower config.input.num_workers or"
-      " config.input.cache_mb, or give the run more memory."
-    ) from error
+    raise
 
 
 @contextlib.contextmanager

@@ -33,7 +33,16 @@ LINE = [
   "ground",
 ]
 COMMANDS = {"train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"}
-GROUND = {"metrics", "errors", "call_syntax", "console", "disk", "cache_dir", "signals"}
+GROUND = {
+  "metrics",
+  "errors",
+  "call_syntax",
+  "console",
+  "disk",
+  "cache_dir",
+  "input_files",
+  "signals",
+}
 
 # What it is -> the modules (a package, or a file of it) that may name it.
 IMPORT_DOORS = {

@@ -2,24 +2,36 @@
 
 import atexit
 import contextlib
+import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 
-from pgjax.data import pipeline
+from pgjax.data import pipeline, workers
 from pgjax.distributed import mesh as mesh_lib
 
+log = logging.getLogger("pgjax")
+
 PREFETCH_DEPTH = 2  # Prefetched batches on the device, in addition to the one in use.
+SLOW_SECONDS = 60.0  # Until the log reports that a batch does not come.
+_POLL_SECONDS = 0.1
+_CLOSE_SECONDS = 5.0  # A thread that waits for a dead disk is left behind.
 
 
 class DeviceFeed:
-  """Prefetched batches on the device; `wait_seconds` is the total time spent waiting for them."""
+  """Prefetched batches on the device; `wait_seconds` is the total time spent waiting for them.
+
+  `interrupted` is asked while a batch is not ready: once it returns True, the feed ends like one
+  without further batches, and `was_interrupted` is True.
+  """
 
   def __init__(self, batches: Iterable, mesh: jax.sharding.Mesh):
     self.wait_seconds = 0.0
+    self.interrupted: Callable[[], bool] = lambda: False
+    self.was_interrupted = False
     self._error = None
     self._ready = queue.Queue(maxsize=PREFETCH_DEPTH)
     self._stopped = threading.Event()
@@ -32,17 +44,30 @@ class DeviceFeed:
 
   def __next__(self):
     started = time.perf_counter()
-    batch, self._error = self._ready.get() if self._error is None else (None, self._error)
+    batch, self._error = self._wait(started) if self._error is None else (None, self._error)
     self.wait_seconds += time.perf_counter() - started
     if self._error is not None:
       self.close()
       raise self._error
     return batch
 
+  def _wait(self, started: float):
+    """(batch, None), or (None, the error that ends the feed); signals are handled meanwhile."""
+    slow = started + SLOW_SECONDS
+    while True:
+      with contextlib.suppress(queue.Empty):
+        return self._ready.get(timeout=_POLL_SECONDS)
+      if self.interrupted():
+        self.was_interrupted = True
+        return None, StopIteration()
+      if time.perf_counter() > slow:
+        log.warning("No batch for %d s: the data is read slowly, or not at all.", SLOW_SECONDS)
+        slow = float("inf")
+
   def close(self):
     """Stops the thread and drops the prefetched batches."""
     self._stopped.set()
-    self._thread.join()
+    self._thread.join(_CLOSE_SECONDS)
     atexit.unregister(self.close)
 
   def _fill(self, batches, mesh):
@@ -56,7 +81,7 @@ class DeviceFeed:
           return
       self._offer((None, StopIteration()))
     except Exception as error:  # Any error must reach the loop that waits for a batch.
-      self._offer((None, error))
+      self._offer((None, workers.explained(error)))
 
   def _offer(self, item) -> bool:
     while not self._stopped.is_set():

@@ -10,31 +10,79 @@ import functools
 import io
 import os
 import re
+import struct
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 from PIL import Image
 
+from pgjax.data import signatures
 from pgjax.data.sources import files
 from pgjax.errors import UserError
 
 MAX_PIXELS = 89_478_485  # A quarter of a GiB as RGB; also where Pillow begins to warn.
 _ORIENTATION = 0x0112  # EXIF tag; 1: not rotated.
+_BITS_PER_SAMPLE = 258  # TIFF tag.
 # Pillow has many more, some of which start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # Pillow refuses those above 1 MiB.
+_ALMOST_BLACK = 15  # Of 255: the brightest of 12 bits in a type of 16.
 
 
 def decode(encoded: bytes) -> np.ndarray:
   """Bytes of one of FORMATS -> uint8 [H, W, 3]; first frame, grey tripled, alpha dropped.
 
-  The size is read from the header and refused above MAX_PIXELS before any pixel is decoded.
+  The size is read from the header and refused above MAX_PIXELS before any pixel is decoded. Samples
+  of 16 bits are scaled by their type, and so are floats from 0 to 1; other deep types are refused.
   """
   with _opened(encoded) as image:
-    if image.mode.startswith("I;16"):  # 16-bit grey; Pillow's own conversion would clip it.
-      grey = (np.asarray(image) >> 8).astype(np.uint8)
-      return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.array(image.convert("RGB"))
+    return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+  """uint8 [H, W, 3] of a Pillow image."""
+  # Of colours in 16 bits Pillow keeps the upper byte.
+  is_deep = image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
+  if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    pixels = np.repeat(_grey_levels(image)[:, :, None], 3, axis=2)
+    is_deep = True
+  else:
+    pixels = np.array(image.convert("RGB"))
+  if is_deep and 0 < pixels.max() <= _ALMOST_BLACK:
+    raise UserError(
+      "the image has 16 bits or more a sample and uses less than 1/16 of their range, as a camera's"
+      " 12 bits do in such a file, so it would be almost black; scale it to the whole range, or"
+      " store it with 8 bits"
+    )
+  return pixels
+
+
+def _grey_levels(image: Image.Image) -> np.ndarray:
+  """uint8 [H, W] of a grey image whose samples have more than 8 bits."""
+  values = np.asarray(image)
+  if image.mode == "F":
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+      raise UserError(
+        f"the image has floating-point samples from {values.min():.4g} to {values.max():.4g}, and"
+        " only 0 (black) to 1 (white) is defined; scale it, or store it with 8 bits"
+      )
+    return np.round(values * 255).astype(np.uint8)
+  bits = 16
+  if image.mode == "I" and image.format != "PPM":  # Pillow scales PPM to 16 bits.
+    raise UserError(
+      f"the image has 32-bit samples from {values.min():,} to {values.max():,}, a type whose white"
+      " is not defined; store it with 8 or 16 bits"
+    )
+  if image.format == "TIFF" and image.tag_v2.get(_BITS_PER_SAMPLE) in (12, (12,)):
+    bits = 12
+  return (values >> (bits - 8)).astype(np.uint8)
+
+
+def is_flat(pixels: np.ndarray) -> bool:
+  """Whether all pixels [H, W, C] are equal: an empty picture, or one whose values were clipped."""
+  return bool((pixels == pixels[:1, :1]).all())
 
 
 def encoded(image: Any) -> bytes | list[bytes]:
@@ -58,7 +106,9 @@ def encoded(image: Any) -> bytes | list[bytes]:
     if image.mode.startswith("I;16"):
       image.save(file, "PNG")
     else:
-      image.convert("RGB").save(file, "PPM")
+      Image.fromarray(_pixels(image)).save(file, "PPM")
+  except UserError:
+    raise
   except (OSError, ValueError, SyntaxError) as error:
     raise UserError(f"the PIL image cannot be read ({error})") from None
   return file.getvalue()
@@ -74,7 +124,7 @@ def size(encoded: bytes) -> tuple[int, int]:
 def _opened(encoded: bytes):
   """Pillow's image; any error becomes a UserError."""
   try:
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(_without_texts(encoded)), formats=FORMATS) as image:
       width, height = image.size
       if width * height > MAX_PIXELS:
         raise UserError(_too_large(f"{width:,} x {height:,} = {width * height:,}"))
@@ -87,7 +137,33 @@ def _opened(encoded: bytes):
   except Exception as error:  # Pillow raises any error of its decoders.
     reason = " ".join(str(error).split())
     reason = re.sub(r"<_io\.BytesIO.*?>", f"these {len(encoded):,} bytes", reason)
-    raise UserError(f"the image cannot be decoded ({reason}); is the file damaged?") from None
+    raise UserError(f"the image cannot be decoded ({_fault(encoded, reason)}") from None
+
+
+def _without_texts(encoded: bytes) -> bytes:
+  """A PNG without its texts and colour profile, which change no pixel here."""
+  if not encoded.startswith(_PNG):
+    return encoded
+  pieces, start, at = [], 0, len(_PNG)
+  while at + 8 <= len(encoded):
+    length, name = struct.unpack_from(">I4s", encoded, at)
+    end = at + 12 + length
+    if name in _PNG_TEXTS and end <= len(encoded):
+      pieces.append(encoded[start:at])
+      start = end
+    at = end
+  return b"".join([*pieces, encoded[start:]]) if pieces else encoded
+
+
+def _fault(encoded: bytes, reason: str) -> str:
+  """Why it cannot be decoded, by its first bytes, and what to do; the end of a sentence."""
+  if not encoded.strip(b"\0"):
+    what = f"its {len(encoded):,} bytes are all 0" if encoded else "the file is empty"
+    return f"{what}); copy or download it again"
+  if kind := signatures.of(encoded):
+    return f"it is {kind.name}, not one of {', '.join(FORMATS)}); {kind.advice}"
+  name = signatures.readable(encoded)
+  return f"{name + ': ' if name else ''}{reason}); is the file damaged?"
 
 
 def _too_large(pixels: str) -> str:
@@ -195,7 +271,16 @@ def value_range(image: np.ndarray, vmin, vmax, in_min, in_max) -> np.ndarray:
   return out
 
 
+def orientation(encoded: bytes) -> int:
+  """The EXIF orientation, 1 to 8, which `decode` ignores; 1 if EXIF is missing or damaged."""
+  try:
+    with Image.open(io.BytesIO(_without_texts(encoded)), formats=FORMATS) as image:
+      value = image.getexif().get(_ORIENTATION, 1)
+  except Exception:  # Pillow raises any error for what is not EXIF.
+    return 1
+  return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
 def is_rotated(encoded: bytes) -> bool:
   """Whether EXIF marks the image as rotated, which `decode` ignores."""
-  with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-    return image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+  return orientation(encoded) != 1

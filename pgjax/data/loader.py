@@ -21,6 +21,13 @@ RESERVED = ("image_mask", "mask_ar", "mask_loss", "mask_input")  # Of a batch, n
 TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
 
 
+# Columns in which other programs' files have the prompt or the answer.
+_OTHER_NAMES = {
+  "prefix": ("prompt", "question", "instruction", "query", "input", "problem"),
+  "suffix": ("answer", "response", "output", "caption", "text", "label", "completion", "target"),
+}
+
+
 class LoadedRow(NamedTuple):
   """One example, ready to be stacked."""
 
@@ -59,10 +66,10 @@ class Loader:
   def __call__(self, position: int, index: int) -> LoadedRow:
     """Reads, preprocesses and packs an example; errors name file and line."""
     with naming(self.part.source.where(index)):
-      example = self._start(self.part.source[index], position, index)
-      example = self.ops(self.decode(example))
+      row = self.part.source[index]
+      example = self.ops(self.decode(self._start(dict(row), position, index)))
       arrays = _images(example.pop("image", None), self.layout)
-      texts = self._pack(example).arrays
+      texts = self._pack(example, row).arrays
     columns = {k: v for k, v in example.items() if k not in TEXT_KEYS and not k.startswith("_")}
     return LoadedRow({**arrays, **texts}, columns)
 
@@ -73,8 +80,9 @@ class Loader:
 
   def texts(self, index: int) -> tuple[dict, int, int]:
     """The example after the text ops, its number of tokens, and how many fit."""
-    example = self.text_ops(self._start(self.part.source.texts(index), 0, index))
-    _, num_tokens, room = self._pack(example)
+    row = self.part.source.texts(index)
+    example = self.text_ops(self._start(dict(row), 0, index))
+    _, num_tokens, room = self._pack(example, row)
     return example, num_tokens, room
 
   def _start(self, example, position, index):
@@ -87,7 +95,7 @@ class Loader:
     epoch = position // len(self.part.source)
     return {**example, "_epoch": epoch, "_seed": (self.seed, self.name_hash, index, epoch)}
 
-  def _pack(self, example) -> prefix_lm.Packed:
+  def _pack(self, example, row) -> prefix_lm.Packed:
     text_len = self.layout.text_len
     if "text" in example and "mask_ar" in example:
       arrays = {k: np.asarray(example[k]) for k in TEXT_KEYS if k in example}
@@ -97,22 +105,32 @@ class Loader:
         raise UserError(f"pp makes tokens, so it must make {needed} too, of equal length: {shapes}")
       room = len(arrays["text"])
       return prefix_lm.Packed(arrays, example.get("_num_tokens", room), room)
-    prefix = _text(example, "prefix")
+    prefix = _text(example, "prefix", row)
     if self.layout.for_training:
-      return prefix_lm.for_training(self.tokenizer, prefix, _text(example, "suffix"), text_len)
-    start = _text(example, "answer_start") if "answer_start" in example else ""
+      suffix = _text(example, "suffix", row)
+      return prefix_lm.for_training(self.tokenizer, prefix, suffix, text_len)
+    start = _text(example, "answer_start", row) if "answer_start" in example else ""
     return prefix_lm.for_decoding(self.tokenizer, prefix, text_len, answer_start=start)
 
 
-def _text(example, key) -> str:
+def _text(example, key, row) -> str:
+  """example[key]; `row` is the example before pp, whose columns the message names."""
   if key not in example:
     names = ", ".join(sorted(k for k in example if not k.startswith("_")))
+    other = next((name for name in _OTHER_NAMES.get(key, ()) if name in row), None)
+    hint = f"; the data has {other!r}: copy({other!r}, {key!r}), before keep" if other else ""
     raise UserError(
       f"there is no '{key}' after pp, only {names}; make it with copy(inkey, outkey) or strfmt"
+      f"{hint}"
     )
-  if not isinstance(example[key], str):
-    raise UserError(f"'{key}' must be text, not {example[key]!r}; strfmt turns numbers into text")
-  return example[key]
+  text = example[key]
+  if text is None:
+    raise UserError(
+      f"'{key}' is null; remove the row, or give it a text with setdefault({key!r}, '...')"
+    )
+  if not isinstance(text, str):
+    raise UserError(f"'{key}' must be text, not {text!r}; strfmt turns numbers into text")
+  return text
 
 
 def _images(value, layout: Layout) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 
 from pgjax import signals
-from pgjax.data import loader as loader_lib
+from pgjax.data import loader as loader_lib, workers
 from pgjax.data.loader import Layout, LoadedRow, Loader
 from pgjax.data.sources import registry
 from pgjax.errors import UserError, naming
@@ -109,7 +109,10 @@ class TrainBatches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    batch, _ = next(self._stream)
+    try:
+      batch, _ = next(self._stream)
+    except RuntimeError as error:
+      raise workers.explained(error) from error
     self.step += 1
     return batch
 

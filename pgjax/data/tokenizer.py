@@ -20,6 +20,7 @@ from typing import NamedTuple
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from pgjax import input_files
 from pgjax.errors import UserError
 
 PAD, EOS, BOS, UNK = 0, 1, 2, 3
@@ -74,8 +75,12 @@ class Tokenizer:
     return Tokenizer, (self.source, self.path)
 
   def encode(self, text: str) -> list[int]:
-    """Ids of the text, without bos and eos."""
-    return self._model.encode(text)
+    """Ids of the text, without bos and eos; raises UserError for half of a surrogate pair."""
+    try:
+      return self._model.encode(text)
+    except (RuntimeError, UnicodeEncodeError):
+      _check_characters(text)
+      raise
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text before the first eos, without pad and bos; ids outside the vocabulary are unknown."""
@@ -118,10 +123,20 @@ def load(name_or_path: str) -> Tokenizer:
   if path.is_dir():
     path = path / "tokenizer.model"
   try:
-    source = path.read_bytes()
+    source = input_files.read(path)
   except OSError as error:
     raise _refused(name_or_path, f"cannot be read ({error.strerror or error})") from None
   return Tokenizer(source, str(name_or_path))
+
+
+def _check_characters(text: str | bytes) -> None:
+  try:
+    text.encode() if isinstance(text, str) else text.decode()
+  except UnicodeError as error:
+    raise UserError(
+      f"character {error.start + 1} of the text {text[:60]!a} is not Unicode text, such as half"
+      " of a surrogate pair of an emoji that another program cut in two; remove it"
+    ) from None
 
 
 def _refused(path: str, reason: str) -> UserError:

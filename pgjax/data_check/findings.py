@@ -26,6 +26,8 @@ WARNINGS = {
   "duplicate box": "an object is listed twice (same label, IoU of 0.9 or more)",
   "not JSON": "the answer is not a JSON object or list; most others are",
   "mixed types": "a value has another type than most of its column",
+  "no answer": "the answer is null; it is not scored",
+  "flat image": "all pixels of an image are equal",
   "rotated image": "an image has an EXIF rotation, which is not applied",
   "coarse mask": "a mask has less than 0.7 IoU after its codes",
   "repeated": "image, prefix and answer are those of an earlier example",

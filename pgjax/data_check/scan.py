@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pgjax import input_files
 from pgjax.data import images, loader as loader_lib, pipeline
 from pgjax.data_check import boxes as box_check
 from pgjax.data_check.findings import Book
@@ -83,6 +84,8 @@ def texts(split: CheckedSplit, indices: Sequence[int], book: Book) -> tuple[dict
       book.add("refused", i, _reason(error))
       continue
     accepted[i] = text
+    if has_null(example.get(split.answer, "")):
+      book.add("no answer", i, f"prefix {text.prefix[:60]!r}")
     tokens.append(num_tokens)
     prompts.append(len(encode(text.prefix)))
     lengths = [len(encode(answer)) for answer in text.answers]
@@ -128,13 +131,16 @@ def text_of(example: dict[str, Any], split: CheckedSplit) -> Text:
 
 
 def answers_of(value: Any) -> tuple[str, ...]:
-  """From a column with an answer, a list of answers, or None."""
-  if value is None:
-    return ()
+  """From a column with an answer, a list of answers, or None; without those that are null."""
   if isinstance(value, np.ndarray):
     value = value.tolist()
   many = value if isinstance(value, list | tuple) else [value]
-  return tuple(map(str, many))
+  return tuple(str(answer) for answer in many if answer is not None)
+
+
+def has_null(value: Any) -> bool:
+  """Whether an answer, or one of several, is null."""
+  return value is None or (isinstance(value, list | tuple) and None in value)
 
 
 def _reason(error: Exception) -> str:
@@ -199,6 +205,7 @@ class Picture(NamedTuple):
   size: tuple[int, int] | None
   rotated: bool
   fault: str
+  flat: bool = False
 
 
 def pictures(
@@ -217,8 +224,11 @@ def pictures(
     for digest in parts:
       if known[digest].fault:
         book.add("damaged image", i, known[digest].fault)
-      elif known[digest].rotated:
+        continue
+      if known[digest].rotated:
         book.add("rotated image", i)
+      if known[digest].flat:
+        book.add("flat image", i)
   sizes = [picture.size for picture in known.values() if picture.size]
   facts = dict(
     looked_at=len(indices),
@@ -237,18 +247,23 @@ def _read(source, indices, known, num_threads) -> Iterator[tuple[int, list[str] 
   def read(i):
     try:
       images_of = source[i]["image"]
+    except input_files.StalledError:
+      raise
     except Exception as error:  # Reported with file and line; the next one is read.
       return _reason(error) if not isinstance(error, KeyError) else "there is no column 'image'"
     several = isinstance(images_of, list | tuple)
     return [_look_into(image, known) for image in (images_of if several else [images_of])]
 
-  with futures.ThreadPoolExecutor(num_threads) as pool:
+  pool = futures.ThreadPoolExecutor(num_threads)
+  try:
     submitted = ((i, pool.submit(read, i)) for i in indices)
     pending = collections.deque(itertools.islice(submitted, AHEAD))
     while pending:
       i, future = pending.popleft()
       yield i, future.result()
       pending.extend(itertools.islice(submitted, 1))
+  finally:  # After an error or Ctrl-C no further image is read.
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _look_into(image, known) -> str:
@@ -261,8 +276,10 @@ def _look_into(image, known) -> str:
   digest = hashlib.sha256(image).hexdigest()
   if digest not in known:
     try:
-      size = images.decode(image).shape[:2]
-      known[digest] = Picture(size, images.is_rotated(image), "")
+      pixels = images.decode(image)
+      known[digest] = Picture(
+        pixels.shape[:2], images.is_rotated(image), "", images.is_flat(pixels)
+      )
     except ValueError as error:
       known[digest] = Picture(None, rotated=False, fault=str(error))
   return digest

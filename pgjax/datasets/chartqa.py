@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pgjax.errors import UserError
+from pgjax import input_files
+from pgjax.errors import UserError, naming
 from pgjax.formats import typed_json
 
 PARTS = ("human", "augmented")
@@ -81,11 +82,9 @@ def _questions(raw: pathlib.Path, split: str, part: str) -> pathlib.Path:
 
 def _rows(raw, split, part):
   path = _questions(raw, split, part)
+  charts = (raw / split / "png").absolute()
   for i, row in enumerate(typed_json.read(path, list[_Row])):
-    image = raw / split / "png" / row.imgname
-    try:
-      yield image.read_bytes(), row.query, str(row.label)
-    except OSError as error:
-      raise UserError(
-        f"{path}, entry {i}: imgname: {image} cannot be read: {error.strerror}."
-      ) from None
+    where = f"{path}, entry {i}: imgname"
+    image = input_files.inside(str(charts), row.imgname, where, links=False)
+    with naming(where):
+      yield input_files.file_bytes(image), row.query, str(row.label)

@@ -4,11 +4,11 @@ The quick start reads the package itself (data="easy_vqa"); as TFDS data it mixe
 """
 
 import io
-import pathlib
 
 import easy_vqa
 import tensorflow_datasets as tfds
 
+from pgjax import input_files
 from pgjax.datasets.chartqa import vqa_info
 
 PARTS = ()
@@ -30,7 +30,7 @@ class EasyVQA(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, rows, paths):
     for i, (question, answer, image) in enumerate(zip(*rows, strict=True)):
-      encoded = io.BytesIO(pathlib.Path(paths[image]).read_bytes())
+      encoded = io.BytesIO(input_files.file_bytes(paths[image]))
       yield i, dict(image=encoded, question=question, answer=answer, question_id=i)
 
 

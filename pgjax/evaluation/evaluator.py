@@ -8,6 +8,7 @@ same scores, for any number of processes. scorers.py scores one answer.
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ from pgjax.inference.decoder_cache import Decoders, Settings
 from pgjax.metrics import text
 from pgjax.params import names as param_names
 from pgjax.training import run_log
+
+log = logging.getLogger("pgjax")
 
 
 class Evaluator(NamedTuple):
@@ -175,6 +178,8 @@ def run(
         journal.add(rows[-1])
 
   feed = device_feed.to_device(evaluator.batches.after(len(rows)), mesh)
+  if processes.process_count() == 1:
+    feed.interrupted = stopping  # Also while it waits for a batch.
   with contextlib.closing(feed):
     for batch in feed:
       if stopping():
@@ -182,9 +187,13 @@ def run(
       output = evaluator.compute(params, batch)
       score_previous()  # While the device computes this batch.
       previous = (batch, output)
+    if feed.was_interrupted:
+      return None
   score_previous()
   rows = [dict(row) for row in _in_order(processes.gather_objects(rows))]
   of_split = evaluator.scorer.of_split(evaluator.section, rows) if evaluator.scorer else {}
+  if unanswered := _unanswered(evaluator, rows):
+    of_split = dict(of_split, no_answer=unanswered)
   # Rows of a journal or another process come from JSON, which has no tuples.
   scores = [{name: tuple(part) for name, part in row.pop("scores").items()} for row in rows]
   digest = hashlib.sha256("".join(row.pop("_sha256") for row in rows).encode())
@@ -192,6 +201,17 @@ def run(
   named = text.mean(scores) | of_split | dict(num=len(rows))
   named = {f"{evaluator.name}/{name}": value for name, value in named.items()}
   return Result(named, rows, digest.hexdigest(), scores)
+
+
+def _unanswered(evaluator: Evaluator, rows: Sequence[Mapping]) -> int:
+  """The number of rows without a true answer, which are logged and not scored."""
+  if evaluator.scorer is None:
+    return 0
+  count = sum(scorers.has_no_answer(evaluator.section, row) for row in rows)
+  if count and processes.is_main():
+    text = "%s: %d of %d examples have no true answer (null or an empty list) and are not scored."
+    log.warning(text, evaluator.name, count, len(rows))
+  return count
 
 
 def _rows(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) -> list[dict]:

@@ -6,6 +6,7 @@ computes the metrics of a whole split (CIDEr, average precision) from its rows. 
 docs/scores.md define the metrics.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,7 +63,48 @@ def plain(value: Any) -> Any:
 def _reference(section, example) -> str | list[str]:
   """The true answer or a list of them; data without answers is decoded but not scored."""
   value = plain(example.get(section.answer, []))
-  return [str(v) for v in value] if isinstance(value, list) else str(value)
+  if isinstance(value, list | tuple):
+    return [_answer_text(section, v) for v in value if v is not None]
+  return [] if value is None else _answer_text(section, value)
+
+
+def _answer_text(section, value) -> str:
+  if isinstance(value, str | int | float):
+    return str(value)
+  raise UserError(
+    f"the true answer in {section.answer!r} must be a text, a number, or a list of them, not"
+    f" {value!r}"
+  )
+
+
+def _if_answered(row: Callable[..., ScoredRow], *columns: str) -> Callable[..., ScoredRow]:
+  """Omits the score of an example without a true answer.
+
+  The answer is in `columns`, none of which may be null, or else in evals.*.answer, where a list
+  without a text is no answer either.
+  """
+
+  @functools.wraps(row)
+  def of_example(section, tokenizer, example, generated):
+    if any(name in example and example[name] is None for name in columns):
+      return dict(answer=None, score=None, scores={})
+    if not columns and section.answer in example and _reference(section, example) == []:
+      return dict(answer=[], score=None, scores={})
+    return row(section, tokenizer, example, generated)
+
+  return of_example
+
+
+def has_no_answer(section: Any, row: ScoredRow) -> bool:
+  """Whether a row of this evaluator could not be scored for want of a true answer."""
+  return section.type != "predictions" and row.get("answer", "") in (None, [])
+
+
+def _given(example, name: str) -> Any:
+  """A column that may not be null."""
+  if (value := plain(example[name])) is None:
+    raise UserError(f"{name!r} is null; each example needs it")
+  return value
 
 
 def _one(section, example) -> str:
@@ -86,7 +128,7 @@ def _of_one(score: Callable[[str, str], Mapping[str, text.Score]], main: str) ->
     answer = _one(section, example)
     return _row(answer, score(generated.text, answer), main)
 
-  return Scorer(row)
+  return Scorer(_if_answered(row))
 
 
 def _vqa(section, tokenizer, example, generated):
@@ -110,18 +152,18 @@ def _chartqa(section, tokenizer, example, generated):
 
 
 def _choice(section, tokenizer, example, generated):
-  answer, choices = _one(section, example), [str(c) for c in plain(example["choices"])]
+  answer, choices = _one(section, example), [str(c) for c in _given(example, "choices")]
   return _row(answer, closed.choice(generated.text, answer, choices), "acc", choices=choices)
 
 
 def _tallyqa(section, tokenizer, example, generated):
   answer, simple = _one(section, example), plain(example.get("issimple", -1))
-  is_simple = None if simple == -1 else bool(simple)
+  is_simple = None if simple in (-1, None) else bool(simple)
   return _row(answer, closed.tallyqa(generated.text, answer, is_simple=is_simple), "acc")
 
 
 def _rsvqa(section, tokenizer, example, generated):
-  answer, kind = _reference(section, example), str(example["question_type"])
+  answer, kind = _reference(section, example), str(_given(example, "question_type"))
   scores = closed.rsvqa(generated.text, answer, kind, to_lower=section.to_lower)
   return _row(answer, scores, "acc_any", question_type=kind)
 
@@ -131,19 +173,36 @@ def _rsvqa_averages(section, rows):
 
 
 def _predictions(section, tokenizer, example, generated):
-  return dict(answer=_reference(section, example) or None, score=None, scores={})
+  answer = plain(example.get(section.answer))  # Whatever it is: it is not scored.
+  if isinstance(answer, list):
+    return dict(answer=[str(v) for v in answer] or None, score=None, scores={})
+  return dict(answer=None if answer is None else str(answer) or None, score=None, scores={})
 
 
 def _caption(section, tokenizer, example, generated):
   """Scored as a split; rows with the same `image_id` (else id) are of one image."""
   answers = _reference(section, example)
   answers = [answers] if isinstance(answers, str) else answers
-  image = example.get("image_id", example.get("image/id", example.get("id")))
-  return dict(answer=answers, score=None, scores={}, image_id=str(plain(image)))
+  ids = (example.get(name) for name in ("image_id", "image/id", "id"))
+  if (image := next((plain(value) for value in ids if value is not None), None)) is None:
+    raise UserError(
+      "captions are scored by image, and the example has neither 'image_id' nor 'id'; add one of"
+      " them to keep(...)"
+    )
+  return dict(answer=answers, score=None, scores={}, image_id=str(image))
 
 
 def _caption_scores(section, rows):
   rows = [row for row in rows if row["answer"]]  # Test splits may have no references.
+  first: dict[str, ScoredRow] = {}
+  for row in rows:
+    other = first.setdefault(row["image_id"], row)
+    if other.get("_sha256") != row.get("_sha256"):
+      raise UserError(
+        f"The examples {other.get('id')!r} and {row.get('id')!r} have the same image id"
+        f" {row['image_id']!r} and different images or prompts, so that only one of their captions"
+        " would be scored; give each its own image_id."
+      )
   columns = ([row[name] for row in rows] for name in ("image_id", "prediction", "answer"))
   ids, predictions, references = caption.by_image(*columns)
   scores = caption.scores(predictions, references, section.caption_metrics)
@@ -159,6 +218,8 @@ def _detection(section, tokenizer, example, generated):
   parsed = locations.parse_tokens(generated.tokens, generated.logp, tokenizer)
   boxes = [[float(c) for c in box] for box in plain(example["boxes"])]
   labels = [str(label) for label in plain(example["labels"])]
+  if any(label is None for label in plain(example["labels"])):
+    raise UserError("a label in 'labels' is null; each box needs one")
   objects = [dict(box=list(o.box), label=o.label, score=o.score) for o in parsed.objects]
   hits, of_row = _hits(objects, boxes, labels), _boxes_of(objects)
   scores = {
@@ -169,7 +230,7 @@ def _detection(section, tokenizer, example, generated):
     "duplicates": (float(parsed.duplicates), 1),
     "repeated": (float(detection.num_repeated(of_row)), 1),
   }
-  size = [int(example[name]) for name in ("height", "width")]
+  size = [int(_given(example, name)) for name in ("height", "width")]
   more = dict(objects=objects, truth=dict(boxes=boxes, labels=labels), size=size)
   row = _row(locations.detection_suffix(boxes, labels), scores, "f1", **more)
   return row | dict(score=1.0 if row["score"] is None else row["score"])  # No box, none predicted.
@@ -187,6 +248,9 @@ def _hits(objects, boxes, labels) -> int:
 
 
 def _average_precision(section, rows):
+  rows = [row for row in rows if row["answer"] is not None]
+  if not rows:
+    return {}
   predictions = [_boxes_of(row["objects"]) for row in rows]
   truths = [_boxes(**row["truth"]) for row in rows]
   sizes = [tuple(row["size"]) for row in rows]
@@ -232,17 +296,21 @@ def _first_mask(tokens, tokenizer):
 
 
 SCORERS = {
-  "vqa": Scorer(_vqa),
-  "vqav2": Scorer(_vqav2),
-  "chartqa": Scorer(_chartqa),
-  "choice": Scorer(_choice, ("choices",)),
+  "vqa": Scorer(_if_answered(_vqa)),
+  "vqav2": Scorer(_if_answered(_vqav2)),
+  "chartqa": Scorer(_if_answered(_chartqa)),
+  "choice": Scorer(_if_answered(_choice), ("choices",)),
   "science_qa": _of_one(closed.science_qa, "acc"),
   "pope": _of_one(closed.pope, "acc"),
-  "tallyqa": Scorer(_tallyqa),
-  "rsvqa": Scorer(_rsvqa, ("question_type",), _rsvqa_averages),
+  "tallyqa": Scorer(_if_answered(_tallyqa)),
+  "rsvqa": Scorer(_if_answered(_rsvqa), ("question_type",), _rsvqa_averages),
   "json": _of_one(structured.scores, "field_f1"),
   "caption": Scorer(_caption, (), _caption_scores),
-  "detection": Scorer(_detection, ("boxes", "labels", "height", "width"), _average_precision),
-  "segmentation": Scorer(_segmentation, ("mask", "box")),
+  "detection": Scorer(
+    _if_answered(_detection, "boxes", "labels"),
+    ("boxes", "labels", "height", "width"),
+    _average_precision,
+  ),
+  "segmentation": Scorer(_if_answered(_segmentation, "mask", "box"), ("mask", "box")),
   "predictions": Scorer(_predictions),
 }

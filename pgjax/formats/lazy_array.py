@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from pgjax import input_files
 from pgjax.errors import UserError
 
 CHUNK_BYTES = 64 << 20  # Read, cast and written at a time; at least one row.
@@ -104,6 +105,7 @@ def of_array(array: np.ndarray) -> LazyArray:
 def explained(path: pathlib.Path, kind: str) -> Iterator[None]:
   """Turns any exception of a damaged file's readers into one sentence."""
   try:
+    input_files.check_regular(path.stat())
     yield
   except UserError:
     raise

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from pgjax import input_files
 from pgjax.errors import UserError
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -29,9 +30,7 @@ def read(
 ) -> Any:
   """The content of a file as `kind`; `error` is the type that is raised."""
   try:
-    if (path := pathlib.Path(path)).exists() and not path.is_file():  # A device may never end.
-      raise OSError("it is not a file")
-    data = path.read_bytes()
+    data = input_files.read(path, most=input_files.MAX_TEXT_BYTES)
   except (OSError, ValueError) as reason:
     raise error(f"{path} cannot be read: {getattr(reason, 'strerror', None) or reason}.") from None
   return decode(data, kind, path, error, nan=nan)
@@ -42,18 +41,79 @@ def decode(
 ) -> Any:
   """A JSON text as `kind`; `where` begins the sentence. nan: also allows Python's NaN, Infinity."""
   try:
-    data = data.encode() if isinstance(data, str) else data.removeprefix(codecs.BOM_UTF8)
+    raw = data.encode() if isinstance(data, str) else data.removeprefix(codecs.BOM_UTF8)
     if nan:
-      return msgspec.convert(json.loads(data), kind)
-    return msgspec.json.decode(data, type=kind)
+      return msgspec.convert(json.loads(raw), kind)
+    return msgspec.json.decode(raw, type=kind)
   except msgspec.ValidationError as reason:
-    raise error(f"{where}: {_explained(lambda: json.loads(data), kind, str(reason))}.") from None
+    raise error(f"{where}: {_explained(lambda: json.loads(raw), kind, str(reason))}.") from None
+  except UnicodeEncodeError as reason:  # Of a text that is not from a file.
+    raise error(f"{where}: this is not UTF-8 text ({reason.reason}).") from None
   except UnicodeError:
-    raise error(f"{where}: this is not UTF-8 text.") from None
+    raise error(not_utf8(data, where)) from None
   except RecursionError:
     raise error(f"{where} is not JSON that can be read: it is nested too deep.") from None
   except ValueError as reason:
-    raise error(f"{where}: not JSON ({reason}).") from None
+    if isinstance(data, bytes) and wide_encoding(data):
+      raise error(not_utf8(data, where)) from None
+    raise error(f"{where}: not JSON ({reason}){_surrogate(data)}.") from None
+
+
+def text(data: bytes, where: Any, error: Callable = UserError) -> str:
+  """The text of a file in UTF-8, without its byte order mark."""
+  if not wide_encoding(data):
+    try:
+      return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+      pass
+  raise error(not_utf8(data, where))
+
+
+def wide_encoding(data: bytes) -> str | None:
+  """UTF-16 or UTF-32, if data begins with its byte order mark, or like JSON in it."""
+  if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+    return "UTF-32"
+  if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    return "UTF-16"
+  first = data[:2]
+  return "UTF-16" if len(first) == 2 and 0 in first and set(first) <= set(b'\0{["') else None
+
+
+def not_utf8(data: bytes, where: Any) -> str:
+  """Which encoding the text of a file seems to have, and what to do."""
+  if wide := wide_encoding(data):
+    return (
+      f"{where} is {wide} text, as PowerShell's > writes it, and must be UTF-8: convert it, with"
+      f" iconv -f {wide} -t UTF-8, or in PowerShell with Out-File -Encoding utf8."
+    )
+  try:
+    data.decode()
+  except UnicodeDecodeError as reason:
+    line = data.count(b"\n", 0, reason.start) + 1
+    column = reason.start - data.rfind(b"\n", 0, reason.start)
+    return (
+      f"{where}, line {line}: this is not UTF-8 text: byte 0x{data[reason.start]:02x} in column"
+      f" {column}. If it is Windows or Latin-1 text, convert it: iconv -f WINDOWS-1252 -t UTF-8."
+    )
+  return f"{where}: this is not UTF-8 text."
+
+
+def _surrogate(data: bytes | str) -> str:
+  """Where half of a surrogate pair is, which is no character; empty without one."""
+  data = data.encode(errors="replace") if isinstance(data, str) else data
+  for match in re.finditer(rb"(?<!\\)(?:\\\\)*(\\u[dD]([89abAB]|[cdefCDEF])[0-9a-fA-F]{2})", data):
+    low = data[match.end() : match.end() + 4].lower()
+    if match[2] in b"89abAB" and low[:3] == b"\\ud" and low[3:] in (b"c", b"d", b"e", b"f"):
+      continue
+    before = data[: match.start(1)]
+    if match[2] in b"cdefCDEF" and re.search(rb"\\u[dD][89abAB][0-9a-fA-F]{2}$", before):
+      continue
+    column = match.start(1) - data.rfind(b"\n", 0, match.start(1))
+    return (
+      f"; {match[1].decode()} in column {column} is half of a surrogate pair, as of an emoji that"
+      " another program cut in two: remove it"
+    )
+  return ""
 
 
 def repeated_keys(data: bytes) -> list[str]:

@@ -91,6 +91,7 @@ DEFECTS = {
   ),
   "mixed types": (good(10, note=3), "note is number, not text"),
   "rotated image": (good(11, image="rotated.jpg"), ""),
+  "flat image": (good(11, image="flat.png"), ""),
   "repeated": (good(0), "line 1 (image 0.png)"),
   "contradiction": (good(0, suffix="it is not 0"), "'it is not 0', but 'it is 0' as"),
 }
@@ -100,6 +101,7 @@ DEFECTS = {
 def test_a_defect_in_the_training_data_is_reported_with_its_line(folder, kind):
   row, detail = DEFECTS[kind]
   (folder / "damaged.png").write_bytes(encoded(3)[:100])
+  Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / "flat.png")
   exif = Image.Exif()
   exif[0x0112] = 6
   (folder / "rotated.jpg").write_bytes(encoded(11, "JPEG", exif=exif))
@@ -113,6 +115,17 @@ def test_a_defect_in_the_training_data_is_reported_with_its_line(folder, kind):
   assert f"train.jsonl, line {len(rows) + 1} (image {row['image']})" in examples
   assert detail in examples
   assert (result["errors"], result["warnings"]) == ((1, 0) if is_error else (0, 1))
+
+
+def test_a_null_answer_of_an_evaluator_is_a_warning_and_of_training_an_error(folder):
+  write(folder, "val.jsonl", [good(20, suffix=None), good(21)])
+  _, by_kind = look(folder, status=1)
+  assert by_kind["no answer"][0] == "evals.val"
+  assert by_kind["refused"][0] == "evals.val/pplx"
+  write(folder, "val.jsonl", [good(21)])
+  write(folder, "train.jsonl", [good(0), good(1, suffix=None)])
+  _, by_kind = look(folder, status=1)
+  assert "'suffix' is null; remove the row" in by_kind["refused"][1]
 
 
 def test_an_empty_answer_to_detect_is_not_a_defect(folder):

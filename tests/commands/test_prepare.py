@@ -16,6 +16,8 @@ from PIL import Image
 
 from pgjax.data import images
 from pgjax.data.sources import registry
+from pgjax.datasets import chartqa
+from pgjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED = pathlib.Path(os.environ.get("PGJAX_SHARED_DATA", ROOT.parent / "shared/data"))
@@ -94,6 +96,24 @@ def test_a_missing_chart_raises_with_its_entry(raw, tmp_path):
   assert done.returncode == 1
   assert "test_augmented.json, entry 1:" in done.stderr
   assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["../../../secret.png", "{root}/secret.png", "link.png"])
+def test_charts_outside_of_the_download_are_not_copied(raw, tmp_path, name):
+  (tmp_path / "secret.png").write_bytes(b"secret")
+  (raw / "val/png/link.png").symlink_to(tmp_path / "secret.png")
+  rows = [dict(imgname=name.replace("{root}", str(tmp_path)), query="q", label="l")]
+  (raw / "val/val_augmented.json").write_text(json.dumps(rows))
+  with pytest.raises(UserError, match=r"val_augmented.json, entry 0: imgname: image .* outside of"):
+    list(chartqa._rows(raw, "val", "augmented"))  # noqa: SLF001
+
+
+def test_a_chart_that_is_no_file_is_refused(raw):
+  os.mkfifo(raw / "val/png/pipe.png")
+  rows = [dict(imgname="pipe.png", query="q", label="l")]
+  (raw / "val/val_augmented.json").write_text(json.dumps(rows))
+  with pytest.raises(UserError, match=r"pipe.png cannot be read: it is a FIFO"):
+    list(chartqa._rows(raw, "val", "augmented"))  # noqa: SLF001
 
 
 def test_splits_and_parts_are_checked_when_read(raw, tmp_path):

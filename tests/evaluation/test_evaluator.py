@@ -90,6 +90,16 @@ def test_several_answers_and_none(mesh):
   assert result.scores["val/num"] == 2  # but it was decoded.
 
 
+def test_rows_without_an_answer_are_counted_and_logged(mesh, caplog):
+  result = run(evaluator(["b", None, "b", [], ["b", None]]), mesh)
+  assert (result.scores["val/acc"], result.scores["val/no_answer"]) == (pytest.approx(7 / 9), 2)
+  assert [row["score"] for row in result.rows] == [1, None, 1, None, 1 / 3]
+  assert [r.getMessage() for r in caplog.records] == [
+    "val: 2 of 5 examples have no true answer (null or an empty list) and are not scored."
+  ]
+  assert "val/no_answer" not in run(evaluator(["b"]), mesh).scores
+
+
 def test_chartqa_takes_its_own_score(mesh):
   result = run(evaluator(["B", "c"], type="chartqa", to_lower=True), mesh)
   assert result.scores == {"val/acc": 0.5, "val/relaxed_acc": 0.5, "val/num": 2}

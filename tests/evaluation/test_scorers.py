@@ -89,6 +89,73 @@ def test_captions_are_scored_by_image_and_over_the_split(tokenizer):
   assert set(scores) == {"cider", "bleu-1", "bleu-2", "bleu-3", "bleu-4"}
 
 
+@pytest.mark.parametrize("null", [None, [], [None], [None, None]])
+@pytest.mark.parametrize("kind", sorted(set(schema.EVAL_TYPES) - {"perplexity"}))
+def test_a_null_answer_is_not_scored(tokenizer, kind, null):
+  example = dict(answer=null, choices=["a"], question_type="comp", id=1, mask=None, box=None)
+  example |= dict(boxes=None, labels=None, height=4, width=4)
+  row = scored(kind, "None", example, tokenizer)
+  assert row["answer"] in (None, []) or (kind == "predictions" and null)
+  assert (row["score"], row["scores"]) == (None, {})
+  section = SimpleNamespace(type=kind, caption_metrics=("cider",))
+  assert scorers.SCORERS[kind].of_split(section, [row]) in ({}, {"cider": 0.0})
+  assert scorers.has_no_answer(section, row) == (kind != "predictions")
+
+
+def test_a_null_among_answers_is_left_out(tokenizer):
+  row = scored("vqa", "None", dict(answer=[None, "yes", None]), tokenizer)
+  assert (row["answer"], row["score"]) == (["yes"], 0)
+  assert scored("vqav2", "yes", dict(answer=["yes", None]), tokenizer)["score"] == 1
+  assert scored("chartqa", "yes", dict(answer=["yes", None]), tokenizer)["score"] == 1
+  caption = scored("caption", "a", dict(answer=[None, "a cat"], id=3), tokenizer)
+  assert caption["answer"] == ["a cat"]
+
+
+@pytest.mark.parametrize(
+  ("kind", "example", "message"),
+  [
+    (
+      "vqa",
+      dict(answer=b"\xff"),
+      "in 'answer' must be a text, a number, or a list of them, not b'",
+    ),
+    ("vqa", dict(answer=[["a"]]), r"must be a text, a number, or a list of them, not \['a'\]"),
+    ("choice", dict(answer="a", choices=None), "'choices' is null"),
+    ("rsvqa", dict(answer="a", question_type=None), "'question_type' is null"),
+    ("caption", dict(answer="a", image_id=None), "neither 'image_id' nor 'id'; add one of them to"),
+    (
+      "detection",
+      dict(boxes=[[0, 0, 1, 1]], labels=[None], height=4, width=4),
+      "label in 'labels'",
+    ),
+    ("detection", dict(boxes=[], labels=[], height=None, width=4), "'height' is null"),
+  ],
+)
+def test_other_nulls_and_bytes_raise(tokenizer, kind, example, message):
+  with pytest.raises(UserError, match=message):
+    scored(kind, "a", example, tokenizer)
+
+
+def test_a_null_image_id_or_issimple_is_as_if_missing(tokenizer):
+  row = scored("caption", "a", dict(answer="a", image_id=None, id="7"), tokenizer)
+  assert row["image_id"] == "7"
+  row = scored("tallyqa", "3", dict(answer="3", issimple=None), tokenizer)
+  assert "acc/complex" not in row["scores"]
+
+
+def test_captions_of_one_id_and_two_images_raise(tokenizer):
+  section = SimpleNamespace(type="caption", caption_metrics=("cider",))
+  rows = [
+    dict(scored("caption", "a", dict(answer=["a"], image_id=i), tokenizer), id=n, _sha256=sha)
+    for n, (i, sha) in enumerate([("1", "x"), ("1", "x"), ("2", "y")])
+  ]
+  scorers.SCORERS["caption"].of_split(section, rows)
+  rows[2]["image_id"] = "1"
+  message = "examples 0 and 2 have the same image id '1' and different images or prompts"
+  with pytest.raises(UserError, match=message):
+    scorers.SCORERS["caption"].of_split(section, rows)
+
+
 BOXES = [[0.1, 0.1, 0.5, 0.5], [0.2, 0.6, 0.9, 0.9]]
 MISTAKES = ("repeated", "malformed", "unknown_class")
 CELLS = dict(boxes=np.array(BOXES), labels=["RBC", "WBC"], height=480, width=640)

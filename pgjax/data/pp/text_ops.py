@@ -53,21 +53,26 @@ def strfmt(template: str, outkey: Name = "text"):
     raise UserError("a template has braces only around names, such as {question}.")
 
   def apply(example):
-    values = {name: _as_text(example[name]) for name in names}
+    values = {name: _as_text(example[name], name) for name in names}
     return example | {outkey: _FIELD.sub(lambda match: values[match[1]], template)}
 
   return apply
 
 
-def _as_text(value) -> str:
+def _as_text(value, name: str) -> str:
   if isinstance(value, str):
     return value
+  if value is None:
+    raise UserError(f"'{name}' is null; setdefault({name!r}, '...') before strfmt gives it a value")
   if isinstance(value, bytes):
-    return value.decode()
+    try:
+      return value.decode()
+    except UnicodeDecodeError:
+      raise UserError(f"'{name}' is bytes that are no UTF-8 text") from None
   array = np.asarray(value)
   if array.ndim == 0:
     return str(array.item())
-  return "[" + " ".join(_as_text(v) for v in array) + "]"
+  return "[" + " ".join(_as_text(v, name) for v in array) + "]"
 
 
 def lower(**route: Unpack[Route]):
@@ -75,13 +80,15 @@ def lower(**route: Unpack[Route]):
   inkey, outkey = routed(route, "text")
   table = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
+  def lowered(value):  # null, for no answer, stays null.
+    if not isinstance(value, str | None):
+      raise UserError(f"lower takes a text or a list of texts, and '{inkey}' is neither")
+    return value and value.translate(table)
+
   def apply(example):
     value = example[inkey]
-    if isinstance(value, str):
-      return example | {outkey: value.translate(table)}
-    if np.ndim(value) != 1 or not all(isinstance(v, str) for v in value):
-      raise UserError(f"lower takes a text or a list of texts, and '{inkey}' is neither")
-    return example | {outkey: [v.translate(table) for v in value]}
+    many = isinstance(value, list | tuple | np.ndarray)
+    return example | {outkey: [lowered(v) for v in value] if many else lowered(value)}
 
   return apply
 

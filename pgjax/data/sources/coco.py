@@ -76,8 +76,8 @@ class Coco:
     if not self._rows:
       window = "" if start is None and stop is None else f" from {start or 0} to {stop}"
       raise UserError(f"{self.fname} has no images{window}.")
-    self._paths = [files.inside(self.root, r["file_name"], self.where(i), "images")
-                   for i, r in enumerate(self._rows)]  # fmt: skip
+    named = ((row["file_name"], self.where(i)) for i, row in enumerate(self._rows))
+    self._paths = files.locate(self.root, named, self.fname, field="images")
     self.dropped: dict[str, int] = collections.Counter()
     for row in self._rows:
       self.dropped.update(row.pop("dropped"))

@@ -1,36 +1,155 @@
-"""Which files may a data set name, and do they exist? Only images below one folder are read."""
+"""Which files are the images that a data set names? Only those below one folder.
 
+A name that no file has is also looked for in the other spellings that label tools and other systems
+write: backslashes, %20, file://, another case, another Unicode form of an accent.
+"""
+
+import collections
+import difflib
 import functools
+import logging
 import os
-import pathlib
-from collections.abc import Iterable
+import re
+import unicodedata
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
 
+from pgjax import input_files
 from pgjax.errors import UserError
 
+log = logging.getLogger("pgjax")
 
-def inside(root: str, name: str, where: str, field: str = "root") -> str:
-  """The path of `name` below `root`, which `field` of a data set sets; raises if it is outside."""
-  path = os.path.normpath(os.path.join(root, name))
-  if os.path.commonpath([root, path]) != root or "\0" in name:
-    raise UserError(
-      f"{where}: image '{name}' is outside of {root}; paths must be below the folder of the file, "
-      f"or set {field}= to the folder of the images."
+file_bytes = input_files.file_bytes
+_URL = re.compile(r"(https?|ftps?|s3|gs|hf|data):", re.IGNORECASE)
+_MAX_SUGGESTED = 20_000  # Names of a folder that are searched for a similar one.
+
+
+def locate(
+  root: str, named: Iterable[tuple[str, str]], source: str, *, field: str = "root"
+) -> list[str]:
+  """The path below `root` of each (name, start of the error), whether the file exists or not.
+
+  A name in another spelling stands for the one file that matches it; the log has their number.
+  Raises for a name outside of `root`, for a URL, and if several files match.
+  """
+  folders = _Folders()
+  paths, respelled = [], collections.Counter()
+  example = ""
+  for name, where in named:
+    if (path := _exact(root, name, folders)) is None:
+      path, how = _respelled(root, name, where, folders, field)
+      if how:
+        respelled[how] += 1
+        example = example or f"{os.path.relpath(path, root)!r} for {name!r}"
+    paths.append(path)
+  if respelled:
+    kinds = ", ".join(f"{count:,} by {how}" for how, count in respelled.most_common())
+    log.warning(
+      "%s: %d names of images differ from their files' (%s), such as %s; exactly one file matches"
+      " each.",
+      *(source, respelled.total(), kinds, example),
     )
-  return path
+  return paths
+
+
+class _Folders:
+  """The names in each folder, listed once."""
+
+  def __init__(self):
+    self.names: Callable[[str], frozenset[str]] = functools.cache(_listed)
+    self._same: dict[tuple[str, Callable], dict[str, list[str]]] = {}
+
+  def matches(self, folder: str, name: str, form: Callable[[str], str]) -> list[str]:
+    """The names in the folder whose `form` is that of `name`; the name itself comes first."""
+    if name in self.names(folder):
+      return [name]
+    if (folder, form) not in self._same:
+      same = self._same[folder, form] = collections.defaultdict(list)
+      for other in self.names(folder):
+        same[form(other)].append(other)
+    return self._same[folder, form].get(form(name), [])
+
+
+def _listed(folder: str) -> frozenset[str]:
+  try:
+    return frozenset(input_files.names(folder))
+  except OSError as error:
+    raise UserError(f"{folder} cannot be listed: {error.strerror or error}") from None
+
+
+def _exact(root: str, name: str, folders: _Folders) -> str | None:
+  path = input_files.below(root, name)
+  if path is None:
+    return None
+  folder, base = os.path.split(path)
+  return path if base in folders.names(folder) else None
+
+
+def _respelled(root, name, where, folders, field) -> tuple[str, str]:
+  """(path, what differs), or (path of a missing file, "")."""
+  if _URL.match(name):
+    raise UserError(
+      f"{where}: image {name[:80]!r} is a URL; nothing is downloaded: store the image below {root}"
+      " and write the name of the file."
+    )
+  for spelling, how in _spellings(name):
+    for form, form_how in ((str, ""), (_composed, "Unicode form"), (_folded, "case")):
+      matching = _walk(root, spelling, folders, form)
+      if len(matching) > 1:
+        shown = ", ".join(repr(os.path.relpath(path, root)) for path in sorted(matching)[:3])
+        raise UserError(
+          f"{where}: image {name!r} is not in {root}, and several files differ from it only in"
+          f" their {form_how}: {shown}; write the name of one of them."
+        )
+      if matching:
+        return matching[0], " and ".join(filter(None, (how, form_how)))
+  return input_files.inside(root, name, where, field), ""
+
+
+def _spellings(name: str) -> Iterator[tuple[str, str]]:
+  """(name, what was changed) for each way to read it, the least changed first."""
+  bare = re.sub("^file://(localhost(?=/))?", "", name, flags=re.IGNORECASE)
+  scheme = "file://" if bare != name else ""
+  unquoted = urllib.parse.unquote(bare)
+  forms = [(bare, ""), (bare.replace("\\", "/"), "backslashes")]
+  forms += [(unquoted, "%"), (unquoted.replace("\\", "/"), "% and backslashes")]
+  seen = set()
+  for form, how in forms:
+    if form not in seen and "\0" not in form:
+      seen.add(form)
+      yield form, " and ".join(filter(None, (scheme, how)))
+
+
+def _walk(root: str, name: str, folders: _Folders, form: Callable[[str], str]) -> list[str]:
+  """The files below `root` whose path has the same `form` as `name`, folder by folder."""
+  if (path := input_files.below(root, name)) is None:
+    return []
+  here = [root]
+  for part in os.path.relpath(path, root).split(os.sep):
+    here = [
+      os.path.join(folder, match)
+      for folder in here
+      for match in folders.matches(folder, part, form)
+    ]
+  return here
+
+
+def _composed(name: str) -> str:
+  return unicodedata.normalize("NFC", name)
+
+
+def _folded(name: str) -> str:
+  return _composed(_composed(name).casefold())
 
 
 def check_present(root: str, paths: Iterable[tuple[str, str]]) -> None:
   """Raises for the first missing (path, start of the error); lists each folder only once."""
-  listed = functools.cache(lambda folder: set(os.listdir(folder)) if os.path.isdir(folder) else ())
+  folders = _Folders()
   for path, where in paths:
     folder, name = os.path.split(path)
-    if name not in listed(folder):
-      raise UserError(f"{where}: image '{os.path.relpath(path, root)}' is not in {root}.")
-
-
-def file_bytes(path: str | pathlib.Path) -> bytes:
-  """The content of the file."""
-  try:
-    return pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if name not in (names := folders.names(folder)):
+      near = difflib.get_close_matches(name, names, 1) if len(names) <= _MAX_SUGGESTED else []
+      hint = (
+        f" Did you mean {os.path.relpath(os.path.join(folder, near[0]), root)!r}?" if near else ""
+      )
+      raise UserError(f"{where}: image {os.path.relpath(path, root)!r} is not in {root}.{hint}")

@@ -1,16 +1,30 @@
 """Which examples are in a JSONL file and its folder of images?"""
 
+import collections
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pgjax.data.sources import files
+from pgjax import input_files
+from pgjax.data import signatures
+from pgjax.data.sources import files, foreign_rows
 from pgjax.errors import UserError
 from pgjax.formats import typed_json
 
+log = logging.getLogger("pgjax")
+
+_WANTED = (
+  'each line is one JSON object such as {"image": "a.png", "prefix": "...", "suffix": "..."}'
+)
+
 
 class Jsonl:
-  """One JSON object a line; `image` is a file or a list of them; `start` and `stop` select rows."""
+  """One JSON object a line; `image` is a file or a list of them; `start` and `stop` select rows.
+
+  A JSON list of such objects is read too, and rows of other programs with one meaning
+  (foreign_rows.py).
+  """
 
   def __init__(self, fname, root=None, fopen_keys=None, split=None, start=None, stop=None):
     del split  # big_vision's configs may have one; a file is its own split.
@@ -18,28 +32,34 @@ class Jsonl:
     if fopen_keys is not None:  # big_vision's name for root.
       root = fopen_keys["image"] if isinstance(fopen_keys, Mapping) else root
     self.root = os.path.abspath(os.path.expanduser(root or os.path.dirname(self.fname)))
+    self._unit = "line"
+    self._adapted: collections.Counter[str] = collections.Counter()
     rows = list(self._read())[start:stop]
     if not rows:
-      raise UserError(f"{self.fname} has no examples; each line is a JSON object with an image.")
-    self._lines, self._rows = zip(*rows, strict=True)
-    self._paths = [
-      [files.inside(self.root, name, self._line(i)) for name in _listed(row["image"])]
-      for i, row in enumerate(self._rows)
-    ]
+      raise UserError(f"{self.fname} has no examples; {_WANTED}.")
+    if self._adapted:
+      counts = ", ".join(f"{what} in {count:,} rows" for what, count in self._adapted.items())
+      log.warning("%s: %s.", self.fname, counts)
+    self._numbers, self._rows = zip(*rows, strict=True)
+    names = [_listed(row["image"]) for row in self._rows]
+    named = ((name, self._line(i)) for i, group in enumerate(names) for name in group)
+    paths = iter(files.locate(self.root, named, self.fname))
+    self._paths = [[next(paths) for _ in group] for group in names]
+    self._check_image_ids()
 
   def __len__(self):
     return len(self._rows)
 
   def __getitem__(self, i):
-    example = dict(self._rows[i])
+    example = self.texts(i)
     encoded = [files.file_bytes(path) for path in self._paths[i]]
     example["image"] = encoded if isinstance(example["image"], list) else encoded[0]
-    example.setdefault("id", str(i))
     return example
 
   def texts(self, i):
     """The example with image names instead of bytes."""
-    return {"id": str(i), **self._rows[i]}
+    example = {"id": str(i), **self._rows[i]}
+    return example if example["id"] is not None else example | {"id": str(i)}
 
   def where(self, i):
     """File and line."""
@@ -51,25 +71,56 @@ class Jsonl:
     files.check_present(self.root, paths)
 
   def _line(self, i):
-    return f"{self.fname}, line {self._lines[i]}"
+    return self._at(self._numbers[i])
 
-  def _read(self):
-    try:
-      text = files.file_bytes(self.fname).decode()
-    except UnicodeDecodeError as error:
-      line = error.object[: error.start].count(b"\n") + 1
-      raise UserError(f"{self.fname}, line {line}: this is not UTF-8 text.") from None
+  def _at(self, number):
+    return f"{self.fname}, {self._unit} {number}"
+
+  def _check_image_ids(self):
+    """Raises if one `image_id` has different images: their rows would be scored as one image."""
+    first: dict[Any, int] = {}
+    for i, row in enumerate(self._rows):
+      key = row.get("image_id")
+      if isinstance(key, int | str) and self._paths[first.setdefault(key, i)] != self._paths[i]:
+        raise UserError(
+          f"{self.where(first[key])} and {self.where(i)} have the same image_id {key!r} and"
+          " different images; give each image its own."
+        )
+
+  def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    data = files.file_bytes(self.fname, most=input_files.MAX_TEXT_BYTES)
+    if kind := signatures.of(data):
+      raise UserError(f"{self.fname} is {kind.name}; {_WANTED}{kind.as_rows}.")
+    text = typed_json.text(data, self.fname)
+    del data
+    if text.lstrip()[:1] == "[" and (rows := _whole_list(text)) is not None:
+      self._unit = "entry"
+      for number, row in enumerate(rows, 1):
+        typed = typed_json.check(row, dict[str, Any], self._at(number), _bad_line)
+        yield number, self._checked(typed, self._at(number))
+      return
     for number, line in enumerate(text.split("\n"), 1):
       if line.strip():
-        yield number, self._parse(line, number)
+        row = typed_json.decode(line, dict[str, Any], self._at(number), _bad_line)
+        yield number, self._checked(row, self._at(number))
 
-  def _parse(self, line, number):
-    where = f"{self.fname}, line {number}"
-    row = typed_json.decode(line, dict[str, Any], where, _bad_line)
+  def _checked(self, row, where) -> dict[str, Any]:
+    if {"images", "annotations"} <= row.keys():
+      raise UserError(f"{where} is a whole COCO file: name it as dict(name='coco', fname=...).")
+    row, notes = foreign_rows.adapted(row, where)
+    self._adapted.update(notes)
     images = row.get("image")
     if images == [] or not all(isinstance(image, str) and image for image in _listed(images)):
       raise UserError(f"{where}: 'image' must be a file name (or a list of them), not {images!r}.")
     return row
+
+
+def _whole_list(text: str) -> list | None:
+  """The rows of a file that is one JSON list; None if it is not."""
+  try:
+    return typed_json.decode(text, list[Any], "")
+  except UserError:
+    return None
 
 
 def _listed(images) -> list:
@@ -77,5 +128,4 @@ def _listed(images) -> list:
 
 
 def _bad_line(message: str) -> UserError:
-  example = '{"image": "a.png", "prefix": "...", "suffix": "..."}'
-  return UserError(f"{message} Each line is one JSON object such as {example}.")
+  return UserError(f"{message} {_WANTED[0].upper()}{_WANTED[1:]}.")

@@ -26,7 +26,12 @@ class Tfds:
       raise UserError(
         f"Data set '{name}' has no split {unknown}; it has {sorted(builder.info.splits)}."
       )
-    decoders = {"image": tfds.decode.SkipDecoding()} if "image" in builder.info.features else None
+
+    class Encoded(tfds.decode.SkipDecoding):  # Also for a sequence of images.
+      def decode_batch_example_np(self, examples):
+        return list(examples)
+
+    decoders = {"image": Encoded()} if "image" in builder.info.features else None
     try:
       self._rows = builder.as_data_source(split=split, decoders=decoders)
     except (NotImplementedError, ValueError) as error:
@@ -43,7 +48,8 @@ class Tfds:
 
   def __getitem__(self, i):
     example = {k: v if k == "image" else _bytes_to_text(v) for k, v in self._rows[i].items()}
-    example.setdefault("id", f"{self.name}:{self.split}:{i}")
+    if example.get("id") is None:
+      example["id"] = f"{self.name}:{self.split}:{i}"
     return example
 
   def texts(self, i):
@@ -56,12 +62,23 @@ class Tfds:
 
 
 def _bytes_to_text(value):
+  """The value with every bytes in it, at any depth, as text; arrays of texts become lists.
+
+  TFDS has one type for texts and for bytes, such as encoded masks: what is not UTF-8, or has a NUL,
+  stays bytes.
+  """
   if isinstance(value, bytes):
-    return value.decode()
+    try:
+      text = value.decode()
+    except UnicodeDecodeError:
+      return bytes(value)
+    return bytes(value) if "\0" in text else text
   if isinstance(value, dict):
     return {name: _bytes_to_text(inner) for name, inner in value.items()}
-  if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+  if isinstance(value, list | tuple):
     return [_bytes_to_text(inner) for inner in value]
+  if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
+    return _bytes_to_text(value.tolist())
   return value
 
 

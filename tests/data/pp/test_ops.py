@@ -65,14 +65,7 @@ def test_a_huge_declared_size_is_refused_from_the_header(size):
 
 
 @pytest.mark.parametrize(
-  "damaged",
-  [
-    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    png(noise(9, 9))[:60],
-    b"",
-    b"not an image",
-    png(noise(9, 9))[:-30] + b"\0" * 30,
-  ],
+  "damaged", [png(noise(9, 9))[:60], b"not an image", png(noise(9, 9))[:-30] + b"\0" * 30]
 )
 def test_a_damaged_image_raises_one_sentence(damaged):
   with pytest.raises(
@@ -307,3 +300,16 @@ def test_choice_no_replacement_takes_each_once_in_as_many_epochs():
   seen = [pp({"a": list("wxyz"), "_seed": (0, 1, 2, e), "_epoch": e})["a"] for e in range(12)]
   assert all(set(seen[i : i + 4]) == set("wxyz") for i in (0, 4, 8))
   assert len({tuple(seen[i : i + 4]) for i in (0, 4, 8)}) > 1
+
+
+def test_null_stays_null_in_lower_and_is_refused_by_strfmt():
+  assert parse.parse('lower(key="a")')(example(a=None))["a"] is None
+  assert parse.parse('lower(key="a")')(example(a=["B", None]))["a"] == ["b", None]
+  with pytest.raises(UserError, match=r"'a' is null; setdefault\('a', '...'\) before strfmt"):
+    parse.parse('strfmt("{a}")')(example(a=None))
+  assert parse.parse('setdefault("a", "x")|strfmt("{a}")')(example(a=None))["text"] == "x"
+
+
+def test_bytes_that_are_no_text_are_refused_by_strfmt():
+  with pytest.raises(UserError, match="'a' is bytes that are no UTF-8 text"):
+    parse.parse('strfmt("{a}")')(example(a=b"\xff"))

@@ -1,0 +1,174 @@
+"""How is a file from outside read, and which files may a data set name?
+
+Only regular files are read, up to a size: a FIFO, a device and a folder are refused before they are
+opened. A thread of its own reads for each caller, so that a disk or network share that does not
+answer ends in an error after WAIT_SECONDS, instead of a thread that never returns.
+"""
+
+import os
+import pathlib
+import queue
+import stat
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pgjax.errors import UserError
+
+MAX_BYTES = 1 << 30  # Of an image.
+MAX_TEXT_BYTES = 16 << 30  # Of a file with examples: JSONL, COCO.
+WAIT_SECONDS = 60.0  # Without one byte, or one name of a folder.
+_CHUNK = 16 << 20
+_NAMES = 10_000  # Names of a folder between two signs of life.
+_KINDS = (
+  (stat.S_ISDIR, "a folder"),
+  (stat.S_ISFIFO, "a FIFO (named pipe)"),
+  (stat.S_ISCHR, "a device"),
+  (stat.S_ISBLK, "a device"),
+  (stat.S_ISSOCK, "a socket"),
+)
+_local = threading.local()  # The reading thread of each thread that reads.
+
+
+class UnresponsiveError(OSError):
+  """No answer for WAIT_SECONDS."""
+
+
+class StalledError(UserError):
+  """UnresponsiveError, with the path: the next files of that disk will not be read either."""
+
+
+def read(path: str | os.PathLike, *, most: int = MAX_BYTES) -> bytes:
+  """The content of a regular file; raises OSError, whose text is the reason, without the path."""
+  return bounded(lambda alive: _read(os.fspath(path), most, alive))
+
+
+def names(folder: str) -> list[str]:
+  """The names in a folder; empty if there is none."""
+  return bounded(lambda alive: _names(folder, alive))
+
+
+def bounded(work: Callable[[Callable], Any], seconds: float | None = None) -> Any:
+  """work(alive) in another thread; UnresponsiveError after `seconds` without a call of `alive`."""
+  seconds = WAIT_SECONDS if seconds is None else seconds
+  worker = _local.__dict__.pop("worker", None) or _Worker()  # Not used again if this is cut short.
+  try:
+    value, error = worker.run(work, seconds)
+  except queue.Empty:
+    raise UnresponsiveError(
+      f"no answer for {seconds:g} s; is its disk or network share reachable?"
+    ) from None
+  _local.worker = worker
+  if error is not None:
+    raise error
+  return value
+
+
+class _Worker:
+  """A daemon thread, which ends with the thread that uses it and does not delay the exit."""
+
+  def __init__(self):
+    self._jobs, self._results = queue.SimpleQueue(), queue.SimpleQueue()
+    threading.Thread(target=_work, args=(self._jobs, self._results), daemon=True).start()
+
+  def run(self, work, seconds):
+    self._jobs.put(work)
+    while (result := self._results.get(timeout=seconds)) is None:
+      pass
+    return result
+
+  def __del__(self):
+    self._jobs.put(None)
+
+
+def _work(jobs, results):
+  while (work := jobs.get()) is not None:
+    try:
+      result = work(lambda: results.put(None)), None
+    except Exception as error:  # Raised in the thread that waits.
+      result = None, error
+    results.put(result)
+    del work, result  # Not held until the next job.
+
+
+def _read(path: str, most: int, alive: Callable) -> bytes:
+  _check(os.stat(path), most)
+  chunks, total = [], 0
+  # Not blocking: it may have become a FIFO.
+  with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", 0) as file:
+    info = os.fstat(file.fileno())
+    _check(info, most)
+    while chunk := file.read(min(_CHUNK, max(info.st_size - total, 0) + 4096)):
+      chunks.append(chunk)
+      total += len(chunk)
+      if total > most:
+        raise OSError(_too_large(total, most))
+      alive()
+  return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def check_regular(info: os.stat_result) -> None:
+  """Raises OSError for what is no file, before it is opened."""
+  if not stat.S_ISREG(info.st_mode):
+    kind = next((name for is_kind, name in _KINDS if is_kind(info.st_mode)), "no regular file")
+    raise OSError(f"it is {kind}, not a file")
+
+
+def _check(info: os.stat_result, most: int) -> None:
+  check_regular(info)
+  if info.st_size > most:
+    raise OSError(_too_large(info.st_size, most))
+
+
+def _too_large(size: int, most: int) -> str:
+  return f"it has {size:,} bytes or more, and up to {most:,} are read"
+
+
+def _names(folder: str, alive: Callable) -> list[str]:
+  listed = []
+  try:
+    with os.scandir(folder) as entries:
+      for entry in entries:
+        listed.append(entry.name)
+        if len(listed) % _NAMES == 0:
+          alive()
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+  return listed
+
+
+def inside(
+  root: str, name: str, where: str, field: str | None = None, *, links: bool = True
+) -> str:
+  """The path of `name` below `root`; raises if it is outside of it.
+
+  field: what sets `root`, for the message. Without `links` symbolic links may not lead out either.
+  """
+  path = below(root, name) or below(os.path.realpath(root), name)  # Absolute names have either.
+  if path is None:
+    advice = f", or set {field}= to the folder of the images" if field else ""
+    raise UserError(
+      f"{where}: image {name!r} is outside of {root}; paths must be below the folder of the file"
+      f"{advice}."
+    )
+  if not links:
+    real, real_root = os.path.realpath(path), os.path.realpath(root)
+    if os.path.commonpath([real_root, real]) != real_root:
+      raise UserError(f"{where}: image {name!r} is a link to {real}, outside of {root}.")
+  return path
+
+
+def below(root: str, name: str) -> str | None:
+  """The normal form of root/name; None if it is outside of `root`, an absolute path."""
+  path = os.path.normpath(os.path.join(root, name))
+  return path if "\0" not in name and os.path.commonpath([root, path]) == root else None
+
+
+def file_bytes(path: str | pathlib.Path, *, most: int = MAX_BYTES) -> bytes:
+  """The content of a regular file; raises UserError."""
+  try:
+    return read(path, most=most)
+  except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
+    raised = StalledError if isinstance(error, UnresponsiveError) else UserError
+    reason = getattr(error, "strerror", None) or error
+    raise raised(f"{path} cannot be read: {reason}") from None

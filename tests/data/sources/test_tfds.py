@@ -1,0 +1,246 @@
+"""Every text of a TFDS data set is text, and true answers get each scorer's highest score.
+
+The data set has the features of the builders that big_vision's transfers name: lists of texts, in
+dicts and nested, beside images and bytes.
+"""
+
+import contextlib
+import io
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from pgjax.data import loader, locations, tokenizer as tokenizer_lib
+from pgjax.data.sources import registry, tfds as tfds_source
+from pgjax.evaluation import scorers
+from pgjax.formats import seg_vae_npz
+from pgjax.metrics import text
+from pgjax.models import seg_vae
+
+ANSWERS = (["yes", "Yes it is", "oui"], ["grün", "42", "three"], ["a cat", "NO"])
+JSONS = ('{"name": "Ä", "n": 1}', '{"name": "b", "n": 2}', "[1, 2]")
+BOXES = np.array([[0.125, 0.25, 0.5, 0.75], [0.25, 0.0, 1.0, 0.5]], np.float32)
+
+
+def png(i):
+  file = io.BytesIO()
+  pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
+  Image.fromarray(pixels).save(file, "PNG")
+  return file.getvalue()
+
+
+class Vqa(tfds.core.GeneratorBasedBuilder):
+  """Three questions on images."""
+
+  name = "vqa_like"
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    f = tfds.features
+    texts = f.Sequence(f.Text())
+    features = dict(
+      image=f.Image(encoding_format="png"),
+      question=f.Text(),
+      answer=f.Text(),
+      answers=texts,
+      captions=f.Sequence(dict(id=np.int64, text=f.Text())),
+      nested=dict(inner=dict(answers=texts, one=f.Text())),
+      fixed=f.Sequence(f.Text(), length=2),
+      record=f.Text(),
+      choices=texts,
+      question_type=f.Text(),
+      issimple=np.int32,
+      labels=texts,
+      boxes=f.Sequence(f.BBoxFeature()),
+      empty=texts,
+      encoded_mask=f.Tensor(shape=(), dtype=np.object_),
+      masks=f.Sequence(f.Image(shape=(None, None, 1), encoding_format="png")),
+      height=np.int32,
+      width=np.int32,
+    )
+    return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {"test": self._generate_examples()}
+
+  def _generate_examples(self):
+    for i, answers in enumerate(ANSWERS):
+      mask = io.BytesIO()
+      Image.fromarray(np.full((8, 8), 255, np.uint8)).save(mask, "PNG")
+      yield (
+        i,
+        dict(
+          image=io.BytesIO(png(i)),
+          question=f"what is {i}?",
+          answer=answers[0],
+          answers=answers,
+          captions=[dict(id=k, text=f"{a} on picture {i} here") for k, a in enumerate(answers)],
+          nested=dict(inner=dict(answers=answers, one=answers[0])),
+          fixed=answers[:2],
+          record=JSONS[i],
+          choices=[*answers, f"choice {i}"],
+          question_type="presence",
+          issimple=1,
+          labels=["cat", "dög"],
+          boxes=[tfds.features.BBox(*map(float, box)) for box in BOXES],
+          empty=[],
+          encoded_mask=png(i),
+          masks=[io.BytesIO(mask.getvalue())],
+          height=8,
+          width=8,
+        ),
+      )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("prepared")
+  with contextlib.redirect_stdout(io.StringIO()):
+    builder = Vqa(data_dir=path, file_format="array_record")
+    builder.download_and_prepare(download_dir=path / "none")
+  return path
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+  return registry.open(dict(name="vqa_like", split="test", data_dir=str(folder)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return tokenizer_lib.load("tiny")
+
+
+def row_of(source, answer):
+  """The examples are shuffled when they are written."""
+  return next(row for row in map(source.__getitem__, range(len(source))) if row["answer"] == answer)
+
+
+def test_texts_of_every_nesting_are_text(source):
+  row, answers = row_of(source, "grün"), ANSWERS[1]
+  assert row["answers"] == row["nested"]["inner"]["answers"] == answers
+  assert row["nested"]["inner"]["one"] == "grün"
+  assert row["captions"]["text"] == [f"{a} on picture 1 here" for a in answers]
+  assert row["fixed"] == answers[:2]
+  assert row["empty"] == []
+  assert row["record"] == JSONS[1]
+
+
+def test_images_and_bytes_stay_bytes_and_numbers_arrays(source):
+  row = row_of(source, "grün")
+  assert row["image"] == row["encoded_mask"] == png(1)
+  assert [np.asarray(mask).dtype for mask in row["masks"]] == [np.uint8]
+  np.testing.assert_array_equal(np.asarray(row["boxes"]), BOXES)
+  assert "image" not in source.texts(0)
+
+
+@pytest.mark.parametrize(
+  ("value", "expected"),
+  [
+    (np.array([b"a", b"bc"]), ["a", "bc"]),
+    (np.array([[b"a"], [b"bc"]], object), [["a"], ["bc"]]),
+    ([np.array([b"a"], object), np.array([], object)], [["a"], []]),
+    ((b"a", {"b": [b"c"]}), ["a", {"b": ["c"]}]),
+    (np.bytes_(b"a"), "a"),
+    (np.array(["a"]), ["a"]),
+    (b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n"),
+    (b"a\0b", b"a\0b"),
+    ([b"\xff\xd8"], [b"\xff\xd8"]),
+    ([None, b"a"], [None, "a"]),
+    (np.array([1, 2]).tolist(), [1, 2]),
+  ],
+)
+def test_bytes_become_text_at_any_depth(value, expected):
+  assert tfds_source._bytes_to_text(value) == expected  # noqa: SLF001
+
+
+def test_text_ops_take_lists_of_texts(source, tokenizer):
+  ops = 'lower(key="answers")|strfmt("{answers} {answer}", outkey="all")|flatten|'
+  row = example(source, tokenizer, ops + 'choice(inkey="answers", outkey="one")')
+  true = row_of(source, row["answer"])["answers"]
+  assert row["answers"] == [a.translate(str.maketrans("YON", "yon")) for a in true]
+  assert row["one"] in row["answers"]
+  assert row["all"].startswith(f"[{row['answers'][0]} ")
+  assert isinstance(row["captions/text"][0], str)
+
+
+def example(source, tokenizer, ops, index=0):
+  """The columns that an evaluator gets, through a Loader."""
+  pp = f"decode|resize(8)|value_range(-1, 1)|{ops}|copy('question', 'prefix')"
+  layout = loader.Layout(res=8, text_len=16, num_frames=0, for_training=False)
+  loaded = loader.Loader(loader.Part("vqa_like", source, 1.0), pp, tokenizer, layout, 0)
+  return loaded(0, index).columns
+
+
+SECTION = dict(to_lower=False, caption_metrics=("cider",), mask_weights="oi", answer="answer")
+BEST = [
+  ("vqa", "answer", "acc", 1),
+  ("vqa", "fixed", "acc_any", 1),
+  ("vqa", "answers", "anls", 1),
+  ("vqa", "inner", "anls", 1),
+  ("vqav2", "one", "acc", 1),
+  ("chartqa", "answer", "relaxed_acc", 1),
+  ("choice", "answer", "acc", 1),
+  ("science_qa", "letter", "acc", 1),
+  ("pope", "yes", "acc", 1),
+  ("tallyqa", "answer", "acc", 1),
+  ("rsvqa", "answers", "acc_any", 1),
+  ("json", "record", "field_f1", 1),
+  ("caption", "captions", "cider", 10),
+  ("detection", "suffix", "AP", 1),
+  ("segmentation", "suffix", "miou", 1),
+  ("predictions", "answers", None, None),
+]
+OPS = (
+  'copy("nested", "inner")|flatten(["inner"])|copy("inner/inner/answers", "inner")|'
+  'copy("fixed", "one")|choice(inkey="one", outkey="one")|'
+  'strfmt("The answer is B.", outkey="letter")|strfmt("yes", outkey="yes")|'
+  'flatten(["captions"])|copy("captions/text", "captions")|boxes_to_suffix'
+)
+
+
+def test_every_scorer_is_tested():
+  assert {kind for kind, *_ in BEST} == set(scorers.SCORERS)
+
+
+@pytest.mark.parametrize(("kind", "column", "metric", "best"), BEST)
+def test_a_true_answer_gets_the_highest_score(
+  source, tokenizer, tmp_path, kind, column, metric, best
+):
+  section = SimpleNamespace(**SECTION | dict(type=kind, answer=column))
+  if kind == "segmentation":
+    section.mask_weights, codes = whole_mask(tmp_path)
+  rows = []
+  for i in range(len(source)):
+    columns = example(source, tokenizer, OPS, i)
+    if kind == "segmentation":
+      columns["mask"], columns["box"] = codes[1], np.array([0.0, 0.0, 1.0, 1.0])
+      columns["suffix"] = "<loc0000><loc0000><loc1023><loc1023>" + locations.seg_string(codes[0])
+    true = columns[column]
+    true = true if isinstance(true, str) else true[0]
+    tokens = np.array([*tokenizer.encode(true), tokenizer.eos], np.int32)
+    generated = scorers.Generated(true, tokens, np.zeros(len(tokens), np.float32))
+    row = scorers.SCORERS[kind].row(section, tokenizer, columns, generated)
+    rows.append(dict(row, prediction=true, id=columns["id"], _sha256=str(i)))
+    assert "b'" not in str(row["answer"])
+  got = text.mean(row["scores"] for row in rows) | scorers.SCORERS[kind].of_split(section, rows)
+  if metric is None:
+    assert rows[0]["answer"] in map(list, ANSWERS)
+  elif kind == "caption":  # One of the references is repeated exactly.
+    assert got[metric] > 3
+  elif kind == "vqa" and metric == "acc_any":
+    assert got[metric] == 1
+  else:
+    assert got[metric] == pytest.approx(best)
+
+
+def whole_mask(folder):
+  """(weights of a small VQ-VAE, (codes, the mask [64, 64] that they stand for))."""
+  path, codes = folder / "masks.npz", list(range(16))
+  seg_vae_npz.save(path, seg_vae.init(jax.random.key(0), width=8, embed_dim=16))
+  shown = np.asarray(seg_vae.decode(seg_vae_npz.load(str(path)), np.array([codes])))[0, :, :, 0] > 0
+  return str(path), (codes, shown.astype(np.uint8))

@@ -1,0 +1,106 @@
+"""What a run is told when reading ends, hangs or is interrupted."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from pgjax.data import device_feed, pipeline, tokenizer, workers
+from pgjax.errors import UserError
+
+
+@pytest.fixture
+def mesh():
+  return jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def stuck(released):
+  """One batch, and then none until it is released."""
+  yield dict(text=np.zeros((8, 2), np.int32))
+  released.wait()
+
+
+def test_a_feed_that_waits_can_be_interrupted_and_closed(mesh, monkeypatch, caplog):
+  monkeypatch.setattr(device_feed, "_CLOSE_SECONDS", 0.1)
+  monkeypatch.setattr(device_feed, "SLOW_SECONDS", 0.0)
+  released, polled = threading.Event(), []
+  feed = device_feed.to_device(stuck(released), mesh)
+  feed.interrupted = lambda: len(polled) >= 3 or polled.append(1)
+  with contextlib.closing(feed):
+    assert len(list(feed)) == 1
+  assert feed.was_interrupted
+  assert [r.getMessage() for r in caplog.records] == [
+    "No batch for 0 s: the data is read slowly, or not at all."
+  ]
+  released.set()
+
+
+def test_a_signal_reaches_the_thread_that_waits_for_a_batch(mesh, monkeypatch):
+  monkeypatch.setattr(device_feed, "_CLOSE_SECONDS", 0.1)
+  released, taken = threading.Event(), []
+  before = signal.signal(signal.SIGUSR1, lambda number, frame: taken.append(number))
+  try:
+    feed = device_feed.to_device(stuck(released), mesh)
+    feed.interrupted = lambda: bool(taken)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    assert len(list(feed)) == 1
+  finally:
+    signal.signal(signal.SIGUSR1, before)
+    released.set()
+  assert feed.was_interrupted
+
+
+def test_a_feed_that_ends_was_not_interrupted(mesh):
+  feed = device_feed.to_device(iter([dict(text=np.zeros((8, 2), np.int32))]), mesh)
+  assert len(list(feed)) == 1
+  assert not feed.was_interrupted
+
+
+@pytest.mark.parametrize(
+  ("code", "how"),
+  [
+    (-9, "was ended by SIGKILL, as the system does when memory runs out"),
+    (-11, r"was ended by SIGSEGV\."),
+    (3, r"ended with exit code 3\."),
+  ],
+)
+def test_a_worker_that_ended_is_explained(mesh, code, how):
+  """In Grain's words, which the next test checks."""
+  text = f"Worker process was terminated unexpectedly with exit code {code}. Search the logs above"
+
+  def broken():
+    yield dict(text=np.zeros((8, 2), np.int32))
+    raise RuntimeError(text)
+
+  feed = device_feed.to_device(broken(), mesh)
+  next(feed)
+  with pytest.raises(UserError, match=rf"A data worker \(.*\) {how}"):
+    next(feed)
+
+
+def test_other_errors_stay_as_they_are():
+  error = RuntimeError("something else")
+  assert workers.explained(error) is error
+
+
+@pytest.mark.slow  # A process that imports everything.
+def test_a_killed_worker_ends_the_stream_with_a_sentence():
+  config = ConfigDict(dict(seed=3, res=16, text_len=16, num_frames=0))
+  config.input = dict(
+    data=dict(name="easy_vqa", split="train[:50]"), batch_size=8, num_threads=1, num_workers=1,
+    cache_mb=0, allow_truncated=False,
+    pp='decode|resize(16)|value_range(-1, 1)|copy("question", "prefix")|copy("answer", "suffix")',
+  )  # fmt: skip
+  data = pipeline.train_batches(config, tokenizer.load("tiny"))
+  next(data)
+  for child in multiprocessing.active_children():
+    os.kill(child.pid, signal.SIGKILL)
+  with pytest.raises(UserError, match=r"A data worker .* was ended by SIGKILL"):
+    list(itertools.islice(data, 1000))  # Some batches are ready.
