@@ -10,6 +10,7 @@ import pathlib
 import queue
 import stat
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,9 @@ _KINDS = (
   (stat.S_ISBLK, "a device"),
   (stat.S_ISSOCK, "a socket"),
 )
+_POLL_SECONDS = 0.5
 _local = threading.local()  # The reading thread of each thread that reads.
+_given_up: list[float] = [float("-inf")]  # The time of the last give_up.
 
 
 class UnresponsiveError(OSError):
@@ -64,6 +67,14 @@ def bounded(work: Callable[[Callable], Any], seconds: float | None = None) -> An
   return value
 
 
+def give_up() -> None:
+  """Ends the waiting of all threads for files that do not answer.
+
+  For WAIT_SECONDS files must answer in half a second, so that reads that are queued end, too.
+  """
+  _given_up[0] = time.monotonic()
+
+
 class _Worker:
   """A daemon thread, which ends with the thread that uses it and does not delay the exit."""
 
@@ -72,10 +83,19 @@ class _Worker:
     threading.Thread(target=_work, args=(self._jobs, self._results), daemon=True).start()
 
   def run(self, work, seconds):
+    """(value, error); raises queue.Empty."""
+    began = alive = time.monotonic()
     self._jobs.put(work)
-    while (result := self._results.get(timeout=seconds)) is None:
-      pass
-    return result
+    while True:
+      try:
+        if (result := self._results.get(timeout=min(seconds, _POLL_SECONDS))) is not None:
+          return result
+        alive = time.monotonic()
+      except queue.Empty:
+        now = time.monotonic()
+        impatient = now - _given_up[0] < WAIT_SECONDS and now - began >= _POLL_SECONDS
+        if impatient or now - alive >= seconds:
+          raise
 
   def __del__(self):
     self._jobs.put(None)

@@ -77,6 +77,19 @@ def test_a_disk_that_does_not_answer_is_named_after_a_time(tmp_path, monkeypatch
   returns.set()
 
 
+def test_waiting_can_be_given_up(monkeypatch):
+  monkeypatch.setattr(input_files, "_POLL_SECONDS", 0.05)
+  monkeypatch.setattr(input_files, "_given_up", [float("-inf")])
+  released = threading.Event()
+  threading.Timer(0.2, input_files.give_up).start()
+  with pytest.raises(input_files.UnresponsiveError):
+    input_files.bounded(lambda alive: released.wait())
+  with pytest.raises(input_files.UnresponsiveError):  # It was queued.
+    input_files.bounded(lambda alive: released.wait())
+  released.set()
+  assert input_files.bounded(lambda alive: "the next") == "the next"
+
+
 def test_a_slow_disk_that_answers_is_waited_for():
   def work(alive):
     for _ in range(6):

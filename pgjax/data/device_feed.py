@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 
+from pgjax import input_files
 from pgjax.data import pipeline, workers
 from pgjax.distributed import mesh as mesh_lib
 
@@ -18,7 +19,7 @@ log = logging.getLogger("pgjax")
 PREFETCH_DEPTH = 2  # Prefetched batches on the device, in addition to the one in use.
 SLOW_SECONDS = 60.0  # Until the log reports that a batch does not come.
 _POLL_SECONDS = 0.1
-_CLOSE_SECONDS = 5.0  # A thread that waits for a dead disk is left behind.
+_CLOSE_SECONDS = 3.0
 
 
 class DeviceFeed:
@@ -68,6 +69,9 @@ class DeviceFeed:
     """Stops the thread and drops the prefetched batches."""
     self._stopped.set()
     self._thread.join(_CLOSE_SECONDS)
+    if self._thread.is_alive():  # It waits for a file that does not come.
+      input_files.give_up()
+      self._thread.join(_CLOSE_SECONDS)
     atexit.unregister(self.close)
 
   def _fill(self, batches, mesh):

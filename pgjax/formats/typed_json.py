@@ -56,7 +56,7 @@ def decode(
   except ValueError as reason:
     if isinstance(data, bytes) and wide_encoding(data):
       raise error(not_utf8(data, where)) from None
-    raise error(f"{where}: not JSON ({reason}){_surrogate(data)}.") from None
+    raise error(f"{where}: {_surrogate(data) or f'not JSON ({reason})'}.") from None
 
 
 def text(data: bytes, where: Any, error: Callable = UserError) -> str:
@@ -110,8 +110,8 @@ def _surrogate(data: bytes | str) -> str:
       continue
     column = match.start(1) - data.rfind(b"\n", 0, match.start(1))
     return (
-      f"; {match[1].decode()} in column {column} is half of a surrogate pair, as of an emoji that"
-      " another program cut in two: remove it"
+      f"{match[1].decode()} in column {column} is half of a surrogate pair, as of an emoji that"
+      " another program cut in two; remove it"
     )
   return ""
 
