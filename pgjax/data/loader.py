@@ -117,11 +117,9 @@ def _text(example, key, row) -> str:
   """example[key]; `row` is the example before pp, whose columns the message names."""
   if key not in example:
     names = ", ".join(sorted(k for k in example if not k.startswith("_")))
-    other = next((name for name in _OTHER_NAMES.get(key, ()) if name in row), None)
-    hint = f"; the data has {other!r}: copy({other!r}, {key!r}), before keep" if other else ""
     raise UserError(
       f"there is no '{key}' after pp, only {names}; make it with copy(inkey, outkey) or strfmt"
-      f"{hint}"
+      f"{_other_columns(example, row)}"
     )
   text = example[key]
   if text is None:
@@ -131,6 +129,17 @@ def _text(example, key, row) -> str:
   if not isinstance(text, str):
     raise UserError(f"'{key}' must be text, not {text!r}; strfmt turns numbers into text")
   return text
+
+
+def _other_columns(example, row) -> str:
+  """What to add to pp if the data has prompt and answer under other names."""
+  copies = [
+    f"copy({other!r}, {key!r})"
+    for key, names in _OTHER_NAMES.items()
+    if key not in example and key not in row
+    for other in [name for name in names if name in row][:1]
+  ]
+  return f"; the data has other names: add {'|'.join(copies)} to pp, before keep" if copies else ""
 
 
 def _images(value, layout: Layout) -> dict[str, np.ndarray]:

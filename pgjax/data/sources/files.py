@@ -40,14 +40,14 @@ def locate(
       path, how = _respelled(root, name, where, folders, field)
       if how:
         respelled[how] += 1
-        example = example or f"{os.path.relpath(path, root)!r} for {name!r}"
+        example = example or f"{_shown(os.path.relpath(path, root))} for {_shown(name)}"
     paths.append(path)
   if respelled:
     kinds = ", ".join(f"{count:,} by {how}" for how, count in respelled.most_common())
     log.warning(
-      "%s: %d names of images differ from their files' (%s), such as %s; exactly one file matches"
+      "%s: %d of %d images have another name on the disk (%s), such as %s; exactly one file matches"
       " each.",
-      *(source, respelled.total(), kinds, example),
+      *(source, respelled.total(), len(paths), kinds, example),
     )
   return paths
 
@@ -96,7 +96,7 @@ def _respelled(root, name, where, folders, field) -> tuple[str, str]:
     for form, form_how in ((str, ""), (_composed, "Unicode form"), (_folded, "case")):
       matching = _walk(root, spelling, folders, form)
       if len(matching) > 1:
-        shown = ", ".join(repr(os.path.relpath(path, root)) for path in sorted(matching)[:3])
+        shown = ", ".join(_shown(os.path.relpath(path, root)) for path in sorted(matching)[:3])
         raise UserError(
           f"{where}: image {name!r} is not in {root}, and several files differ from it only in"
           f" their {form_how}: {shown}; write the name of one of them."
@@ -132,6 +132,11 @@ def _walk(root: str, name: str, folders: _Folders, form: Callable[[str], str]) -
       for match in folders.matches(folder, part, form)
     ]
   return here
+
+
+def _shown(name: str) -> str:
+  """In quotes; with escapes if it has accents, whose forms look alike."""
+  return repr(name) if _composed(name) == unicodedata.normalize("NFD", name) else ascii(name)
 
 
 def _composed(name: str) -> str:

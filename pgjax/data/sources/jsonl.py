@@ -38,8 +38,8 @@ class Jsonl:
     if not rows:
       raise UserError(f"{self.fname} has no examples; {_WANTED}.")
     if self._adapted:
-      counts = ", ".join(f"{what} in {count:,} rows" for what, count in self._adapted.items())
-      log.warning("%s: %s.", self.fname, counts)
+      counts = ", ".join(f"{what} ({count:,})" for what, count in self._adapted.items())
+      log.warning("%s, of %d rows: %s.", self.fname, len(rows), counts)
     self._numbers, self._rows = zip(*rows, strict=True)
     names = [_listed(row["image"]) for row in self._rows]
     named = ((name, self._line(i)) for i, group in enumerate(names) for name in group)

@@ -54,8 +54,8 @@ def test_other_spellings_are_counted_and_logged_once(folder, caplog):
     source(folder, "Images/a.jpg", "Images\\a.jpg", "Images\\a.jpg", "images/my%20cat.jpg")
   (record,) = caplog.records
   assert record.getMessage() == (
-    f"{folder}/data.jsonl: 3 names of images differ from their files' (2 by backslashes, 1 by % and"
-    " case), such as 'Images/a.jpg' for 'Images\\\\a.jpg'; exactly one file matches each."
+    f"{folder}/data.jsonl: 3 of 4 images have another name on the disk (2 by backslashes, 1 by %"
+    " and case), such as 'Images/a.jpg' for 'Images\\\\a.jpg'; exactly one file matches each."
   )
 
 
@@ -103,3 +103,9 @@ def test_a_folder_that_may_not_be_listed_is_a_sentence(folder, monkeypatch):
   monkeypatch.setattr(files.input_files, "names", refused)
   with pytest.raises(UserError, match="cannot be listed: Permission denied"):
     source(folder, "Images/a.jpg")
+
+
+def test_accents_that_look_alike_are_shown_with_escapes(folder, caplog):
+  with caplog.at_level(logging.WARNING, "pgjax"):
+    source(folder, "Images/" + unicodedata.normalize("NFC", "café.png"))
+  assert r"'Images/cafe\u0301.png' for 'Images/caf\xe9.png'" in caplog.text

@@ -119,23 +119,23 @@ QUESTION = dict(image="a.png", prefix="what?", suffix="cat")
   ("row", "what"),
   [
     (dict(image=dict(path="a.png", bytes=None), prefix="what?", suffix="cat"), None),
-    (dict(file_name="a.png", prefix="what?", suffix="cat"), "image from 'file_name' in 1 rows"),
-    (dict(images=["a.png"], prefix="what?", suffix="cat"), "image from 'images' in 1 rows"),
+    (dict(file_name="a.png", prefix="what?", suffix="cat"), "image from 'file_name' (1)"),
+    (dict(images=["a.png"], prefix="what?", suffix="cat"), "image from 'images' (1)"),
     (
       dict(image="a.png", conversations=[
         {"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "cat"}]),
-      "prefix and suffix from 'conversations' in 1 rows",
+      "prefix and suffix from 'conversations' (1)",
     ),
     (
       dict(images=["a.png"], messages=[
         dict(role="user", content="<image>what?"), dict(role="assistant", content="cat")]),
-      "image from 'images' in 1 rows, prefix and suffix from 'messages' in 1 rows",
+      "image from 'images' (1), prefix and suffix from 'messages' (1)",
     ),
     (
       dict(image="a.png", messages=[
         dict(role="user", content=[dict(type="image"), dict(type="text", text="what?")]),
         dict(role="assistant", content=[dict(type="text", text="cat")])]),
-      "prefix and suffix from 'messages' in 1 rows",
+      "prefix and suffix from 'messages' (1)",
     ),
   ],
 )  # fmt: skip
@@ -144,7 +144,9 @@ def test_rows_with_one_meaning_are_read_and_counted(folder, caplog, row, what):
     source = opened(folder, row)
   assert {name: source.texts(0)[name] for name in QUESTION} == QUESTION
   assert source[0]["image"] == b"a.png"
-  assert [r.getMessage() for r in caplog.records] == ([f"{source.fname}: {what}."] if what else [])
+  assert [r.getMessage() for r in caplog.records] == (
+    [f"{source.fname}, of 1 rows: {what}."] if what else []
+  )
 
 
 TURNS = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
@@ -179,13 +181,10 @@ def test_rows_with_several_meanings_raise(folder, row, message):
   [
     (
       dict(prompt="what?", answer="cat"),
-      r"no 'prefix'.* the data has 'prompt': copy\('prompt', 'p",
+      r"no 'prefix'.*add copy\('prompt', 'prefix'\)\|copy\('answer', 'suffix'\) to pp, before keep",
     ),
-    (
-      dict(prefix="what?", answer="cat"),
-      r"no 'suffix'.* the data has 'answer': copy\('answer', 's",
-    ),
-    (dict(file_name="a.png", text="a cat"), "there is no 'prefix' after pp, only id"),
+    (dict(prefix="what?", answer="cat"), r"no 'suffix'.*add copy\('answer', 'suffix'\) to pp"),
+    (dict(file_name="a.png", text="a cat"), r"no 'prefix'.*add copy\('text', 'suffix'\) to pp"),
     (dict(prefix="what?", suffix=None), "'suffix' is null; remove the row, or give it a text with"),
   ],
 )
