@@ -142,7 +142,8 @@ def test_a_killed_process_of_the_data_pipeline_is_explained_and_costs_no_step(tm
       os.kill(child, signal.SIGKILL)
   code, out = ended(process)
   assert code == 1
-  assert "A data worker" in out and "was ended by SIGKILL" in out
+  assert "A data worker" in out
+  assert "was ended by SIGKILL" in out
   step = workdir_lib.steps(tmp_path)[-1]
   assert f"The newest checkpoint is of step {step}." in out
 
