@@ -245,6 +245,25 @@ def eval_pp(*ops, keep=("answer", "id")):
   return "|".join([*ops, f"keep({columns})"])
 
 
+def boxes_data(a, fname, classes_from=""):
+  """(data, the ops that read boxes from its answers), of a COCO file or a .jsonl of PaliGemma's.
+
+  The arguments `a` have images and classes; a COCO file takes its classes from `classes_from`.
+  """
+  if fname.endswith(".jsonl"):  # Image, prefix "detect cat ; dog", suffix "<loc0100>... cat ; ...".
+    if a.classes:
+      raise ValueError("argument classes= is for COCO files; the prefixes of a JSONL name classes.")
+    return dict(name="jsonl", **(dict(root=a.images) if a.images else {}), fname=fname), [
+      "suffix_to_boxes"
+    ]
+  data = dict(name="coco") | (dict(images=a.images) if a.images else {})
+  data |= dict(classes=a.classes.split("+")) if a.classes else {}
+  data |= (
+    dict(classes_from=classes_from) if classes_from and not classes_from.endswith(".jsonl") else {}
+  )
+  return dict(data, fname=fname), []
+
+
 VQA_PREFIX = 'copy(inkey="question", outkey="prefix")'
 VQA_SUFFIX = 'copy(inkey="answer", outkey="suffix")'
 

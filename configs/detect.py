@@ -1,7 +1,7 @@
-r"""Boxes around your own classes, from COCO files: copy this file and change it.
+r"""Boxes around your own classes, from COCO files or Roboflow's JSONL: copy this file and change it.
 
-Images are in the folder of each file, or in images=. classes=cat+dog sets the prompt for both
-files. docs/boxes.md describes the format, other sources of boxes, and masks.
+Images are in the folder of each file, or in images=. All prompts name the training file's classes,
+or classes=cat+dog. docs/boxes.md describes the formats, other sources of boxes, and masks.
 
 python -m pgjax.train --workdir=/tmp/detect --config=configs/detect.py:train=data/train.json,val=data/valid.json
 """  # noqa: E501
@@ -17,24 +17,22 @@ def get_config(arg=None):
   )  # fmt: skip
   c = common.base()
   c.res, c.text_len = a.res, a.text_len * (2 if a.variant else 1)  # The tiny tokenizer needs more.
-  source = dict(name="coco")
-  source |= dict(images=a.images) if a.images else {}
-  source |= dict(classes=a.classes.split("+")) if a.classes else {}
-  c.input.data = dict(source, fname=a.train)
-  c.input.pp = common.train_pp(common.image_pp(c), f"boxes_to_suffix(order={a.order!r})")
+  c.input.data, boxes = common.boxes_data(a, a.train)
+  c.input.pp = common.train_pp(common.image_pp(c), *boxes, f"boxes_to_suffix(order={a.order!r})")
   c.input.batch_size = a.batch_size
 
   c.total_epochs = 15
-  c.lr, c.wd = 1e-5, 3e-7
+  c.lr, c.wd, c.ckpt_steps = 1e-5, 3e-7, 200
   common.set_model(c, size=a.size, variant=a.variant)
   common.set_tune(c, a.tune)
-  c.ckpt_steps = 200
 
   if a.val:  # val= (empty) trains without evaluation.
-    fields = dict(common.EVAL, data=dict(source, fname=a.val), batch_size=a.batch_size)
-    pp = common.eval_pp(common.image_pp(c), keep=("id", "boxes", "labels", "height", "width"))
+    data, boxes = common.boxes_data(a, a.val, classes_from=a.train)
+    fields = dict(common.EVAL, data=data, batch_size=a.batch_size)
+    columns = ("id", "boxes", "labels", "height", "width")
+    pp = common.eval_pp("image_size", common.image_pp(c), *boxes, keep=columns)
     answers = dict(type="detection", pp=pp, grammar="boxes", max_decode_len=c.text_len)
     c.evals["val"] = fields | answers | dict(log_percent=0.5)
-    pp = common.train_pp(common.image_pp(c), "boxes_to_suffix(order='position')")
+    pp = common.train_pp(common.image_pp(c), *boxes, "boxes_to_suffix(order='position')")
     c.evals["val/pplx"] = fields | dict(type="perplexity", pp=pp, log_percent=0.1)
   return c

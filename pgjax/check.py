@@ -7,9 +7,11 @@ model receives them. The exit status is 1 if there is an error, 0 if there are o
 
 from __future__ import annotations
 
+import collections
 import functools
 import io
 import json
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +26,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
 
   from pgjax.checkpoints import tokenizers
   from pgjax.data import loader as loader_lib, pipeline, tokenizer as tokenizer_lib
-  from pgjax.data_check import boxes as box_check, findings, page as check_page, scan
+  from pgjax.data_check import boxes as box_check, compare, findings, page as check_page, scan
   from pgjax.formats import seg_vae_npz
   from pgjax.models import paligemma, seg_vae
   from pgjax.visualization import batch as draw_batch
@@ -50,10 +52,27 @@ def main(args: Any) -> int:
   as_json = check_page.as_json(args.config_spec, facts, problems)
   disk.write(out / "report.txt", f"{args.config_spec}\n\n{report}\n\n{text}\n")
   disk.write(out / "check.json", json.dumps(as_json, indent=2) + "\n")
-  page = check_page.page(args.config_spec, facts, problems, pictures)
+  page = check_page.page(title_of(config), args.config_spec, facts, problems, pictures)
   disk.write(out / "check.html", page)
   cli.say(f"\n{report}\n\n{text}\n\n{check_page.verdict(problems)}; {out / 'check.html'}")
   return int(any(f.level == findings.ERROR for f in problems))
+
+
+def title_of(config: Any) -> str:
+  """What is checked: "Data check: train.json, valid.json"."""
+  names: dict[str, None] = {}
+  for section in (config.input, *config.evals.values()):
+    data = section.data.to_dict()
+    sources = [data] if isinstance(data.get("name"), str) else [
+      {"name": name, "split": data.get("split")} | (value if isinstance(value, dict) else {})
+      for name, value in data.items() if name not in ("split", "data_dir", "root")
+    ]  # fmt: skip
+    for source in sources:
+      split = f" {source['split']}" if source.get("split") else ""
+      names[
+        pathlib.PurePath(source["fname"]).name if "fname" in source else source["name"] + split
+      ] = None
+  return f"Data check: {', '.join(names)}"
 
 
 def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
@@ -75,6 +94,7 @@ def open_all(config: Any, tokenizer: Any) -> tuple[list[tuple[scan.CheckedSplit,
   for name, section in config.evals.items():
     likely = section.type == "perplexity"
     answer, length = ("suffix", None) if likely else (section.answer, section.max_decode_len)
+    answer = None if section.type == "detection" else answer  # Its boxes are the truth.
     sections.append((f"evals.{name}", section, answer, length, likely))
   for name, section, answer, length, for_training in sections:
     layout = loader_lib.Layout(config.res, config.text_len, config.num_frames, for_training)
@@ -105,14 +125,18 @@ def look(opened: list[tuple[scan.CheckedSplit, str]], config: Any, max_images: i
   facts: dict[str, Any] = {}
   problems: list[findings.Finding] = []
   seen_of: dict[str, tuple[str, dict[int, str]]] = {}
-  trained: list[tuple[scan.CheckedSplit, scan.Seen]] = []
-  training = None
+  trained: list[tuple[scan.CheckedSplit, compare.Seen]] = []
+  training, asked = None, collections.Counter()
   for split, data in opened:
     total = len(split.source)
     rows = scan.evenly(total, MAX_TEXTS)
     cli.say(f"Checking {split.name}: {total:,} examples")
     of_texts = findings.Book(split.name, split.source.where)
     texts, answers = scan.texts(split, rows, of_texts)
+    if split.name.startswith("evals."):
+      compare.other_prompts(answers, asked, of_texts)
+    else:
+      asked.update(compare.prompts_of(answers))
     facts[split.name] = dict(data=data, examples=total, texts=texts)
     news = of_texts.findings(len(rows))
     if data in seen_of:
@@ -123,12 +147,12 @@ def look(opened: list[tuple[scan.CheckedSplit, str]], config: Any, max_images: i
     own, digests, more = of_raw(split, config, rows, scan.evenly(total, max_images))
     facts[split.name] |= own
     seen_of[data] = split.name, digests
-    seen = scan.Seen(digests, answers)
+    seen = compare.Seen(digests, answers)
     of_pairs = findings.Book(split.name, split.source.where)
-    scan.repeats(seen, split.source.where, of_pairs)
+    compare.repeats(seen, split.source.where, of_pairs)
     if split.name.startswith("evals."):
-      training = scan.of_training(trained) if training is None else training
-      scan.leaks(seen, training, of_pairs)
+      training = compare.of_training(trained) if training is None else training
+      compare.leaks(seen, training, of_pairs)
     else:
       trained.append((split, seen))
     problems += [*news, *more, *of_pairs.findings(len(digests))]
@@ -142,8 +166,10 @@ def of_raw(split: scan.CheckedSplit, config: Any, rows: list[int], with_images: 
   facts: dict[str, Any] = dict(columns=scan.columns(split, rows, of_rows))
   if masked := box_check.objects_with_masks(source, rows, of_rows):
     facts["masks"] = mask_facts(masked, config, of_rows)
-  if dropped := getattr(source, "dropped", None):
-    of_rows.add_to_data("left out", ", ".join(f"{n} {why}" for why, n in sorted(dropped.items())))
+  if omitted := getattr(source, "omitted", ""):
+    of_rows.add_to_data("left out", omitted)
+  for note in getattr(source, "notes", ()):
+    of_rows.add_to_data("source", note)
   threads = config.input.num_threads
   facts["images"], digests = scan.pictures(split, with_images, threads, of_images)
   return facts, digests, of_rows.findings(len(rows)) + of_images.findings(len(with_images))

@@ -298,6 +298,8 @@ def log_start(log, config, mesh, model, abstract, data, evaluators, total_steps)
   log.say(summary_lib.scanned("training", data.scans))
   for evaluator in evaluators:
     log.say(summary_lib.scanned(evaluator.name, evaluator.batches.scans))
+    for line in pipeline.differing_prompts(data.scans, evaluator.batches.scans):
+      log.say(f"{evaluator.name}: {line}")
   log.say("\n" + param_table.table(abstract.params, of_model.stored_params(model, config)) + "\n")
 
 

@@ -68,6 +68,7 @@ TEXT_DOORS = {
     "inference/decode",
     "evaluation/likelihood",
     "checkpoints/checksums",
+    "models/seg_vae",  # A program of its own, which checks and scores run on the host.
   },
   r"\bjax\.distributed\b|\bjax\.process_(index|count)\b": {"distributed/processes"},
   r"\bnp\.load\b|\bnumpy\.load\b|\bnp\.savez": {"formats"},

@@ -8,16 +8,20 @@ configs, with `text`, `mask_ar` and `mask_loss` or `mask_input`, which are used 
 decoding, the prompt excludes the suffix and includes `answer_start` if pp sets it.
 """
 
+import logging
+import os
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 
-from pgjax.data import prefix_lm
+from pgjax.data import image_size, notes, prefix_lm
 from pgjax.data.pp import parse
 from pgjax.errors import UserError, naming
 
+log = logging.getLogger("pgjax")
 RESERVED = ("image_mask", "mask_ar", "mask_loss", "mask_input")  # Of a batch, not of the data.
+
 TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
 
 
@@ -62,16 +66,27 @@ class Loader:
     parsed = parse.parse(pp, tokenizer=tokenizer)
     self.text_ops = parsed.text_only()
     self.decode, self.ops = _DecodeCache.split(parsed, cache_bytes)
+    fname = getattr(part.source, "fname", None)
+    self._noted: set[str] = set()
+    self.folder = os.path.dirname(os.path.abspath(fname)) if fname else None
 
   def __call__(self, position: int, index: int) -> LoadedRow:
     """Reads, preprocesses and packs an example; errors name file and line."""
     with naming(self.part.source.where(index)):
       row = self.part.source[index]
-      example = self.ops(self.decode(self._start(dict(row), position, index)))
+      example = self._start(dict(row), position, index)
+      self._note(image_size.check(example), index)
+      example = notes.without_image_word(self.ops(self.decode(example)))
       arrays = _images(example.pop("image", None), self.layout)
       texts = self._pack(example, row).arrays
     columns = {k: v for k, v in example.items() if k not in TEXT_KEYS and not k.startswith("_")}
     return LoadedRow({**arrays, **texts}, columns)
+
+  def _note(self, kind: str, index: int) -> None:
+    """Logs a note about an image, once for each kind."""
+    if kind and kind not in self._noted:
+      self._noted.add(kind)
+      log.warning("%s: %s.", self.part.source.where(index), image_size.NOTES[kind])
 
   def num_tokens(self, index: int) -> tuple[int, int]:
     """The number of tokens in the text and how many fit, without reading the image."""
@@ -81,7 +96,7 @@ class Loader:
   def texts(self, index: int) -> tuple[dict, int, int]:
     """The example after the text ops, its number of tokens, and how many fit."""
     row = self.part.source.texts(index)
-    example = self.text_ops(self._start(dict(row), 0, index))
+    example = notes.without_image_word(self.text_ops(self._start(dict(row), 0, index)))
     _, num_tokens, room = self._pack(example, row)
     return example, num_tokens, room
 
@@ -93,7 +108,8 @@ class Loader:
           " that begin with an underscore; rename it"
         )
     epoch = position // len(self.part.source)
-    return {**example, "_epoch": epoch, "_seed": (self.seed, self.name_hash, index, epoch)}
+    seed = (self.seed, self.name_hash, index, epoch)
+    return {**example, "_epoch": epoch, "_seed": seed, "_folder": self.folder}
 
   def _pack(self, example, row) -> prefix_lm.Packed:
     text_len = self.layout.text_len

@@ -63,19 +63,47 @@ def round_trip_iou(mask_HW: np.ndarray, box, encode, decode) -> float:
 
 
 def from_coco(segmentation, height: int, width: int) -> np.ndarray:
-  """COCO's `segmentation`, polygons or run lengths, as bool [height, width]."""
+  """COCO's `segmentation`, polygons (or a flat one) or run lengths, as bool [height, width]."""
   if isinstance(segmentation, dict):
     return _from_runs(segmentation, height, width)
-  if not isinstance(segmentation, list) or not segmentation:
-    raise UserError(f"a segmentation is a list of polygons or a dict, not {segmentation!r}")
   mask = np.zeros((height, width), bool)
-  for polygon in segmentation:
+  for polygon in _polygons(segmentation):
     mask |= from_polygon(polygon, height, width)
   return mask
 
 
-def from_polygon(polygon, height: int, width: int) -> np.ndarray:
-  """x0, y0, x1, y1 ... in pixels (edges from 0 to the size) -> bool [height, width]."""
+def bounds(segmentation) -> tuple[float, float, float, float]:
+  """The box of COCO's `segmentation`: x, y, width, height in pixels."""
+  if isinstance(segmentation, dict):
+    size = segmentation.get("size")
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else (0, 0)
+    if (
+      not all(isinstance(n, int) and n > 0 for n in sides)
+      or sides[0] * sides[1] > images.MAX_PIXELS
+    ):
+      raise UserError(f"run lengths need a size [height, width], not {size!r:.60}")
+    mask_HW = _from_runs(segmentation, *sides)
+    if not mask_HW.any():
+      raise UserError("the run lengths are of an empty mask, which has no box")
+    rows, columns = (np.flatnonzero(mask_HW.any(axis=axis)) for axis in (1, 0))
+    (left, top), (right, bottom) = (columns[0], rows[0]), (columns[-1] + 1, rows[-1] + 1)
+  else:
+    points = np.concatenate([_points(polygon) for polygon in _polygons(segmentation)])
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+  return float(left), float(top), float(right - left), float(bottom - top)
+
+
+def _polygons(segmentation) -> list:
+  """Polygons; a flat list of numbers is one polygon."""
+  parts = segmentation if isinstance(segmentation, list) else []
+  parts = [part for part in parts if part != []]
+  if not parts:
+    raise UserError(f"a segmentation is a list of polygons or a dict, not {segmentation!r:.60}")
+  return [parts] if all(isinstance(part, int | float) for part in parts) else parts
+
+
+def _points(polygon) -> np.ndarray:
+  """float64 [N, 2] of x0, y0, x1, y1 ..."""
   try:
     points = np.asarray(polygon, np.float64).reshape(-1, 2)
   except (TypeError, ValueError, OverflowError):
@@ -84,7 +112,12 @@ def from_polygon(polygon, height: int, width: int) -> np.ndarray:
     raise UserError(
       f"a polygon is x0, y0, x1, y1 ... of at least three points, not {str(polygon)[:60]}"
     )
-  points = np.clip(points, -1, [width + 1, height + 1])  # Nothing outside is visible.
+  return points
+
+
+def from_polygon(polygon, height: int, width: int) -> np.ndarray:
+  """x0, y0, x1, y1 ... in pixels (edges from 0 to the size) -> bool [height, width]."""
+  points = np.clip(_points(polygon), -1, [width + 1, height + 1])  # Nothing outside is visible.
   mask = np.zeros((height, width), bool)
   left, top = np.maximum(np.floor(points.min(axis=0)).astype(int), 0)
   right, bottom = np.minimum(np.ceil(points.max(axis=0)).astype(int), [width, height])

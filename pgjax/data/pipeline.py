@@ -18,9 +18,11 @@ g = s*B ... s*B + B-1, so a run resumes at any step without replay, on any numbe
 Random ops draw from (seed, data set, example, epoch). Threads do the work (Pillow frees the GIL).
 """
 
+import collections
 import hashlib
 import itertools
 import sys
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ import numpy as np
 from absl import flags
 
 from pgjax import signals
-from pgjax.data import loader as loader_lib, workers
+from pgjax.data import loader as loader_lib, notes as notes_lib, workers
 from pgjax.data.loader import Layout, LoadedRow, Loader
 from pgjax.data.sources import registry
 from pgjax.errors import UserError, naming
@@ -64,12 +66,14 @@ def parts(data, *, check_images: bool = True) -> list[loader_lib.Part]:
 
 
 class Scan(NamedTuple):
-  """Lengths of the texts of one data set."""
+  """The texts of one data set: their lengths, and what is odd about them and their boxes."""
 
   name: str
   seen: int
   truncated: int
   longest: int  # The text_len that the longest text needs.
+  notes: tuple[str, ...] = ()
+  prompts: Mapping[tuple[str, ...], int] = types.MappingProxyType({})  # Those for boxes and masks.
 
 
 def scan(loaders, *, allow_truncated: bool) -> list[Scan]:
@@ -78,7 +82,12 @@ def scan(loaders, *, allow_truncated: bool) -> list[Scan]:
   for loader in loaders:
     name, total, text_len = loader.part.name, len(loader.part.source), loader.layout.text_len
     seen = min(total, MAX_SCANNED)
-    lengths = [loader.num_tokens(i * total // seen) for i in range(seen)]
+    noted, lengths = notes_lib.Notes(loader.part.source.where), []
+    for i in (k * total // seen for k in range(seen)):
+      with naming(loader.part.source.where(i)):
+        example, *length = loader.texts(i)
+      lengths.append(length)
+      noted.add(i, example)
     truncated = sum(tokens > room for tokens, room in lengths)
     longest = max(tokens - room + text_len for tokens, room in lengths)
     if truncated > MAX_TRUNCATED * seen and not allow_truncated:
@@ -87,8 +96,22 @@ def scan(loaders, *, allow_truncated: bool) -> list[Scan]:
         f"text_len={text_len} and would lose their end; the longest needs text_len={longest}. Set "
         "that, or input.allow_truncated=True."
       )
-    scans.append(Scan(name, seen, truncated, longest))
+    scans.append(
+      Scan(name, seen, truncated, longest, tuple(noted.sentences()), dict(noted.prompts))
+    )
   return scans
+
+
+def differing_prompts(training: Sequence[Scan], evaluated: Sequence[Scan]) -> list[str]:
+  """How prompts of an evaluation differ from those of training, a sentence each."""
+  asked: collections.Counter[tuple[str, ...]] = collections.Counter()
+  for one in training:
+    asked.update(one.prompts)
+  return [
+    f"{one.prompts[prompt]:,} of {one.seen:,} prompts of {one.name} ask {how}"
+    for one in evaluated
+    for prompt, how in notes_lib.differing_prompts(asked, one.prompts).items()
+  ]
 
 
 class TrainBatches:

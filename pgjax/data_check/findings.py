@@ -6,12 +6,15 @@ Per kind and data set: the number of examples, and the first few with file and l
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pgjax.data import notes
+
 EXAMPLES = 5
 ERROR, WARNING = "error", "warning"
 
 ERRORS = {
   "not opened": "the data cannot be opened",
   "unreadable image": "an image cannot be read",
+  "wrong size": "the image file has neither the declared size nor its aspect ratio",
   "damaged image": "an image cannot be decoded",
   "refused": "pp refuses the example",
   "malformed box": "a box or mask of the answer cannot be read back",
@@ -19,6 +22,10 @@ ERRORS = {
   "too many cut": "the text is longer than text_len (pgjax.train refuses over 1%)",
 }
 WARNINGS = {
+  "odd boxes": "boxes do not fit their images",
+  "other prompt": "the prompt asks for other classes than training, or in another order",
+  "source": "the data may not be read as meant",
+  **notes.KINDS,
   "cut": "the text is longer than text_len and loses its end",
   "answer too long": "the answer is longer than max_decode_len",
   "empty answer": "the answer is empty",
@@ -29,6 +36,7 @@ WARNINGS = {
   "no answer": "the answer is null; it is not scored",
   "flat image": "all pixels of an image are equal",
   "rotated image": "an image has an EXIF rotation, which is not applied",
+  "scaled size": "an image file is larger or smaller than declared; its boxes are scaled",
   "coarse mask": "a mask has less than 0.7 IoU after its codes",
   "repeated": "image, prefix and answer are those of an earlier example",
   "contradiction": "same image and prefix as an earlier example, another answer",

@@ -115,26 +115,32 @@ def _cut(text: str) -> str:
   return text if len(text) <= 60 else text[:57] + "..."
 
 
-def page(spec: str, facts: Mapping[str, Any], findings: Sequence[Finding], pictures) -> str:
+def page(
+  title: str, spec: str, facts: Mapping[str, Any], findings: Sequence[Finding], pictures
+) -> str:
   """HTML; `pictures` are (title, PNG bytes, (prompt, answer)). Texts of the data are escaped."""
-  parts = []
+  parts = [f'<p class="verdict">{html.escape(verdict(findings).capitalize())}</p>']
   for finding in findings:
-    examples = "".join(f"<li>{html.escape(example)}</li>" for example in finding.examples)
+    more = [f"and {n:,} more"] if (n := finding.count - len(finding.examples)) > 0 else []
+    examples = "".join(f"<li>{html.escape(example)}</li>" for example in [*finding.examples, *more])
     parts.append(
-      f'<div class="finding {finding.level}">{finding.level}: {html.escape(finding.sentence)}'
-      f"<ul>{examples}</ul></div>"
+      f'<div class="finding {finding.level}"><b>{finding.level}</b> '
+      f"{html.escape(finding.sentence)}<ul>{examples}</ul></div>"
     )
-  parts.append(f"<h2>The data</h2><pre>{html.escape(report(facts))}</pre>")
+  parts.append("<h2>The data</h2>")
+  parts += [
+    f"<h3>{html.escape(name)}</h3>{html_page.facts_list(dict(_lines(of)))}"
+    for name, of in facts.items()
+  ]
   parts.append("<h2>What the model receives</h2>")
-  for title, png, texts in pictures:
+  for name, png, texts in pictures:
     data = base64.b64encode(png).decode()
     prompt, answer = (html.escape(text.strip()) for text in texts)
-    parts.append(f"<p>prompt: {prompt}<br>answer: {answer}</p>")
-    source = f"data:image/png;base64,{data}"
-    parts.append(f'<img class="drawn" src="{source}" alt="{html.escape(title)}">')
-  examples = sum(of["examples"] for of in facts.values())
-  about = {"config": spec, "examples": f"{examples:,} in {len(facts)} data sets"}
-  return html_page.page(f"Data check: {verdict(findings)}", about, "".join(parts))
+    parts.append(
+      f"<figure><figcaption>prompt: {prompt}\nanswer: {answer}</figcaption>"
+      f'<img class="drawn" src="data:image/png;base64,{data}" alt="{html.escape(name)}"></figure>'
+    )
+  return html_page.page(title, {"config": spec}, "".join(parts))
 
 
 def as_json(spec: str, facts: Mapping[str, Any], findings: Sequence[Finding]) -> dict[str, Any]:

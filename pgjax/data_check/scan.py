@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pgjax import input_files
-from pgjax.data import images, loader as loader_lib, pipeline
+from pgjax.data import image_size, images, loader as loader_lib, locations, notes, pipeline
 from pgjax.data_check import boxes as box_check
 from pgjax.data_check.findings import Book
+from pgjax.errors import UserError
 from pgjax.metrics import structured
 
 COMMONEST = 5
@@ -29,7 +30,7 @@ class CheckedSplit(NamedTuple):
 
   name: str  # "training", "evals.val".
   loader: loader_lib.Loader
-  answer: str  # The column with the true answer, or with a list of them.
+  answer: str | None  # The column with the true answer, or a list of them; None: boxes and labels.
   max_decode_len: int | None  # Where answers are generated.
   allow_truncated: bool
 
@@ -76,6 +77,7 @@ def texts(split: CheckedSplit, indices: Sequence[int], book: Book) -> tuple[dict
   accepted: dict[int, Text] = {}
   cut: dict[int, str] = {}
   tokens, prompts, answers = [], [], []
+  boxes = notes.BoxCounter()
   for i in indices:
     try:
       example, num_tokens, limit = split.loader.texts(i)
@@ -101,10 +103,15 @@ def texts(split: CheckedSplit, indices: Sequence[int], book: Book) -> tuple[dict
       book.add("empty answer", i, f"prefix {text.prefix[:60]!r}")
     for answer in text.answers:
       box_check.look_at(text.prefix, answer, i, book)
+    for kind, detail in notes.of_texts(example | {"prefix": text.prefix}, text.answers):
+      book.add(kind, i, detail)
+    boxes.add(i, example)
   too_many = not split.allow_truncated and len(cut) > pipeline.MAX_TRUNCATED * len(indices)
   for i, detail in cut.items():
     book.add("too many cut" if too_many else "cut", i, detail)
   _json(accepted, book)
+  for sentence in boxes.sentences(split.source.where):
+    book.add_to_data("odd boxes", sentence)
   facts = dict(
     looked_at=len(indices),
     tokens=spread(tokens),
@@ -121,13 +128,16 @@ def texts(split: CheckedSplit, indices: Sequence[int], book: Book) -> tuple[dict
 def text_of(example: dict[str, Any], split: CheckedSplit) -> Text:
   """Of an example after pp; decodes its tokens if pp tokenizes."""
   if "prefix" in example:
+    if split.answer is None:
+      boxes, labels = (example.get(name, ()) for name in ("boxes", "labels"))
+      return Text(example["prefix"], (locations.detection_suffix(boxes, labels),))
     return Text(example["prefix"], answers_of(example.get(split.answer)))
   ids, ar = np.asarray(example["text"]), np.asarray(example["mask_ar"])
   decode = split.loader.tokenizer.decode
   answers = answers_of(example.get(split.answer))
   if "mask_loss" in example:
     answers = (decode(ids[np.asarray(example["mask_loss"]) != 0]),)
-  return Text(decode(ids[ar == 0]), answers)
+  return Text(decode(ids[ar == 0]).removesuffix("\n"), answers)
 
 
 def answers_of(value: Any) -> tuple[str, ...]:
@@ -174,6 +184,8 @@ def columns(split: CheckedSplit, indices: Sequence[int], book: Book) -> dict[str
     except ValueError:  # Reported by `texts`.
       continue
     for name, value in example.items():
+      if name.startswith("_"):
+        continue
       types.setdefault(name, {})[i] = type_name(value)
   counted = {name: dict(collections.Counter(of.values())) for name, of in types.items()}
   for name, of in types.items():
@@ -215,13 +227,17 @@ def pictures(
   known: dict[str, Picture] = {}
   digests: dict[int, str] = {}
   of_example: list[int] = []
-  for i, parts in _read(split.source, indices, known, num_threads):
-    if isinstance(parts, str):
-      book.add("unreadable image", i, parts)
+  for i, read in _read(split.source, indices, known, num_threads):
+    if read.unreadable:
+      book.add("unreadable image", i, read.unreadable)
       continue
-    digests[i] = "+".join(parts)
-    of_example.append(len(parts))
-    for digest in parts:
+    if read.wrong_size:
+      book.add("wrong size", i, read.wrong_size)
+    elif read.is_scaled:
+      book.add("scaled size", i)
+    digests[i] = "+".join(read.digests)
+    of_example.append(len(read.digests))
+    for digest in read.digests:
       if known[digest].fault:
         book.add("damaged image", i, known[digest].fault)
         continue
@@ -241,18 +257,35 @@ def pictures(
   return facts, digests
 
 
-def _read(source, indices, known, num_threads) -> Iterator[tuple[int, list[str] | str]]:
-  """(index, digests of its images, or why they cannot be read), in order, prefetched."""
+class _Images(NamedTuple):
+  """The images of one example."""
+
+  digests: Sequence[str] = ()
+  unreadable: str = ""  # Why they cannot be read.
+  wrong_size: str = ""
+  is_scaled: bool = False
+
+
+def _read(source, indices, known, num_threads) -> Iterator[tuple[int, _Images]]:
+  """(index, its images), in order, prefetched."""
 
   def read(i):
     try:
-      images_of = source[i]["image"]
+      example = source[i]
+      images_of = example["image"]
     except input_files.StalledError:
       raise
     except Exception as error:  # Reported with file and line; the next one is read.
-      return _reason(error) if not isinstance(error, KeyError) else "there is no column 'image'"
+      missing = isinstance(error, KeyError)
+      return _Images(unreadable="there is no column 'image'" if missing else _reason(error))
     several = isinstance(images_of, list | tuple)
-    return [_look_into(image, known) for image in (images_of if several else [images_of])]
+    digests = [_look_into(image, known) for image in (images_of if several else [images_of])]
+    if any(known[digest].fault for digest in digests):
+      return _Images(digests)
+    try:
+      return _Images(digests, is_scaled=image_size.check(example) == "scaled")
+    except UserError as error:
+      return _Images(digests, wrong_size=str(error))
 
   pool = futures.ThreadPoolExecutor(num_threads)
   try:
@@ -283,51 +316,3 @@ def _look_into(image, known) -> str:
     except ValueError as error:
       known[digest] = Picture(None, rotated=False, fault=str(error))
   return digest
-
-
-class Seen(NamedTuple):
-  """Digests and texts of a data set, for comparison with others."""
-
-  digests: dict[int, str]
-  texts: dict[int, Text]
-
-
-def repeats(seen: Seen, where: Any, book: Book) -> None:
-  """Adds to the book the examples with image and prefix of an earlier one."""
-  first: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
-  for i in (i for i in seen.digests if i in seen.texts):
-    prefix, answers = seen.texts[i]
-    earlier, its_answers = first.setdefault((seen.digests[i], prefix), (i, answers))
-    if answers != its_answers:
-      mine, other = _difference(" | ".join(answers), " | ".join(its_answers))
-      book.add("contradiction", i, f"{mine!r}, but {other!r} as {where(earlier)}")
-    elif earlier != i:
-      book.add("repeated", i, f"as {where(earlier)}")
-
-
-def _difference(a: str, b: str) -> tuple[str, str]:
-  """Both texts around the first character that differs."""
-  differing = (k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-  same = next(differing, min(len(a), len(b)))
-  start = max(0, same - 20)
-  return a[start : same + 40], b[start : same + 40]
-
-
-def leaks(seen: Seen, training: dict[str, tuple[str, set[str]]], book: Book) -> None:
-  """Adds to the book the examples that are in `training`, the result of `of_training`."""
-  for i, digest in seen.digests.items():
-    if digest in training:
-      where, prefixes = training[digest]
-      same = i in seen.texts and seen.texts[i].prefix in prefixes
-      book.add("example in training" if same else "image in training", i, f"as {where}")
-
-
-def of_training(splits: Iterable[tuple[CheckedSplit, Seen]]) -> dict[str, tuple[str, set[str]]]:
-  """{image digest: (its first location, its prefixes)} over all training data."""
-  training: dict[str, tuple[str, set[str]]] = {}
-  for split, seen in splits:
-    for i, digest in seen.digests.items():
-      _, prefixes = training.setdefault(digest, (split.source.where(i), set()))
-      if i in seen.texts:
-        prefixes.add(seen.texts[i].prefix)
-  return training

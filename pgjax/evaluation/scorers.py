@@ -45,13 +45,17 @@ class Scorer(NamedTuple):
 
 
 def of(section: Any) -> Scorer:
-  """The scorer of an entry of config.evals, whose mask weights and caption metrics are checked."""
+  """The scorer of an entry of config.evals; raises if its weights or packages are missing."""
   if section.type == "segmentation":
     seg_vae_npz.load(section.mask_weights)
+  if section.type == "detection":
+    detection.require()
   unknown = sorted(set(section.caption_metrics) - set(caption.METRICS))
   if section.type == "caption" and unknown:
     known = ", ".join(caption.METRICS)
     raise UserError(f"caption_metrics names {unknown[0]!r}; there are: {known}.")
+  if section.type == "caption":
+    caption.require(section.caption_metrics)
   return SCORERS[section.type]
 
 

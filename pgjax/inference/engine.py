@@ -15,7 +15,14 @@ import numpy as np
 
 from pgjax.checkpoints import load as load_params, restore, source as source_lib
 from pgjax.config import decode_method, load as config_load
-from pgjax.data import images, loader as loader_lib, locations, pipeline, tokenizer as tokenizer_lib
+from pgjax.data import (
+  images,
+  loader as loader_lib,
+  locations,
+  notes,
+  pipeline,
+  tokenizer as tokenizer_lib,
+)
 from pgjax.data.loader import Layout, Loader
 from pgjax.data.pp import parse
 from pgjax.distributed import mesh as mesh_lib, sharding
@@ -29,7 +36,7 @@ from pgjax.params.rules import Rule
 log = logging.getLogger("pgjax")
 
 TEXT_LEN, MAX_DECODE_LEN, BATCH_SIZE = 128, 64, 8  # Defaults for checkpoints without a config.
-_NEEDS_BOXES = ("draw_bbox", "flip_boxes_lr")  # Ops on boxes of the data; a question has none.
+_NEEDS_BOXES = ("draw_bbox", "flip_boxes_lr", "image_size")  # Ops for boxes of data, not questions.
 
 
 class Answer(NamedTuple):
@@ -111,17 +118,18 @@ def loader(opened: OpenCheckpoint, source: Any) -> Loader:
 def check(opened: OpenCheckpoint, questions: Loader, settings: Settings) -> list[tuple[int, int]]:
   """(width, height) of each question's first image; raises UserError for bad inputs.
 
-  Reads the headers of all images, but no pixels.
+  Reads the headers of all images, but no pixels. Logs what is odd about prompts (data/notes.py).
   """
   decode_method.parse(settings.decode, "--decode")
   if settings.max_decode_len < 1:
     raise UserError(f"--max_decode_len={settings.max_decode_len} must be at least 1.")
   rule = settings.grammar and grammar.parse(settings.grammar, "--grammar")
   source, most = questions.part.source, max(1, opened.config.num_frames)
-  sizes = []
+  sizes, noted = [], notes.Notes(source.where)
   for i in range(len(source)):
-    num_tokens, limit = questions.num_tokens(i)
     with naming(source.where(i)):
+      question, num_tokens, limit = questions.texts(i)
+      noted.add(i, question)
       if num_tokens > limit:
         raise UserError(
           f"the prompt has {num_tokens} tokens, with <bos> and the newline after it, and this"
@@ -137,7 +145,9 @@ def check(opened: OpenCheckpoint, questions: Loader, settings: Settings) -> list
       first, *_ = [images.size(data) for data in encoded]
       sizes.append(first)
       if rule:
-        rule.labels_of(example)
+        rule.labels_of(question)
+  for note in noted.sentences():
+    log.warning(note)
   return sizes
 
 

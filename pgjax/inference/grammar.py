@@ -1,7 +1,8 @@
 """What may an answer look like? A grammar restricts it to boxes, masks, JSON or one of a list.
 
-Its name is evals.*.grammar or --grammar; docs/decoding.md lists them. "boxes" is four <loc> and a
-label for each object, with "; " between objects; "masks" has sixteen <seg> after the <loc>.
+Its name is evals.*.grammar or --grammar; docs/decoding.md lists them. "boxes" is four <loc> with
+y1 > y0 and x1 > x0, and a label, for each object, with "; " between objects; "masks" has sixteen
+<seg> after the <loc>.
 
 Each is an automaton over tokens. An answer is allowed in the tokenizer's own tokens (JSON in any
 tokens) and ends with eos. grammar_mask.py applies the tables during decoding.
@@ -23,7 +24,6 @@ from pgjax.formats import typed_json
 from pgjax.inference import json_grammar, token_walk
 from pgjax.inference.grammar_mask import FORBIDDEN, Tables
 
-_NUM_LOC = 4
 MAX_BYTES = 256 << 20  # Of the table of one batch, on every device.
 
 
@@ -33,6 +33,7 @@ class Arc(NamedTuple):
   source: int
   tokens: np.ndarray  # int32.
   target: int
+  is_second: bool = False  # Only tokens with a larger number than the token two before.
 
 
 class Grammar(NamedTuple):
@@ -133,7 +134,19 @@ def tables(
   for next_PK, arcs in zip(next_GPK, automata, strict=False):
     for arc in arcs:
       next_PK[arc.source, kind_V[arc.tokens]] = arc.target
-  return Tables(kind_V.astype(np.int32), next_GPK, np.stack([*map(_distances, next_GPK)]))
+  second = _second_corners(automata, next_GPK.shape[:2], vocab_size)
+  return Tables(kind_V.astype(np.int32), next_GPK, np.stack([*map(_distances, next_GPK)]), *second)
+
+
+def _second_corners(automata, shape, vocab_size):
+  """(number_V, second_GP) of grammar_mask.Tables; (None, None) without boxes."""
+  number_V, second_GP = np.full(vocab_size, -1, np.int32), np.zeros(shape, bool)
+  for second_P, arcs in zip(second_GP, automata, strict=False):
+    for arc in arcs:
+      if arc.is_second:
+        second_P[arc.source] = True
+        number_V[arc.tokens] = np.arange(1, len(arc.tokens) + 1)
+  return (number_V, second_GP) if second_GP.any() else (None, None)
 
 
 def _distances(next_PK):
@@ -164,8 +177,8 @@ class _Automaton:
     self._num_places += 1
     return self._num_places - 1
 
-  def arc(self, source: int, tokens, target: int) -> None:
-    self.arcs.append(Arc(source, np.atleast_1d(np.asarray(tokens, np.int32)), target))
+  def arc(self, source: int, tokens, target: int, *, is_second: bool = False) -> None:
+    self.arcs.append(Arc(source, np.atleast_1d(np.asarray(tokens, np.int32)), target, is_second))
 
   def chain(self, source: int, tokens, count: int) -> int:
     """Any `count` of the tokens; returns the place after them."""
@@ -217,12 +230,20 @@ def _object_arcs(num_seg, tokenizer, labels):
   segs = tokenizer.encode("".join(f"<seg{i:03d}>" for i in range(locations.CODEBOOK)))
   opened = automaton.place()
 
+  # y1 > y0 and x1 > x0, so the first of a pair is not the last bin, and the second not bin 0.
+  first, second = locs[:-1], locs[1:]
+
   def another(place):
-    automaton.arc(place, locs, opened)
+    automaton.arc(place, first, opened)
 
   another(0)
   automaton.end(0)  # No object at all; but a separator is followed by one.
-  after = automaton.chain(automaton.chain(opened, locs, _NUM_LOC - 1), segs, num_seg)
+  corner = automaton.chain(opened, first, 1)
+  for _ in range(2):
+    after = automaton.place()
+    automaton.arc(corner, second, after, is_second=True)
+    corner = after
+  after = automaton.chain(corner, segs, num_seg)
   texts: dict[tuple[int, ...], Callable[[int], None]] = {}
   for label in labels or ("",):
     written = f" {label}" if label else ""

@@ -83,7 +83,8 @@ def choose(state: DecodeState, logits_BNV: Float[Array, "B N V"], rules: Rules) 
   allowed_BNV = None
   if rules.masks is not None:
     left = state.tokens.shape[2] - state.step - 1
-    allowed_BNV = grammar_mask.allowed(rules.masks, rules.grammar_B, state.place, left)
+    before_BN = state.tokens[:, :, jnp.maximum(state.step - 2, 0)]
+    allowed_BNV = grammar_mask.allowed(rules.masks, rules.grammar_B, state.place, left, before_BN)
   advance = _beam if rules.method.kind == "beam" else _separately
   return advance(state, logits_BNV, lse_BN, allowed_BNV, rules)
 

@@ -11,7 +11,7 @@ import collections
 import math
 import shutil
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pgjax.errors import UserError
 from pgjax.metrics import ptb
@@ -184,8 +184,10 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
   return above[-1]
 
 
-def meteor(captions: Captions) -> tuple[float, list[float]]:
-  """METEOR 1.5 in English, by the Java program in pycocoevalcap; both must be installed."""
+def require(metrics: Iterable[str]) -> Any:
+  """METEOR's module if it is among the metrics; raises UserError if it or Java is missing."""
+  if "meteor" not in metrics:
+    return None
   if shutil.which("java") is None:
     raise UserError(
       "METEOR is a Java program, and there is no `java` on the PATH. Install a Java runtime, or"
@@ -198,6 +200,12 @@ def meteor(captions: Captions) -> tuple[float, list[float]]:
       "METEOR needs the package pycocoevalcap, which is not installed. Run `pip install"
       " pycocoevalcap==1.2` (104 MB), or remove meteor from the metrics."
     ) from error
+  return program
+
+
+def meteor(captions: Captions) -> tuple[float, list[float]]:
+  """METEOR 1.5 in English, by the Java program in pycocoevalcap; both must be installed."""
+  program = require(["meteor"])
   answers = {i: [prediction] for i, prediction in enumerate(captions.predictions)}
   references = dict(enumerate(captions.references))
   of_split, of_images = program.Meteor().compute_score(references, answers)

@@ -79,8 +79,8 @@ def _check(boxes: Boxes, of_what: str) -> None:
     raise UserError(f"Boxes of {of_what} have numbers that are not finite: {boxes}.")
 
 
-def _evaluated(predictions, truths, sizes, classes) -> Any:
-  """A finished COCOeval; pycocotools' printed lines are discarded."""
+def require() -> tuple[Any, Any]:
+  """The modules of pycocotools; raises UserError if it is missing, before anything is scored."""
   try:
     from pycocotools import coco, cocoeval
   except ImportError as error:
@@ -88,6 +88,12 @@ def _evaluated(predictions, truths, sizes, classes) -> Any:
       "Average precision needs the package pycocotools, which is not installed. Run `pip install"
       " -r requirements-metrics.txt`, or skip the detection evaluator with --evals."
     ) from error
+  return coco, cocoeval
+
+
+def _evaluated(predictions, truths, sizes, classes) -> Any:
+  """A finished COCOeval; pycocotools' printed lines are discarded."""
+  coco, cocoeval = require()
   number = {name: i + 1 for i, name in enumerate(classes)}
   with contextlib.redirect_stdout(io.StringIO()):
     sides = []

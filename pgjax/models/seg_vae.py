@@ -78,13 +78,30 @@ def encode(
   params: Params, masks_BHW1: Float[Array | np.ndarray, "B 64 64 1"]
 ) -> Int[Array, "B 16"]:
   """Codes of masks in [0, 1], row by row of the grid."""
-  codes_BRC = nearest(params["codebook"], latents(params, jnp.asarray(masks_BHW1, jnp.float32)))
-  return codes_BRC.reshape(len(codes_BRC), -1)
+  return _in_few_sizes(_encode, params, jnp.asarray(masks_BHW1, jnp.float32))
 
 
 def decode(params: Params, codes_BN: Int[Array | np.ndarray, "B 16"]) -> Float[Array, "B 64 64 1"]:
   """Masks of codes; above 0 is inside."""
-  codes_BNE = jnp.asarray(params["codebook"])[jnp.asarray(codes_BN)]
+  return _in_few_sizes(_decode, params, jnp.asarray(codes_BN))
+
+
+def _in_few_sizes(run, params, batch):
+  """run(params, batch), for batches padded to powers of two, so that few are compiled."""
+  missing = (1 << max(0, len(batch) - 1).bit_length()) - len(batch)
+  padded = jnp.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
+  return run(params, padded)[: len(batch)]
+
+
+@jax.jit
+def _encode(params, masks_BHW1):
+  codes_BRC = nearest(params["codebook"], latents(params, masks_BHW1))
+  return codes_BRC.reshape(len(codes_BRC), -1)
+
+
+@jax.jit
+def _decode(params, codes_BN):
+  codes_BNE = jnp.asarray(params["codebook"])[codes_BN]
   return reconstructed(params, codes_BNE.reshape(len(codes_BN), GRID, GRID, -1))
 
 

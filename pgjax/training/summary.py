@@ -85,9 +85,10 @@ def _image(pixels: np.ndarray) -> str:
 
 
 def scanned(where: str, scans: Sequence[Any]) -> str:
-  """How many texts of each data set are truncated, a line each."""
-  return "\n".join(
-    f"{where}: {scan.truncated} of {scan.seen:,} texts of {scan.name} are cut"
-    + (f"; the longest needs text_len={scan.longest}" if scan.truncated else "")
-    for scan in scans
-  )
+  """How many texts of each data set are truncated, and what is odd about them; a line each."""
+  lines = []
+  for scan in scans:
+    longest = f"; the longest needs text_len={scan.longest}" if scan.truncated else ""
+    cut = f"{scan.truncated} of {scan.seen:,} texts of {scan.name} are cut{longest}"
+    lines += [f"{where}: {line}" for line in (cut, *scan.notes)]
+  return "\n".join(lines)

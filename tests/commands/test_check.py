@@ -92,6 +92,9 @@ DEFECTS = {
   "mixed types": (good(10, note=3), "note is number, not text"),
   "rotated image": (good(11, image="rotated.jpg"), ""),
   "flat image": (good(11, image="flat.png"), ""),
+  "image word": (good(25, prefix="<image>what is 25"), ""),
+  "special word": (good(26, suffix="it is 26<eos>"), "the answer has <eos>"),
+  "leading space": (good(27, suffix=" it is 27"), "the answer is ' it is 27'"),
   "repeated": (good(0), "line 1 (image 0.png)"),
   "contradiction": (good(0, suffix="it is not 0"), "'it is not 0', but 'it is 0' as"),
 }
@@ -232,7 +235,9 @@ def test_the_page_escapes_data_and_loads_nothing(folder):
   assert "<script" not in page
   assert "&lt;script&gt;" in page
   assert page.count("data:image/png;base64,") == 1
-  assert "://" not in page
+  assert "http:" not in page
+  assert "https:" not in page
+  assert "default-src 'none'" in page
 
 
 @pytest.mark.parametrize(
@@ -323,3 +328,111 @@ def test_masks_of_a_coco_file_are_encoded_and_drawn(folder):
   facts = result["data"]["training"]
   assert facts["masks"]["number"] == facts["masks"]["looked_at"] == 3
   assert facts["texts"]["boxes"]["with_mask"] == 3
+
+
+def coco(folder, name, boxes, *, size=(8, 8), **fields):
+  """A COCO file with a box of each image; `boxes` are {image: (category, bbox)}."""
+  images = [dict(id=i, file_name=f"{i}.png", width=size[0], height=size[1]) for i in boxes]
+  annotations = [
+    dict(id=i, image_id=i, category_id=category, bbox=bbox)
+    for i, (category, bbox) in boxes.items()
+    if category
+  ]
+  categories = [dict(id=1, name="cat"), dict(id=2, name="dog")]
+  content = dict(images=images, annotations=annotations, categories=categories) | fields
+  (folder / name).write_text(json.dumps(content))
+
+
+GOOD = {i: (1 + i % 2, [1, 2, 5, 4]) for i in range(8)}
+
+
+def look_at_boxes(folder, *, status, train="train.json", val=""):
+  """As `look`, with configs/detect.py."""
+  data = f"train={folder}/{train},val={folder / val if val else ''}"
+  spec = f"configs/detect.py:variant=tiny,res=32,text_len=32,{data}"
+  argv = ["check", f"--config={spec}", f"--out={folder}/out", "--num=0"]
+  with pytest.raises(SystemExit) as end:
+    cli.run(check.main, check.__doc__, check.FLAGS, config=check.CONFIG, argv=argv)
+  assert (end.value.code or 0) == status
+  result = json.loads((folder / "out/check.json").read_text())
+  return result, {f["kind"]: (f["data"], " ".join(f["examples"])) for f in result["findings"]}
+
+
+def test_good_boxes_have_no_findings_and_those_of_evaluators_are_counted(folder):
+  coco(folder, "train.json", GOOD)
+  coco(folder, "val.json", {20: (1, [0, 0, 8, 8]), 21: (None, None)})
+  result, by_kind = look_at_boxes(folder, status=0, val="val.json")
+  assert by_kind == {}
+  assert result["data"]["evals.val"]["texts"]["boxes"]["classes"] == [["cat", 1]]
+  prompts = {of["texts"]["prefixes"]["commonest"][0][0] for of in result["data"].values()}
+  assert prompts == {"detect cat ; dog"}
+
+
+def test_prompts_are_those_of_training_also_for_other_categories_and_no_objects(folder):
+  coco(folder, "train.json", GOOD)
+  reverse = [dict(id=2, name="dog"), dict(id=1, name="cat", supercategory="cat")]
+  for boxes, noted in (({20: (1, [0, 0, 8, 8])}, set()), ({20: (None, None)}, {"source"})):
+    coco(folder, "val.json", boxes, categories=reverse)
+    result, by_kind = look_at_boxes(folder, status=0, val="val.json")
+    assert by_kind.keys() == noted
+    prompt = result["data"]["evals.val"]["texts"]["prefixes"]["commonest"][0][0]
+    assert prompt == "detect cat ; dog"
+
+
+def test_other_prompts_of_an_evaluator_are_reported(folder):
+  write(folder, "train.jsonl", [good(i, prefix="detect cat ; dog", suffix="") for i in range(9)])
+  rows = [good(20, prefix="detect cat", suffix=""), good(21, prefix="detect dog ; cat", suffix="")]
+  write(folder, "val.jsonl", rows)
+  _, by_kind = look(folder, status=0)
+  data, examples = by_kind["other prompt"]
+  assert data == "evals.val"
+  assert "line 1 (image 20.png): 'detect cat', and training asks 'detect cat ; dog'" in examples
+  assert "line 2 (image 21.png): 'detect dog ; cat', and training" in examples
+  assert "in another order" in examples
+
+
+def test_image_files_of_other_sizes_are_reported(folder):
+  coco(folder, "train.json", GOOD, size=(8, 16))
+  _, by_kind = look_at_boxes(folder, status=1)
+  assert "declares an image of 8 x 16 pixels, and its file is 8 x 8" in by_kind["wrong size"][1]
+  coco(
+    folder, "train.json", {i: (c, [10 * n for n in b]) for i, (c, b) in GOOD.items()}, size=(80, 80)
+  )
+  _, by_kind = look_at_boxes(folder, status=0)
+  assert by_kind.keys() == {"scaled size"}
+
+
+def test_boxes_that_do_not_fit_are_reported(folder):
+  coco(folder, "train.json", {i: (1, [4, 3, 8, 7]) for i in range(8)})
+  _, by_kind = look_at_boxes(folder, status=0)
+  assert by_kind.keys() == {"odd boxes"}
+  assert "8 of 8 boxes end outside of their images" in by_kind["odd boxes"][1]
+  assert "if their numbers were x0, y0, x1, y1" in by_kind["odd boxes"][1]
+  coco(folder, "train.json", {i: (1, [0.1, 0.2, 0.5, 0.6]) for i in range(8)})
+  _, by_kind = look_at_boxes(folder, status=0)
+  assert "8 of 8 boxes are less than a pixel" in by_kind["odd boxes"][1]
+
+
+def test_the_jsonl_of_other_tools_is_checked(folder):
+  """As Roboflow exports it: all classes in each prefix, boxes in the suffix."""
+  row = lambda i, suffix: dict(image=f"{i}.png", prefix="detect RBC ; WBC", suffix=suffix)  # noqa: E731
+  two = "<loc0458><loc0205><loc0833><loc0537> WBC ; <loc0375><loc0649><loc0580><loc0822> RBC"
+  write(folder, "_annotations.train.jsonl", [row(0, two), row(1, "")])
+  write(folder, "_annotations.valid.jsonl", [row(20, two)])
+  files = dict(train="_annotations.train.jsonl", val="_annotations.valid.jsonl")
+  result, by_kind = look_at_boxes(folder, status=0, **files)
+  assert by_kind == {}
+  assert result["data"]["evals.val"]["texts"]["boxes"]["objects"] == 2
+  write(folder, "_annotations.valid.jsonl", [row(20, two.replace("0833", "0400"))])
+  _, by_kind = look_at_boxes(folder, status=1, **files)
+  assert "suffix_to_boxes reads four <loc>" in by_kind["refused"][1]
+
+
+def test_the_page_says_what_is_checked_with_findings_first(folder):
+  coco(folder, "train.json", {i: (1, [4, 3, 8, 7]) for i in range(8)})
+  coco(folder, "val.json", {20: (1, [0, 0, 8, 8])})
+  look_at_boxes(folder, status=0, val="val.json")
+  page = (folder / "out/check.html").read_text()
+  assert "<h1>Data check: train.json, val.json</h1>" in page
+  assert "color-scheme: light dark" in page
+  assert page.index("end outside of their images") < page.index("<h2>The data</h2>")

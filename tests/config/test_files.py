@@ -25,6 +25,7 @@ SPECS = [
   *("forkme.py", "forkme.py:size=v1,tune=decoder,prompt=caption en", "forkme.py:variant=tiny,val="),
   "forkme.py:tune=connector",
   *("detect.py", "detect.py:variant=tiny,classes=cat+guinea pig,order=area,tune=lora"),
+  "detect.py:variant=tiny,train=a/_annotations.train.jsonl,val=a/_annotations.valid.jsonl",
   *(f"forkme.py:tune={name}" for name in common.TUNE if "lora" in name),
 ]
 
@@ -171,3 +172,18 @@ def test_the_default_tokenizer_may_be_beside_the_weights(tmp_path, monkeypatch):
   (tmp_path / "tokenizer.model").write_bytes(tokenizer.TINY.read_bytes())
   monkeypatch.setenv("PGJAX_WEIGHTS_DIR", str(tmp_path))
   assert tokenizer.load(built("forkme.py").tokenizer).vocab_size == common.TINY_VOCAB_SIZE
+
+
+def test_all_prompts_of_boxes_name_the_classes_of_the_training_file():
+  c = built("detect.py:train=a.json,val=b.json,images=c")
+  assert c.input.data.to_dict() == dict(name="coco", images="c", fname="a.json")
+  for entry in c.evals.values():
+    assert entry.data.to_dict() == dict(
+      name="coco", images="c", fname="b.json", classes_from="a.json"
+    )
+  c = built("detect.py:train=a.jsonl,val=b.json")
+  assert "classes_from" not in c.evals.val.data
+  c = built("detect.py:train=a.json,val=b.jsonl,images=c")
+  assert c.evals.val.data.to_dict() == dict(name="jsonl", root="c", fname="b.jsonl")
+  with pytest.raises(UserError, match="classes= is for COCO files"):
+    built("detect.py:train=a.jsonl,val=,classes=cat")

@@ -1,6 +1,7 @@
 """How each type of evaluator scores an answer and a split."""
 
 import math
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -250,3 +251,24 @@ def test_missing_weights_and_unknown_metrics_raise():
   section = SimpleNamespace(type="caption", caption_metrics=("cidre",), mask_weights="oi")
   with pytest.raises(UserError, match="caption_metrics names 'cidre'; there are: cider"):
     scorers.of(section)
+
+
+@pytest.mark.parametrize(
+  ("kind", "module", "message"),
+  [
+    ("detection", "pycocotools", r"pip install -r requirements-metrics.txt"),
+    ("caption", "pycocoevalcap", r"pip install pycocoevalcap==1.2"),
+  ],
+)
+def test_a_missing_package_is_reported_before_anything_is_decoded(
+  monkeypatch, kind, module, message
+):
+  monkeypatch.setattr("shutil.which", lambda name: name)
+  for name in [name for name in sys.modules if name.split(".")[0] == module]:
+    monkeypatch.delitem(sys.modules, name)
+  monkeypatch.setitem(sys.modules, module, None)
+  section = SimpleNamespace(type=kind, caption_metrics=["cider", "meteor"])
+  with pytest.raises(UserError, match=message):
+    scorers.of(section)
+  section = SimpleNamespace(type="caption", caption_metrics=["cider"])
+  assert scorers.of(section) is scorers.SCORERS["caption"]

@@ -2,13 +2,15 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.data import locations, tokenizer as tokenizer_lib
 from pgjax.errors import UserError
-from pgjax.inference import grammar, json_grammar, token_walk
+from pgjax.inference import grammar, grammar_mask, json_grammar, token_walk
 from pgjax.params import tree as param_tree
 from tests.inference import test_search
 
@@ -88,6 +90,35 @@ def test_labels_come_from_each_row_s_own_prompt(tokenizer):
   choices, rows = masks('one_of(column="c")', tokenizer, [{"c": ["a", "b"]}, {"c": ["b", "a"]}])
   assert rows.tolist() == [0, 1]
   assert choices.distance_GP[0, 0] == 2
+
+
+def test_a_second_corner_is_below_and_to_the_right_of_the_first(tokenizer):
+  """The allowed tokens after every prefix of a box are those with which `parse` reads it."""
+  locs = np.array(tokenizer.encode("".join(f"<loc{i:04d}>" for i in range(1024))))
+  for text, rest in ('boxes(labels=["cat"])', " cat"), ("masks(labels=[])", SEG):
+    tables, _ = masks(text, tokenizer)
+    rng = np.random.default_rng(0)
+    for y0, x0, far in [(0, 0, 1), (1022, 1022, 1023), *rng.integers(0, 1022, (4, 3)).tolist()]:
+      box = [y0, x0, max(y0 + 1, far)]
+      place = np.zeros((1, 1), np.int32)
+      for count in range(4):
+        before = locs[box[count - 2]] if count >= 2 else 0
+        mask = grammar_mask.allowed(
+          jax.tree.map(jnp.asarray, tables),
+          jnp.zeros(1, jnp.int32),
+          jnp.asarray(place),
+          LONG,
+          jnp.full((1, 1), before, jnp.int32),
+        )
+        tokens = set(np.flatnonzero(np.asarray(mask)[0, 0])) - {tokenizer.eos}
+        low = box[count - 2] + 1 if count >= 2 else 0
+        assert tokens == set(locs[low : 1023 if count < 2 else 1024])
+        if count == 3:
+          for n in range(1024):
+            written = "".join(f"<loc{i:04d}>" for i in [*box, n]) + rest
+            assert (locs[n] in tokens) == (locations.parse(written).malformed == 0)
+          break
+        place = tables.next_GPK[0, place, tables.kind_V[locs[box[count]]]]
 
 
 def test_distances_are_counted_in_tokens(tokenizer):
@@ -362,6 +393,7 @@ def test_an_untrained_model_follows_the_grammar(wide, tokenizer, text, method, m
     answer = tokenizer.decode(row)
     if text == "boxes":
       assert accepts(text, answer, tokenizer, example, tokens=row[: list(row).index(1)])
+      assert locations.parse(answer).malformed == 0
     else:
       read = json.loads(answer)
       assert text == "json" or list(read) == ["total", "date"]

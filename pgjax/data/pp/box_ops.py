@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from pgjax.call_syntax import Between
-from pgjax.data import locations, mask_tokens, masks
+from pgjax.data import images, locations, mask_tokens
 from pgjax.data.pp import text_ops
 from pgjax.data.pp.text_ops import Name
 from pgjax.errors import UserError
@@ -34,7 +34,41 @@ def boxes_to_suffix(
   def apply(example):
     values = _normalised(example, boxes, format)
     objects = _ordered(example, order, values, _as_list(example, labels, len(values)))
-    return example | {boxes: values, outkey: locations.detection_suffix(*objects)}
+    seen = _seen(example, values)
+    return example | seen | {boxes: values, outkey: locations.detection_suffix(*objects)}
+
+  return apply
+
+
+def suffix_to_boxes(*, inkey: Name = "suffix", boxes: Name = "boxes", labels: Name = "labels"):
+  """Reads normalised `boxes` and `labels` from "<loc..> cat ; <loc..> dog", to score or reorder."""
+
+  def apply(example):
+    text = example[inkey]
+    parsed = locations.parse(text) if isinstance(text, str) else None
+    if parsed is None or parsed.malformed or any(o.codes for o in parsed.objects):
+      raise UserError(
+        f"suffix_to_boxes reads four <loc> up to <loc{locations.BINS - 1}> and a label for each"
+        f" object, with ; between them, and '{inkey}' is {text!r:.200}"
+      )
+    objects = parsed.objects
+    return example | {boxes: [list(o.box) for o in objects], labels: [o.label for o in objects]}
+
+  return apply
+
+
+def image_size(key: Name = "image"):
+  """Sets `width` and `height` of the encoded image where the data has none; before decode."""
+
+  def apply(example):
+    if not isinstance(example[key], bytes):
+      raise UserError(
+        f"image_size reads encoded bytes, and '{key}' is decoded; put it before decode"
+      )
+    if example.get("width") and example.get("height"):
+      return example
+    width, height = images.size(example[key])
+    return example | dict(width=width, height=height)
 
   return apply
 
@@ -59,14 +93,17 @@ def masks_to_suffix(
     values = _normalised(example, boxes, "normalised")
     outlines = _as_list(example, segmentations, len(values))
     names = [_as_list(example, labels, len(values))] if labels else []
-    codes = []
-    for i, (box, outline) in enumerate(zip(values, outlines, strict=True)):
+    for i, outline in enumerate(outlines):
       if outline is None:
-        raise UserError(f"object {i} has a box and no segmentation; take boxes_to_suffix")
-      mask_HW = masks.from_coco(outline, example["height"], example["width"])
-      codes.append(encoder.of_object(mask_HW, box))
+        raise UserError(
+          f"object {i} has a box and no segmentation; draw its outline, remove it, or take"
+          " boxes_to_suffix"
+        )
+    size = (example["height"], example["width"])
+    codes = encoder.of_objects(outlines, values, *size, example.get("_folder"))
     objects = _ordered(example, order, values, codes, *names)
-    return example | {outkey: locations.segmentation_suffix(*objects)}
+    seen = _seen(example, values)
+    return example | seen | {outkey: locations.segmentation_suffix(*objects)}
 
   return apply
 
@@ -130,6 +167,11 @@ def draw_bbox(image_key: Name = "image", bbox_key: Name = "bbox"):
   return apply
 
 
+def _seen(example, boxes):
+  """For data/notes.py, after `keep` dropped the columns."""
+  return dict(_boxes=boxes, _size=(example.get("height"), example.get("width")))
+
+
 def _normalised(example, name, format):
   size = dict(width=example.get("width"), height=example.get("height"))
   return [list(locations.to_normalised(box, format, **size)) for box in example[name]]
@@ -153,4 +195,12 @@ def _ordered(example, order, boxes, *columns):
   return [[column[i] for i in indices] for column in (boxes, *columns)]
 
 
-OPS = (draw_bbox, flip_boxes_lr, boxes_to_suffix, masks_to_suffix, refcoco_mask2str)
+OPS = (
+  draw_bbox,
+  flip_boxes_lr,
+  image_size,
+  boxes_to_suffix,
+  suffix_to_boxes,
+  masks_to_suffix,
+  refcoco_mask2str,
+)

@@ -21,7 +21,9 @@ Example = dict
 _FACTORIES = (*image_ops.OPS, *box_ops.OPS, *text_ops.TEXT_OPS, *text_ops.VALUE_OPS)
 OPS = {factory.__name__: factory for factory in _FACTORIES}
 # Skipped where only texts matter; `reshape` and `copy` also move texts.
-IMAGE_OPS = {factory.__name__ for factory in image_ops.OPS} | {"draw_bbox", "flip_boxes_lr"}
+IMAGE_OPS = {factory.__name__ for factory in image_ops.OPS} | {
+  "draw_bbox", "flip_boxes_lr", "image_size"
+}  # fmt: skip
 
 
 class Op(NamedTuple):

@@ -11,80 +11,53 @@ each image
 
 `images` is the folder of the images (default: the file's folder), `classes` the classes in the
 prompt (default: all in the file), `start` and `stop` a range of images. Splits need the same
-prompt, so set `classes` if a file may lack some. The answer for an image without objects is empty.
+prompt: without `classes`, `classes_from`, the file of the training data, gives its classes in its
+order. The answer for an image without objects is empty. `_without_area` has the boxes that are
+omitted for that.
 """
 
 import collections
 import logging
 import os
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from pgjax.data import images, locations
-from pgjax.data.sources import files
+from pgjax.data.sources import coco_file, files
 from pgjax.errors import UserError, naming
-from pgjax.formats import typed_json
-from pgjax.formats.typed_json import Number
 
 log = logging.getLogger("pgjax")
 
-_Side = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
-
-
-class _Image(msgspec.Struct):
-  id: int | str
-  file_name: typed_json.Text
-  width: _Side
-  height: _Side
-
-
-class _Annotation(msgspec.Struct):
-  image_id: int | str
-  category_id: int | str
-  bbox: tuple[Number, Number, Number, Number]  # x, y, width, height.
-  area: Number | None = None
-  iscrowd: int | bool | None = None
-  segmentation: Any = None  # Checked by data/masks.py when masks are used.
-
-
-class _Category(msgspec.Struct):
-  id: int | str
-  name: str
-  supercategory: str | None = None
-
-
-class _File(msgspec.Struct):
-  images: list[_Image]
-  annotations: list[_Annotation]
-  categories: list[_Category]
+_MAX_NAMED = 5  # Classes that a message lists.
 
 
 class Coco:
   """One example for each image, in order; `dropped` counts boxes without area and other classes."""
 
-  def __init__(self, fname, images=None, classes=None, split=None, start=None, stop=None):
+  def __init__(
+    self, fname, images=None, classes=None, split=None, start=None, stop=None, classes_from=None
+  ):
     del split  # A file is its own split.
     self.fname = os.path.expanduser(fname)
     self.root = os.path.abspath(os.path.expanduser(images or os.path.dirname(self.fname)))
-    content = typed_json.read(self.fname, _File)
-    with naming(self.fname):
-      names = {c.id: locations.checked_label(c.name) for c in content.categories}
-    self.classes = self._prompted(classes, names, content)
-    of_image = self._objects(content, names)
-    self._rows = [self._row(entry, of_image) for entry in content.images][start:stop]
-    if not self._rows:
+    file = coco_file.read(self.fname)
+    self.classes = self._prompted(file, classes, classes_from)
+    self._entries = file.images[start:stop]
+    if not self._entries:
       window = "" if start is None and stop is None else f" from {start or 0} to {stop}"
       raise UserError(f"{self.fname} has no images{window}.")
-    named = ((row["file_name"], self.where(i)) for i, row in enumerate(self._rows))
+    named = ((entry.file_name, self.where(i)) for i, entry in enumerate(self._entries))
     self._paths = files.locate(self.root, named, self.fname, field="images")
+    self._check_repeated()
     self.dropped: dict[str, int] = collections.Counter()
-    for row in self._rows:
-      self.dropped.update(row.pop("dropped"))
-    if self.dropped:
-      counted = ", ".join(f"{count} {why}" for why, count in sorted(self.dropped.items()))
-      boxes = sum(len(row["boxes"]) for row in self._rows)
-      log.warning("%s: %d boxes; omitted: %s.", self.fname, boxes, counted)
+    self._rows = [self._row(i) for i in range(len(self._entries))]
+    self.notes = [
+      f"{name!r} is the name of several categories, which are one class"
+      for name in file.classes.merged
+      if name in self.classes
+    ]
+    if not any(row["boxes"] for row in self._rows):
+      self.notes.append("no image has an object, so every right answer is empty")
+    self._log()
 
   def __len__(self):
     return len(self._rows)
@@ -101,56 +74,102 @@ class Coco:
 
   def where(self, i):
     """File, image id and image file."""
-    return f"{self.fname}, image {self._rows[i]['image_id']} ({self._rows[i]['file_name']})"
+    return f"{self.fname}, image {self._entries[i].id} ({self._entries[i].file_name})"
+
+  @property
+  def omitted(self) -> str:
+    """What is dropped, such as "2 of other classes (dog), 1 without area"; empty if nothing is."""
+    counted = [f"{count} {why}" for why, count in sorted(self.dropped.items())]
+    others = {o.label for entry in self._entries for o in entry.objects} - set(self.classes)
+    named = ", ".join(sorted(others)[:_MAX_NAMED]) + ", ..." * (len(others) > _MAX_NAMED)
+    return ", ".join(f"{text} ({named})" if "classes" in text else text for text in counted)
 
   def check_images(self):
     """Raises for the first missing image."""
     files.check_present(self.root, ((path, self.where(i)) for i, path in enumerate(self._paths)))
 
-  def _prompted(self, classes, names, content) -> tuple[str, ...]:
-    """The classes of the prompt: by default all but groups, which have no annotations."""
+  def _prompted(self, file, classes, classes_from) -> tuple[str, ...]:
+    """The classes of the prompt, whose names must be readable in an answer."""
+    source, prompted, known = self.fname, file.classes.prompted, file.classes.all
     if classes is not None:
-      classes = (classes,) if isinstance(classes, str) else tuple(classes)
-      if unknown := [c for c in classes if c not in names.values()]:
-        raise UserError(f"{self.fname} has no class {unknown}; it has {list(names.values())}.")
-      return classes
-    used = {names.get(a.category_id) for a in content.annotations}
-    groups = {c.supercategory for c in content.categories}
-    return tuple(dict.fromkeys(n for n in names.values() if n in used or n not in groups))
+      prompted = (classes,) if isinstance(classes, str) else tuple(classes)
+      if classes_from is None and (unknown := [name for name in prompted if name not in known]):
+        raise UserError(f"{source} has no class {unknown}; it has {list(known)}.")
+    elif classes_from is not None:
+      source = os.path.expanduser(classes_from)
+      try:
+        prompted = coco_file.classes(source).prompted
+      except UserError as error:
+        raise UserError(f"{error} It is classes_from; classes=[...] needs no file.") from None
+    if not prompted:
+      raise UserError(f"{source} has no classes, so a prompt has nothing to ask for: its list of"
+                      " categories is empty.")  # fmt: skip
+    with naming(source):
+      try:
+        return tuple(dict.fromkeys(map(locations.checked_label, prompted)))
+      except UserError as error:
+        raise UserError(
+          f"$.categories: {error}; rename it, or leave it out with classes=."
+        ) from None
 
-  def _objects(self, content, names) -> dict[int | str, list[tuple["_Annotation", str]]]:
-    """The annotations of each image, with their class."""
-    of_image = {entry.id: [] for entry in content.images}
-    for i, a in enumerate(content.annotations):
-      for field, known in (("category", names), ("image", of_image)):
-        if (value := getattr(a, f"{field}_id")) not in known:
-          raise UserError(f"{self.fname}, $.annotations[{i}]: there is no {field} {value!r}.")
-      of_image[a.image_id].append((a, names[a.category_id]))
-    return of_image
+  def _check_repeated(self) -> None:
+    """Raises if a file is listed twice with other objects: each would omit those of the other."""
+    first: dict[str, int] = {}
+    for i, path in enumerate(self._paths):
+      k = first.setdefault(path, i)
+      if k != i and self._objects(k) != self._objects(i):
+        ids = " and ".join(repr(self._entries[n].id) for n in (k, i))
+        raise UserError(
+          f"{self.fname}: images {ids} are the same file {self._entries[i].file_name} with"
+          " different objects, and each would teach a model to leave out those of the other; list"
+          " the file once, with all its objects."
+        )
 
-  def _row(self, entry, of_image) -> dict[str, Any]:
+  def _objects(self, i) -> collections.Counter:
+    objects = self._entries[i].objects
+    return collections.Counter((o.label, o.bbox) for o in objects if o.label in self.classes)
+
+  def _row(self, i) -> dict[str, Any]:
+    entry = self._entries[i]
+    width, height = self._size(i)
+    columns = dict(id=str(entry.id), image_id=entry.id, file_name=entry.file_name)
+    columns |= dict(width=width, height=height, boxes=[], labels=[], areas=[], segmentations=[])
+    columns |= dict(crowd_boxes=[], crowd_labels=[], _without_area=[])
+    for o in entry.objects:
+      box = locations.to_normalised(o.bbox, "coco", width=width, height=height)
+      if o.label not in self.classes:
+        self.dropped["of other classes"] += 1
+      elif not locations.has_area(box):
+        self.dropped["without area"] += 1
+        columns["_without_area"].append(list(box))
+      elif o.is_crowd:
+        columns["crowd_boxes"].append(list(box))
+        columns["crowd_labels"].append(o.label)
+      else:
+        columns["boxes"].append(list(box))
+        columns["labels"].append(o.label)
+        columns["areas"].append(o.area)
+        columns["segmentations"].append(o.segmentation)
+    return columns
+
+  def _size(self, i) -> tuple[int, int]:
+    """(width, height): the declared ones, else those of the image file."""
+    entry = self._entries[i]
     width, height = entry.width, entry.height
+    if width is None or height is None:
+      with naming(f"{self.where(i)}: its width and height, which the file omits, are unknown"):
+        width, height = images.size(files.file_bytes(self._paths[i]))
     if width * height > images.MAX_PIXELS:
       raise UserError(
         f"{self.fname}, image {entry.id!r}: width and height are {width} x {height}; an image may"
         f" have up to {images.MAX_PIXELS:,} pixels."
       )
-    columns = dict(id=str(entry.id), image_id=entry.id, file_name=entry.file_name)
-    columns |= dict(width=width, height=height, boxes=[], labels=[], areas=[], segmentations=[])
-    columns |= dict(crowd_boxes=[], crowd_labels=[])
-    dropped = collections.Counter()
-    for a, label in of_image[entry.id]:
-      box = locations.to_normalised(a.bbox, "coco", width=width, height=height)
-      if label not in self.classes:
-        dropped["of other classes"] += 1
-      elif not locations.has_area(box):
-        dropped["without area"] += 1
-      elif a.iscrowd:
-        columns["crowd_boxes"].append(list(box))
-        columns["crowd_labels"].append(label)
-      else:
-        columns["boxes"].append(list(box))
-        columns["labels"].append(label)
-        columns["areas"].append(a.bbox[2] * a.bbox[3] if a.area is None else a.area)
-        columns["segmentations"].append(a.segmentation or None)
-    return columns | dict(dropped=dropped)
+    return width, height
+
+  def _log(self) -> None:
+    """Logs what is omitted or merged."""
+    if self.dropped:
+      boxes = sum(len(row["boxes"]) for row in self._rows)
+      log.warning("%s: %d boxes; omitted: %s.", self.fname, boxes, self.omitted)
+    for note in self.notes:
+      log.warning("%s: %s.", self.fname, note)

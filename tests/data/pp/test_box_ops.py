@@ -1,6 +1,9 @@
+import io
+
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from pgjax.data import locations, masks, prefix_lm, tokenizer
 from pgjax.data.pp import parse
@@ -109,6 +112,35 @@ def test_a_drawn_box_is_one_pixel_wide_and_cut_at_the_edges():
   wanted = np.zeros((11, 21), bool)
   wanted[5, 10:] = wanted[:6, 10] = True
   np.testing.assert_array_equal(outside, wanted)
+
+
+def test_boxes_are_read_from_a_written_answer():
+  done = run("suffix_to_boxes", suffix=f"{CAT_TEXT} ; {DOG_TEXT}")
+  np.testing.assert_allclose(done["boxes"], [CAT, DOG], atol=0.5001 / 1023)
+  assert done["labels"] == ["cat", "dog"]
+  for text in (f"{CAT_TEXT} ; {DOG_TEXT}", ""):
+    assert run("suffix_to_boxes|boxes_to_suffix", suffix=text)["suffix"] == text
+  every = " ; ".join(f"<loc{i:04d}><loc0000><loc{i + 1:04d}><loc1023> a" for i in range(1023))
+  assert run("suffix_to_boxes|boxes_to_suffix", suffix=every)["suffix"] == every
+
+
+@pytest.mark.parametrize(
+  "text", ["cat", CAT_TEXT[:-4], f"{CAT_TEXT} ;", CAT_TEXT.replace("0767", "1024"), 3,
+           CAT_TEXT.replace(" cat", "<seg001>" * 16 + " cat")]
+)  # fmt: skip
+def test_an_answer_without_boxes_raises(text):
+  with pytest.raises(UserError, match=r"four <loc> up to <loc1023> and a label .* 'suffix' is"):
+    run("suffix_to_boxes", suffix=text)
+
+
+def test_the_size_of_an_image_is_read_where_the_data_has_none():
+  file = io.BytesIO()
+  Image.fromarray(np.zeros((3, 5, 3), np.uint8)).save(file, "PNG")
+  done = run("image_size|decode", image=file.getvalue())
+  assert (done["width"], done["height"]) == (5, 3)
+  assert run("image_size", image=file.getvalue(), width=50, height=30)["width"] == 50
+  with pytest.raises(UserError, match="put it before decode"):
+    run("decode|image_size", image=file.getvalue())
 
 
 # Masks

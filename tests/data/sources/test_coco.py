@@ -156,8 +156,30 @@ def with_change(part, index, **fields):
       with_change("annotations", 0, bbox=[1, 2, 3, "4"]),
       r'\$.annotations\[0\].bbox\[3\] is "4"; expected',
     ),
-    (with_change("annotations", 0, bbox=None), r"\$.annotations\[0\].bbox is null"),
-    (with_change("images", 0, width=None), r"\$.images\[0\].width is null; expected `int`"),
+    (with_change("annotations", 1, bbox=None), r"annotations\[1\]: .* no bbox and no segmentation"),
+    (with_change("annotations", 1, bbox=[]), r"annotations\[1\]: .* no bbox and no segmentation"),
+    (with_change("annotations", 1, bbox=[], segmentation=[[]]), "no bbox and no segmentation"),
+    (with_change("annotations", 1, bbox=[], segmentation=[[1, 2]]), "at least three points"),
+    (
+      with_change("annotations", 1, bbox=[], segmentation={"counts": [5]}),
+      "run lengths need a size",
+    ),
+    (with_change("images", 0, width=64.5), r"\$.images\[0\].width is 64.5; it must be a whole"),
+    (with_change("images", 0, width=-3), "width is -3; it must be a whole number"),
+    (with_change("images", 0, width="64"), r"\$.images\[0\].width is "),
+    (
+      with_change("images", 1, id=10),
+      r"\(images/1.png\) and .* \(images/0.png\) have the same id 10",
+    ),
+    (with_change("images", 1, id="10"), "have the same id"),
+    (with_change("images", 1, file_name="images/./0.png"), "images 10 and 11 are the same file"),
+    (
+      with_change("categories", 3, id=5),
+      r"categories\[3\]: 'guinea pig' and 'dog' have the same id",
+    ),
+    (with_change("categories", 3, id="5"), "have the same id"),
+    (lambda c: c.update(categories=[], annotations=[]), "has no classes"),
+    (lambda c: c.pop("categories"), "missing required field `categories`"),
     (with_change("images", 0, width=10**9), "up to 89,478,485 pixels"),
     (with_change("images", 0, file_name=3), r"\$.images\[0\].file_name is 3"),
     (with_change("images", 0, file_name="../x.png"), r"is outside of .* or set images= to"),
@@ -187,3 +209,101 @@ def test_invalid_json_and_unknown_classes_raise(folder):
     registry.open(dict(name="coco", fname=str(folder / "none.json")))
   with pytest.raises(UserError, match="missing a required argument: 'fname'; its fields are fname"):
     registry.open(dict(name="coco", split="train"))
+
+
+def test_what_has_one_meaning_is_accepted(folder):
+  changed = content()
+  changed["images"][0].update(width=200.0, height=100.0)
+  changed["images"][1].update(width=0, height=None)
+  changed["categories"][1].update(id="1", name=7, supercategory=3)
+  changed["categories"][3]["name"] = "猫 🐶"
+  changed["annotations"][0].update(category_id=5.0, image_id="10")
+  changed["annotations"][1].update(category_id=1, iscrowd=None, segmentation=[[]])
+  source = opened(folder, changed)
+  first, second = source[0], source[1]
+  assert first["prefix"] == "detect 7 ; guinea pig ; 猫 🐶"
+  assert first["labels"] == ["guinea pig", "7"]
+  assert first["segmentations"][1] is None
+  assert (first["width"], second["width"], second["height"]) == (200, 200, 100)
+  assert [type(first[name]) for name in ("width", "height")] == [int, int]
+
+
+def test_sizes_that_the_file_omits_are_those_of_the_image(folder):
+  changed = content()
+  for entry in changed["images"]:
+    del entry["width"], entry["height"]
+  assert opened(folder, changed)[0]["boxes"][0] == [0.1, 0.1, 0.6, 0.6]
+  (folder / "images/1.png").unlink()
+  with pytest.raises(UserError, match=r"image 11 .*width and height.* unknown: .*cannot be read"):
+    opened(folder, changed)
+
+
+def test_a_missing_bbox_is_that_of_the_outline(folder):
+  outline = [20, 10, 120, 10, 120, 60]
+  runs = dict(size=[100, 200], counts=[2010, 50, 17940])  # Column 20, rows 10 to 60.
+  for segmentation, box in (
+    ([outline], [0.1, 0.1, 0.6, 0.6]),
+    (outline, [0.1, 0.1, 0.6, 0.6]),
+    ([outline, [0, 0, 10, 0, 10, 5]], [0, 0, 0.6, 0.6]),
+    (runs, [0.1, 0.1, 0.6, 0.105]),
+  ):
+    changed = content()
+    changed["annotations"][0].update(bbox=[], segmentation=segmentation, area=None)
+    first = opened(folder, changed)[0]
+    np.testing.assert_allclose(first["boxes"][0], box)
+    assert first["segmentations"][0] == segmentation
+    area = (box[2] - box[0]) * (box[3] - box[1]) * 20_000
+    np.testing.assert_allclose(first["areas"][0], area)
+
+
+def test_a_category_that_is_its_own_group_is_a_class(folder):
+  changed = content()
+  for category in changed["categories"]:
+    category["supercategory"] = category["name"]
+  changed["annotations"] = []
+  assert opened(folder, changed).classes == ("animals", "cat", "guinea pig", "dog")
+
+
+def test_one_name_of_several_categories_is_one_class_and_reported(folder, caplog):
+  changed = content()
+  changed["categories"].append(dict(id=9, name=" guinea  pig"))
+  assert opened(folder, changed).notes == []  # No object has it.
+  changed["annotations"][1]["category_id"] = 9
+  source = opened(folder, changed)
+  assert source[0]["labels"] == ["guinea pig", "guinea pig"]
+  assert source.classes == ("cat", "guinea pig", "dog")
+  assert "'guinea pig' is the name of several categories" in caplog.text
+
+
+def test_identical_entries_of_a_category_and_of_a_file_are_accepted(folder):
+  changed = content()
+  changed["categories"].append(changed["categories"][1])
+  changed["images"][1]["file_name"] = "images/0.png"
+  changed["annotations"] += [dict(a, image_id=11) for a in changed["annotations"]]
+  assert opened(folder, changed)[1]["labels"] == ["guinea pig", "cat"]
+
+
+def test_classes_come_from_the_training_file(folder, caplog):
+  (folder / "first.json").write_text(json.dumps(content()))
+  changed = content()
+  changed["categories"] = [dict(id=3, name="dog"), dict(id=1, name="cat"), dict(id=5, name="cow")]
+  source = opened(folder, changed, classes_from=str(folder / "first.json"))
+  assert source[0]["prefix"] == "detect cat ; guinea pig ; dog"
+  assert source[0]["labels"] == ["cat"]
+  assert source.dropped == {"of other classes": 1, "without area": 1}
+  assert "omitted: 1 of other classes (cow), 1 without area." in caplog.text
+  source = opened(folder, changed, classes_from=str(folder / "first.json"), classes=["guinea pig"])
+  assert source.classes == ("guinea pig",)
+  with pytest.raises(
+    UserError, match=r"no.json cannot be read: No such .*classes=\[...\] needs no f"
+  ):
+    opened(folder, changed, classes_from=str(folder / "no.json"))
+  assert opened(folder, changed, classes_from="no.json", classes="cat").classes == ("cat",)
+
+
+def test_a_class_that_no_answer_can_name_may_be_left_out(folder):
+  changed = content()
+  changed["categories"][3]["name"] = "nuts; bolts"
+  with pytest.raises(UserError, match=r"'nuts; bolts' cannot be in an answer.*leave it out with c"):
+    opened(folder, changed)
+  assert opened(folder, changed, classes=["cat"]).classes == ("cat",)
