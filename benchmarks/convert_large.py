@@ -34,7 +34,7 @@ from pgjax.params import of_model  # noqa: E402
 
 def random_source(variant: str) -> source_lib.Source:
   """A model whose leaves are generated, block by block, when they are read."""
-  llm = dict(variant=variant, vocab_size=hf_names.HF_VOCAB_SIZE)
+  llm = dict(variant=variant, vocab_size=hf_names.VOCAB_SIZE + hf_names.IMAGE_ROWS)
   model = dict(img=dict(variant="So400m/14"), llm=llm)
   leaves = {
     name: random_leaf(shape, seed)

@@ -27,7 +27,14 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.checkpoints import merge_lora, orbax_params, source as source_lib, verify
   from pgjax.data import tokenizer as tokenizer_lib
   from pgjax.formats import lazy_array, npz, safetensors
-  from pgjax.huggingface import config_json as hf_config, hub, names as hf_names, peft, processor
+  from pgjax.huggingface import (
+    config_json as hf_config,
+    hub,
+    image_config,
+    names as hf_names,
+    peft,
+    processor,
+  )
   from pgjax.models import paligemma
   from pgjax.params import of_model
   from pgjax.training import run_log
@@ -129,9 +136,9 @@ def _without_adapters(source: source_lib.Source, args: Any) -> source_lib.Source
 def _target_leaves(source: source_lib.Source, to: str, dtype: str | None) -> Leaves:
   """The leaves to write; they are cast while they are read."""
   leaves = {name: lazy_array.finite(leaf, name) for name, leaf in source.leaves.items()}
-  if to == "bv" and _vocab_size(leaves) == hf_names.HF_VOCAB_SIZE:
+  if to == "bv" and (padding := _padding(source)):
     table = leaves[paligemma.TOKEN_TABLE]
-    leaves[paligemma.TOKEN_TABLE] = hf_names.with_rows(table, hf_names.VOCAB_SIZE)
+    leaves[paligemma.TOKEN_TABLE] = hf_names.with_rows(table, table.shape[0] - padding)
   if dtype:
     leaves = {name: leaf.astype(np.dtype(dtype), name) for name, leaf in leaves.items()}
   return leaves
@@ -139,6 +146,27 @@ def _target_leaves(source: source_lib.Source, to: str, dtype: str | None) -> Lea
 
 def _vocab_size(leaves: Leaves) -> int:
   return leaves[paligemma.TOKEN_TABLE].shape[0]
+
+
+def _padding(source: source_lib.Source) -> int:
+  """Rows of the token table for Hugging Face's <image>, and after it, that no text uses."""
+  rows, image = _vocab_size(source.leaves), source.image_token
+  if image is None and rows == hf_names.VOCAB_SIZE + hf_names.IMAGE_ROWS:
+    image = hf_names.VOCAB_SIZE
+  if image is None or rows != image + hf_names.IMAGE_ROWS:
+    return 0
+  used = _tokenizer(source).vocab_size if source.tokenizer is not None else image
+  return hf_names.IMAGE_ROWS if used <= image else 0
+
+
+def _hf_rows(source: source_lib.Source, leaves: Leaves) -> int:
+  """Rows of the token table in a Hugging Face folder, which needs one for <image>."""
+  rows, image = _vocab_size(leaves), _image_token(source)
+  return rows if image < rows else image + hf_names.IMAGE_ROWS
+
+
+def _tokenizer(source: source_lib.Source) -> tokenizer_lib.Tokenizer:
+  return tokenizer_lib.Tokenizer(source.tokenizer, source.name)
 
 
 def _description(source: source_lib.Source) -> str:
@@ -171,14 +199,15 @@ def _changes(source: source_lib.Source, leaves: Leaves, to: str) -> Iterator[str
       f"The token table's last {dropped} rows (Hugging Face's <image> and padding) are dropped:"
       " big_vision's format does not have them."
     )
-  if to == "hf" and rows == hf_names.VOCAB_SIZE:
-    more = hf_names.HF_VOCAB_SIZE - rows
+  if to == "hf" and (more := _hf_rows(source, leaves) - rows):
     yield f"The token table gets {more} rows of zeros, for Hugging Face's <image> and padding."
-  if to == "hf" and _resize_method(source) == "bilinear":
-    yield "Its processor resizes images bilinearly with antialiasing, as this run did."
+  images = source.images() if to == "hf" else None
+  if images and images.method != "bicubic":
+    run = "as this run did" if images.method == "antialias" else "which this run did not"
+    yield f"Its processor resizes images bilinearly with antialiasing, {run}."
   if source.tokenizer is None:
     yield (
-      f"{source.name} has no tokenizer.model, so none is written, but answers and Hugging Face's"
+      f"{source.name} has no tokenizer, so none is written, but answers and Hugging Face's"
       " processor need one. --tokenizer=FILE adds it."
     )
 
@@ -221,7 +250,7 @@ def _beside(path: pathlib.Path, ending: str) -> pathlib.Path:
 def _write_orbax(path: pathlib.Path, source: source_lib.Source, leaves: Leaves) -> None:
   """A step folder without optimizer state; with the run's config, or only the model's fields."""
   facts = _facts(source, leaves)
-  identity = dict(image_token=facts.pop("image_token"))
+  identity = {name: facts.pop(name) for name in ("image_token", "images")}
   config = (dict(source.run.config) if source.run else {}) | facts
   if "params" in config:
     config["params"] = merge_lora.decoded_params(source)
@@ -243,8 +272,7 @@ def _write_bv(path: pathlib.Path, source: source_lib.Source, leaves: Leaves) -> 
 def _write_hf(path: pathlib.Path, source: source_lib.Source, leaves: Leaves) -> None:
   """A folder for transformers and vLLM."""
   path.mkdir()
-  rows = _vocab_size(leaves)
-  rows = hf_names.HF_VOCAB_SIZE if rows == hf_names.VOCAB_SIZE else rows
+  rows = _hf_rows(source, leaves)
   safetensors.write_safetensors(path, hf_names.to_hf(leaves, rows))
   dtype = np.result_type(*{leaf.dtype for leaf in leaves.values()}).name
   image_token = _image_token(source)
@@ -254,12 +282,14 @@ def _write_hf(path: pathlib.Path, source: source_lib.Source, leaves: Leaves) -> 
   (path / "config.json").write_text(disk.dumps(config))
   (path / "generation_config.json").write_text(disk.dumps(hf_config.generation_config_json()))
   if source.tokenizer is not None:
+    images = source.images() or image_config.Images("bicubic")  # As the hub's folders.
     files = processor.processor_files(
       source.tokenizer,
       res=source.res,
       patch_size=config["vision_config"]["patch_size"],
       image_token_id=image_token,
-      method=_resize_method(source),
+      method="bicubic" if images.method == "bicubic" else "bilinear",
+      values=(images.low, images.high),
     )
     for name, content in files.items():
       (path / name).write_bytes(content)
@@ -271,27 +301,23 @@ def _write_peft(path: pathlib.Path, source: source_lib.Source, leaves: Leaves) -
   peft.write(path, peft.with_arrays(source.folder, leaves), shapes)
 
 
-def _resize_method(source: source_lib.Source) -> str:
-  """How the run resized images; without a run, as the hub's folders do."""
-  pp = str(source.run.config.get("input", {}).get("pp", "")) if source.run else ""
-  return "bicubic" if "resize(" not in pp or "bicubic" in pp else "bilinear"
-
-
 def _image_token(source: source_lib.Source) -> int:
   """The id of <image>: the source's, or the first after the text tokens."""
   if source.image_token is not None:
     return source.image_token
   if source.tokenizer is not None:
-    return tokenizer_lib.Tokenizer(source.tokenizer, source.name).vocab_size
-  rows = _vocab_size(source.leaves)
-  return hf_names.VOCAB_SIZE if rows == hf_names.HF_VOCAB_SIZE else rows
+    tokenizer = _tokenizer(source)
+    return tokenizer.vocab_size if tokenizer.image is None else tokenizer.image
+  return _vocab_size(source.leaves) - _padding(source)
 
 
 def _facts(source: source_lib.Source, leaves: Leaves) -> dict[str, Any]:
   """What the arrays do not define of their model."""
   llm = dict(source.model["llm"], vocab_size=_vocab_size(leaves))
   facts = dict(model=dict(img=dict(source.model["img"]), llm=llm), res=source.res)
-  return disk.plain(facts | dict(image_token=_image_token(source)))
+  images = source.images()
+  pp = images and images.pp(source.res)
+  return disk.plain(facts | dict(image_token=_image_token(source), images=pp))
 
 
 WRITERS = dict(hf=_write_hf, bv=_write_bv, orbax=_write_orbax, peft=_write_peft)

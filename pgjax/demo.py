@@ -63,8 +63,9 @@ def main(args: Any) -> None:
   if not 1 <= args.port <= 65_535:
     raise UserError(f"--port={args.port} must be a number from 1 to 65535.")
   check_port(args.port)
+  choices = dict(base=args.base, weights=args.weights, resize=args.resize)
   opened = engine.open_checkpoint(
-    args.ckpt, args.step, quantize=args.quantize, ema=args.ema, base=args.base, weights=args.weights
+    args.ckpt, args.step, quantize=args.quantize, ema=args.ema, **choices
   )
   for note in opened.notes:
     log.info(note)
@@ -280,6 +281,7 @@ def _plain(text: str) -> str:
 FLAGS = [
   cli.Flag("ckpt", str, required=True, help=f"what answers; {resolve.ALLOWED}"),
   cli.Flag("port", int, 7860, help=f"port of the page on {HOST}"),
+  cli.Flag("resize", str, help="bicubic, antialias or bilinear; else the checkpoint's own"),
   cli.QUANTIZE,
   cli.STEP,
   cli.BASE,

@@ -36,8 +36,9 @@ def main(args: Any) -> None:
   cache_dir.use_compilation_cache()
   check_flags(args)
   check_questions(args)
+  choices = dict(base=args.base, weights=args.weights, resize=args.resize)
   opened = engine.open_checkpoint(
-    args.ckpt, args.step, quantize=args.quantize, ema=args.ema, base=args.base, weights=args.weights
+    args.ckpt, args.step, quantize=args.quantize, ema=args.ema, **choices
   )
   settings = decoder_cache.Settings(
     args.decode or opened.settings.decode,
@@ -157,6 +158,7 @@ FLAGS = [
   cli.Flag("jsonl", str, help='many questions, a line each: {"image": "a.png", "prefix": "..."}'),
   cli.Flag("out", str, help="file for the answers to --jsonl; else stdout"),
   cli.Flag("batch_size", int, least=1, help="questions per batch; else the checkpoint's own"),
+  cli.Flag("resize", str, help="bicubic, antialias or bilinear; else the checkpoint's own"),
   cli.QUANTIZE,
   cli.STEP,
   cli.BASE,

@@ -136,6 +136,9 @@ def train(config, mesh, workdir, log, lock, stop: Stop) -> tuple[int, int, bool]
   if position["step"] > total_steps or (position["step"] == total_steps and position["evaluated"]):
     saver.close()
     return position["step"], total_steps, True
+  if position["step"] == 0:
+    for note in tokenizers.notes_on_start(config, tokenizer):
+      log.say(note)
   first = next(data := data.at(position["step"]))
   log.say(summary_lib.example(first, tokenizer) + "\n")
   if processes_lib.is_main():

@@ -54,7 +54,7 @@ IMPORT_DOORS = {
   "tensorstore": {"checkpoints/orbax_params"},
   "tensorboardX": {"training/run_log"},
   "gradio": {"demo"},
-  "sentencepiece": {"data/tokenizer"},
+  "sentencepiece": {"data/sentencepiece_model"},
   "grain": {"data"},
   "matplotlib": {"planning/figure"},
   "PIL": {"api", "data", "datasets", "visualization", "metrics/segmentation"},

@@ -35,6 +35,7 @@ def load(
   base: str | os.PathLike | None = None,
   weights: str | None = None,
   devices: int | None = None,
+  resize: str | None = None,
 ) -> "Model":
   """Reads a checkpoint onto the devices of this machine.
 
@@ -49,15 +50,16 @@ def load(
     base: with an adapter in PEFT's format, the model it was trained on, if not the one it names.
     weights: which file or index to read, where a folder has several sets of weights.
     devices: how many of this machine's devices to use; without it all.
+    resize: "bicubic", "antialias" or "bilinear" images; without it the checkpoint's own.
   """
   name = arguments.checkpoint(ckpt, step, ema, quantize, base, weights)
   base = None if base is None else os.fspath(base)
   if dtype not in (None, *schema.DTYPES):
     raise UserError(f"dtype={dtype!r} must be one of {', '.join(schema.DTYPES)}.")
   cache_dir.use_compilation_cache()
-  opened = engine.open_checkpoint(
-    name, step, quantize=quantize, ema=ema, dtype=dtype, base=base, weights=weights
-  )
+  arguments.check("resize", resize, str | None, "bicubic, antialias or bilinear")
+  choices = dict(base=base, weights=weights, resize=resize)
+  opened = engine.open_checkpoint(name, step, quantize=quantize, ema=ema, dtype=dtype, **choices)
   mesh = mesh_lib.start(opened.config.mesh)
   arguments.check_number("devices", devices, 1, mesh.size)
   if devices:

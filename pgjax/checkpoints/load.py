@@ -146,7 +146,7 @@ def _fits(name: str, have: tuple[int, ...], want: tuple[int, ...]) -> bool:
   if name == hf_names.POS_EMBEDDING and len(have) == 3 and have[::2] == want[::2]:
     return all(math.isqrt(n) ** 2 == n for n in (have[1], want[1]))
   if name == paligemma.TOKEN_TABLE and len(have) == 2 and have[1] == want[1]:
-    return have[0] <= want[0] or (have[0], want[0]) == (hf_names.HF_VOCAB_SIZE, hf_names.VOCAB_SIZE)
+    return have[0] <= want[0] or have[0] == want[0] + hf_names.IMAGE_ROWS
   return have == want
 
 

@@ -151,9 +151,3 @@ def _files_of(size: str | None, res: str, precision: str | None) -> tuple[list[s
     endings = [ending for ending in endings if ending in spellings]
   files = [f"{stem}{ending}.npz" for ending in endings for stem in (model, short)]
   return files + ([] if precision else [model]), f"google/{model}"
-
-
-def name_and_part(spec: str) -> tuple[str, str]:
-  """Splits "x.npz:img" into a checkpoint and a part of it; a path may contain colons."""
-  name, _, part = spec.rpartition(":")
-  return (spec, "") if not name or "/" in part or part.endswith(".npz") else (name, part)

@@ -7,20 +7,32 @@ the others.
 
 from typing import Any
 
-from pgjax.checkpoints import checksums, load as load_params, orbax_params, saver, workdir
+from pgjax.checkpoints import (
+  checksums,
+  load as load_params,
+  orbax_params,
+  saver,
+  tokenizers,
+  workdir,
+)
 from pgjax.checkpoints.source import Source
 from pgjax.data import tokenizer as tokenizer_lib
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import LazyArray
+from pgjax.models import gemma
 from pgjax.params import names as param_names, of_model, storage, tree as param_tree
 from pgjax.params.rules import QUANTIZED, STORAGE_DTYPES, Rule
 
 
 def tokenizer_of(source: Source, config: Any) -> tokenizer_lib.Tokenizer:
-  """The checkpoint's own tokenizer, or the config's if it has none."""
+  """The checkpoint's own tokenizer, or the config's if it has none; it must fit the model."""
   if source.tokenizer is None:
-    return tokenizer_lib.load(config.tokenizer)
-  return tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
+    tokenizer = tokenizer_lib.load(config.tokenizer)
+  else:
+    tokenizer = tokenizer_lib.Tokenizer(source.tokenizer, str(source.path))
+  rows = gemma.get(**config.model.llm).vocab_size
+  tokenizers.check_size(tokenizer, rows, f"vocab_size of the model {source.path}")
+  return tokenizer
 
 
 def rules(source: Source, quantize: str | None = None, dtype: str | None = None) -> dict[str, Rule]:

@@ -5,21 +5,28 @@ big_vision `.npz`, a folder in Hugging Face format, a folder of PEFT with an ada
 and small files are read.
 """
 
+import functools
 import logging
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from pgjax.checkpoints import orbax_params, resolve, workdir
 from pgjax.config import load as config_load
-from pgjax.data.sources import files
+from pgjax.data import sentencepiece_model, tokenizer as tokenizer_lib, tokenizer_folder
 from pgjax.errors import UserError, naming
 from pgjax.formats import foreign, npz, safetensors, typed_json, weight_sets
 from pgjax.formats.lazy_array import LazyArray
-from pgjax.huggingface import config_fields, config_json as hf_config, names as hf_names, peft
+from pgjax.huggingface import (
+  config_fields,
+  config_json as hf_config,
+  image_config,
+  names as hf_names,
+  peft,
+)
 from pgjax.models import gemma, paligemma, siglip
 from pgjax.params import lazy, of_model, storage, tree as param_tree
 from pgjax.params.lazy import Adapter
@@ -35,6 +42,7 @@ class _Beside(msgspec.Struct):
   model: dict[str, dict[str, Any]]
   res: typed_json.Size
   image_token: typed_json.Count | None = None
+  images: str | None = None  # Ops.
 
 
 class Source(NamedTuple):
@@ -53,6 +61,9 @@ class Source(NamedTuple):
   adapters: Mapping[str, Adapter] = {}  # By the name of the leaf; not merged.
   folder: peft.Folder | None = None  # Of kind "peft": then all else is the base's.
   averages: bool = False  # The leaves are EMA weights (config.ema_decay) where the run has them.
+  images: Callable[[], image_config.Images | None] = lambda: (
+    None
+  )  # How they are prepared, if known.
 
 
 def open_source(
@@ -173,7 +184,15 @@ def _open_run(name: str, path: pathlib.Path, step: int | None, ema: bool) -> Sou
       " the last step.",
     )
   source = Source(name, run.path, "orbax", leaves, model, res, tokenizer, image_token, run)
-  return source._replace(notes=notes, adapters=adapters, averages=ema)
+  images = functools.partial(_images_of_run, run, str(file))
+  return source._replace(notes=notes, adapters=adapters, averages=ema, images=images)
+
+
+def _images_of_run(run: workdir.Checkpoint, file: str) -> image_config.Images | None:
+  """From the ops of training, or from the folder that was converted."""
+  section = run.config.get("input")
+  pp = section.get("pp") if isinstance(section, Mapping) else run.identity.get("images")
+  return image_config.of_pp(pp, file) if isinstance(pp, str) else None
 
 
 def _open_hf(name: str, path: pathlib.Path, weights: str | None = None) -> Source:
@@ -188,9 +207,22 @@ def _open_hf(name: str, path: pathlib.Path, weights: str | None = None) -> Sourc
     model, res = hf_config.model_fields(config), hf_config.res(config)
     model["llm"]["vocab_size"] = hf_config.vocab_size(config)  # With rows for <image> and padding.
     leaves = hf_names.from_hf(tensors, _shapes_of(model, res))
-  tokenizer, image_token = bytes_of(path / "tokenizer.model"), hf_config.image_token_id(config)
+  tokenizer, image_token = tokenizer_folder.source_of(path), hf_config.image_token_id(config)
+  if _is_padded(table := leaves[paligemma.TOKEN_TABLE], image_token, tokenizer):
+    leaves[paligemma.TOKEN_TABLE] = hf_names.with_rows(table, image_token)
+    model["llm"]["vocab_size"] = image_token
   notes = tuple(hf_config.notes(config))
-  return Source(name, path, "hf", leaves, model, res, tokenizer, image_token, None, notes)
+  source = Source(name, path, "hf", leaves, model, res, tokenizer, image_token, None, notes)
+  return source._replace(images=functools.partial(image_config.read, path, res))
+
+
+def _is_padded(table: LazyArray, image_token: int, tokenizer: bytes | None) -> bool:
+  """Whether the rows from <image> on are what pgjax adds: zeros that no word of a text uses."""
+  if table.shape[0] != image_token + hf_names.IMAGE_ROWS:
+    return False
+  if tokenizer and tokenizer_lib.Tokenizer(tokenizer, "tokenizer.model").vocab_size > image_token:
+    return False
+  return not table.read(image_token, table.shape[0]).any()
 
 
 def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
@@ -212,9 +244,15 @@ def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
   if below.adapters:
     raise UserError(f"'{name}' is an adapter on '{base}', which has adapters: merge those first.")
   folder = peft.read(path, name, {n: leaf.shape for n, leaf in below.leaves.items()})
+
+  def images() -> image_config.Images | None:
+    return image_config.read(path, below.res) or below.images()
+
+  tokenizer = tokenizer_folder.source_of(path) or below.tokenizer
   leaves = {**below.leaves, **folder.whole}
-  below = below._replace(name=name, path=path, kind="peft", leaves=leaves, run=None)
-  return below._replace(adapters=folder.adapters, folder=folder._replace(base=base))
+  adapted = below._replace(name=name, path=path, kind="peft", leaves=leaves, run=None)
+  adapted = adapted._replace(images=images, tokenizer=tokenizer)
+  return adapted._replace(adapters=folder.adapters, folder=folder._replace(base=base))
 
 
 _GIVE_BASE = (
@@ -242,10 +280,11 @@ def _only_model(folder: pathlib.Path) -> str | None:
 def _open_npz(name: str, path: pathlib.Path) -> Source:
   leaves = npz.read_npz(path)
   beside = path.with_name(path.name + SIDECARS[0])
-  image_token, notes = None, ()
+  image_token, notes, images = None, (), None
   if beside.is_file():
     facts = typed_json.read(beside, _Beside)
     model, res, image_token = facts.model, facts.res, facts.image_token
+    images = facts.images and image_config.of_pp(facts.images, str(beside))
     config_load.check_saved(dict(model=model, res=res), str(beside))
   else:
     model, res = _model_of({n: leaf.shape for n, leaf in leaves.items()}, name)
@@ -255,7 +294,8 @@ def _open_npz(name: str, path: pathlib.Path) -> Source:
         " trained. big_vision's transfers were trained without: --softcap=0.",
       )
   tokenizer = tokenizer_beside(path)
-  return Source(name, path, "bv", leaves, model, res, tokenizer, image_token, None, notes)
+  source = Source(name, path, "bv", leaves, model, res, tokenizer, image_token, None, notes)
+  return source._replace(images=lambda: images)
 
 
 def _model_of(shapes: Mapping[str, Sequence[int]], name: str) -> tuple[dict[str, Any], int]:
@@ -293,12 +333,5 @@ _QUERY = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kern
 def tokenizer_beside(path: pathlib.Path) -> bytes | None:
   """The tokenizer file next to an .npz, if there is one."""
   own = path.with_name(path.name + SIDECARS[1])
-  return bytes_of(own if own.is_file() else path.with_name("tokenizer.model"))
-
-
-def bytes_of(path: pathlib.Path) -> bytes | None:
-  """The content of a file, None if there is none."""
-  if not path.is_file():
-    return None
-  foreign.check_pointer(path)
-  return files.file_bytes(path)
+  file = own if own.exists() else path.with_name("tokenizer.model")
+  return sentencepiece_model.read_file(file) if file.exists() else None

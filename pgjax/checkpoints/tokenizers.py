@@ -1,13 +1,18 @@
-"""The tokenizer file of a checkpoint."""
+"""The tokenizer of a checkpoint, and of a run that starts from one."""
 
+import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from pgjax.checkpoints import resolve, source as source_lib, workdir
 from pgjax.config import model_init as model_init_lib
-from pgjax.data import tokenizer as tokenizer_lib
+from pgjax.data import tokenizer as tokenizer_lib, tokenizer_folder
 from pgjax.errors import UserError
-from pgjax.huggingface import peft
+from pgjax.huggingface import image_config, peft
+from pgjax.models import gemma
+
+log = logging.getLogger("pgjax")
 
 
 def tokenizer_of(model_init: str) -> bytes | None:
@@ -21,21 +26,100 @@ def tokenizer_of(model_init: str) -> bytes | None:
     base = spec.base or peft.base_of(path)
     if base is None or resolve.is_local(base):
       return source_lib.open_source(spec.name, base=spec.base, weights=spec.weights).tokenizer
-    return tokenizer_of(base)
+    return tokenizer_folder.source_of(path) or tokenizer_of(base)
   if not local or any(path.glob("*.safetensors*")):
-    return source_lib.bytes_of(path / "tokenizer.model")
+    return tokenizer_folder.source_of(path)
   tokenizer = workdir.find(str(path), spec.step).tokenizer
   return pathlib.Path(tokenizer).read_bytes() if tokenizer else None
 
 
 def tokenizer_of_run(config: Any) -> tokenizer_lib.Tokenizer:
-  """The config's, or that of the initial weights if the config's cannot be loaded."""
+  """The config's, or that of the initial weights if it has more words or the config's is missing.
+
+  Raises if the two give one id to different words, or if the model has too few rows for it.
+  """
   try:
-    return tokenizer_lib.load(config.tokenizer)
+    tokenizer = tokenizer_lib.load(config.tokenizer)
   except UserError:
     if not isinstance(config.model_init, str):
       raise
     source = tokenizer_of(config.model_init)
     if source is None:
       raise
-    return tokenizer_lib.Tokenizer(source, config.model_init)
+    tokenizer = tokenizer_lib.Tokenizer(source, config.model_init)
+  else:
+    if theirs := _on_this_machine(config.model_init):
+      tokenizer = _with_more_words(tokenizer, theirs, config)
+  check_size(tokenizer, gemma.get(**config.model.llm).vocab_size, "config.model.llm.vocab_size")
+  return tokenizer
+
+
+def notes_on_start(config: Any, tokenizer: tokenizer_lib.Tokenizer) -> Iterator[str]:
+  """How a run differs from the loaded weights it starts from; raises if they know more words."""
+  if not isinstance(config.model_init, str):
+    return
+  spec = model_init_lib.parse(config.model_init)
+  path = resolve.resolve(spec.name)
+  known = spec.part or tokenizer.path == config.model_init
+  theirs = None if known else _on_this_machine(config.model_init)
+  if theirs and _with_more_words(tokenizer, theirs, config) is not tokenizer:
+    raise UserError(
+      f"The tokenizer of model_init='{spec.name}' has words that config.tokenizer="
+      f"'{tokenizer.path}' lacks: set config.tokenizer='{path}'."
+    )
+  if (path / "config.json").is_file():
+    yield from image_config.differences(lambda: image_config.read(path), [config.input.pp])
+
+
+def check_size(tokenizer: tokenizer_lib.Tokenizer, rows: int, where: str) -> None:
+  """Raises if the token table, which `where` describes, has fewer rows than the tokenizer ids."""
+  if rows < tokenizer.vocab_size:
+    raise UserError(
+      f"{where} is {rows:,}, and the tokenizer '{tokenizer.path}' has {tokenizer.vocab_size:,} ids:"
+      f" the token table needs a row for each. Set model.llm.vocab_size={tokenizer.vocab_size}, or"
+      " name the tokenizer that the weights were trained with."
+    )
+
+
+def _on_this_machine(model_init: Any) -> tokenizer_lib.Tokenizer | None:
+  """The tokenizer beside whole initial weights; None where that needs a download."""
+  if not isinstance(model_init, str):
+    return None
+  spec = model_init_lib.parse(model_init)
+  if spec.part:
+    return None
+  try:
+    if not resolve.is_local(spec.name) or peft.is_folder(resolve.resolve(spec.name)):
+      return None
+    source = tokenizer_of(model_init)
+  except UserError:  # Reported when the weights are loaded.
+    return None
+  return source and tokenizer_lib.Tokenizer(source, model_init)
+
+
+def _with_more_words(
+  ours: tokenizer_lib.Tokenizer, theirs: tokenizer_lib.Tokenizer, config: Any
+) -> tokenizer_lib.Tokenizer:
+  """`theirs`, the weights', if it has words that the config's lacks."""
+  if ours.sha256 == theirs.sha256:
+    return ours
+  have, want = ours.words(), theirs.words()
+  for i, (a, b) in enumerate(zip(have, want, strict=False)):
+    if a.text != b.text:
+      raise UserError(
+        f"config.tokenizer='{ours.path}' has {a.text!r} at id {i}, and the tokenizer of model_init="
+        f"'{theirs.path}' has {b.text!r}: the weights would be used for other words. Set"
+        f" config.tokenizer='{theirs.path}'."
+      )
+  added = [b.text for a, b in zip(have, want, strict=False) if a.kind != b.kind == "user_defined"]
+  added += [piece.text for piece in want[len(have) :] if piece.kind != "control"]
+  if len(have) > len(want) or not (added or theirs.added != ours.added):
+    return ours
+  log.info(
+    "The tokenizer of %s is used, which adds to config.tokenizer='%s': %s%s.",
+    theirs.path,
+    ours.path,
+    ", ".join(added[:5]) or "rules for words",
+    f" and {len(added) - 5} more" * (len(added) > 5),
+  )
+  return theirs

@@ -32,7 +32,9 @@ def compare(leaves: Mapping[str, LazyArray], source: Source, copy: Source) -> tu
   leaves: the source's arrays, cast, as they should have been written. copy: the written checkpoint.
   """
   lines, same = compare_arrays(leaves, copy.leaves)
-  first, second = logits(leaves, source), logits(copy.leaves, copy)
+  tables = leaves, copy.leaves, {paligemma.TOKEN_TABLE: source.leaves[paligemma.TOKEN_TABLE]}
+  rows = min(of[paligemma.TOKEN_TABLE].shape[0] for of in tables)  # One may have <image>'s.
+  first, second = logits(leaves, source, rows), logits(copy.leaves, copy, rows)
   difference = float(np.abs(first - second).max())
   largest = float(np.abs(first).max())
   lines.append(f"logits: largest {largest:.6g}, largest difference {difference:.6g}")
@@ -70,21 +72,24 @@ def _digest(leaf: LazyArray) -> str:
   return digest.hexdigest()
 
 
-def example(source: Source) -> tuple[np.ndarray, np.ndarray]:
-  """(image [1, H, W, 3], tokens [T]) that this model can read, always the same."""
+def example(source: Source, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """(image [1, H, W, 3], tokens [T]) that this model can read, always the same.
+
+  rows: of the token table to choose from; without it all of the text's.
+  """
   patch = siglip.get(**source.model["img"]).patch_size
   side = min(PATCHES, source.res // patch[0])
-  rows = min(source.leaves[paligemma.TOKEN_TABLE].shape[0], hf_names.VOCAB_SIZE)
+  rows = min(rows or source.leaves[paligemma.TOKEN_TABLE].shape[0], hf_names.VOCAB_SIZE)
   rng = np.random.default_rng(0)
   image = rng.uniform(-1, 1, (1, side * patch[0], side * patch[1], 3)).astype(np.float32)
   return image, rng.integers(0, rows, PREFIX + SUFFIX)
 
 
-def logits(leaves: Mapping[str, LazyArray], source: Source) -> np.ndarray:
-  """float32 [T, V] of the example's text; V without the rows that only Hugging Face has."""
+def logits(leaves: Mapping[str, LazyArray], source: Source, rows: int | None = None) -> np.ndarray:
+  """float32 [T, V] of the example's text; V is `rows`, or all without those for <image>."""
   img, llm = siglip.get(**source.model["img"]), gemma.get(**source.model["llm"])
-  image, tokens_T = example(source)
-  return _text_logits(leaves, llm, _image_tokens(leaves, img, image), tokens_T)
+  image, tokens_T = example(source, rows)
+  return _text_logits(leaves, llm, _image_tokens(leaves, img, image), tokens_T, rows)
 
 
 def _image_tokens(leaves, img, image):
@@ -107,9 +112,9 @@ def _image_tokens(leaves, img, image):
   return x_1PD @ part("head/kernel") + part("head/bias")
 
 
-def _text_logits(leaves, llm, z_1PD, tokens_T) -> np.ndarray:
+def _text_logits(leaves, llm, z_1PD, tokens_T, rows) -> np.ndarray:
   table = leaves[paligemma.TOKEN_TABLE]
-  rows = min(table.shape[0], hf_names.VOCAB_SIZE)
+  rows = min(rows or table.shape[0], hf_names.VOCAB_SIZE)
   embedded_TD = np.concatenate([table.read(t, t + 1) for t in tokens_T]).astype(np.float32)
   x_1TD = jnp.asarray(embedded_TD[None]) * math.sqrt(llm.width)
   P, T = z_1PD.shape[1], len(tokens_T)

@@ -25,6 +25,7 @@ from pgjax.data import pipeline
 from pgjax.distributed import mesh, processes, sharding
 from pgjax.errors import UserError, naming
 from pgjax.evaluation import evaluator as evaluator_lib, journal, report, report_split
+from pgjax.huggingface import image_config
 from pgjax.models import paligemma
 from pgjax.params import tree as param_tree
 from pgjax.training import run_log
@@ -89,7 +90,7 @@ class Scoring:
     """Runs all evaluators that --evals matches on one checkpoint."""
     with disk.disk_errors(out):
       out.mkdir(exist_ok=True)
-    for note in source.notes:
+    for note in [*source.notes, *self._notes_on_images(source)]:
       self.log.say(note)
     self.log.say(f"Scoring {source.path} on {self.mesh.size} x {self.mesh.devices.flat[0]}")
     with self.log.waiting("Loading the parameters"):
@@ -121,6 +122,12 @@ class Scoring:
       unfinished.close(finished=True)
     self.log.say(f"Written to {out}: metrics.json, predictions.jsonl, report.html")
     return scores
+
+  def _notes_on_images(self, source: source_lib.Source) -> list[str]:
+    """How the evaluators' images differ from those of a Hugging Face folder."""
+    if source.kind not in ("hf", "peft"):
+      return []
+    return image_config.differences(source.images, [e.section.pp for e in self.evaluators])
 
   def _append_to_run(self, source: source_lib.Source, scores: Mapping[str, float]) -> None:
     """Adds the scores to the run's TensorBoard, if the checkpoint is in its workdir."""

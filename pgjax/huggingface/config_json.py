@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pgjax.errors import UserError
+from pgjax.huggingface.names import IMAGE_ROWS
 from pgjax.models import gemma, siglip
 
 GELU = "gelu_pytorch_tanh"
 ROPE_THETA = 10_000.0
 MAX_POSITIONS = 8192
-IMAGE_ROWS = 64  # Rows of the token table beyond the text: <image> and padding to a multiple of 64.
 _SPECIAL_IDS = dict(bos_token_id=2, eos_token_id=1, pad_token_id=0)
 _DTYPES = ("float32", "bfloat16", "float16")
 

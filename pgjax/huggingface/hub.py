@@ -9,7 +9,10 @@ from pgjax.errors import UserError
 log = logging.getLogger("pgjax")
 
 WEIGHTS_DIR = "PGJAX_WEIGHTS_DIR"  # A folder with downloaded checkpoints, searched before the hub.
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "*tokenizer*.json", "adapter_config.json")
+TOKENIZER_FILES = (
+  "tokenizer.model", "tokenizer.json", "*tokenizer*.json", "added_tokens.json",
+  "adapter_config.json",
+)  # fmt: skip
 _FILES = ("*.safetensors", "*.json", "tokenizer.model", "*.npz")
 
 

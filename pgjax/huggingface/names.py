@@ -20,7 +20,7 @@ from pgjax.models import gemma, paligemma
 
 POS_EMBEDDING = "img/pos_embedding"
 VOCAB_SIZE = gemma.VOCAB_SIZE
-HF_VOCAB_SIZE = VOCAB_SIZE + 64  # Hugging Face adds <image> and 63 unused rows.
+IMAGE_ROWS = 64  # Hugging Face adds <image> and 63 unused rows to the token table.
 
 
 class NameRow(NamedTuple):

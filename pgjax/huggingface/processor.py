@@ -7,19 +7,25 @@
 - User-defined pieces (newlines, runs of spaces, <locNNNN>) match before any merging, the longest
   first, in text whose spaces are "▁" already: added tokens with `normalized`. They do not merge;
   control and byte pieces do not either.
+- Words that a user added keep the rules they came with (data/added_tokens.py).
 - Control pieces are added tokens that match in text, unlike in SentencePiece, because the processor
   tokenizes "<image><image>...<bos>prompt\n". So a prompt with <pad>, <eos>, <bos>, <unk> or <image>
   gets other ids than here, and so does one that ends in a newline if "\n\n" is a piece.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pgjax.data import tokenizer
-from pgjax.errors import UserError
+import msgspec
 
-IMAGE = "<image>"
-_RESAMPLE = dict(bilinear=2, bicubic=3)  # Pillow's numbers.
+from pgjax.data import tokenizer
+from pgjax.data.added_tokens import AddedToken
+from pgjax.data.tokenizer import IMAGE
+from pgjax.errors import UserError
+from pgjax.huggingface.image_config import Images
+
+_METHODS = ("bilinear", "bicubic")
 _SPECIAL = dict(bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
 _FOREVER = 10**30  # transformers' own number for "no limit".
 
@@ -31,53 +37,68 @@ def processor_files(
   patch_size: int = 14,
   image_token_id: int | None = None,
   method: str = "bicubic",
+  values: tuple[float, float] = (-1.0, 1.0),
 ) -> dict[str, bytes]:
   """File name -> content, for `AutoProcessor.from_pretrained` of transformers 4.57 and 5.
 
   Args:
-    tokenizer_source: a Gemma or PaliGemma tokenizer.model; copied to tokenizer.model.
+    tokenizer_source: a Gemma or PaliGemma tokenizer.model; tokenizer.model gets it with all
+      pieces, for programs that do not append those of locations and segments.
     res: side length of an image in pixels.
     patch_size: an image has (res / patch_size)^2 <image> tokens.
-    image_token_id: of <image>; None: the first id after the tokenizer's.
+    image_token_id: of <image>; None: the tokenizer's, or the first id after its vocabulary.
     method: how images are resized, "bicubic" as on the hub, or "bilinear"; antialiased, by Pillow.
+    values: what black and white become.
   """
-  if method not in _RESAMPLE:
-    raise UserError(f"method={method!r} must be one of {', '.join(_RESAMPLE)}.")
+  if method not in _METHODS:
+    raise UserError(f"method={method!r} must be one of {', '.join(_METHODS)}.")
+  if not values[0] < values[1]:
+    raise UserError(f"values={values} must increase, from that of black to that of white.")
   if res % patch_size:
     raise UserError(f"res={res} is no multiple of the patch size {patch_size}.")
   named = tokenizer.Tokenizer(tokenizer_source, "tokenizer.model")
-  if image_token_id is None:
-    image_token_id = named.vocab_size
-  if image_token_id < named.vocab_size:
+  own = named.vocab_size if named.image is None else named.image
+  image_token_id = own if image_token_id is None else image_token_id
+  if named.image not in (None, image_token_id):
+    raise UserError(
+      f"image_token_id={image_token_id} must be {named.image}, where the tokenizer has <image>."
+    )
+  if image_token_id < named.vocab_size and named.image is None:
     raise UserError(
       f"image_token_id={image_token_id} is the piece {named.piece(image_token_id)!r} of the"
       f" tokenizer; it must be {named.vocab_size} or more."
     )
   pieces = named.pieces()
   files = {
-    "preprocessor_config.json": _image_config(res, (res // patch_size) ** 2, _RESAMPLE[method]),
+    "preprocessor_config.json": _image_config(res, patch_size, Images(method, *values)),
     "special_tokens_map.json": dict(_SPECIAL, additional_special_tokens=[IMAGE]),
-    "tokenizer.json": tokenizer_json(pieces, image_token_id),
+    "tokenizer.json": tokenizer_json(pieces, image_token_id, named.added),
     "tokenizer_config.json": _tokenizer_config(pieces),
   }
   encoded = {name: json.dumps(value, ensure_ascii=False).encode() for name, value in files.items()}
-  return encoded | {"tokenizer.model": tokenizer_source}
+  return encoded | {"tokenizer.model": named.model_file()}
 
 
-def tokenizer_json(pieces: list[tokenizer.Piece], image_token_id: int) -> dict[str, Any]:
-  """tokenizer.json of the `tokenizers` library: BPE over the text, bytes for unknown characters."""
-  vocab = {piece.text: i for i, piece in enumerate(pieces)}
-  added = [
-    _added_token(i, piece.text, special=piece.kind != "user_defined")
+def tokenizer_json(
+  pieces: Sequence[tokenizer.Piece], image_token_id: int, added: Mapping[int, AddedToken]
+) -> dict[str, Any]:
+  """tokenizer.json of the `tokenizers` library: BPE over the text, bytes for unknown characters.
+
+  added: {id: rules} of pieces that are more than user-defined.
+  """
+  vocab = {added[i].content if i in added else p.text: i for i, p in enumerate(pieces)}
+  tokens = {
+    i: added.get(i) or _added_token(i, piece.text, special=piece.kind != "user_defined")
     for i, piece in enumerate(pieces)
-    if piece.kind in ("control", "unknown", "user_defined")
-  ]
+    if i in added or piece.kind in ("control", "unknown", "user_defined")
+  }
+  tokens[image_token_id] = _added_token(image_token_id, IMAGE, special=True)
   spaces = dict(type="Replace", pattern=dict(String="▁"), content=" ")
   return dict(
     version="1.0",
     truncation=None,
     padding=None,
-    added_tokens=[*added, _added_token(image_token_id, IMAGE, special=True)],
+    added_tokens=[msgspec.to_builtins(tokens[i]) for i in sorted(tokens)],
     normalizer=dict(type="Replace", pattern=dict(String=" "), content="▁"),
     pre_tokenizer=None,
     post_processor=_begins_with(tokenizer.BOS, "<bos>"),
@@ -97,7 +118,7 @@ def tokenizer_json(pieces: list[tokenizer.Piece], image_token_id: int) -> dict[s
   )
 
 
-def merges(pieces: list[tokenizer.Piece]) -> list[tuple[str, str]]:
+def merges(pieces: Sequence[tokenizer.Piece]) -> list[tuple[str, str]]:
   """Pairs of pieces to join, best first; linear in the total length of all pieces."""
   scores = {piece.text: piece.score for piece in pieces if piece.kind == "normal"}
   return [
@@ -108,9 +129,8 @@ def merges(pieces: list[tokenizer.Piece]) -> list[tuple[str, str]]:
   ]
 
 
-def _added_token(token: int, text: str, *, special: bool) -> dict[str, Any]:
-  matching = dict(single_word=False, lstrip=False, rstrip=False, normalized=not special)
-  return dict(id=token, content=text, **matching, special=special)
+def _added_token(token: int, text: str, *, special: bool) -> AddedToken:
+  return AddedToken(token, text, normalized=not special, special=special)
 
 
 def _begins_with(token: int, text: str) -> dict[str, Any]:
@@ -142,18 +162,12 @@ def _tokenizer_config(pieces) -> dict[str, Any]:
   )
 
 
-def _image_config(res: int, num_image_tokens: int, resample: int) -> dict[str, Any]:
+def _image_config(res: int, patch_size: int, images: Images) -> dict[str, Any]:
   return dict(
     do_convert_rgb=True,  # Grey images and palettes would fail otherwise.
-    do_normalize=True,
-    do_rescale=True,
-    do_resize=True,
-    image_mean=[0.5, 0.5, 0.5],
     image_processor_type="SiglipImageProcessor",
-    image_seq_length=num_image_tokens,
-    image_std=[0.5, 0.5, 0.5],
+    image_seq_length=(res // patch_size) ** 2,
     processor_class="PaliGemmaProcessor",
-    resample=resample,
-    rescale_factor=1 / 255,
     size=dict(height=res, width=res),
+    **images.as_json(),
   )

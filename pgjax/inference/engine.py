@@ -27,6 +27,7 @@ from pgjax.data.loader import Layout, Loader
 from pgjax.data.pp import parse
 from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.errors import UserError, naming, not_finite
+from pgjax.huggingface import image_config
 from pgjax.inference import grammar
 from pgjax.inference.decoder_cache import Decoders, Settings
 from pgjax.models import paligemma
@@ -70,12 +71,16 @@ def open_checkpoint(
   dtype: Any = None,
   base: str | None = None,
   weights: str | None = None,
+  resize: str | None = None,
 ) -> OpenCheckpoint:
   """Finds the checkpoint and its settings for images and decoding.
 
   dtype: of the computation, if not the checkpoint's own; no parameter is stored in more bits. base
-  and weights: see source.open_source.
+  and weights: see source.open_source. resize: "bicubic", "antialias" or "bilinear", if not the
+  checkpoint's own.
   """
+  if resize:
+    image_config.of_method(resize)  # Before weights are downloaded.
   exact = None if quantize else dtype  # Codes of rounded weights are other codes.
   source = source_lib.open_source(name, step, base, ema=ema, weights=weights, dtype=exact)
   source_lib.check_base(source, base)
@@ -88,15 +93,15 @@ def open_checkpoint(
   fields |= {n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved}
   config = config_load.from_dict(fields)
   tokenizer = restore.tokenizer_of(source, config)
-  return OpenCheckpoint(source, config, rules, tokenizer, *_as_evaluated(source, config, tokenizer))
+  as_evaluated = _as_evaluated(source, config, tokenizer, resize)
+  return OpenCheckpoint(source, config, rules, tokenizer, *as_evaluated)
 
 
-def _as_evaluated(source, config, tokenizer) -> tuple[str, Settings, int, tuple[str, ...]]:
+def _as_evaluated(source, config, tokenizer, resize) -> tuple[str, Settings, int, tuple[str, ...]]:
   """Image ops, settings, batch size of the first evaluator that decodes, and notes for the log."""
   decoding = (n for n, entry in config.evals.items() if entry["type"] != "perplexity")
   if (name := next(decoding, None)) is None:
-    pp = f"decode|resize({config.res}, antialias=True)|value_range(-1, 1)"
-    note = f"The checkpoint does not say how images are resized; as big_vision's forkme: {pp}."
+    pp, note = _image_ops(source, config.res, resize)
     return pp, Settings(config.decode, MAX_DECODE_LEN), BATCH_SIZE, (*source.notes, note)
   entry = {"decode": None, "batch_size": BATCH_SIZE, **config.evals[name]}  # Old configs lack them.
   with naming(f"{source.path / 'run.json'}: config.evals[{name!r}]"):
@@ -104,8 +109,24 @@ def _as_evaluated(source, config, tokenizer) -> tuple[str, Settings, int, tuple[
   pixel_ops = [op for op in ops if op.name in parse.IMAGE_OPS and op.name not in _NEEDS_BOXES]
   pp = "|".join(op.written for op in pixel_ops)
   note = f"Image ops and decoding are those of config.evals[{name!r}]: {pp}."
+  if resize:
+    pp = image_config.with_method(pp, resize)
+    note = f"{note} With --resize={resize}: {pp}."
   settings = Settings(entry["decode"] or config.decode, entry["max_decode_len"])
   return pp, settings, entry["batch_size"], (*source.notes, note)
+
+
+def _image_ops(source, res, resize) -> tuple[str, str]:
+  """Ops of a checkpoint without evaluators, and a note about them."""
+  if resize:
+    pp = image_config.of_method(resize).pp(res)
+    return pp, f"Images are resized as --resize={resize} asks: {pp}."
+  if images := source.images():
+    pp = images.pp(res)
+    return pp, f"Images are resized as {images.origin} says: {pp}."
+  pp = image_config.of_method("antialias").pp(res)
+  how = "as big_vision's forkme; --resize=bicubic is Hugging Face's way"
+  return pp, f"The checkpoint does not say how images are resized; {how}: {pp}."
 
 
 def loader(opened: OpenCheckpoint, source: Any) -> Loader:

@@ -89,8 +89,8 @@ def assert_same_bits(a, b):
 def saved(tmp_path):
   """(folder in pgjax's own format, what is in it) of a model with these fields."""
 
-  def save(llm, dtype=np.float32, **fields):
-    original = source(vocabulary(llm), dtype, **fields)
+  def save(llm, dtype=np.float32, rows=1792, **fields):
+    original = source(vocabulary(llm, rows), dtype, **fields)
     path = tmp_path / "saved"
     convert.WRITERS["orbax"](path, original, original.leaves)
     return path, {name: leaf.whole() for name, leaf in original.leaves.items()}
@@ -119,7 +119,8 @@ def test_a_round_trip_gives_the_same_bits(saved, tmp_path, llm, dtype, capsys):
     before, after = (source_lib.open_source(str(p)) for p in (path, target))
     assert paligemma.Model(**after.model).llm_config == paligemma.Model(**before.model).llm_config
     assert paligemma.Model(**after.model).img_config == paligemma.Model(**before.model).img_config
-    assert after.tokenizer == before.tokenizer
+    words = [tokenizer.Tokenizer(s.tokenizer, s.name).words() for s in (before, after)]
+    assert words[0] == words[1]  # A Hugging Face folder's file has the boxes too.
     path = target
   output = capsys.readouterr().out
   assert output.count("largest difference 0") == 1
@@ -169,9 +170,7 @@ def test_float16_overflow_raises(saved, tmp_path):
 
 
 @pytest.mark.slow
-def test_hugging_faces_token_rows_are_dropped_and_restored(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(hf_names, "VOCAB_SIZE", 1792)
-  monkeypatch.setattr(hf_names, "HF_VOCAB_SIZE", 1792 + 64)
+def test_hugging_faces_token_rows_are_dropped_and_restored(tmp_path, capsys):
   llm = vocabulary(LLM["gemma2"], 1792 + 64)
   original = source(llm, image_token=1792)
   convert.WRITERS["orbax"](tmp_path / "o", original, original.leaves)
@@ -185,8 +184,31 @@ def test_hugging_faces_token_rows_are_dropped_and_restored(tmp_path, capsys, mon
   assert_same_bits(arrays(tmp_path / "x.npz"), values)
   assert run(f"--src={tmp_path}/x.npz", f"--dst={tmp_path}/hf2", "--to=hf", "--verify") == 0
   assert "gets 64 rows of zeros" in capsys.readouterr().out
-  values[paligemma_lib.TOKEN_TABLE] = np.pad(values[paligemma_lib.TOKEN_TABLE], ((0, 64), (0, 0)))
-  assert_same_bits(arrays(tmp_path / "hf2"), values)
+  assert_same_bits(arrays(tmp_path / "hf2"), values)  # Rows of zeros are not the model's.
+  table = hf_table(tmp_path / "hf2")
+  np.testing.assert_array_equal(table, np.pad(values[paligemma_lib.TOKEN_TABLE], ((0, 64), (0, 0))))
+
+
+def hf_table(folder):
+  """The token table in a Hugging Face folder."""
+  tensors = safetensors.read_safetensors(folder)
+  return tensors["language_model.model.embed_tokens.weight"].whole()
+
+
+@pytest.mark.parametrize("rows", [1792, 2000])
+def test_a_folder_has_a_row_for_the_image_token(saved, tmp_path, rows):
+  """transformers 4.47 and vLLM look the token up, whatever the vocabulary."""
+  path, values = saved(LLM["gemma1"], rows=rows)
+  assert run(f"--src={path}", f"--dst={tmp_path / 'hf'}", "--to=hf", "--verify") == 0
+  config = json.loads((tmp_path / "hf/config.json").read_text())
+  table = hf_table(tmp_path / "hf")
+  assert config["image_token_index"] == 1792
+  assert len(table) == config["vocab_size"] == config["text_config"]["vocab_size"]
+  assert len(table) == (1792 + 64 if rows == 1792 else rows)
+  np.testing.assert_array_equal(table[:rows], values[paligemma_lib.TOKEN_TABLE])
+  for to, name in (("orbax", "o"), ("bv", "x.npz")):
+    assert run(f"--src={tmp_path / 'hf'}", f"--dst={tmp_path / name}", f"--to={to}") == 0
+    assert_same_bits(arrays(tmp_path / name), values)
 
 
 def test_a_bare_npz_is_identified_by_its_shapes(tmp_path, capsys):
@@ -359,6 +381,8 @@ def test_untied_output_weights_are_refused_and_tied_ones_dropped(saved, tmp_path
   written = safetensors.read_safetensors(folder)
   shapes = {name: array.shape for name, array in values.items()}
   table = written["language_model.model.embed_tokens.weight"]
+  shapes[paligemma_lib.TOKEN_TABLE] = table.shape  # With rows for <image>.
+  values[paligemma_lib.TOKEN_TABLE] = table.whole()
   tied = hf_names.from_hf({**written, "lm_head.weight": table}, shapes)
   assert_same_bits({n: leaf.whole() for n, leaf in tied.items()}, values)
   other = lazy_array.of_array(table.whole() + 1)

@@ -263,6 +263,11 @@ def test_bare_weights_report_the_image_ops_and_answer_the_same(checkpoint, asked
     out = capsys.readouterr()
     answers.append(out.out)
   assert answers[0] == answers[1]
+  assert "preprocessor_config.json says: decode|resize(48, antialias=True)|value" in out.err
+  (tmp_path / "hf/preprocessor_config.json").unlink()
+  assert run(predict, f"--ckpt={tmp_path}/hf", *one) == 0
+  out = capsys.readouterr()
+  assert out.out == answers[0]
   assert "does not say how images are resized" in out.err
   assert "decode|resize(48, antialias=True)|value_range(-1, 1)" in out.err
 

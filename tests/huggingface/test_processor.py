@@ -86,8 +86,12 @@ def test_the_image_processor_makes_pixels_and_tokens_of_this_size(tiny):
   assert config["resample"] == 2
 
 
-def test_the_tokenizer_is_copied_byte_for_byte(tiny):
-  assert processor.processor_files(tiny.source, res=28)["tokenizer.model"] == tiny.source
+def test_a_model_with_all_pieces_is_copied_byte_for_byte(tiny):
+  """Plain Gemma's gets the boxes, without which other programs cut them into characters."""
+  written = processor.processor_files(tiny.source, res=28)["tokenizer.model"]
+  pieces = sentencepiece_model_pb2.ModelProto.FromString(written).pieces
+  assert [piece.piece for piece in pieces] == [piece.text for piece in tiny.words()]
+  assert processor.processor_files(written, res=28)["tokenizer.model"] == written
 
 
 @pytest.mark.parametrize(
@@ -96,6 +100,7 @@ def test_the_tokenizer_is_copied_byte_for_byte(tiny):
     (dict(res=30), "res=30 is no multiple of the patch size 14"),
     (dict(res=28, method="area"), "method='area' must be one of bilinear, bicubic"),
     (dict(res=28, image_token_id=640), "image_token_id=640 is the piece '<loc0000>'"),
+    (dict(res=28, values=(1.0, 1.0)), "values=\\(1.0, 1.0\\) must increase"),
   ],
 )
 def test_wrong_arguments_are_named(tiny, arguments, message):
