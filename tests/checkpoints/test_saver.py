@@ -1,5 +1,8 @@
 """A saved state is restored bit for bit, on any mesh, or an error explains why not."""
 
+import errno
+import json
+import os
 import pathlib
 import shutil
 from types import SimpleNamespace
@@ -13,7 +16,13 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pgjax import disk
-from pgjax.checkpoints import checksums, orbax_params, saver as saver_lib, workdir as workdir_lib
+from pgjax.checkpoints import (
+  checksums,
+  orbax_params,
+  same_run,
+  saver as saver_lib,
+  workdir as workdir_lib,
+)
 from pgjax.errors import UserError
 from pgjax.params import tree as param_tree
 
@@ -280,3 +289,101 @@ def test_missing_checkpoints_raise(saver, tmp_path):
   save(saver(), [3])
   with pytest.raises(UserError, match=r"no checkpoint of step 4; there are \[3\]"):
     workdir_lib.find(str(tmp_path), 4)
+
+
+def test_a_step_that_cannot_be_read_for_the_moment_is_not_moved(saver, tmp_path, monkeypatch):
+  save(saver(), [3, 7])
+  read_item = saver_lib.read_item
+
+  def refused(path, *args):
+    if path.parent.name == "7" and path.name == "optimizer":
+      raise workdir_lib.UnreadableError(f"{path} cannot be read (Stale file handle).")
+    return read_item(path, *args)
+
+  monkeypatch.setattr(saver_lib, "read_item", refused)
+  with pytest.raises(UserError, match=r"step 7 may be whole, but .*Stale.* Nothing was changed"):
+    saver().latest(abstract(make_state(0)))
+  assert workdir_lib.steps(tmp_path) == [3, 7]
+  assert not (tmp_path / "damaged").exists()
+  monkeypatch.undo()
+  assert bits(saver().latest(abstract(make_state(0)))[0]) == bits(make_state(7))
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_orbax_may_not_read_is_not_damage(saver, tmp_path, monkeypatch, code):
+  save(saver(), [3])
+
+  def restore(*_):
+    raise ValueError(f"PERMISSION_DENIED: Error reading local file: {os.strerror(code)}")
+
+  monkeypatch.setattr(saver_lib.ocp.StandardCheckpointer, "restore", restore)
+  with pytest.raises(workdir_lib.UnreadableError, match=os.strerror(code)):
+    saver_lib.read_item(tmp_path / "checkpoints/3/params", {})
+
+
+def test_an_older_step_resumes_with_a_note_and_is_still_checked(saver, tmp_path):
+  save(saver(), [3, 7])
+  plain, lines = checksums.jitted_checksums(ordered=False), []
+  for step in (3, 7):
+    folder = tmp_path / "checkpoints" / str(step)
+    run = json.loads((folder / "run.json").read_text())
+    sums = plain(saver_lib.named(make_state(step)))
+    run |= dict(format=1, sums={name: int(value) for name, value in sums.items()})
+    for name in ("checksum", "scores", "planned"):
+      del run[name]
+    if step == 7:
+      run["sums"]["params/llm/w"] ^= 1
+    (folder / "run.json").write_text(json.dumps(run))
+  state, where = saver(lines).latest(abstract(make_state(0)))
+  assert (bits(state), where) == (bits(make_state(3)), position(3))
+  assert "step 7 is damaged" in lines[0]
+  assert "older version of pgjax" in lines[1]
+
+
+def test_swapped_rows_are_damage(saver, tmp_path, monkeypatch):
+  save(saver(), [3, 7])
+  read_item = saver_lib.read_item
+
+  def swapped(path, *args):
+    tree = read_item(path, *args)
+    if path.parent.name == "7" and path.name == "params":
+      tree["llm"]["w"] = tree["llm"]["w"][::-1]
+    return tree
+
+  monkeypatch.setattr(saver_lib, "read_item", swapped)
+  lines = []
+  assert bits(saver(lines).latest(abstract(make_state(0)))[0]) == bits(make_state(3))
+  assert "the content of params/llm/w has changed" in lines[0]
+
+
+def test_scores_of_a_resumed_evaluation_are_stored_with_their_step(saver, tmp_path):
+  first = saver(keep_last=1, keep_best="eval/acc")
+  first.latest(abstract(make_state(0)))
+  first.save(3, make_state(3), position(3) | dict(evaluated=False), {}, planned=False)
+  first.close()
+  for step, scores in ((None, {"eval/acc": 0.9}), (4, {"eval/acc": 0.5})):
+    again = saver(keep_last=1, keep_best="eval/acc")
+    again.latest(abstract(make_state(0)))
+    if step is None:
+      again.add_scores(3, scores)
+      again.add_scores(2, scores)  # There is no such step.
+    else:
+      assert not again.due(step, scores)
+      again.save(step, make_state(step), position(step), scores)
+    again.close()
+  assert workdir_lib.steps(tmp_path) == [3, 4]
+  assert workdir_lib.read(tmp_path / "checkpoints/3").position["evaluated"]
+
+
+def test_changed_settings_are_listed(saver, tmp_path):
+  save(saver(), [3])
+  lines = []
+  assert saver(lines).latest(abstract(make_state(0)))[1] == position(3)
+  assert not lines
+  before = dict(lr=0.1, evals=dict(val=dict(batch_size=8)), mesh=[["data", -1]])
+  now = dict(lr=0.2, evals=dict(val=dict(batch_size=4), test=dict(data=1)), mesh=[["data", -1]])
+  changes = same_run.changes(before, now)
+  assert changes[0] == "evals.test.data is 1, and was absent" or "evals.test is" in changes[0]
+  assert "evals.val.batch_size was 8 and is 4" in changes
+  assert "lr was 0.1 and is 0.2" in changes
+  assert not [c for c in changes if not c.startswith(("evals.", "lr "))]

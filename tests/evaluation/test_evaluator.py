@@ -197,3 +197,17 @@ def test_a_pattern_that_matches_no_evaluator():
   assert list(evaluator_lib.matching(config, "te.*")) == ["test"]
   with pytest.raises(UserError, match=r"No evaluator .* 'tes'; there are: val, test"):
     evaluator_lib.matching(config, "tes")
+
+
+def test_the_results_of_an_evaluator_stay_in_the_workdir(tmp_path):
+  assert evaluator_lib.folder_of(tmp_path, "a/b") == tmp_path / "evals/a/b"
+  for name in ("/etc", "../x"):
+    with pytest.raises(UserError, match="outside of"):
+      evaluator_lib.folder_of(tmp_path, name)
+
+
+def test_evaluators_with_similar_names_have_journals_of_their_own(tmp_path):
+  opened = [journal.Journal(tmp_path, name, dict(name=name)) for name in ("a/b", "a_b", "../c")]
+  for each in opened:
+    each.close(finished=False)
+  assert len(list((tmp_path / journal.FOLDER).iterdir())) == 3

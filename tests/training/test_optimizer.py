@@ -216,3 +216,19 @@ def test_invalid_optimizers_and_schedules_are_refused(fields, message):
 def test_nothing_to_train_is_refused():
   with pytest.raises(UserError, match="trains nothing"):
     optimizer.make(make_config(), 10, [])
+
+
+@pytest.mark.parametrize(
+  ("steps", "fields", "idle"),
+  [
+    (1, dict(schedule=dict(decay_type="cosine", warmup_steps=1)), True),
+    (2, dict(schedule=dict(decay_type="cosine", warmup_steps=1)), False),
+    (1, dict(schedule=dict(decay_type="const")), False),
+    (9, dict(schedule=dict(decay_type="const"), lr=0.0, wd=0.0), True),
+    (9, dict(schedule=dict(decay_type="const"), lr=0.0, wd=0.1), False),
+    (5000, dict(schedule=dict(decay_type="linear", warmup_steps=10)), False),
+  ],
+)
+def test_a_run_that_learns_nothing_is_known_before_it_starts(steps, fields, idle):
+  config = make_config(**fields)
+  assert schedules.learns_nothing(config, steps, ["a"], 100) == idle

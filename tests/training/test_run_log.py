@@ -201,3 +201,55 @@ def test_an_unwritable_compilation_cache_is_ignored(monkeypatch):
     assert cache_dir.use_compilation_cache() == ""
   finally:
     jax.config.update("jax_compilation_cache_dir", before)
+
+
+class Full:
+  """A file on a full disk."""
+
+  def write(self, *_):
+    raise OSError(28, "No space left on device")
+
+  flush = close = write_event = write
+
+
+@pytest.mark.parametrize("file", ["_rows", "_board"])
+def test_a_full_disk_is_a_sentence_and_blocks_nothing(opened, file):
+  log = opened(every_steps=1, total_steps=100)
+  take(log, [1])
+  if file == "_rows":
+    log._rows = Full()  # noqa: SLF001
+  else:
+    log._board._events = Full()  # noqa: SLF001
+  for step in range(2, 40):  # More than any queue holds.
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+      take(log, [step])
+  log.close()
+
+
+def test_scores_from_outside_the_run_go_to_a_file_of_their_own(tmp_path):
+  for step in (1, 2):
+    run_log.append_scores(tmp_path, step, {"val/acc": 0.5})
+  files = list((tmp_path / "tensorboard/evaluate").glob("events.out.tfevents.*"))
+  assert len(files) == 2
+  assert all(b"val/acc" in path.read_bytes() for path in files)
+
+
+def test_lines_that_are_no_rows_are_counted(opened, tmp_path, capsys):
+  row = b'{"step": 1, "training_loss": 1.0}\n'
+  (tmp_path / "metrics.jsonl").write_bytes(row + b"[3]\n\xff\xfe\n7\n" + b'{"step": 1, "x')
+  opened(1)
+  assert "metrics.jsonl: 3 lines are no rows of metrics" in capsys.readouterr().out
+  assert (tmp_path / "metrics.jsonl").read_bytes() == row
+  opened(1)
+  assert "no rows" not in capsys.readouterr().out
+
+
+def test_a_line_that_nobody_reads_does_not_end_a_run(monkeypatch):
+  class Closed:
+    def write(self, *_):
+      raise BrokenPipeError(32, "Broken pipe")
+
+    flush = write
+
+  monkeypatch.setattr(run_log.sys, "stdout", Closed())
+  run_log.Log(None, main=True).say("hello")
