@@ -85,7 +85,6 @@ def execute(
   cache_dir.use_compilation_cache()
   mesh = mesh_lib.start(config.mesh)
   stop = signals.of_process() if whole_process else Stop()
-  stop.retake_signals()  # JAX has a handler of its own where there are several processes.
   workdir = disk.open_folder(folder, "--workdir")
   workdir_lib.check_kinds(workdir)
   log = run_log.Log(workdir, main=processes_lib.is_main(), whole_process=whole_process)

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from pgjax import signals
 from pgjax.errors import UserError
-from pgjax.signals import Stop
 
 _ENVIRONMENT = ("PGJAX_COORDINATOR", "PGJAX_NUM_PROCESSES", "PGJAX_PROCESS_ID")
 AGREE_STEPS = 10  # How often several processes agree on whether to stop.
@@ -30,6 +30,7 @@ def join() -> None:
       )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, int(count), int(index))
+    signals.of_process().retake_signals()  # JAX has set a handler of its own.
 
 
 def process_index() -> int:
@@ -62,7 +63,7 @@ def gather_objects(value: Any) -> list[Any]:
 class Agreement:
   """Whether a signal to any of the processes asked the command to stop."""
 
-  def __init__(self, stop: Stop):
+  def __init__(self, stop: signals.Stop):
     """stop: of this process."""
     self._stop, self._agreed = stop, False
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import pgjax
 from pgjax import train
-from pgjax.api import arguments as arguments_lib
+from pgjax.api import arguments as arguments_lib, runs
 from pgjax.config import load as config_load, validate as config_validate
 from tests.commands import test_train as test_run
 
@@ -161,3 +161,10 @@ def test_overfit_answers_are_given_and_most_likely(tmp_path):
     )  # fmt: skip
     assert max(logps, key=logps.get) == name
     assert logps[name] > -0.5
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"7", b"\xff\xfe", b"{", b"null"])
+def test_a_line_of_metrics_that_is_no_row_is_named(tmp_path, line):
+  (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "training_loss": NaN}\n' + line + b"\n")
+  with pytest.raises(pgjax.UserError, match=r"metrics\.jsonl, line 2"):
+    runs.Fitted(tmp_path, 1, 1, True, {}).history()
