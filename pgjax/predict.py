@@ -88,6 +88,8 @@ def check_questions(args: Any) -> None:
     decode_method.parse(args.decode, "--decode")
   if args.grammar:
     grammar.parse(args.grammar, "--grammar")
+  if args.max_decode_len is not None and args.max_decode_len < 1:
+    raise UserError(f"--max_decode_len={args.max_decode_len} must be at least 1.")
   source = asked(args)
   if args.image:
     with naming(source.where(0)):
@@ -148,9 +150,7 @@ FLAGS = [
   cli.Flag("image", tuple, help="the image's file; several for one prompt, each with --image="),
   cli.Flag("prompt", str, help="the question, as in the prefixes of the training data"),
   cli.Flag("decode", str, help='such as "beam(3)" or "nucleus(0.9)"; else the checkpoint\'s own'),
-  cli.Flag(
-    "max_decode_len", int, least=1, help="most tokens of an answer; else the checkpoint's own"
-  ),
+  cli.Flag("max_decode_len", int, help="most tokens of an answer; else the checkpoint's own"),
   cli.Flag("grammar", str, help='format of answers: boxes, json, one_of("yes", "no"), ...'),
   cli.Flag("seed", int, 0, help="seed of sampling"),
   cli.Flag("draw", str, help="picture to write: the image with boxes and masks, the answer below"),

@@ -231,7 +231,9 @@ OLD = "language_model.model.layers.1.self_attn.q_proj"
 MIDDLE = "model.language_model.layers.1.self_attn.q_proj"
 
 
-@pytest.mark.parametrize("named", [OLD, MIDDLE, f"base_model.model.{MIDDLE}", "layers.1.*q_proj"])
+@pytest.mark.parametrize(
+  "named", [OLD, MIDDLE, f"base_model.model.{MIDDLE}", r"language_model\..*layers\.1\..*q_proj"]
+)
 def test_patterns_of_any_version_give_the_scale_of_the_right_one(base, batch, named, tmp_path):
   """PEFT itself ignores a pattern in the names of another version of transformers."""
   theirs, model, weights = base
