@@ -72,8 +72,8 @@ def _grey_levels(image: Image.Image) -> np.ndarray:
   bits = 16
   if image.mode == "I" and image.format != "PPM":  # Pillow scales PPM to 16 bits.
     raise UserError(
-      f"the image has 32-bit samples from {values.min():,} to {values.max():,}, a type whose white"
-      " is not defined; store it with 8 or 16 bits"
+      f"the image has signed or 32-bit samples from {values.min():,} to {values.max():,}, a type"
+      " whose white is not defined; store it with 8 or 16 bits without a sign"
     )
   if image.format == "TIFF" and image.tag_v2.get(_BITS_PER_SAMPLE) in (12, (12,)):
     bits = 12

@@ -2,13 +2,14 @@
 
 import io
 import json
+import threading
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax import check, cli
+from pgjax import check, cli, input_files
 from pgjax.data import images, locations
 from pgjax.data_check import boxes as box_check, findings, page as check_page, scan
 from pgjax.formats import seg_vae_npz
@@ -129,6 +130,33 @@ def test_a_null_answer_of_an_evaluator_is_a_warning_and_of_training_an_error(fol
   write(folder, "train.jsonl", [good(0), good(1, suffix=None)])
   _, by_kind = look(folder, status=1)
   assert "'suffix' is null; remove the row" in by_kind["refused"][1]
+
+
+def test_images_on_a_disk_that_does_not_answer_end_the_check(folder, monkeypatch, capsys):
+  read, released = input_files._read, threading.Event()  # noqa: SLF001
+
+  def hanging(path, *more):
+    if path.endswith(".png"):
+      released.wait()
+    return read(path, *more)
+
+  monkeypatch.setattr(input_files, "_read", hanging)
+  monkeypatch.setattr(input_files, "WAIT_SECONDS", 0.2)
+  argv = [
+    "check",
+    f"--config=configs/forkme.py:variant=tiny,res=16,train={folder}/train.jsonl,val=",
+  ]
+  with pytest.raises(SystemExit) as end:
+    cli.run(
+      check.main,
+      check.__doc__,
+      check.FLAGS,
+      config=check.CONFIG,
+      argv=[*argv, f"--out={folder}/out"],
+    )
+  released.set()
+  assert end.value.code == 1
+  assert "0.png cannot be read: no answer for 0.2 s" in capsys.readouterr().err
 
 
 def test_an_empty_answer_to_detect_is_not_a_defect(folder):

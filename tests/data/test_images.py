@@ -68,7 +68,7 @@ def test_levels_are_scaled_by_their_type(encoded):
     (grey(LEVELS.astype(np.uint16) * 16), "less than 1/16 of their range"),
     (grey(LEVELS.astype(np.uint16) * 16, "PNG"), "less than 1/16 of their range"),
     (wide_rgb(LEVELS.astype(np.uint16) * 4), "less than 1/16 of their range"),
-    (grey(LEVELS.astype(np.int32) * 200), "32-bit samples from 0 to 51,000"),
+    (grey(LEVELS.astype(np.int32) * 200), "signed or 32-bit samples from 0 to 51,000"),
     (grey(LEVELS.astype(np.int32)), "32-bit samples from 0 to 255"),
     (grey(LEVELS.astype(np.float32)), "floating-point samples from 0 to 255"),
     (grey(np.float32(LEVELS) / 255 - 0.5), "from -0.5 to 0.5"),

@@ -1,4 +1,4 @@
-"""What a run is told when reading ends, hangs or is interrupted."""
+"""What a run raises when reading ends, hangs or is interrupted."""
 
 import contextlib
 import itertools

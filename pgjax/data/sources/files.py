@@ -29,7 +29,7 @@ def locate(
 ) -> list[str]:
   """The path below `root` of each (name, start of the error), whether the file exists or not.
 
-  A name in another spelling stands for the one file that matches it; the log has their number.
+  A name in another spelling is replaced by the one file that matches it; the log counts them.
   Raises for a name outside of `root`, for a URL, and if several files match.
   """
   folders = _Folders()

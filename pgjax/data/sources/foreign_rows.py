@@ -45,19 +45,19 @@ def _path(image: dict[str, Any], where: str) -> Any:
 
 def _question_and_answer(turns: list, who: str, what: str, where: str) -> dict[str, str]:
   """prefix, and suffix unless the conversation ends with the question."""
-  said = [(turn.get(who), _text(turn.get(what))) for turn in turns if isinstance(turn, dict)]
+  spoken = [(turn.get(who), _text(turn.get(what))) for turn in turns if isinstance(turn, dict)]
   order = [
     "prefix" if speaker in _ASKS else "suffix" if speaker in _ANSWERS else speaker
-    for speaker, text in said
+    for speaker, text in spoken
     if text is not None
   ]
   if len(order) != len(turns) or order not in (["prefix"], ["prefix", "suffix"]):
     raise UserError(
-      f"{where} has the turns {[speaker for speaker, _ in said]!r}; a line is one question and one"
-      ' answer: write {"image": "a.png", "prefix": "the question", "suffix": "the answer"}, and a'
+      f"{where} has the turns {[speaker for speaker, _ in spoken]!r}; a line is one question and"
+      ' one answer: write {"image": "a.png", "prefix": "the question", "suffix": "the answer"}, and a'
       " line for each question of a longer conversation."
     )
-  texts = dict(zip(order, (text for _, text in said), strict=True))
+  texts = dict(zip(order, (text for _, text in spoken), strict=True))
   question = texts["prefix"].strip()
   while question.startswith(_MARKER) or question.endswith(_MARKER):
     question = question.removeprefix(_MARKER).removesuffix(_MARKER).strip()

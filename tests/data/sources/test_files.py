@@ -1,4 +1,4 @@
-"""Names in another spelling stand for the one file that matches them."""
+"""Names in another spelling are replaced by the one file that matches."""
 
 import json
 import logging

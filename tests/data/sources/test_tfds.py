@@ -239,7 +239,7 @@ def test_a_true_answer_gets_the_highest_score(
 
 
 def whole_mask(folder):
-  """(weights of a small VQ-VAE, (codes, the mask [64, 64] that they stand for))."""
+  """(weights of a small VQ-VAE, (codes, their mask [64, 64]))."""
   path, codes = folder / "masks.npz", list(range(16))
   seg_vae_npz.save(path, seg_vae.init(jax.random.key(0), width=8, embed_dim=16))
   shown = np.asarray(seg_vae.decode(seg_vae_npz.load(str(path)), np.array([codes])))[0, :, :, 0] > 0
