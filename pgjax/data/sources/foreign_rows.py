@@ -54,8 +54,8 @@ def _question_and_answer(turns: list, who: str, what: str, where: str) -> dict[s
   if len(order) != len(turns) or order not in (["prefix"], ["prefix", "suffix"]):
     raise UserError(
       f"{where} has the turns {[speaker for speaker, _ in spoken]!r}; a line is one question and"
-      ' one answer: write {"image": "a.png", "prefix": "the question", "suffix": "the answer"}, and a'
-      " line for each question of a longer conversation."
+      ' one answer: write {"image": "a.png", "prefix": "the question", "suffix": "the answer"}, and'
+      " a line for each question of a longer conversation."
     )
   texts = dict(zip(order, (text for _, text in spoken), strict=True))
   question = texts["prefix"].strip()
