@@ -63,16 +63,17 @@ def title_of(config: Any) -> str:
   names: dict[str, None] = {}
   for section in (config.input, *config.evals.values()):
     data = section.data.to_dict()
-    sources = [data] if isinstance(data.get("name"), str) else [
-      {"name": name, "split": data.get("split")} | (value if isinstance(value, dict) else {})
-      for name, value in data.items() if name not in ("split", "data_dir", "root")
-    ]  # fmt: skip
-    for source in sources:
-      split = f" {source['split']}" if source.get("split") else ""
-      names[
-        pathlib.PurePath(source["fname"]).name if "fname" in source else source["name"] + split
-      ] = None
-  return f"Data check: {', '.join(names)}"
+    mixed = not isinstance(data.get("name"), str)
+    for name, own in data.items() if mixed else [(data["name"], data)]:
+      if isinstance(own, dict) and "fname" in own:
+        names[str(own["fname"])] = None
+      elif name not in ("split", "data_dir", "root"):
+        split = (own if isinstance(own, dict) else {}).get("split") or data.get("split") or ""
+        names[f"{name} {split}".strip()] = None
+  files = collections.Counter(pathlib.PurePath(name).name for name in names)
+  parts = {name: pathlib.PurePath(name).parts for name in names}
+  short = ["/".join(p[-2:] if files[p[-1]] > 1 else p[-1:]) for p in parts.values()]
+  return f"Data check: {', '.join(short)}"
 
 
 def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:

@@ -1,4 +1,5 @@
 import os
+import pickle
 import threading
 
 import jax
@@ -133,3 +134,10 @@ def test_stored_codes_are_those_of_the_model(params, tmp_path, monkeypatch):
   again = mask_tokens.MaskEncoder(params)
   monkeypatch.setattr(again, "_codes", None)  # Nothing is computed.
   assert again.of_objects(OUTLINES, BOXES, 80, 100, str(tmp_path)) == wanted
+
+
+def test_an_encoder_goes_to_worker_processes_without_its_cache(params, tmp_path):
+  encoder = mask_tokens.MaskEncoder(params)
+  codes = encoder.of_objects(OUTLINES, BOXES, 80, 100, str(tmp_path))
+  again = pickle.loads(pickle.dumps(encoder))
+  assert again.of_objects(OUTLINES, BOXES, 80, 100) == codes

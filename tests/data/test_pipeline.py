@@ -324,7 +324,7 @@ def test_the_text_len_in_the_message_is_enough(tmp_path):
   for text_len, truncated in [(32, 4), (33, 0)]:
     config = own_config(data, text_len=text_len, **{"input.allow_truncated": True})
     train = pipeline.train_batches(config, tokenizer.load("tiny"))
-    assert train.scans[0][1:] == (4, truncated, 33)
+    assert train.scans[0][1:4] == (4, truncated, 33)
     ends = [tokenizer.EOS in row for row in next(train)["text"]]
     assert ends == [not truncated] * 8
 
