@@ -1,17 +1,21 @@
 """The tokenizer of a run and of the weights it starts from: the words of both, or an error."""
 
 import json
+import os
 import shutil
 
+import numpy as np
 import pytest
 import small_checkpoint
 from ml_collections import ConfigDict
 
-from pgjax.checkpoints import restore, source as source_lib, tokenizers
+from pgjax.checkpoints import load, restore, source as source_lib, tokenizers
 from pgjax.convert import WRITERS
 from pgjax.data import tokenizer
 from pgjax.errors import UserError
+from pgjax.formats import lazy_array
 from pgjax.inference import engine
+from pgjax.models import paligemma
 
 WORDS = ["<card_a>", "<card_b>"]
 
@@ -142,6 +146,23 @@ def test_the_words_and_the_images_survive_every_format(hf, tmp_path):
   assert tokenizer.Tokenizer(again.tokenizer, "again").encode(asked) == ours.encode(asked)
   assert again.images()[:3] == ("bicubic", 0, 1)
   assert again.image_token == 1792
+
+
+def test_a_pipe_as_the_tokenizer_of_a_step_is_an_error(root, tmp_path):
+  small_checkpoint.write(tmp_path / "run", root)
+  (tmp_path / "run/tokenizer.model").unlink()
+  os.mkfifo(tmp_path / "run/tokenizer.model")
+  with pytest.raises(UserError, match=r"tokenizer\.model is not a regular file"):
+    source_lib.open_source(str(tmp_path / "run"))
+
+
+def test_rows_of_image_that_others_trained_are_dropped_at_the_start_of_a_run():
+  table = np.random.default_rng(0).normal(size=(1856, 4)).astype(np.float32)
+  have, want = table.shape, (1792, 4)
+  assert load._fits(paligemma.TOKEN_TABLE, have, want)  # noqa: SLF001
+  leaf = load._adapted(paligemma.TOKEN_TABLE, lazy_array.of_array(table), want)  # noqa: SLF001
+  np.testing.assert_array_equal(leaf.whole(), table[:1792])
+  assert not load._fits(paligemma.TOKEN_TABLE, (1800, 4), want)  # noqa: SLF001
 
 
 def test_an_adapter_may_bring_its_own_tokenizer_and_a_table_too_small_for_it_is_an_error(hf):
