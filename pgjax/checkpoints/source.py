@@ -231,7 +231,8 @@ def _open_peft(name: str, path: pathlib.Path, base: str | None) -> Source:
   peft.check_file(path)
   if base is None and own is None:
     raise UserError(
-      f"'{name}' is an adapter of PEFT that does not name its base model: {_GIVE_BASE}."
+      f"'{name}' is an adapter of PEFT that does not name its base model: {_GIVE_BASE}, or"
+      f" set base_model_name_or_path in {path / peft.CONFIG}."
     )
   try:
     below = _open_base(base or own, path)

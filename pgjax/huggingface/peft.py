@@ -77,7 +77,9 @@ def base_of(path: pathlib.Path) -> str | None:
   """The model that the adapter was trained on, according to its folder."""
   config = peft_config.read(path)
   base, revision = config.get("base_model_name_or_path"), config.get("revision")
-  return (f"{base}@{revision}" if revision and "@" not in base else base) if base else None
+  if not base or not revision or "@" in base or pathlib.Path(base).expanduser().exists():
+    return base or None
+  return f"{base}@{revision}"
 
 
 def _factor_rows(row: NameRow) -> dict[str, NameRow]:

@@ -17,7 +17,8 @@ from pgjax.params import lazy
 from pgjax.params.rules import Rule
 from tests.commands.test_convert import LLM, arrays, random_leaves, run, source, vocabulary
 
-FIELDS = vocabulary(LLM["gemma2"], 128)
+ROWS = 1792  # Of the token table: one for each id of the tokenizer.
+FIELDS = vocabulary(LLM["gemma2"], ROWS)
 NORM = "llm/final_norm/scale"
 LEAF = "llm/layers/mlp/linear"
 
@@ -29,9 +30,15 @@ def written(folder, seed=0):
   return {name: leaf.whole() for name, leaf in leaves.items()}
 
 
+def tensors_of(values):
+  """What a Hugging Face folder holds for {our name: array}."""
+  leaves = {name: lazy_array.of_array(array) for name, array in values.items()}
+  return hf_names.to_hf(leaves, ROWS + hf_names.IMAGE_ROWS)
+
+
 def add_shards(folder, values, index="model.safetensors.index.json"):
   """Writes two shards and their index beside what is there."""
-  tensors = hf_names.to_hf({n: lazy_array.of_array(a) for n, a in values.items()})
+  tensors = tensors_of(values)
   shard_of = {}
   for i, part in enumerate((tensors[::2], tensors[1::2]), 1):
     name = f"model-{i:05d}-of-00002.safetensors"
@@ -117,9 +124,7 @@ def test_an_index_takes_each_tensor_from_the_file_that_it_names(tmp_path):
   (tmp_path / "hf/model.safetensors").unlink()
   add_shards(tmp_path / "hf", values)
   stale = {name: array + 1 for name, array in values.items()}
-  tensors = hf_names.to_hf({n: lazy_array.of_array(a) for n, a in stale.items()})
-  fresh = hf_names.to_hf({n: lazy_array.of_array(a) for n, a in values.items()})
-  both = [*fresh[1::2], *tensors[::2]]
+  both = [*tensors_of(values)[1::2], *tensors_of(stale)[::2]]
   safetensors.write_safetensors_file(tmp_path / "hf/model-00002-of-00002.safetensors", both)
   read = source_lib.open_source(str(tmp_path / "hf")).leaves
   for name, array in values.items():

@@ -211,3 +211,22 @@ def test_evaluators_with_similar_names_have_journals_of_their_own(tmp_path):
   for each in opened:
     each.close(finished=False)
   assert len(list((tmp_path / journal.FOLDER).iterdir())) == 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_output_that_is_not_finite_is_an_error_not_a_score(value):
+  """Of perplexity and of decoding: neither a score nor an answer comes of it."""
+  rows = [dict(id="0", prefix="what?", question="what?", _sha256="")]
+  arrays = dict(_mask=np.ones(1, bool), text=np.zeros((1, 4), np.int32))
+  batch = pipeline.EvalBatch({n: jax.numpy.asarray(a) for n, a in arrays.items()}, rows)
+  evaluator = SimpleNamespace(name="val", scorer=None, section=None)
+  output = (jax.numpy.asarray([value]), jax.numpy.asarray([3.0]))
+  with pytest.raises(
+    UserError, match=r"val: -log p of the answer to 'what\?' is (nan|inf): the out"
+  ):
+    evaluator_lib._rows(evaluator, None, batch, output)  # noqa: SLF001
+  tokens = jax.numpy.asarray([[5, 1]])
+  evaluator.scorer = SimpleNamespace(row=lambda *_: {})
+  logp = jax.numpy.asarray([[0.0, np.nan]])
+  with pytest.raises(UserError, match=r"val: log p of the answer to 'what\?' is nan"):
+    evaluator_lib._rows(evaluator, SimpleNamespace(decode=str), batch, (tokens, logp))  # noqa: SLF001
