@@ -34,11 +34,10 @@ class Between(NamedTuple):
   but_not: tuple[float, ...] = ()
 
   def __str__(self) -> str:
-    low, high = (str(n) if isinstance(n, int) else f"{n:g}" for n in (self.low, self.high))
     if not self.but_not:
-      return f"from {low} to {high}"
-    low = f"{'>' if self.low in self.but_not else '>='} {low}"
-    return f"{low} and {'<' if self.high in self.but_not else '<='} {high}"
+      return f"from {self.low} to {self.high}"
+    low = f"{'>' if self.low in self.but_not else '>='} {self.low}"
+    return f"{low} and {'<' if self.high in self.but_not else '<='} {self.high}"
 
 
 class Given:

@@ -97,6 +97,9 @@ def _check_training(config: ConfigDict) -> None:
     schema.check(fields, schema.SCHEDULE, where)
     for prefix in ("warmup", "cooldown"):
       durations.check_duration(fields, prefix, where)
+    starts = list(fields.get("steps") or ())
+    if starts != sorted(starts):
+      raise UserError(f"{where}.steps={schema.shown(starts)} must be in ascending order.")
 
 
 def _check_sizes(config: ConfigDict) -> None:

@@ -117,6 +117,10 @@ def _optimizer(name: str, arguments: dict[str, Any]) -> optax.GradientTransforma
     known = ", ".join(inspect.signature(make_tx).parameters) or "nothing"
     sentence = f"config.optax={arguments} does not fit {name}, which takes: {known}."
     raise UserError(sentence) from None
+  except UserError:
+    raise
+  except Exception as e:  # Of optax, about a value.
+    raise UserError(f"config.optax={arguments} does not fit {name}: {e}") from None
   try:  # One update of a toy, shapes only, to fail before compilation.
     toy = {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
     jax.eval_shape(lambda w: tx.update(w, tx.init(w), w), toy)

@@ -68,6 +68,7 @@ BAD = {
     {"decay_type": "rsqrt", "timescale": 0}, {"decay_type": "rsqrt", "timescale": NAN},
     {"decay_type": "stair", "steps": [NAN], "mults": [1]},
     {"decay_type": "stair", "steps": [1], "mults": [INF]},
+    {"decay_type": "stair", "steps": [20, 10], "mults": [1, 0.1]},
     {"decay_type": "cosine", "warmup_steps": 1, "warmup_percent": 0.1}],
   "params": [3, "lora", [], ["train"], [(".*", "lora(rank=0)")], [(".*", "freeze('int3')")],
     [(".*", 3)], [("(", "train")], [(".*", "lora(alpha=1e999)")]],
