@@ -66,9 +66,9 @@ def test_two_sets_of_weights_are_refused_with_sizes_and_dates(two):
     opened(folder)
   message = str(error.value)
   for part in (
-    "has 2 sets of weights: model.safetensors (0.2",
+    "has 2 sets of weights: model.safetensors (0.4",
     " MB, 2023-11-1",
-    "model.safetensors.index.json (2 files, 0.2",
+    "model.safetensors.index.json (2 files, 0.4",
     "--weights=model.safetensors",
     'ckpt("FOLDER", weights="...")',
   ):

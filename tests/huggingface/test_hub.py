@@ -126,7 +126,8 @@ def test_a_run_takes_the_revision_of_the_dtype_that_it_stores(hub):
 
 def test_for_a_tokenizer_only_its_file_is_downloaded(hub):
   (hub.folder / "tokenizer.model").write_bytes(tokenizer.TINY.read_bytes())
-  config = SimpleNamespace(tokenizer="/nowhere/tokenizer.model", model_init=ONE)
+  model = SimpleNamespace(llm=dict(variant="gemma_2b"))
+  config = SimpleNamespace(tokenizer="/nowhere/tokenizer.model", model_init=ONE, model=model)
   assert tokenizers.tokenizer_of_run(config).vocab_size == 1792
   [(repo, revision, patterns)] = hub.downloads
   assert (repo, revision) == (ONE, None)
