@@ -20,6 +20,7 @@ from pgjax.data.pp import parse
 from pgjax.errors import UserError, naming
 
 log = logging.getLogger("pgjax")
+_FOR_NOTES = {"_without_area"}  # Of COCO files, for notes.py.
 RESERVED = ("image_mask", "mask_ar", "mask_loss", "mask_input")  # Of a batch, not of the data.
 
 TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
@@ -101,7 +102,7 @@ class Loader:
     return example, num_tokens, room
 
   def _start(self, example, position, index):
-    for name in example:
+    for name in example.keys() - _FOR_NOTES:
       if name.startswith("_") or name in RESERVED:
         raise UserError(
           f"a column is called {name!r}; pgjax uses this name itself, {', '.join(RESERVED)} and all"
