@@ -38,7 +38,9 @@ class WeightSet(NamedTuple):
   def __str__(self) -> str:
     """Such as `model.safetensors (5.85 GB, 2026-11-26 09:30)`."""
     times = [file.stat().st_mtime for file in self.files if file.is_file()]
-    newest = datetime.datetime.fromtimestamp(max(times, default=0)).astimezone()
+    if not times:
+      return f"{self.name} (its files are missing)"
+    newest = datetime.datetime.fromtimestamp(max(times)).astimezone()
     size = self.size_bytes
     text = f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
     files = "" if self.shard_of is None and len(self.files) == 1 else f"{len(self.files)} files, "

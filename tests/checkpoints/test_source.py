@@ -239,3 +239,13 @@ def test_convert_refuses_weights_with_nan(tmp_path):
     with pytest.raises(UserError, match=f"{LEAF} has 1 numbers that are NaN"):
       run(f"--src={tmp_path / 'hf'}", f"--dst={tmp_path / dst}", f"--to={to}")
   assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+def test_an_index_without_its_files_is_shown_as_that(tmp_path):
+  values = written(tmp_path / "hf")
+  add_shards(tmp_path / "hf", values)
+  for shard in (tmp_path / "hf").glob("model-*.safetensors"):
+    shard.unlink()
+  with pytest.raises(UserError, match=r"index\.json \(its files are missing\)"):
+    opened(tmp_path / "hf")
+  assert opened(tmp_path / "hf", weights="model.safetensors").shape == (32,)
