@@ -29,6 +29,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # Pillow refuses those above 1 MiB.
 _ALMOST_BLACK = 15  # Of 255: the brightest of 12 bits in a type of 16.
+_DIM = 64
 
 
 def decode(encoded: bytes) -> np.ndarray:
@@ -43,11 +44,9 @@ def decode(encoded: bytes) -> np.ndarray:
 
 def _pixels(image: Image.Image) -> np.ndarray:
   """uint8 [H, W, 3] of a Pillow image."""
-  # Of colours in 16 bits Pillow keeps the upper byte.
-  is_deep = image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
-  if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+  is_deep = _is_deep(image)
+  if _is_deep_grey(image):
     pixels = np.repeat(_grey_levels(image)[:, :, None], 3, axis=2)
-    is_deep = True
   else:
     pixels = np.array(image.convert("RGB"))
   if is_deep and 0 < pixels.max() <= _ALMOST_BLACK:
@@ -57,6 +56,16 @@ def _pixels(image: Image.Image) -> np.ndarray:
       " store it with 8 bits"
     )
   return pixels
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
+  return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _is_deep(image: Image.Image) -> bool:
+  """Whether samples have more than 8 bits; of colours, Pillow keeps the upper byte of 16."""
+  colours = image.format in ("PNG", "TIFF") and ";16" in str(image.tile)  # Until it is loaded.
+  return colours or _is_deep_grey(image)
 
 
 def _grey_levels(image: Image.Image) -> np.ndarray:
@@ -78,6 +87,14 @@ def _grey_levels(image: Image.Image) -> np.ndarray:
   if image.format == "TIFF" and image.tag_v2.get(_BITS_PER_SAMPLE) in (12, (12,)):
     bits = 12
   return (values >> (bits - 8)).astype(np.uint8)
+
+
+def is_dim(encoded: bytes, pixels: np.ndarray) -> bool:
+  """Whether samples of more than 8 bits use less than a quarter of their range, as 14 bits do."""
+  if not 0 < pixels.max() < _DIM:
+    return False
+  with _opened(encoded) as image:
+    return _is_deep(image)
 
 
 def is_flat(pixels: np.ndarray) -> bool:

@@ -34,6 +34,7 @@ WARNINGS = {
   "not JSON": "the answer is not a JSON object or list; most others are",
   "mixed types": "a value has another type than most of its column",
   "no answer": "the answer is null; it is not scored",
+  "dim image": "an image of 16 bits uses less than a quarter of its range",
   "flat image": "all pixels of an image are equal",
   "rotated image": "an image has an EXIF rotation, which is not applied",
   "scaled size": "an image file is larger or smaller than declared; its boxes are scaled",

@@ -218,6 +218,7 @@ class Picture(NamedTuple):
   rotated: bool
   fault: str
   flat: bool = False
+  dim: bool = False
 
 
 def pictures(
@@ -245,6 +246,8 @@ def pictures(
         book.add("rotated image", i)
       if known[digest].flat:
         book.add("flat image", i)
+      if known[digest].dim:
+        book.add("dim image", i)
   sizes = [picture.size for picture in known.values() if picture.size]
   facts = dict(
     looked_at=len(indices),
@@ -310,9 +313,8 @@ def _look_into(image, known) -> str:
   if digest not in known:
     try:
       pixels = images.decode(image)
-      known[digest] = Picture(
-        pixels.shape[:2], images.is_rotated(image), "", images.is_flat(pixels)
-      )
+      shown = dict(flat=images.is_flat(pixels), dim=images.is_dim(image, pixels))
+      known[digest] = Picture(pixels.shape[:2], images.is_rotated(image), "", **shown)
     except ValueError as error:
       known[digest] = Picture(None, rotated=False, fault=str(error))
   return digest

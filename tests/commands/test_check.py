@@ -96,6 +96,7 @@ DEFECTS = {
   "image word": (good(25, prefix="<image>what is 25"), ""),
   "special word": (good(26, suffix="it is 26<eos>"), "the answer has <eos>"),
   "leading space": (good(27, suffix=" it is 27"), "the answer is ' it is 27'"),
+  "dim image": (good(11, image="dim.png"), ""),
   "repeated": (good(0), "line 1 (image 0.png)"),
   "contradiction": (good(0, suffix="it is not 0"), "'it is not 0', but 'it is 0' as"),
 }
@@ -106,6 +107,7 @@ def test_a_defect_in_the_training_data_is_reported_with_its_line(folder, kind):
   row, detail = DEFECTS[kind]
   (folder / "damaged.png").write_bytes(encoded(3)[:100])
   Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / "flat.png")
+  Image.fromarray(pixels(11)[:, :, 0].astype(np.uint16) * 64).save(folder / "dim.png")
   exif = Image.Exif()
   exif[0x0112] = 6
   (folder / "rotated.jpg").write_bytes(encoded(11, "JPEG", exif=exif))

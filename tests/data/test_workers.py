@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from pgjax import train
 from pgjax.data import device_feed, pipeline, tokenizer, workers
 from pgjax.errors import UserError
 
@@ -55,6 +57,20 @@ def test_a_signal_reaches_the_thread_that_waits_for_a_batch(mesh, monkeypatch):
     signal.signal(signal.SIGUSR1, before)
     released.set()
   assert feed.was_interrupted
+
+
+def test_a_run_that_is_stopped_while_it_waits_for_data_is_saved():
+  class Feed:
+    wait_seconds = 0.0
+
+    def __next__(self):
+      raise StopIteration
+
+  saved = []
+  run = SimpleNamespace(total_steps=9, feed=Feed(), save=lambda *args: saved.append(args))
+  stop = SimpleNamespace(agreed=lambda step: False)
+  assert train.fit(run, "state", dict(step=4, evaluated=True), stop) == (4, False)
+  assert saved == [(4, "state", {})]
 
 
 def test_a_feed_that_ends_was_not_interrupted(mesh):
