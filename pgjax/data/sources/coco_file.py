@@ -45,7 +45,7 @@ class _Category(msgspec.Struct):
 class _Content(msgspec.Struct):
   images: list[_Image]
   annotations: list[_Annotation]
-  categories: list[_Category]
+  categories: list[_Category] = []
 
 
 class _Usage(msgspec.Struct):
@@ -56,7 +56,7 @@ class _ContentForClasses(msgspec.Struct):
   """The part of a file that its classes depend on; it is read much faster than the whole."""
 
   annotations: list[_Usage]
-  categories: list[_Category]
+  categories: list[_Category] = []
 
 
 class Object(NamedTuple):
