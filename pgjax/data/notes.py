@@ -22,6 +22,7 @@ KINDS = {
 }
 OUTSIDE = 0.01  # Share of the image by which a box may end outside of it, for rounding.
 MANY = 0.1  # Share of boxes below a pixel from which they are reported.
+MOST = 0.95  # Share of boxes that another reading must explain to be named.
 MAX_PROMPTS = 10  # Different class lists of training data up to which others are reported.
 
 _LEADING = re.compile(r"\s*(?:<image>\s*)+")
@@ -90,9 +91,10 @@ class BoxCounter:
     """What is odd; empty for good boxes."""
     sentences = []
     if self._outside:
-      corners = self._outside > MANY * self._total and self._as_corners == self._total
+      corners = self._outside > MANY * self._total and self._as_corners >= MOST * self._total
       hint = (
-        "; all would fit if their numbers were x0, y0, x1, y1, and COCO's are x, y, width, height"
+        f"; {self._as_corners:,} would fit if their numbers were x0, y0, x1, y1, and COCO's are x,"
+        " y, width, height"
         if corners
         else ""
       )
@@ -104,7 +106,7 @@ class BoxCounter:
       hint = "; their numbers look like shares of the image, and COCO's are pixels"
       sentences.append(
         f"{self._tiny:,} of {self._total:,} boxes are less than a pixel high or wide, such as in"
-        f" {where(self._first['tiny'])}{hint if self._as_shares == self._total else ''}"
+        f" {where(self._first['tiny'])}{hint if self._as_shares >= MOST * self._total else ''}"
       )
     return sentences
 

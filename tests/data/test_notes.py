@@ -98,7 +98,7 @@ def test_corners_in_place_of_sizes_are_counted_and_explained():
   read = [[y / height, x / width, (y + b) / height, (x + a) / width] for x, y, a, b in corners]
   [sentence] = counted([read[:1], read[1:]], height=height, width=width)
   assert sentence.startswith("2 of 3 boxes end outside of their images and are cut")
-  assert "row 1; all would fit if their numbers were x0, y0, x1, y1" in sentence
+  assert "row 1; 3 would fit if their numbers were x0, y0, x1, y1" in sentence
   [sentence] = counted([[*read, [0.5, 0.5, 0.6, 0.6]]])
   assert "x0, y0" not in sentence
 
