@@ -86,7 +86,8 @@ def require() -> tuple[Any, Any]:
   except ImportError as error:
     raise UserError(
       "Average precision needs the package pycocotools, which is not installed. Run `pip install"
-      " -r requirements-metrics.txt`, or skip the detection evaluator with --evals."
+      " -r requirements-metrics.txt`, or leave the detection evaluator out (with --evals in"
+      " pgjax.evaluate)."
     ) from error
   return coco, cocoeval
 

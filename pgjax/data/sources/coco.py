@@ -50,6 +50,9 @@ class Coco:
     self._check_repeated()
     self.dropped: dict[str, int] = collections.Counter()
     self._rows = [self._row(i) for i in range(len(self._entries))]
+    named = {o.label for entry in self._entries for o in entry.objects}
+    self._other_classes = sorted(named - set(self.classes))
+    self._entries = [entry._replace(objects=[]) for entry in self._entries]  # They are in the rows.
     self.notes = [
       f"{name!r} is the name of several categories, which are one class"
       for name in file.classes.merged
@@ -80,8 +83,8 @@ class Coco:
   def omitted(self) -> str:
     """What is dropped, such as "2 of other classes (dog), 1 without area"; empty if nothing is."""
     counted = [f"{count} {why}" for why, count in sorted(self.dropped.items())]
-    others = {o.label for entry in self._entries for o in entry.objects} - set(self.classes)
-    named = ", ".join(sorted(others)[:_MAX_NAMED]) + ", ..." * (len(others) > _MAX_NAMED)
+    others = self._other_classes
+    named = ", ".join(others[:_MAX_NAMED]) + ", ..." * (len(others) > _MAX_NAMED)
     return ", ".join(f"{text} ({named})" if "classes" in text else text for text in counted)
 
   def check_images(self):
