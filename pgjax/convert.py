@@ -162,7 +162,7 @@ def _padding(source: source_lib.Source) -> int:
 def _hf_rows(source: source_lib.Source, leaves: Leaves) -> int:
   """Rows of the token table in a Hugging Face folder, which needs one for <image>."""
   rows, image = _vocab_size(leaves), _image_token(source)
-  return rows if image < rows else image + hf_names.IMAGE_ROWS
+  return image + hf_names.IMAGE_ROWS if image == rows else rows
 
 
 def _tokenizer(source: source_lib.Source) -> tokenizer_lib.Tokenizer:
@@ -201,6 +201,8 @@ def _changes(source: source_lib.Source, leaves: Leaves, to: str) -> Iterator[str
     )
   if to == "hf" and (more := _hf_rows(source, leaves) - rows):
     yield f"The token table gets {more} rows of zeros, for Hugging Face's <image> and padding."
+  if source.tokenizer is not None and (ids := _tokenizer(source).vocab_size) > rows:
+    yield f"The tokenizer has {ids:,} ids and the token table only {rows:,} rows: do they fit?"
   images = source.images() if to == "hf" else None
   if images and images.method != "bicubic":
     run = "as this run did" if images.method == "antialias" else "which this run did not"
