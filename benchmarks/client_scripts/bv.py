@@ -1,6 +1,6 @@
 """big_vision: answers from the .npz of pgjax, by the model and the loader of a checkout.
 
-python big_vision.py FOLDER WORK CHECKOUT: as hf.py.
+python bv.py FOLDER WORK CHECKOUT: as hf.py.
 """
 
 import json
@@ -23,8 +23,8 @@ def main(path, work, checkout):
   llm, known = facts["llm"], gemma.get_config("gemma_2b")
   if llm.get("post_norms"):
     known = gemma.get_config("gemma2_2b")
-  known |= {n: v for n, v in llm.items() if n in ("width", "depth", "mlp_dim", "num_heads")}
-  known |= {n: llm[n] for n in ("num_kv_heads", "head_dim")}
+  for name in ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim"):
+    known[name] = llm[name]
   gemma.get_config = lambda variant: ml_collections.ConfigDict(known)
   img = facts["img"]
   img = {n: img[n] for n in ("width", "depth", "mlp_dim", "num_heads")}
