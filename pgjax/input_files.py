@@ -12,7 +12,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 from pgjax.errors import UserError
 
@@ -44,6 +44,11 @@ class StalledError(UserError):
 def read(path: str | os.PathLike, *, most: int = MAX_BYTES) -> bytes:
   """The content of a regular file; raises OSError, whose text is the reason, without the path."""
   return bounded(lambda alive: _read(os.fspath(path), most, alive))
+
+
+def head(path: str | os.PathLike, size: int) -> bytes:
+  """The first bytes of a regular file; raises OSError as `read` does."""
+  return bounded(lambda _: _head(os.fspath(path), size))
 
 
 def names(folder: str) -> list[str]:
@@ -114,8 +119,7 @@ def _work(jobs, results):
 def _read(path: str, most: int, alive: Callable) -> bytes:
   _check(os.stat(path), most)
   chunks, total = [], 0
-  # Not blocking: it may have become a FIFO.
-  with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", 0) as file:
+  with _opened(path) as file:
     info = os.fstat(file.fileno())
     _check(info, most)
     while chunk := file.read(min(_CHUNK, max(info.st_size - total, 0) + 4096)):
@@ -125,6 +129,18 @@ def _read(path: str, most: int, alive: Callable) -> bytes:
         raise OSError(_too_large(total, most))
       alive()
   return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _head(path: str, size: int) -> bytes:
+  check_regular(os.stat(path))
+  with _opened(path) as file:
+    check_regular(os.fstat(file.fileno()))
+    return file.read(size)
+
+
+def _opened(path: str) -> BinaryIO:
+  """Without waiting: the file may have become a FIFO."""
+  return open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", 0)
 
 
 def check_regular(info: os.stat_result) -> None:

@@ -20,12 +20,10 @@ from pgjax.data.pp import parse
 from pgjax.errors import UserError, naming
 
 log = logging.getLogger("pgjax")
-_FOR_NOTES = {"_without_area"}  # Of COCO files, for notes.py.
-RESERVED = ("image_mask", "mask_ar", "mask_loss", "mask_input")  # Of a batch, not of the data.
 
 TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
-
-
+RESERVED = ("image_mask", "mask_ar", "mask_loss", "mask_input")  # Of a batch, not of the data.
+_FOR_NOTES = {"_without_area"}  # A column of COCO files that notes.py reads.
 # Columns in which other programs' files have the prompt or the answer.
 _OTHER_NAMES = {
   "prefix": ("prompt", "question", "instruction", "query", "input", "problem"),
@@ -75,7 +73,7 @@ class Loader:
     """Reads, preprocesses and packs an example; errors name file and line."""
     with naming(self.part.source.where(index)):
       row = self.part.source[index]
-      example = self._start(dict(row), position, index)
+      example = self._start(row, position, index)
       self._note(image_size.check(example), index)
       example = notes.without_image_word(self.ops(self.decode(example)))
       arrays = _images(example.pop("image", None), self.layout)
@@ -97,7 +95,7 @@ class Loader:
   def texts(self, index: int) -> tuple[dict, int, int]:
     """The example after the text ops, its number of tokens, and how many fit."""
     row = self.part.source.texts(index)
-    example = notes.without_image_word(self.text_ops(self._start(dict(row), 0, index)))
+    example = notes.without_image_word(self.text_ops(self._start(row, 0, index)))
     _, num_tokens, room = self._pack(example, row)
     return example, num_tokens, room
 

@@ -6,6 +6,7 @@ By the file's ending and its first bytes; nothing is unpacked, and no pickle is 
 import pathlib
 from collections.abc import Iterable
 
+from pgjax import input_files
 from pgjax.errors import UserError
 
 _PICKLE = "a PyTorch file: a pickle, which can run code when it is read"
@@ -82,10 +83,9 @@ def check_pointer(path: pathlib.Path) -> None:
 
 def _head(path: pathlib.Path) -> bytes:
   try:
-    with path.open("rb") as file:
-      return file.read(64)
+    return input_files.head(path, 64)
   except OSError as error:
-    raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
 
 
 def _by_start(head: bytes) -> str | None:
