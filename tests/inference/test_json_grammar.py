@@ -95,7 +95,7 @@ def test_distances_are_those_of_a_search_from_each_place():
   for _ in range(20):
     next_PK = rng.integers(-6, 12, (12, 3)).clip(-1).astype(np.int32)
     next_PK[1] = -1
-    [got] = grammar._distances(next_PK[None])  # noqa: SLF001
+    got = grammar._distances(next_PK)  # noqa: SLF001
     for place in range(12):
       reached, steps = {place}, 0
       while 1 not in reached and steps < 20:
