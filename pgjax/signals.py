@@ -39,6 +39,8 @@ class Stop:
 
   def install(self, last_words: str) -> None:
     """For a process that is this command: from here on, a signal prints `last_words` and exits."""
+    if _installed:
+      return
     self.last_words = last_words
     self.take_signals()
     receiver, self._wakeup = socket.socketpair()

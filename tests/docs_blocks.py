@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import pytest
 
-from pgjax import cli
+from pgjax import cli, console, signals
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LANGUAGES = ("bash", "python", "text", "json")
@@ -166,7 +166,10 @@ def run_module(module: str, words: list[str]) -> int:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore", RuntimeWarning)  # It was imported before: on purpose.
-      runpy.run_module(module, run_name="__main__")
+      with pytest.MonkeyPatch.context() as patch:  # Signals and output belong to the tests.
+        patch.setattr(signals.Stop, "install", lambda *_: None)
+        patch.setattr(console, "outlive_readers", lambda: None)
+        runpy.run_module(module, run_name="__main__")
   except SystemExit as end:
     return end.code or 0
   finally:

@@ -11,7 +11,6 @@ from pgjax.errors import UserError, cut
 from pgjax.params import names as param_names, rules as param_rules
 
 MAX_BATCH_BYTES = 128 << 30
-MIN_VOCAB_SIZE = 1157
 # Columns of a batch (data/pipeline.py), which no column of the data may have.
 RESERVED_COLUMNS = ("image", "image_mask", "mask_ar", "mask_loss", "mask_input")
 
@@ -133,8 +132,8 @@ def _check_sizes(config: ConfigDict) -> None:
 
 def _check_tower(fields: ConfigDict, where: str) -> None:
   """Rules between the sizes that are given; the models check those of a variant."""
-  width, heads, kv_heads, head_dim, vocab_size = (
-    fields.get(name) for name in ("width", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
+  width, heads, kv_heads, head_dim = (
+    fields.get(name) for name in ("width", "num_heads", "num_kv_heads", "head_dim")
   )
   if width and heads and width % heads:
     raise UserError(f"{where}.width={width} must be a multiple of num_heads={heads}.")
@@ -143,11 +142,6 @@ def _check_tower(fields: ConfigDict, where: str) -> None:
   if head_dim and head_dim % 2:
     raise UserError(
       f"{where}.head_dim={head_dim} must be even: its halves are rotated against each other."
-    )
-  if vocab_size and vocab_size < MIN_VOCAB_SIZE:
-    raise UserError(
-      f"{where}.vocab_size={vocab_size} must be at least {MIN_VOCAB_SIZE}: every tokenizer has"
-      " 1,024 <loc> and 128 <seg> pieces, <pad>, <eos>, <bos>, <unk> and a newline."
     )
 
 

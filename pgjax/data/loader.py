@@ -17,6 +17,7 @@ import numpy as np
 
 from pgjax.data import image_size, notes, prefix_lm
 from pgjax.data.pp import parse
+from pgjax.data.sources.memory import InMemory
 from pgjax.errors import UserError, naming
 
 log = logging.getLogger("pgjax")
@@ -100,7 +101,7 @@ class Loader:
     return example, num_tokens, room
 
   def _start(self, example, position, index):
-    for name in example.keys() - _FOR_NOTES:
+    for name in () if isinstance(self.part.source, InMemory) else example.keys() - _FOR_NOTES:
       if name.startswith("_") or name in RESERVED:
         raise UserError(
           f"a column is called {name!r}; pgjax uses this name itself, {', '.join(RESERVED)} and all"

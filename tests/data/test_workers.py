@@ -67,8 +67,10 @@ def test_a_run_that_is_stopped_while_it_waits_for_data_is_saved():
       raise StopIteration
 
   saved = []
-  run = SimpleNamespace(total_steps=9, feed=Feed(), save=lambda *args: saved.append(args))
-  stop = SimpleNamespace(agreed=lambda step: False)
+  lock = SimpleNamespace(check=lambda: None)
+  save = saved.append
+  run = SimpleNamespace(total_steps=9, feed=Feed(), lock=lock, save=lambda *args: save(args))
+  stop = SimpleNamespace(signal=None)
   assert train.fit(run, "state", dict(step=4, evaluated=True), stop) == (4, False)
   assert saved == [(4, "state", {})]
 
