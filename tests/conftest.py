@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -32,6 +33,10 @@ if not any(arg == "gpu" for arg in sys.argv):
 # Workers, and programs that tests start, share what was compiled, within and across test runs.
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"pgjax-test-cache-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+
+# Programs that tests start inherit that nohup ignores it; a handler becomes the default in them.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+  signal.signal(signal.SIGHUP, lambda *_: None)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
