@@ -95,7 +95,10 @@ RUN = _fields(
     Annotated[int, Between(2, 65_536)],
     "tokens of prefix, newline, suffix and `<eos>` together",
   ),
-  tokenizer=(_TEXT, "a `tokenizer.model`, a `tokenizer.json` or a Hugging Face folder; `tiny` ships in pgjax"),
+  tokenizer=(
+    _TEXT,
+    "a `tokenizer.model`, a `tokenizer.json` or a Hugging Face folder; `tiny` ships in pgjax",
+  ),
   input=(Mapping, "the training data: the fields of `input`, below"),
   **durations(
     log_training="how often the progress line is logged; unset: 100 times a run",

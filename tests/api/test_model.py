@@ -71,8 +71,8 @@ def test_importing_pgjax_imports_nothing_else():
   "settings",
   [
     dict(),
-    pytest.param(dict(grammar="boxes", max_decode_len=12), marks=pytest.mark.slow),
-    pytest.param(dict(decode="nucleus(0.9)", seed=3, max_decode_len=7), marks=pytest.mark.slow),
+    pytest.param(dict(grammar="boxes", max_decode_len=12), marks=pytest.mark.long),
+    pytest.param(dict(decode="nucleus(0.9)", seed=3, max_decode_len=7), marks=pytest.mark.long),
   ],
 )
 def test_answers_are_those_of_predict(model, folder, picture, capsys, settings):
@@ -141,7 +141,7 @@ def test_the_log_probability_of_the_greedy_answer_is_its_own(model, picture):
   assert model.logprobs(picture, "what is it?", []) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_log_probabilities_are_those_of_the_whole_logits(model, folder, picture):
   """As the model itself has them, a row at a time and without padding; some are longer than 16."""
   opened = model._answerer.opened  # noqa: SLF001
@@ -175,7 +175,7 @@ def test_quantized_it_answers_as_predict_does_quantized(folder, picture, capsys,
   )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dtype_is_that_of_computation_and_of_float32_parameters(folder, model, picture, tmp_path):
   answers = {}
   for dtype in ("float32", "bfloat16"):
@@ -188,7 +188,7 @@ def test_dtype_is_that_of_computation_and_of_float32_parameters(folder, model, p
   assert 0 < abs(answers["bfloat16"].logp - own.logp) < 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fewer_devices_answer_the_same(folder, model, picture):
   one = pgjax.load(folder, devices=1)
   assert repr(one) == f"<pgjax model {folder} on 1 x cpu>"

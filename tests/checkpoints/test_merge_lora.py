@@ -280,7 +280,7 @@ def test_a_base_of_another_size_raises(adapted, tmp_path):
     convert(adapted[1], tmp_path / "x", "hf", "--merge", f"--base={tmp_path}/other.npz")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_peft_s_folder_names_the_model_below_all_adapters(adapted, base, tmp_path):
   """A run that continued an adapter has that adapter's base; one that merged it has none."""
   values, name = base

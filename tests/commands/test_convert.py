@@ -102,7 +102,7 @@ def saved(tmp_path):
   ("llm", "dtype"),
   [
     # Half a minute each: one is enough between two changes.
-    pytest.param(llm, dtype, id=f"{name}-{dtype.__name__}", marks=() if fast else pytest.mark.slow)
+    pytest.param(llm, dtype, id=f"{name}-{dtype.__name__}", marks=() if fast else pytest.mark.long)
     for name, llm in LLM.items()
     for dtype in (np.float32, ml_dtypes.bfloat16)
     for fast in [(name, dtype) == ("gemma2", ml_dtypes.bfloat16)]
@@ -153,7 +153,7 @@ def test_rounding_is_to_nearest_even_and_reported(saved, tmp_path, capsys):
     np.testing.assert_array_equal(array.view(np.uint16), expected.astype(np.uint16), name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_float16_overflow_raises(saved, tmp_path):
   path, values = saved(LLM["gemma1"])
   leaves = {n: lazy_array.of_array(a) for n, a in values.items()}
@@ -169,7 +169,7 @@ def test_float16_overflow_raises(saved, tmp_path):
   assert run(f"--src={path}", f"--dst={tmp_path}/hf", "--to=hf", "--dtype=float16", "--verify") == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hugging_faces_token_rows_are_dropped_and_restored(tmp_path, capsys):
   llm = vocabulary(LLM["gemma2"], 1792 + 64)
   original = source(llm, image_token=1792)

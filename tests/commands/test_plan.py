@@ -68,9 +68,9 @@ def full():
 @pytest.mark.parametrize(
   "fields",
   [
-    pytest.param({}, marks=pytest.mark.slow),
+    pytest.param({}, marks=pytest.mark.long),
     {"params": ADAPTERS},
-    pytest.param({"optax_name": "big_vision.sgd", "optax": {}}, marks=pytest.mark.slow),
+    pytest.param({"optax_name": "big_vision.sgd", "optax": {}}, marks=pytest.mark.long),
   ],
 )
 def test_inputs_and_temporaries_are_those_of_the_compiled_step(fields, full):
@@ -84,7 +84,7 @@ def test_inputs_and_temporaries_are_those_of_the_compiled_step(fields, full):
   assert need.total == need.step + 2 * need.batch + memory.RESERVE_BYTES + round(0.03 * need.step)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lora_bytes_are_the_factors_their_gradients_and_their_moments():
   """Adapters of rank 2 on a quantized base: only the factors train, in float32."""
   run, batch, _ = compiled_run(params=ADAPTERS, sharding_strategy=[(".*", "replicate()")])

@@ -114,7 +114,7 @@ def test_eight_devices_equal_one(values, batch, eos, cached):
   np.testing.assert_allclose(logps, cached[1], atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_answers_are_equal_without_the_decode_copy(monkeypatch, values, batch, eos, cached):
   monkeypatch.setattr(decode_weights, "SHARE", 0)
   monkeypatch.setattr(mesh_lib, "memory_limit", lambda mesh: 1 << 40)
@@ -124,7 +124,7 @@ def test_answers_are_equal_without_the_decode_copy(monkeypatch, values, batch, e
     np.testing.assert_allclose(logps, cached[1], atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sharded_weights_are_gathered_before_the_loop(values, batch):
   """Each token only looks up the sharded table: no collective moves weights."""
   mesh = tiny.mesh(devices=8)
@@ -145,7 +145,7 @@ def test_sharded_weights_are_gathered_before_the_loop(values, batch):
   assert sent[0] > 2 * sent[math.inf]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_are_gathered_before_the_loop_too(values, batch):
   """One gather per token, of the last states for the logits, as without adapters."""
   mesh, rows = tiny.mesh(devices=8), 8

@@ -286,7 +286,7 @@ QUICK = {('json(fields=["total", "date"])', "temperature(1.0)"), ("boxes", "beam
 @pytest.mark.parametrize(
   ("text", "method"),
   [
-    pytest.param(text, method, marks=() if (text, method) in QUICK else pytest.mark.slow)
+    pytest.param(text, method, marks=() if (text, method) in QUICK else pytest.mark.long)
     for text in ("json", 'json(fields=["total", "date"])', "boxes")
     for method in ("greedy", "temperature(1.0)", "beam(2)")
   ],

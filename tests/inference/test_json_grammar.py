@@ -41,14 +41,27 @@ def test_a_list_has_as_many_items_as_its_schema_says(least, most):
 @pytest.mark.parametrize(
   "schema",
   [
-    {"type": "array", "items": {"properties": {n: {"type": "string"} for n in "abcdefghijklmn"}},
-     "maxItems": 1000},
-    {"type": "array", "items": {"type": "array", "items": {}, "maxItems": 1000}, "maxItems": 1000},
+    pytest.param(
+      {
+        "type": "array",
+        "items": {"properties": {n: {"type": "string"} for n in "abcdefghijklmn"}},
+        "maxItems": 1000,
+      },
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      {
+        "type": "array",
+        "items": {"type": "array", "items": {}, "maxItems": 1000},
+        "maxItems": 1000,
+      },
+      marks=pytest.mark.slow,
+    ),
     {"enum": [" " * 20_000]},
-    {"const": ["x" * 300_000]},
+    pytest.param({"const": ["x" * 300_000]}, marks=pytest.mark.slow),
     {"properties": {"a" * 20_000: {"type": "null"}}},
   ],
-)  # fmt: skip
+)
 def test_a_schema_that_needs_too_many_states_is_a_sentence(schema):
   with pytest.raises(
     UserError, match="the schema is too large: its answers need over 16,384 states"

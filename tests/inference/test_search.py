@@ -94,7 +94,7 @@ def beam_by_hand(next_logp, row, beams, penalty):
   "method",
   [
     "beam(3)",
-    *(pytest.param(m, marks=pytest.mark.slow) for m in ("beam(1)", "beam(4, length_penalty=0.25)")),
+    *(pytest.param(m, marks=pytest.mark.long) for m in ("beam(1)", "beam(4, length_penalty=0.25)")),
   ],
 )
 def test_beam_search_equals_the_rule_in_plain_python(values, batch, next_logp, method):
@@ -115,16 +115,16 @@ def test_beam_search_equals_the_rule_in_plain_python(values, batch, next_logp, m
     assert any(steps > len(expected) for expected, _, steps in answers)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_length_penalty_changes_which_hypothesis_wins(values, batch):
   plain, _ = generate(values, batch, "beam(3)")
   long, _ = generate(values, batch, "beam(3, length_penalty=3.0)")
   assert np.count_nonzero(long) > np.count_nonzero(plain)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
-  "method", ["beam(3)", pytest.param("best_of(3, nucleus(0.9))", marks=pytest.mark.slow)]
+  "method", ["beam(3)", pytest.param("best_of(3, nucleus(0.9))", marks=pytest.mark.long)]
 )
 def test_a_single_row_and_eight_devices_equal_the_batch(values, batch, method):
   indexed = dict(batch, _index=np.arange(ROWS, dtype=np.int32))
@@ -148,14 +148,14 @@ def copies(batch):
 @pytest.mark.parametrize(
   ("method", "temperature", "allowed"),
   [
-    pytest.param("temperature(0.5)", 0.5, lambda p: p >= 0, marks=pytest.mark.slow),
-    pytest.param("top_k(3)", 1.0, lambda p: p >= np.sort(p)[-3], marks=pytest.mark.slow),
+    pytest.param("temperature(0.5)", 0.5, lambda p: p >= 0, marks=pytest.mark.long),
+    pytest.param("top_k(3)", 1.0, lambda p: p >= np.sort(p)[-3], marks=pytest.mark.long),
     ("top_k(2, t=2.0)", 2.0, lambda p: p >= np.sort(p)[-2]),
     pytest.param(
       "nucleus(0.6)",
       1.0,
       lambda p: p >= np.sort(p)[::-1][(np.cumsum(np.sort(p)[::-1]) < 0.6).sum()],
-      marks=pytest.mark.slow,
+      marks=pytest.mark.long,
     ),
     ("nucleus(0.3, t=0.7)", 0.7, None),
   ],
@@ -181,7 +181,7 @@ def test_sample_frequencies_match_probabilities(
   np.testing.assert_allclose(logp[:, 0], raw[tokens[:, 0]], atol=1e-4)  # The model's, not tempered.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_key_and_the_row_s_number_decide_the_sample(values, copies):
   first, _ = generate(values, copies, "temperature(1.0)", key=1)
   again, _ = generate(values, copies, "temperature(1.0)", key=1)
@@ -194,7 +194,7 @@ def test_the_key_and_the_row_s_number_decide_the_sample(values, copies):
   assert (first != other).any(axis=1).mean() > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_best_of_n_is_the_likeliest_of_its_samples(values, copies, next_logp):
   """By the sum of log-probabilities up to the eos; never worse than n = 1."""
   tokens, logp = generate(values, copies, "best_of(8, temperature(1.0))", key=5, length=2)

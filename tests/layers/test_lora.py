@@ -111,9 +111,9 @@ def test_every_product_of_the_model_has_an_adapter(adapted):
 @pytest.mark.parametrize(
   ("llm", "dtype"),
   [
-    pytest.param(None, "float32", id="grouped-float32", marks=pytest.mark.slow),
-    pytest.param(None, "bfloat16", id="grouped-bfloat16", marks=pytest.mark.slow),
-    pytest.param(MULTI_HEAD, "float32", id="multi-head-float32", marks=pytest.mark.slow),
+    pytest.param(None, "float32", id="grouped-float32", marks=pytest.mark.long),
+    pytest.param(None, "bfloat16", id="grouped-bfloat16", marks=pytest.mark.long),
+    pytest.param(MULTI_HEAD, "float32", id="multi-head-float32", marks=pytest.mark.long),
     pytest.param(MULTI_HEAD, "bfloat16", id="multi-head-bfloat16"),
   ],
 )
@@ -129,7 +129,7 @@ def test_at_the_start_logits_are_bit_equal_to_those_of_the_base(llm, dtype):
   np.testing.assert_array_equal(logits(run, stored), logits(frozen, plain))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_merged_equals_unmerged_and_alpha_doubles_the_term(adapted, values):
   run, state = adapted
   stored = filled(state).params
@@ -186,7 +186,7 @@ def gradients_of(run):
   "remat",
   [
     pytest.param("nothing_saveable", marks=pytest.mark.long),
-    pytest.param("least_memory", marks=pytest.mark.slow),
+    pytest.param("least_memory", marks=pytest.mark.long),
   ],
 )
 def test_gradients_of_factors_are_those_of_the_merged_matrix(values, remat):
@@ -248,7 +248,7 @@ def test_qlora_is_lora_on_the_dequantized_weights(values, base, double):
     np.testing.assert_allclose(ours[0][name], want, rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_eight_devices_qlora_trains_as_on_one(values):
   patterns = [(p, 'lora(rank=3, alpha=6, base="nf4", block=16)') for p, _ in ALL]
   one, eight = run_of(patterns), run_of(patterns, devices=8)
@@ -268,7 +268,7 @@ def test_on_eight_devices_qlora_trains_as_on_one(values):
   "remat",
   [
     pytest.param("none", marks=pytest.mark.long),
-    pytest.param("least_memory", marks=pytest.mark.slow),
+    pytest.param("least_memory", marks=pytest.mark.long),
   ],
 )
 def test_dropout_is_only_in_training_and_its_gradient_is_that_of_its_value(values, remat):
@@ -299,7 +299,7 @@ def test_dropout_is_only_in_training_and_its_gradient_is_that_of_its_value(value
   assert (at(eps) - at(-eps)) / (2 * eps) == pytest.approx(slope, rel=2e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_with_few_trainable_parameters_has_few_flops():
   """Of a full step's FLOPs: no gradient of a frozen matrix, none at all in a frozen tower."""
   sizes = dict(width=64, depth=2, mlp_dim=256, num_heads=4, scan=False)  # Else a layer counts once.

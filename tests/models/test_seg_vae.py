@@ -146,7 +146,7 @@ def test_a_codebook_larger_than_the_tokens_raises(params):
     mask_tokens.MaskEncoder(dict(params, codebook=np.ones((129, 12), np.float32)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_unused_code_restarts_at_a_vector(params):
   tx = optax.adam(1e-3)
   far = np.array(params["codebook"])

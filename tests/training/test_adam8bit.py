@@ -147,7 +147,7 @@ def test_an_invalid_block_is_refused(block):
     adam8bit.adam8bit(block=block)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_devices_take_the_same_steps_as_one():
   """The tiny model's table and MLPs have codes; blocks across devices would show here."""
   config = tiny.config(optax_name="pgjax.adam8bit", optax=dict(eps=1e-5))
@@ -168,7 +168,7 @@ def test_eight_devices_take_the_same_steps_as_one():
       assert np.mean(np.abs(leaf - other) > 0.01 * moved) < 0.01, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_given_the_same_gradients_eight_devices_have_the_same_codes():
   leaves = {"a": jnp.zeros((16, 64, 128)), "b": jnp.zeros((512, 64)), "c": jnp.zeros((4, 1024))}
   grads = {n: jax.random.normal(jax.random.key(len(n)), x.shape) for n, x in leaves.items()}

@@ -111,7 +111,7 @@ def test_a_run_with_ema_resumes_bit_for_bit(run, values, tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_and_commands_score_ema_weights_unless_off(tmp_path, capsys):
   argv = test_run.arguments(tmp_path / "w", total_steps=12, ema_decay=0.9, lr=0.02)
   assert test_run.run_here(train, argv) == 0

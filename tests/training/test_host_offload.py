@@ -23,7 +23,7 @@ def kinds(tree):
   ("devices", "fields"),
   [
     pytest.param(8, {}, marks=pytest.mark.slow),
-    pytest.param(1, ADAM8, marks=pytest.mark.slow),
+    pytest.param(1, ADAM8, marks=pytest.mark.long),
     *(
       pytest.param(1, fields, marks=pytest.mark.long)
       for fields in (dict(ema_decay=0.9), ADAFACTOR, dict(grad_clip_norm=None))

@@ -188,7 +188,7 @@ def compiled_gradients(values):
   return compiled
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("policy", sorted(set(remat.POLICIES) - {"none"}))
 def test_every_remat_policy_gives_the_same_gradients(policy, compiled_gradients):
   loss, grads, temporary_bytes = compiled_gradients(policy)
@@ -201,7 +201,7 @@ def test_every_remat_policy_gives_the_same_gradients(policy, compiled_gradients)
     np.testing.assert_allclose(grads[name], a, rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_default_in_bfloat16_keeps_less_and_gives_the_same(compiled_gradients):
   loss, grads, temporary_bytes = compiled_gradients("mlp_out_saveable_chunked", "bfloat16")
   expected_loss, expected, most_bytes = compiled_gradients("none", "bfloat16")
@@ -213,7 +213,7 @@ def test_the_default_in_bfloat16_keeps_less_and_gives_the_same(compiled_gradient
     assert error < 0.02 or name.endswith("key/bias"), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_casting_weights_before_the_layers_changes_no_number(values):
   """What a step does with leaves that a mesh would copy to gather them."""
   model = tiny.model(dtype="bfloat16")
@@ -241,7 +241,7 @@ def test_leaves_that_a_mesh_would_copy_are_cast_first():
   assert "llm/layers/mlp/linear" not in cast(eight)  # Sharded on the first axis of a layer.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bfloat16_compute_is_close_to_float32(values, one_log):
   run = tiny.Run(tiny.config(), tiny.model(dtype="bfloat16"), tiny.mesh())
   state, log = run.steps(values, BATCHES)

@@ -75,7 +75,7 @@ def test_float32_leaves_are_added_as_they_are():
   np.testing.assert_array_equal(got["w"], np.float32(1) + np.float32(1e-7))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_rounding_would_stop_moves_with_stochastic_rounding():
   model, batches = tiny.model(), [tiny.batch(seed=i) for i in range(5)]
   values = tiny.parameters(model)
@@ -192,7 +192,7 @@ def test_other_runs_are_not_refused(fields):
   checked(**fields)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fan_in_is_that_of_the_model():
   """Freshly initialized matrices have the size that the check expects of them."""
   model = tiny.model(llm=dict(width=64))
