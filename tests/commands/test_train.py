@@ -426,10 +426,8 @@ def one_device(tmp_path_factory):
 
 
 @pytest.mark.xdist_group("one_device")
-@pytest.mark.parametrize(
-  "mesh",
-  [pytest.param(m, marks=pytest.mark.slow if m == "fsdp" else pytest.mark.long) for m in MESHES],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("mesh", MESHES)
 def test_eight_devices_equal_one(one_device, tmp_path, mesh):
   assert run_here(train, arguments(tmp_path, **SHORT, **MESHES[mesh])) == 0
   close(losses(tmp_path), losses(one_device))

@@ -10,7 +10,7 @@ from pgjax import cli, convert, evaluate, train
 from pgjax.checkpoints import source as source_lib, workdir as workdir_lib
 
 # Two workers would train twice.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tuning")]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("tuning")]
 TINY = dict(width=16, depth=1, mlp_dim=32, num_heads=2)
 FIELDS = {
   "total_steps": 8,
