@@ -92,7 +92,7 @@ RUN = _fields(
     "0: one image an example; N: a list of up to N images",
   ),
   text_len=(
-    Annotated[int, Between(2, 65_536)],
+    Annotated[int, Between(2, 1_000_000)],
     "tokens of prefix, newline, suffix and `<eos>` together",
   ),
   tokenizer=(
