@@ -190,7 +190,8 @@ def largest(folder):
 @pytest.mark.parametrize("item", ["params", "optimizer"])
 def test_a_damaged_newest_step_is_reported_and_the_one_before_used(saver, tmp_path, item, how):
   save(saver(), [3, 7])
-  damage(largest(tmp_path / "checkpoints/7" / item), how)
+  for path in list((tmp_path / "checkpoints/7" / item).rglob("d/*")):  # Not all of them are read.
+    damage(path, how)
   lines = []
   again = saver(lines)
   state, _ = again.latest(abstract(make_state(0)))
