@@ -60,3 +60,8 @@ def golden():
 def root():
   """The folder that holds pgjax/, configs/ and tests/."""
   return ROOT
+
+
+def pytest_collection_modifyitems(items):
+  """The longest test first: at the end, one worker would wait for the other."""
+  items.sort(key=lambda item: "test_notebook" not in item.nodeid)
