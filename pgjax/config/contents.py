@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pgjax import call_syntax
+from pgjax import call_syntax, input_files
 from pgjax.call_syntax import Between
 from pgjax.config import schema
 from pgjax.errors import UserError, cut
@@ -123,9 +123,11 @@ def check_readable(path: Any, where: str) -> None:
   if not isinstance(path, str):
     return
   try:
-    mode = os.stat(os.path.expanduser(path)).st_mode
+    info = os.stat(os.path.expanduser(path))
   except (OSError, ValueError):
     return  # Its reader reports it.
-  if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-    kind = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(mode), "a device")
-    raise UserError(f"{where}={cut(path)} is {kind}, not a file.")
+  try:
+    if not stat.S_ISDIR(info.st_mode):
+      input_files.check_regular(info)
+  except OSError as error:
+    raise UserError(f"{where}={cut(path)}: {error}.") from None

@@ -210,7 +210,7 @@ def test_pipes_and_sockets_are_no_files(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   with socket.socket(socket.AF_UNIX) as listening:
     listening.bind(str(tmp_path / "socket"))
-    for name, kind in (("pipe", "a pipe"), ("socket", "a socket")):
+    for name, kind in (("pipe", "a FIFO"), ("socket", "a socket")):
       for field in ("tokenizer", "model_init", "evals.val.mask_weights"):
         with pytest.raises(UserError, match=kind):
           validate.validated(config_load.overridden(base(), {field: str(tmp_path / name)}))
