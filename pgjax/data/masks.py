@@ -52,16 +52,6 @@ def iou(a_HW: np.ndarray, b_HW: np.ndarray) -> float:
   return np.count_nonzero(a_HW & b_HW) / union if union else 1.0
 
 
-def round_trip_iou(mask_HW: np.ndarray, box, encode, decode) -> float:
-  """IoU of a mask with its reconstruction from its codes.
-
-  `encode` maps float32 [1, 64, 64, 1] to codes, `decode` inverts it: seg_vae's, with bound weights.
-  """
-  values = np.asarray(decode(encode(crop(mask_HW, box)[None, :, :, None])))
-  height, width = mask_HW.shape
-  return iou(mask_HW > 0, paste(values[0, :, :, 0], box, height, width))
-
-
 def from_coco(segmentation, height: int, width: int) -> np.ndarray:
   """COCO's `segmentation`, polygons (or a flat one) or run lengths, as bool [height, width]."""
   if isinstance(segmentation, dict):
