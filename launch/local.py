@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 
-STOPPED = 75  # pgjax.signals.STOPPED: all processes exit with it, but not at the same moment.
+STOPPED = 75  # pgjax.distributed.signals.STOPPED: of all processes, not at the same moment.
 GRACE_SECONDS = 20.0  # Between asking the others to stop and killing them.
 LEAVE_SECONDS = 120.0  # Between the first process that was stopped and asking the others, too.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")

@@ -7,7 +7,7 @@ evaluators or weights without a run; --config.evals.x.y=... changes a field of e
 from __future__ import annotations
 
 if __name__ == "__main__":  # Before the imports below, which take a moment.
-  from pgjax import console, signals
+  from pgjax.distributed import console, signals
 
   console.outlive_readers()
   signals.Stop().install(

@@ -7,7 +7,7 @@ compiled. A signal such as SIGTERM or SIGINT saves the run and ends it with stat
 from __future__ import annotations
 
 if __name__ == "__main__":  # Before the imports below, which take a moment.
-  from pgjax import console, signals
+  from pgjax.distributed import console, signals
 
   console.outlive_readers()
   signals.Stop().install(
@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
-from pgjax import cache_dir, cli, disk, signals
+from pgjax import cache_dir, cli, disk
+from pgjax.distributed import signals
+from pgjax.distributed.signals import Stop
 from pgjax.errors import UserError
-from pgjax.signals import Stop
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
   import jax

@@ -27,7 +27,8 @@ from typing import NamedTuple
 
 import pytest
 
-from pgjax import cli, console, signals
+from pgjax import cli
+from pgjax.distributed import console, signals
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LANGUAGES = ("bash", "python", "text", "json")

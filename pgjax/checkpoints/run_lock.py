@@ -19,9 +19,9 @@ import msgspec
 
 from pgjax import disk
 from pgjax.distributed import processes
+from pgjax.distributed.signals import Stop
 from pgjax.errors import UserError
 from pgjax.formats import typed_json
-from pgjax.signals import Stop
 
 FILE = "running.json"
 BEAT_SECONDS = 5.0

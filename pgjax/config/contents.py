@@ -11,10 +11,11 @@ import stat
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pgjax import call_syntax, input_files
+from pgjax import call_syntax
 from pgjax.call_syntax import Between
 from pgjax.config import schema
 from pgjax.errors import UserError, cut
+from pgjax.formats import input_files
 
 MAX_DEPTH = 20  # Dicts and lists inside each other.
 _EVAL_NAME = re.compile(r"\w[\w .,:;+=@()#%&!-]*")  # Of each part between slashes.

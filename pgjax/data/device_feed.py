@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 
 import jax
 
-from pgjax import input_files
 from pgjax.data import pipeline, workers
 from pgjax.distributed import mesh as mesh_lib
+from pgjax.formats import input_files
 
 log = logging.getLogger("pgjax")
 

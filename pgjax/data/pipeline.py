@@ -30,10 +30,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from pgjax import signals
 from pgjax.data import loader as loader_lib, notes as notes_lib, workers
 from pgjax.data.loader import Layout, LoadedRow, Loader
 from pgjax.data.sources import registry
+from pgjax.distributed import signals
 from pgjax.errors import UserError, naming
 
 MAX_SCANNED = 10_000  # Texts scanned before a run, which measures a share of 1% to +-0.1%.

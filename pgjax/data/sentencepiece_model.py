@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from pgjax import input_files
 from pgjax.data import added_tokens
 from pgjax.data.added_tokens import AddedToken
 from pgjax.errors import UserError
-from pgjax.formats import foreign
+from pgjax.formats import foreign, input_files
 
 PAD, EOS, BOS, UNK = 0, 1, 2, 3
 IMAGE = "<image>"  # Hugging Face's; a control piece where added tokens follow it.

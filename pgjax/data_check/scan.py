@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pgjax import input_files
 from pgjax.data import image_size, images, loader as loader_lib, locations, notes, pipeline
 from pgjax.data_check import boxes as box_check
 from pgjax.data_check.findings import Book
 from pgjax.errors import UserError
+from pgjax.formats import input_files
 from pgjax.metrics import structured
 
 COMMONEST = 5

@@ -15,9 +15,8 @@ import msgspec
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pgjax import input_files
 from pgjax.errors import UserError, naming
-from pgjax.formats import typed_json
+from pgjax.formats import input_files, typed_json
 
 PARTS = ("human", "augmented")
 SPLITS = ("train", "val", "test")

@@ -8,8 +8,8 @@ import io
 import easy_vqa
 import tensorflow_datasets as tfds
 
-from pgjax import input_files
 from pgjax.datasets.chartqa import vqa_info
+from pgjax.formats import input_files
 
 PARTS = ()
 

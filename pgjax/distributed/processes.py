@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pgjax import signals
+from pgjax.distributed import signals
 from pgjax.errors import UserError
 
 _ENVIRONMENT = ("PGJAX_COORDINATOR", "PGJAX_NUM_PROCESSES", "PGJAX_PROCESS_ID")

@@ -6,8 +6,8 @@ By the file's ending and its first bytes; nothing is unpacked, and no pickle is 
 import pathlib
 from collections.abc import Iterable
 
-from pgjax import input_files
 from pgjax.errors import UserError
+from pgjax.formats import input_files
 
 _PICKLE = "a PyTorch file: a pickle, which can run code when it is read"
 _ENDINGS = {

@@ -10,8 +10,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pgjax import input_files
 from pgjax.errors import UserError
+from pgjax.formats import input_files
 
 CHUNK_BYTES = 64 << 20  # Read, cast and written at a time; at least one row.
 FLOATS = ("float32", "float16", "bfloat16", "float64")

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from pgjax import input_files
 from pgjax.errors import UserError
+from pgjax.formats import input_files
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Size = Annotated[int, Meta(ge=1, le=2**20)]  # One axis of a model.

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax import check, cli, input_files
+from pgjax import check, cli
 from pgjax.data import images, locations
 from pgjax.data_check import boxes as box_check, findings, page as check_page, scan
-from pgjax.formats import seg_vae_npz
+from pgjax.formats import input_files, seg_vae_npz
 from pgjax.models import seg_vae
 
 BOX = "<loc0100><loc0100><loc0900><loc0900>"

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from pgjax import cli, signals, train
+from pgjax import cli, train
 from pgjax.checkpoints import run_lock, workdir as workdir_lib
+from pgjax.distributed import signals
 from pgjax.evaluation import evaluator as evaluator_lib
 from tests.commands import test_train as runs
 

@@ -20,8 +20,9 @@ import time
 import numpy as np
 import pytest
 
-from pgjax import cli, convert, evaluate, signals, train
+from pgjax import cli, convert, evaluate, train
 from pgjax.checkpoints import workdir as workdir_lib
+from pgjax.distributed import signals
 from pgjax.errors import UserError
 from pgjax.evaluation import score_checkpoint
 

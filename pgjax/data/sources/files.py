@@ -14,8 +14,8 @@ import unicodedata
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 
-from pgjax import input_files
 from pgjax.errors import UserError
+from pgjax.formats import input_files
 
 log = logging.getLogger("pgjax")
 

@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pgjax import input_files
 from pgjax.data import signatures
 from pgjax.data.sources import files, foreign_rows
 from pgjax.errors import UserError
-from pgjax.formats import typed_json
+from pgjax.formats import input_files, typed_json
 
 log = logging.getLogger("pgjax")
 

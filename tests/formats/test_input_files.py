@@ -7,11 +7,10 @@ import time
 
 import pytest
 
-from pgjax import input_files
 from pgjax.data import tokenizer
 from pgjax.data.sources import registry
 from pgjax.errors import UserError
-from pgjax.formats import npz, safetensors, typed_json
+from pgjax.formats import input_files, npz, safetensors, typed_json
 
 
 def test_a_file_is_read_whole(tmp_path, monkeypatch):

@@ -10,10 +10,12 @@ import time
 import pytest
 
 import pgjax
-from pgjax import signals
+from pgjax.distributed import signals
 
 ROOT = pathlib.Path(pgjax.__path__[0]).parent
-START = "from pgjax import signals; stop = signals.Stop(); stop.install('Left by {}.'); "
+START = (
+  "from pgjax.distributed import signals; stop = signals.Stop(); stop.install('Left by {}.'); "
+)
 READY = "print('ready', flush=True); "
 # A library that does not let Python run its handlers, as a compilation.
 BUSY = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2_000_000_000)"
@@ -101,7 +103,7 @@ def test_handlers_come_back_in_a_process_that_is_not_the_command():
 
 CONSOLE = """
 import sys
-from pgjax import console
+from pgjax.distributed import console
 console.outlive_readers()
 for i in range(20_000):
   print("line", i)
