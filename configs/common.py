@@ -55,6 +55,7 @@ EVAL = dict(
   answer="answer",  # The column with the true answer, or with a list of them.
   to_lower=False,  # Lower-case both sides before comparing: vqa, chartqa, rsvqa.
   caption_metrics=("cider",),  # And bleu, rouge, meteor.
+  confidence="box_and_label",  # Or "label", for models that learned noise boxes: docs/boxes.md.
   mask_weights="oi",  # For segmentation: PaliGemma's, or the path of an .npz; see docs/boxes.md.
   published={},  # {"relaxed_acc": 0.42}: a paper's number, shown beside ours.
   skip_first=False,  # Do not run before the first step.

@@ -18,7 +18,7 @@ REMAT_POLICIES = (  # Of layers/remat.py.
 DECAY_TYPES = ("cosine", "linear", "polynomial", "rsqrt", "stair", "const")
 EVAL_TYPES = (  # Of evaluation/scorers.py, and perplexity, which does not decode.
   "vqa", "vqav2", "chartqa", "choice", "science_qa", "pope", "tallyqa", "rsvqa", "caption",
-  "detection", "segmentation", "json", "predictions", "perplexity",
+  "detection", "segmentation", "instances", "json", "predictions", "perplexity",
 )  # fmt: skip
 
 
@@ -220,7 +220,11 @@ EVAL = _fields(
   to_lower=(bool, "lower-case both sides first: vqa, chartqa, rsvqa"),
   answer=(_TEXT, "the column with the true answer, or a list of them"),
   caption_metrics=(Annotated[list[str], Between(1, 4)], "scores of type caption"),
-  mask_weights=(_TEXT, 'of segmentation: "oi" (PaliGemma\'s) or an .npz file (docs/boxes.md)'),
+  confidence=(
+    Literal["box_and_label", "label"],
+    "of type detection: the score of a predicted object (docs/boxes.md)",
+  ),
+  mask_weights=(_TEXT, 'of masks: "oi" (PaliGemma\'s) or an .npz file (docs/boxes.md)'),
   published=(Mapping[str, float], "a paper's scores, shown beside ours"),
   **durations(log="how often it runs while training; unset: only in pgjax.evaluate"),
   skip_first=(bool, "do not run before the first step"),

@@ -124,7 +124,8 @@ class Loader:
     prefix = _text(example, "prefix", row)
     if self.layout.for_training:
       suffix = _text(example, "suffix", row)
-      return prefix_lm.for_training(self.tokenizer, prefix, suffix, text_len)
+      learned = example.get("_learned_locs")
+      return prefix_lm.for_training(self.tokenizer, prefix, suffix, text_len, learned_locs=learned)
     start = _text(example, "answer_start", row) if "answer_start" in example else ""
     return prefix_lm.for_decoding(self.tokenizer, prefix, text_len, answer_start=start)
 

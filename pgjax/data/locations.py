@@ -135,10 +135,12 @@ def parse(text: str) -> Parsed:
     pieces.append(_read(piece, start))
     start += len(piece) + 1
   objects = tuple(o for o in pieces if o is not None)
-  duplicates = sum(
-    any(is_duplicate(o, before) for before in objects[:i]) for i, o in enumerate(objects)
-  )
-  return Parsed(objects, len(pieces) - len(objects), duplicates)
+  return Parsed(objects, len(pieces) - len(objects), num_duplicates(objects))
+
+
+def num_duplicates(objects: Sequence[Object]) -> int:
+  """Objects that are duplicates of an earlier one."""
+  return sum(any(is_duplicate(o, before) for before in objects[:i]) for i, o in enumerate(objects))
 
 
 def is_duplicate(one: Object, other: Object) -> bool:
@@ -173,8 +175,8 @@ def _read(piece: str, start: int) -> Object | None:
 def parse_tokens(tokens: Sequence[int], logp: Sequence[float], tokenizer) -> Parsed:
   """Like `parse`, from ids and their log-probabilities, with scores (docs/boxes.md gives reasons).
 
-  PaliGemma 2 scores only the label (arXiv:2412.03555, App. C), but with a model trained to label
-  boxes as noise.
+  PaliGemma 2 scores only the label (arXiv:2412.03555, App. C), but with a model that has learned
+  noise boxes.
   """
   tokens = [int(token) for token in tokens]
   end = tokens.index(tokenizer.eos) if tokenizer.eos in tokens else len(tokens)

@@ -61,10 +61,14 @@ class BoxCounter:
 
   def __init__(self):
     self._total = self._outside = self._tiny = self._as_corners = self._as_shares = 0
+    self._left_out = 0
     self._first: dict[str, int] = {}
 
   def add(self, i: int, example: Mapping[str, Any]) -> None:
     """Counts the normalised boxes of example i, with `_boxes` and `_size` of data/pp/box_ops.py."""
+    if left_out := example.get("_boxes_left_out"):
+      self._left_out += left_out
+      self._first.setdefault("left out", i)
     boxes = example.get("_boxes", example.get("boxes"))
     height, width = example.get("_size") or (example.get("height"), example.get("width"))
     try:
@@ -90,6 +94,11 @@ class BoxCounter:
   def sentences(self, where: Callable[[int], str]) -> list[str]:
     """What is odd; empty for good boxes."""
     sentences = []
+    if self._left_out:
+      sentences.append(
+        f"{self._left_out:,} of {self._total:,} boxes are left out, because an image has more than"
+        f" num_boxes, such as {where(self._first['left out'])}"
+      )
     if self._outside:
       corners = self._outside > MANY * self._total and self._as_corners >= MOST * self._total
       hint = (

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pgjax.data import locations
+
 
 class Packed(NamedTuple):
   """One row (read-only), and the tokens of the whole text (above `room`: it was truncated)."""
@@ -29,10 +31,26 @@ class Packed(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)  # VQA data repeats its questions.
-def for_training(tokenizer, prefix: str, suffix: str, text_len: int) -> Packed:
-  """text, mask_ar, mask_loss: int32[text_len + 1]."""
+def for_training(
+  tokenizer, prefix: str, suffix: str, text_len: int, *, learned_locs: int | None = None
+) -> Packed:
+  """text, mask_ar, mask_loss: int32[text_len + 1].
+
+  learned_locs: mask_loss is 0 on the <loc> tokens of the suffix after so many (noise_boxes.py).
+  """
   answer = [*tokenizer.encode(suffix), tokenizer.eos]
-  return for_likelihood(tokenizer, prefix, answer, text_len)
+  packed = for_likelihood(tokenizer, prefix, answer, text_len)
+  if learned_locs is None:
+    return packed
+  is_loc = np.isin(packed.arrays["text"], _loc_tokens(tokenizer)) & (packed.arrays["mask_ar"] == 1)
+  mask_loss = packed.arrays["mask_loss"] * ~(is_loc & (np.cumsum(is_loc) > learned_locs))
+  mask_loss.setflags(write=False)
+  return packed._replace(arrays=packed.arrays | dict(mask_loss=mask_loss))
+
+
+@functools.lru_cache(maxsize=4)
+def _loc_tokens(tokenizer) -> np.ndarray:
+  return np.array(tokenizer.encode("".join(f"<loc{i:04d}>" for i in range(locations.BINS))))
 
 
 def for_likelihood(tokenizer, prefix: str, answer: Sequence[int], text_len: int) -> Packed:

@@ -24,6 +24,7 @@ NAMES = {
     *(*COCO_NAMES, "AP/*"),
   ),
   "segmentation": ("miou", "ciou", "boxacc/0.5", "boxacc/0.75", "invalid_share"),
+  "instances": ("miou", "best_miou", *_COUNTED, "malformed", *COCO_NAMES, "AP/*"),
   "predictions": (),
   "perplexity": ("sum", "avg"),
 }

@@ -14,6 +14,7 @@ import numpy as np
 
 from pgjax.data import locations
 from pgjax.errors import UserError
+from pgjax.evaluation import instances
 from pgjax.formats import seg_vae_npz
 from pgjax.metrics import caption, closed, detection, segmentation, structured, text, vqa
 from pgjax.models import seg_vae
@@ -25,6 +26,7 @@ GROUP_COLUMNS = (
   "label",
 )  # Copied to rows if pp keeps them.
 MATCH_IOU = 0.5  # The least IoU of a matching box in a row's own score.
+LEAST_LABEL_SCORE = 0.5  # Of an object that counts as one, not as noise, if its label is its score.
 ScoredRow = dict[str, Any]
 
 
@@ -46,9 +48,9 @@ class Scorer(NamedTuple):
 
 def of(section: Any) -> Scorer:
   """The scorer of an entry of config.evals; raises if its weights or packages are missing."""
-  if section.type == "segmentation":
+  if section.type in ("segmentation", "instances"):
     seg_vae_npz.load(section.mask_weights)
-  if section.type == "detection":
+  if section.type in ("detection", "instances"):
     detection.require()
   unknown = sorted(set(section.caption_metrics) - set(caption.METRICS))
   if section.type == "caption" and unknown:
@@ -218,21 +220,31 @@ def _caption_scores(section, rows):
 
 
 def _detection(section, tokenizer, example, generated):
-  """The true boxes are in the columns boxes (y0 x0 y1 x1, relative to the image) and labels."""
+  """The true boxes are in the columns boxes (y0 x0 y1 x1, relative to the image) and labels.
+
+  With confidence="label" all but average precision takes objects whose label is likelier than not.
+  """
   parsed = locations.parse_tokens(generated.tokens, generated.logp, tokenizer)
   boxes = [[float(c) for c in box] for box in plain(example["boxes"])]
   labels = [str(label) for label in plain(example["labels"])]
   if any(label is None for label in plain(example["labels"])):
     raise UserError("a label in 'labels' is null; each box needs one")
-  objects = [dict(box=list(o.box), label=o.label, score=o.score) for o in parsed.objects]
-  hits, of_row = _hits(objects, boxes, labels), _boxes_of(objects)
+  by_label = section.confidence == "label"
+  objects = [
+    dict(box=list(o.box), label=o.label, score=o.label_score if by_label else o.score)
+    for o in parsed.objects
+  ]
+  least = LEAST_LABEL_SCORE if by_label else 0.0
+  likely = [o for o in objects if o["score"] >= least]
+  hits = _hits(likely, boxes, labels)
+  duplicates = locations.num_duplicates([o for o in parsed.objects if o.label_score >= least])
   scores = {
-    "f1": (2.0 * hits, len(objects) + len(boxes)),
-    "precision": (float(hits), len(objects)),
+    "f1": (2.0 * hits, len(likely) + len(boxes)),
+    "precision": (float(hits), len(likely)),
     "recall": (float(hits), len(boxes)),
     "malformed": (float(parsed.malformed), 1),
-    "duplicates": (float(parsed.duplicates), 1),
-    "repeated": (float(detection.num_repeated(of_row)), 1),
+    "duplicates": (float(duplicates), 1),
+    "repeated": (float(detection.num_repeated(_boxes_of(likely))), 1),
   }
   size = [int(_given(example, name)) for name in ("height", "width")]
   more = dict(objects=objects, truth=dict(boxes=boxes, labels=labels), size=size)
@@ -316,5 +328,10 @@ SCORERS = {
     _average_precision,
   ),
   "segmentation": Scorer(_if_answered(_segmentation, "mask", "box"), ("mask", "box")),
+  "instances": Scorer(
+    _if_answered(instances.row, *instances.COLUMNS[:3]),
+    instances.COLUMNS,
+    instances.average_precision,
+  ),
   "predictions": Scorer(_predictions),
 }

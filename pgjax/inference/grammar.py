@@ -1,8 +1,8 @@
 """What may an answer look like? A grammar restricts it to boxes, masks, JSON or one of a list.
 
 Its name is evals.*.grammar or --grammar; docs/decoding.md lists them. "boxes" is four <loc> with
-y1 > y0 and x1 > x0, and a label, for each object, with "; " between objects; "masks" has sixteen
-<seg> after the <loc>.
+y1 > y0 and x1 > x0, and a label, for each object, with "; " between objects; "boxes(num_boxes=20)"
+has exactly twenty of them; "masks" has sixteen <seg> after the <loc>.
 
 Each is an automaton over tokens. An answer is allowed in the tokenizer's own tokens (JSON in any
 tokens) and ends with eos. grammar_mask.py applies the tables during decoding.
@@ -207,8 +207,18 @@ _Text = Annotated[str, Between(1, 200)]
 _Labels = Annotated[list[_Text], Between(0, 1000)]
 
 
-def _objects(num_seg, prompt_word, labels: _Labels | None = None):
-  """boxes and masks; `labels` None takes those of the prompt."""
+def _boxes(
+  labels: _Labels | None = None, num_boxes: Annotated[int, Between(1, 1000)] | None = None
+):
+  return _objects(0, "detect", labels, num_boxes)
+
+
+def _masks(labels: _Labels | None = None):
+  return _objects(locations.NUM_CODES, "segment", labels)
+
+
+def _objects(num_seg, prompt_word, labels, num_boxes=None):
+  """boxes and masks; `labels` None takes those of the prompt; `num_boxes` None: any number."""
 
   def labels_of(example):
     if labels is not None:
@@ -221,35 +231,43 @@ def _objects(num_seg, prompt_word, labels: _Labels | None = None):
       f" is {example.get('prefix')!r}; give labels=[...] otherwise."
     )
 
-  return labels_of, functools.partial(_object_arcs, num_seg)
+  return labels_of, functools.partial(_object_arcs, num_seg, num_boxes)
 
 
-def _object_arcs(num_seg, tokenizer, labels):
+def _object_arcs(num_seg, num_boxes, tokenizer, labels):
+  """Places of one object, which is repeated, or of each of `num_boxes` objects."""
   automaton = _Automaton(tokenizer)
   locs = tokenizer.encode("".join(f"<loc{i:04d}>" for i in range(locations.BINS)))
   segs = tokenizer.encode("".join(f"<seg{i:03d}>" for i in range(locations.CODEBOOK)))
-  opened = automaton.place()
 
   # y1 > y0 and x1 > x0, so the first of a pair is not the last bin, and the second not bin 0.
   first, second = locs[:-1], locs[1:]
+  written = [f" {label}" if label else "" for label in labels or ("",)]
+  ends = [tuple(tokenizer.encode(text)) for text in written]
+  separators = [tuple(tokenizer.encode(f"{text} ; ")) for text in written]
 
-  def another(place):
-    automaton.arc(place, first, opened)
+  def an_object(opened: int) -> int:
+    """The place after the second to last of its locations and codes."""
+    corner = automaton.chain(opened, first, 1)
+    for _ in range(2):
+      after = automaton.place()
+      automaton.arc(corner, second, after, is_second=True)
+      corner = after
+    return automaton.chain(corner, segs, num_seg)
 
-  another(0)
-  automaton.end(0)  # No object at all; but a separator is followed by one.
-  corner = automaton.chain(opened, first, 1)
-  for _ in range(2):
-    after = automaton.place()
-    automaton.arc(corner, second, after, is_second=True)
-    corner = after
-  after = automaton.chain(corner, segs, num_seg)
-  texts: dict[tuple[int, ...], Callable[[int], None]] = {}
-  for label in labels or ("",):
-    written = f" {label}" if label else ""
-    texts[tuple(tokenizer.encode(written))] = automaton.end
-    texts[tuple(tokenizer.encode(f"{written} ; "))] = another
-  automaton.tree(after, texts)
+  opened = automaton.place()
+  automaton.arc(0, first, opened)
+  if num_boxes is None:
+    automaton.end(0)  # No object at all; but a separator is followed by one.
+    texts = dict.fromkeys(ends, automaton.end)
+    texts |= dict.fromkeys(separators, lambda place: automaton.arc(place, first, opened))
+    automaton.tree(an_object(opened), texts)
+    return automaton.arcs
+  for _ in range(num_boxes - 1):
+    after, opened = an_object(opened), automaton.place()
+    another = functools.partial(automaton.arc, tokens=first, target=opened)
+    automaton.tree(after, dict.fromkeys(separators, another))
+  automaton.tree(an_object(opened), dict.fromkeys(ends, automaton.end))
   return automaton.arcs
 
 
@@ -306,9 +324,4 @@ def _byte_arcs(tokenizer, grouped, ends_P):
   return automaton.arcs
 
 
-GRAMMARS = {
-  "boxes": functools.partial(_objects, 0, "detect"),
-  "masks": functools.partial(_objects, locations.NUM_CODES, "segment"),
-  "one_of": _one_of,
-  "json": _json,
-}
+GRAMMARS = {"boxes": _boxes, "masks": _masks, "one_of": _one_of, "json": _json}

@@ -1,7 +1,7 @@
 """Are the boxes right? COCO's average precision, and counts of repeated and unknown boxes.
 
 Boxes are y0 x0 y1 x1 as fractions of height and width. pycocotools computes average precision, on
-boxes in pixels. Truths have no crowds, and their area is that of the box.
+boxes in pixels, or on masks. Truths have no crowds, and their area is that of the box, or the mask.
 """
 
 import collections
@@ -22,11 +22,12 @@ COCO_NAMES = (
 
 
 class Boxes(NamedTuple):
-  """The boxes of one image; the `scores` of truths are ignored."""
+  """The objects of one image; the `scores` of truths are ignored."""
 
   y0x0y1x1: np.ndarray  # float [N, 4], normalised.
   labels: list[str]
   scores: np.ndarray  # float [N]
+  masks: list[dict] | None = None  # Of run_lengths: then masks are compared, not boxes.
 
 
 def average_precision(
@@ -56,6 +57,13 @@ def average_precision(
   return {name: value for name, value in scores.items() if value >= 0}  # -1: undefined.
 
 
+def run_lengths(mask_HW: np.ndarray) -> dict:
+  """COCO's compressed run lengths of a mask, as they are written to JSON."""
+  _, _, mask = require()
+  runs = mask.encode(np.asfortranarray(mask_HW, np.uint8))
+  return dict(size=[int(n) for n in runs["size"]], counts=runs["counts"].decode())
+
+
 def num_unknown(predictions: Sequence[Boxes], truths: Sequence[Boxes]) -> int:
   """Predicted boxes of a split whose label no truth has."""
   known = {label for boxes in truths for label in boxes.labels}
@@ -79,22 +87,22 @@ def _check(boxes: Boxes, of_what: str) -> None:
     raise UserError(f"Boxes of {of_what} have numbers that are not finite: {boxes}.")
 
 
-def require() -> tuple[Any, Any]:
+def require() -> tuple[Any, Any, Any]:
   """The modules of pycocotools; raises UserError if it is missing, before anything is scored."""
   try:
-    from pycocotools import coco, cocoeval
+    from pycocotools import coco, cocoeval, mask
   except ImportError as error:
     raise UserError(
       "Average precision needs the package pycocotools, which is not installed. Run `pip install"
       " -r requirements-metrics.txt`, or leave the detection evaluator out (with --evals in"
       " pgjax.evaluate)."
     ) from error
-  return coco, cocoeval
+  return coco, cocoeval, mask
 
 
 def _evaluated(predictions, truths, sizes, classes) -> Any:
   """A finished COCOeval; pycocotools' printed lines are discarded."""
-  coco, cocoeval = require()
+  coco, cocoeval, _ = require()
   number = {name: i + 1 for i, name in enumerate(classes)}
   with contextlib.redirect_stdout(io.StringIO()):
     sides = []
@@ -107,7 +115,8 @@ def _evaluated(predictions, truths, sizes, classes) -> Any:
       }
       side.createIndex()
       sides.append(side)
-    evaluation = cocoeval.COCOeval(*sides, iouType="bbox")
+    with_masks = all(boxes.masks is not None for boxes in (*predictions, *truths))
+    evaluation = cocoeval.COCOeval(*sides, iouType="segm" if with_masks else "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -119,9 +128,13 @@ def _annotations(images, sizes, number: Mapping[str, int]) -> list[dict]:
   rows: list[dict] = []
   for i, (boxes, (height, width)) in enumerate(zip(images, sizes, strict=True)):
     pixels = np.asarray(boxes.y0x0y1x1, np.float64).reshape(-1, 4) * (height, width, height, width)
-    for (y0, x0, y1, x1), label, score in zip(pixels, boxes.labels, boxes.scores, strict=True):
+    masks = boxes.masks or [None] * len(pixels)
+    columns = zip(pixels, boxes.labels, boxes.scores, masks, strict=True)
+    for (y0, x0, y1, x1), label, score, mask in columns:
       if label in number:
         row = {"id": len(rows) + 1, "image_id": i + 1, "category_id": number[label], "iscrowd": 0}
         row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+        if mask is not None:
+          row |= {"segmentation": mask, "area": float(require()[2].area(mask))}
         rows.append(row | {"score": float(score)})
   return rows

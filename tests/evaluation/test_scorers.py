@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from pgjax.config import schema
-from pgjax.data import locations, pipeline, tokenizer as tokenizer_lib
+from pgjax.data import locations, masks, pipeline, tokenizer as tokenizer_lib
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.evaluation import evaluator, report, report_split, scorers
 from pgjax.formats import seg_vae_npz
-from pgjax.metrics import text
+from pgjax.metrics import detection, text
 from pgjax.models import seg_vae
 
 
@@ -26,6 +26,7 @@ def tokenizer():
 def scored(kind, answer, example, tokenizer, *, logp=-0.1, **fields):
   """The row of an answer given as text."""
   defaults = dict(answer="answer", to_lower=False, caption_metrics=("cider",), mask_weights="oi")
+  defaults["confidence"] = "box_and_label"
   section = SimpleNamespace(type=kind, **(defaults | fields))
   tokens = np.array([*tokenizer.encode(answer), tokenizer.eos, 0, 0], np.int32)
   generated = scorers.Generated(answer, tokens, np.where(tokens > 0, logp, 0).astype(np.float32))
@@ -207,7 +208,7 @@ def test_metrics_and_page_count_boxes_that_repeat_break_or_have_an_unknown_class
     return jax.device_put((tokens, np.zeros(tokens.shape)), batch.arrays["_mask"].sharding)
 
   batches = SimpleNamespace(after=lambda n: [pipeline.EvalBatch(arrays, rows)][n:])
-  section = SimpleNamespace(type="detection", caption_metrics=(), mask_weights="oi")
+  section = SimpleNamespace(type="detection", caption_metrics=(), confidence="box_and_label")
   opened = evaluator.Evaluator("val", section, None, batches, answers, scorers.of(section))
   mesh = mesh_lib.make_mesh([("data", -1)], jax.devices())
   result = evaluator.run(opened, None, mesh=mesh, tokenizer=tokenizer)
@@ -242,6 +243,82 @@ def test_a_mask_is_decoded_and_compared_with_the_whole_picture(tokenizer, weight
     row = scored("segmentation", wrong, example, tokenizer, mask_weights=weights)
     assert row["score"] == 0
     assert means(row)["invalid_share"] == 1
+
+
+def test_the_confidence_of_a_label_separates_objects_from_noise(tokenizer):
+  box = locations.loc_string([0.1, 0.2, 0.5, 0.6])
+  answer = f"{box} cat ; {locations.loc_string([0.6, 0.6, 0.9, 0.9])} cat"
+  example = dict(boxes=[[0.1, 0.2, 0.5, 0.6]], labels=["cat"], height=100, width=100)
+  tokens = np.array([*tokenizer.encode(answer), tokenizer.eos], np.int32)
+  logp = np.full(len(tokens), -0.01, np.float32)
+  logp[:4] = -30  # The locations of the first are uncertain, and the label of the second.
+  logp[len(tokenizer.encode(answer[: answer.rindex(" cat")])) :] = -3
+  generated = scorers.Generated(answer, tokens, logp)
+  rows = {}
+  for confidence in ("label", "box_and_label"):
+    section = SimpleNamespace(type="detection", confidence=confidence)
+    rows[confidence] = scorers.SCORERS["detection"].row(section, tokenizer, example, generated)
+  first, second = (o["score"] for o in rows["label"]["objects"])
+  assert first > 0.9 > 0.1 > second
+  assert means(rows["label"])["precision"] == 1
+  assert means(rows["box_and_label"])["precision"] == 0.5
+  for confidence, expected in (("label", 1), ("box_and_label", 0.5)):  # The wrong box is first.
+    scores = scorers.SCORERS["detection"].of_split(section, [rows[confidence]])
+    assert scores["AP"] == pytest.approx(expected)
+
+
+def shapes(rng, height=80, width=120):
+  """Two polygons as a COCO file has them, with their boxes as shares of the image."""
+  left, right = rng.uniform(4, 20, 8), rng.uniform(60, 76, 8)
+  outlines = [[[x, 5, x + 35, 8, x + 30, 60, x + 2, 70]] for x in (left[0], right[0])]
+  boxes = [
+    locations.to_normalised(masks.bounds(o), "coco", width=width, height=height) for o in outlines
+  ]
+  return dict(
+    boxes=[list(b) for b in boxes], labels=["cat", "dog"], segmentations=outlines, height=height,
+    width=width,
+  )  # fmt: skip
+
+
+def test_the_true_masks_of_all_objects_score_what_their_codes_can_reach(tokenizer, weights):
+  example = shapes(np.random.default_rng(0))
+  truth = scored("instances", "", example, tokenizer, mask_weights=weights)
+  assert means(truth)["miou"] == means(truth)["recall"] == 0
+  objects = truth["answer"].split(locations.SEPARATOR)
+  row = scored(
+    "instances", locations.SEPARATOR.join(objects[::-1]), example, tokenizer, mask_weights=weights
+  )
+  assert 0 < means(row)["miou"] == means(row)["best_miou"] == means(truth)["best_miou"]
+  assert means(row)["malformed"] == 0
+  half = scored("instances", objects[0], example, tokenizer, mask_weights=weights)
+  swapped = truth["answer"].replace("cat", "dog", 1)
+  other = scored("instances", swapped, example, tokenizer, mask_weights=weights)
+  assert means(half)["miou"] + means(other)["miou"] == pytest.approx(means(row)["miou"])
+  box = locations.loc_string([0, 0, 1, 1]) + " cat"
+  boxes = scored("instances", box, example, tokenizer, mask_weights=weights)
+  assert means(boxes) | dict(miou=0, malformed=1) == means(boxes)
+  example["segmentations"][0] = None
+  with pytest.raises(UserError, match="2 boxes, 2 labels and 1 segmentations"):
+    scored("instances", "", example, tokenizer, mask_weights=weights)
+
+
+def test_average_precision_of_masks_is_coco_s():
+  """Full overlap of the boxes with half of the mask is an IoU of 0.5."""
+  square = np.zeros((40, 40), bool)
+  square[:20, :20] = True
+  half = square & (np.arange(40) < 10)
+  rows = [
+    dict(
+      answer="", size=[40, 40],
+      truth=dict(boxes=[[0, 0, 0.5, 0.5]], labels=["cat"], rle=[detection.run_lengths(square)]),
+      objects=[dict(box=[0, 0, 0.5, 0.5], label="cat", score=0.9, rle=detection.run_lengths(mask))],
+    )
+    for mask in (square, half)
+  ]  # fmt: skip
+  of_split = scorers.SCORERS["instances"].of_split
+  assert of_split(None, rows[:1])["AP"] == pytest.approx(1)
+  scores = of_split(None, rows[1:])
+  assert (scores["AP50"], scores["AP75"]) == (pytest.approx(1), 0)
 
 
 def test_missing_weights_and_unknown_metrics_raise():

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from pgjax.call_syntax import Between
-from pgjax.data import images, locations, mask_tokens
+from pgjax.data import images, locations, mask_tokens, noise_boxes
 from pgjax.data.pp import text_ops
 from pgjax.data.pp.text_ops import Name
 from pgjax.errors import UserError
@@ -23,19 +23,24 @@ def boxes_to_suffix(
   boxes: Name = "boxes",
   labels: Name = "labels",
   order: _Order = "given",
+  num_boxes: Annotated[int, Between(1, 10_000)] | None = None,
   outkey: Name = "suffix",
 ):
   """"<loc..> cat ; <loc..> dog", and `boxes` become normalised.
 
   Boxes in pixels ("coco", "voc") need the columns width and height. `order`: "given", "random"
   (a new one each time), "area" (largest first), "position" (from the top, then from the left).
+  With `num_boxes` every answer has as many: the first ones, then noise boxes, whose locations are
+  not learned (noise_boxes.py).
   """  # fmt: skip
 
   def apply(example):
     values = _normalised(example, boxes, format)
     objects = _ordered(example, order, values, _as_list(example, labels, len(values)))
-    seen = _seen(example, values)
-    return example | seen | {boxes: values, outkey: locations.detection_suffix(*objects)}
+    added = _seen(example, values) | {boxes: values}
+    if num_boxes is not None:
+      added |= _fill(example, *objects, num_boxes)
+    return example | added | {outkey: locations.detection_suffix(*objects)}
 
   return apply
 
@@ -170,6 +175,16 @@ def draw_bbox(image_key: Name = "image", bbox_key: Name = "bbox"):
 def _seen(example, boxes):
   """For data/notes.py, after `keep` dropped the columns."""
   return dict(_boxes=boxes, _size=(example.get("height"), example.get("width")))
+
+
+def _fill(example, boxes, labels, num_boxes):
+  """Makes both lists `num_boxes` long; returns what loader.py and notes.py read."""
+  if noise_boxes.NOISE in labels:
+    raise UserError(f"an object is labelled {noise_boxes.NOISE!r}, which num_boxes= uses itself")
+  real, num_left_out = len(boxes[:num_boxes]), len(boxes[num_boxes:])
+  noise = noise_boxes.sample(boxes, num_boxes - real, text_ops.example_rng(example))
+  boxes[real:], labels[real:] = noise, [noise_boxes.NOISE] * len(noise)
+  return dict(_learned_locs=4 * real, _boxes_left_out=num_left_out)
 
 
 def _normalised(example, name, format):

@@ -1,11 +1,12 @@
 import io
+import random
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax.data import locations, masks, prefix_lm, tokenizer
+from pgjax.data import locations, masks, noise_boxes, notes, prefix_lm, tokenizer
 from pgjax.data.pp import parse
 from pgjax.errors import UserError
 from pgjax.formats import seg_vae_npz
@@ -49,6 +50,50 @@ def test_objects_can_be_ordered():
   assert set(random) == {f"{CAT_TEXT} ; {DOG_TEXT}", f"{DOG_TEXT} ; {CAT_TEXT}"}
   again = run("boxes_to_suffix(order='random')", seed=7, **objects)
   assert again["suffix"] == random[7]
+
+
+def test_noise_boxes_fill_an_answer_and_only_their_labels_are_learned():
+  tok = tokenizer.load("tiny")
+  pp = "boxes_to_suffix(order='random', num_boxes=7)"
+  for boxes, labels in (([CAT, DOG], ["cat", "dog"]), ([], [])):
+    done = run(pp, boxes=boxes, labels=labels)
+    objects = locations.parse(done["suffix"]).objects
+    assert sorted(o.label for o in objects[: len(boxes)]) == labels
+    assert [o.label for o in objects[len(boxes) :]] == ["<noise>"] * (7 - len(boxes))
+    assert run(pp, boxes=boxes, labels=labels)["suffix"] == done["suffix"]
+    assert run(pp, seed=1, boxes=boxes, labels=labels)["suffix"] != done["suffix"]
+    packed = prefix_lm.for_training(
+      tok, "detect <loc0001> ; cat", done["suffix"], 160, learned_locs=done["_learned_locs"]
+    )
+    assert packed.num_tokens <= packed.room
+    text, loss = packed.arrays["text"], packed.arrays["mask_loss"]
+    assert tok.decode(text[(loss == 0) & (packed.arrays["mask_ar"] == 1)].tolist()) == "".join(
+      locations.loc_string(o.box) for o in objects[len(boxes) :]
+    )
+    assert (loss == 1).sum() == len(tok.encode(done["suffix"])) + 1 - 4 * (7 - len(boxes))
+    full = prefix_lm.for_training(tok, "detect <loc0001> ; cat", done["suffix"], 160)
+    assert (full.arrays["text"] == text).all()
+    assert full.arrays["mask_loss"].sum() == loss.sum() + 4 * (7 - len(boxes))
+
+
+def test_more_boxes_than_an_answer_may_have_are_left_out_and_reported():
+  done = run("boxes_to_suffix(num_boxes=1)", boxes=[CAT, DOG], labels=["cat", "dog"])
+  assert done["suffix"] == CAT_TEXT
+  counter = notes.BoxCounter()
+  counter.add(3, done)
+  (sentence,) = counter.sentences("row {}".format)
+  assert sentence.startswith("1 of 2 boxes are left out, because an image has more than num_boxes")
+  assert sentence.endswith("row 3")
+  with pytest.raises(UserError, match="labelled '<noise>', which num_boxes= uses itself"):
+    run("boxes_to_suffix(num_boxes=3)", boxes=[CAT], labels=["<noise>"])
+
+
+def test_half_of_the_noise_is_near_real_boxes():
+  noise = noise_boxes.sample([CAT], 2_000, random.Random(0))
+  assert all(locations.has_area(box) and min(box) >= 0 and max(box) <= 1 for box in noise)
+  near = [locations.iou(box, CAT) for box in noise]
+  assert 0.3 < np.mean(np.array(near) > 0) < 0.9
+  assert max(near) > 0.5
 
 
 def test_an_answer_of_no_boxes_is_empty():
