@@ -1,75 +1,84 @@
 """Converts a data set's official download to ArrayRecord files that TFDS reads without TensorFlow.
 
-python -m pgjax.prepare chartqa --raw=DIR [--out=DIR] [--parts=human,augmented]
-python -m pgjax.prepare easyvqa [--out=DIR]
+python -m pgjax.prepare NAME                       prints where its files come from
+python -m pgjax.prepare NAME --raw=DIR [--out=DIR] [--parts=A,B] [--splits=train,val]
 
 --out is $TFDS_DATA_DIR or ~/tensorflow_datasets by default. A config then names the data set as
-"chartqa/augmented", with data_dir= for another folder.
+"chartqa/augmented", with data_dir= for another folder. A run that was stopped continues when it is
+started again. Rows are in the order of the data set's TFDS builder, so that train[:5%] is the same.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import sys
-import tempfile
+import pathlib
 from typing import Any
 
 from etils import epy
 
-from pgjax import cli
+from pgjax import cli, disk
+from pgjax.datasets import base, download, registry
 from pgjax.errors import UserError
 
-with epy.lazy_imports():  # Not for --help or a mistake in the config.
-  import tensorflow_datasets as tfds
+with epy.lazy_imports():  # Not for --help or a mistake in the command line.
   from absl import logging
 
-  from pgjax.datasets import chartqa, easyvqa
+  from pgjax.datasets import writing
 
-BUILDERS = dict(chartqa=(chartqa, "ChartQA"), easyvqa=(easyvqa, "EasyVQA"))
-
+WORKERS = min(16, 4 + (os.cpu_count() or 1))
 FLAGS = [
-  cli.Flag("dataset", str, required=True, positional=True, help=" or ".join(BUILDERS)),
+  cli.Flag("dataset", str, required=True, positional=True, help="a name of the table above"),
   cli.Flag("raw", str, help="folder of the official download"),
   cli.Flag("out", str, help="folder of prepared data sets, if not $TFDS_DATA_DIR"),
   cli.Flag("parts", list, help="the parts to prepare, if not all"),
+  cli.Flag("splits", list, help="the splits to prepare, if not all"),
+  cli.Flag("skip_bad_images", bool, False, help="drop rows whose image is missing or damaged"),
+  cli.Flag("workers", int, WORKERS, least=1, help="threads that read and write"),
+  cli.Flag("val_ids", str, help="stvqa: a file with the images of its val split, one a line"),
 ]
+OPTIONS = ("val_ids",)  # Flags of single data sets.
 
 
 def main(args: Any) -> None:
   """Writes the data set; prints a line for each part."""
+  data = registry.find(args.dataset)
+  parts = _parts(data, args)
+  splits = base.chosen(
+    "split", args.splits, list(data.counts(parts[0])), list(_default(data, parts))
+  )
+  raw = base.Raw(args.raw or ".", _options(data, args))
+  if data.needs_raw:
+    if not args.raw:
+      cli.say(download.describe(data))
+      raise UserError(f"pgjax.prepare {data.name} needs --raw=DIR, the folder of its download.")
+    download.check(data, raw.folder, parts, splits)
+  elif args.raw:
+    raise UserError(f"pgjax.prepare {data.name} takes no --raw: it comes from {data.source}.")
   logging.set_verbosity(logging.WARNING)
-  out = os.path.expanduser(args.out or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-  if args.dataset not in BUILDERS:
-    raise UserError(f"pgjax.prepare knows {', '.join(BUILDERS)}, not '{args.dataset}'.")
-  module, class_name = BUILDERS[args.dataset]
-  if module.PARTS and not args.raw:
-    raise UserError(f"pgjax.prepare {args.dataset} needs --raw=DIR, the folder of its download.")
-  parts = tuple(args.parts or module.PARTS)
-  module.check(args.raw, parts)
-  tfds.disable_progress_bar()
-  for part in parts or [None]:
-    cli.say(prepared(getattr(module, class_name), args.raw, out, part))
+  out = args.out or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  folder = disk.open_folder(out, "--out")
+  how = writing.Options(args.workers, args.skip_bad_images)
+  for part in parts:
+    cli.say(writing.prepare(data, raw, folder, part, splits, how))
 
 
-def prepared(builder_class: Any, raw: str | None, out: str, part: str | None) -> str:
-  """Writes one part below `out`; returns its sizes and path."""
-  name = builder_class.name if part is None else f"{builder_class.name}/{part}"
-  sys.stderr.write(f"Preparing {name} ...\n")
-  try:
-    builder = builder_class(data_dir=out, config=part, file_format="array_record")
-    with (
-      tempfile.TemporaryDirectory() as downloads,  # Stays empty, but TFDS requires it.
-      contextlib.redirect_stdout(io.StringIO()),
-    ):
-      config = tfds.download.DownloadConfig(manual_dir=raw)
-      builder.download_and_prepare(download_dir=downloads, download_config=config)
-  except OSError as error:
-    raise UserError(f"{out} cannot be written: {error.strerror or error}.") from None
-  sizes = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
-  return f"{name}: {sizes} in {builder.data_path}"
+def _parts(data: base.DataSet, args: Any) -> list[str | None]:
+  if args.parts is not None and not data.parts:
+    raise UserError(f"{data.name} has no parts: leave --parts out.")
+  known = data.part_names()
+  return base.chosen("part", args.parts, known, known)
+
+
+def _default(data: base.DataSet, parts: list[str | None]) -> list[str]:
+  return [split for split in data.counts(parts[0]) if split not in data.extra_splits]
+
+
+def _options(data: base.DataSet, args: Any) -> dict[str, Any]:
+  given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+  if strange := [name for name in given if name not in data.options]:
+    raise UserError(f"--{strange[0]} is not an option of {data.name}.")
+  return {name: pathlib.Path(value).expanduser() for name, value in given.items()}
 
 
 if __name__ == "__main__":
-  cli.run(main, __doc__, FLAGS, config="none")
+  cli.run(main, f"{__doc__}\n{registry.help_table()}", FLAGS, config="none")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pgjax.data import images
 from pgjax.data.sources import registry
-from pgjax.datasets import chartqa
+from pgjax.datasets import base, chartqa, writing
 from pgjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -46,6 +46,7 @@ def test_prepared_data_is_read_back_unchanged(raw, tmp_path):
   done = prepare("chartqa", f"--raw={raw}", f"--out={tmp_path}", "--parts=augmented")
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith("chartqa/augmented: train 2, val 2, test 2 in ")
+  assert "train 2 of 20,901, val 2 of 960, test 2 of 1,250. Is the download" in done.stderr
   assert sorted(path.name for path in tmp_path.iterdir()) == ["chartqa", "raw"]
   spec = dict(name="chartqa/augmented", split="train+val", data_dir=str(tmp_path))
   source = registry.open(spec)
@@ -53,6 +54,7 @@ def test_prepared_data_is_read_back_unchanged(raw, tmp_path):
   assert sorted(rows) == [f"{s} question {i}" for s in ("train", "val") for i in range(2)]
   row = rows["val question 1"]
   assert (row["answer"], row["question_id"]) == ("1", 1)
+  assert row["image/filename"] == "1.png"
   assert row["image"] == (raw / "val/png/1.png").read_bytes()
 
 
@@ -72,8 +74,8 @@ def test_a_missing_part_is_named(raw, tmp_path):
   [
     (["chartqa"], "needs --raw=DIR"),
     (["chartqa", "--raw=/nowhere"], "--raw=/nowhere is not a folder"),
-    (["charts", "--raw=/nowhere"], "knows chartqa, easyvqa, not 'charts'"),
-    (["chartqa", "--raw=.", "--parts=machine"], "no part ['machine']"),
+    (["chartqq", "--raw=/nowhere"], "no data set 'chartqq'. Did you mean 'chartqa'?"),
+    (["chartqa", "--raw=.", "--parts=machine"], "no part 'machine'. There are: human, augmented."),
   ],
 )
 def test_a_mistake_is_one_sentence(args, message):
@@ -105,15 +107,16 @@ def test_charts_outside_of_the_download_are_not_copied(raw, tmp_path, name):
   rows = [dict(imgname=name.replace("{root}", str(tmp_path)), query="q", label="l")]
   (raw / "val/val_augmented.json").write_text(json.dumps(rows))
   with pytest.raises(UserError, match=r"val_augmented.json, entry 0: imgname: image .* outside of"):
-    list(chartqa._rows(raw, "val", "augmented"))  # noqa: SLF001
+    list(chartqa.DATA.rows(base.Raw(raw), "augmented", "val"))
 
 
-def test_a_chart_that_is_no_file_is_refused(raw):
+def test_a_chart_that_is_no_file_is_refused(raw, tmp_path):
   os.mkfifo(raw / "val/png/pipe.png")
   rows = [dict(imgname="pipe.png", query="q", label="l")]
   (raw / "val/val_augmented.json").write_text(json.dumps(rows))
+  how = writing.Options(workers=1)
   with pytest.raises(UserError, match=r"pipe.png cannot be read: it is a FIFO"):
-    list(chartqa._rows(raw, "val", "augmented"))  # noqa: SLF001
+    writing.prepare(chartqa.DATA, base.Raw(raw), tmp_path, "augmented", ["val"], how)
 
 
 def test_splits_and_parts_are_checked_when_read(raw, tmp_path):

@@ -1,0 +1,36 @@
+"""Which data sets does pgjax.prepare know?"""
+
+import importlib
+import pkgutil
+
+import pgjax.datasets
+from pgjax.datasets.base import DataSet
+from pgjax.errors import UserError, did_you_mean
+
+_MACHINERY = {"base", "download", "encoding", "registry", "writing"}
+
+
+def all_data_sets() -> dict[str, DataSet]:
+  """{name: data set}; a file of this package declares one as DATA, or several as a list DATA."""
+  found = {}
+  for module in pkgutil.iter_modules(pgjax.datasets.__path__):
+    if module.name in _MACHINERY:
+      continue
+    declared = getattr(importlib.import_module(f"pgjax.datasets.{module.name}"), "DATA", [])
+    for data in declared if isinstance(declared, list | tuple) else [declared]:
+      found[data.name] = data
+  return dict(sorted(found.items()))
+
+
+def find(name: str) -> DataSet:
+  """The data set of this name; raises UserError."""
+  known = all_data_sets()
+  if name not in known:
+    raise UserError(f"pgjax.prepare has no data set {name!r}.{did_you_mean(name, known)}")
+  return known[name]
+
+
+def help_table() -> str:
+  """A line for each data set."""
+  rows = all_data_sets().values()
+  return "\n".join(["data sets:", *(f"  {data.name:<16} {data.about}" for data in rows)])
