@@ -57,7 +57,7 @@ def main():
   print("| " + " | ".join(heads) + " |\n" + "| --- " * (2 + 2 * len(ways)) + "|")
   for op, method in ROWS:
     op = op.format(res=args.res)
-    prepare = parse.parse(f"decode|{op}|value_range(-1, 1)")
+    prepare = parse.parse(f"decode(precise=True)|{op}|value_range(-1, 1)")
     cells = []
     for way in ways:
       theirs = processor(args.res, method, fast=way == "torchvision")

@@ -1,12 +1,10 @@
-"""How are images decoded, resized and scaled, without TensorFlow?
+"""How are images decoded and scaled, without TensorFlow?
 
-Images are uint8 [H, W, 3] until `value_range`. Results are those of big_vision's TensorFlow ops,
-except that JPEGs are decoded with the accurate DCT (TensorFlow's default is the fast one, which
-differs by a level or two). Neither applies EXIF rotation.
+Images are uint8 [H, W, 3] until `value_range`. Results are bit-equal to those of big_vision's
+TensorFlow ops; resizing.py resizes. EXIF rotation is not applied, as there.
 """
 
 import contextlib
-import functools
 import io
 import os
 import re
@@ -14,7 +12,7 @@ import struct
 from typing import Any
 
 import numpy as np
-import scipy.sparse
+import simplejpeg
 from PIL import Image
 
 from pgjax.data import signatures
@@ -26,26 +24,58 @@ _ORIENTATION = 0x0112  # EXIF tag; 1: not rotated.
 _BITS_PER_SAMPLE = 258  # TIFF tag.
 # Pillow has many more, some of which start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+_JPEG = b"\xff\xd8\xff"
+_JPEG_MODES = ("L", "RGB", "CMYK")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # Pillow refuses those above 1 MiB.
 _ALMOST_BLACK = 15  # Of 255: the brightest of 12 bits in a type of 16.
 _DIM = 64
 
 
-def decode(encoded: bytes) -> np.ndarray:
+def decode(encoded: bytes, *, precise: bool = False) -> np.ndarray:
   """Bytes of one of FORMATS -> uint8 [H, W, 3]; first frame, grey tripled, alpha dropped.
+
+  A JPEG is decoded with libjpeg's fast integer DCT, TensorFlow's default. `precise` takes the
+  accurate one, as Pillow and Hugging Face do: 78% of values differ, by up to 6 levels.
 
   The size is read from the header and refused above MAX_PIXELS before any pixel is decoded. Samples
   of 16 bits are scaled by their type, and so are floats from 0 to 1; other deep types are refused.
   """
   with _opened(encoded) as image:
-    return _pixels(image)
+    is_jpeg = encoded.startswith(_JPEG) and image.mode in _JPEG_MODES
+    if precise or not is_jpeg:
+      return _pixels(image)
+    return _fast_jpeg(encoded, image)
+
+
+def _fast_jpeg(encoded: bytes, image: Image.Image) -> np.ndarray:
+  """uint8 [H, W, 3] of a JPEG that Pillow has opened; raises Pillow's errors."""
+  colours = "CMYK" if image.mode == "CMYK" else "RGB"
+  try:
+    pixels = simplejpeg.decode_jpeg(encoded, colours, fastdct=True)
+  except ValueError:
+    accurate = _pixels(image)  # Raises if pixels are missing.
+    try:
+      pixels = simplejpeg.decode_jpeg(encoded, colours, fastdct=True, strict=False)
+    except ValueError:
+      return accurate  # A kind of JPEG that simplejpeg cannot read.
+  return pixels if colours == "RGB" else _without_black(pixels, image)
+
+
+def _without_black(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+  """RGB of CMYK as in TensorFlow: Adobe's files have inverted inks."""
+  inks = pixels.astype(np.int32)
+  if "adobe" not in image.info:
+    inks = 255 - inks
+  return (inks[:, :, :3] * inks[:, :, 3:] // 255).astype(np.uint8)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
   """uint8 [H, W, 3] of a Pillow image."""
   is_deep = _is_deep(image)
-  if _is_deep_grey(image):
+  if image.format == "GIF":
+    pixels = _gif_pixels(image)
+  elif _is_deep_grey(image):
     pixels = np.repeat(_grey_levels(image)[:, :, None], 3, axis=2)
   else:
     pixels = np.array(image.convert("RGB"))
@@ -55,6 +85,14 @@ def _pixels(image: Image.Image) -> np.ndarray:
       " 12 bits do in such a file, so it would be almost black; scale it to the whole range, or"
       " store it with 8 bits"
     )
+  return pixels
+
+
+def _gif_pixels(image: Image.Image) -> np.ndarray:
+  """The first frame; black where it is transparent, as in TensorFlow."""
+  pixels = np.array(image.convert("RGB"))
+  if image.mode in ("P", "L"):
+    pixels[np.asarray(image) == image.info.get("transparency", -1)] = 0
   return pixels
 
 
@@ -188,93 +226,6 @@ def _too_large(pixels: str) -> str:
     f"the image declares {pixels} pixels, more than the {MAX_PIXELS:,} that are decoded; "
     "shrink or remove it"
   )
-
-
-def resize(image: np.ndarray, height: int, width: int, *, antialias: bool) -> np.ndarray:
-  """Bilinear [H, W, C] -> [height, width, C] of the same dtype, as in tf.image.resize.
-
-  Computed in float32, clipped to the dtype's range, and truncated, not rounded, to an integer
-  dtype. An image of that size is returned unchanged.
-  """
-  if image.shape[:2] == (height, width):
-    return image
-  resized = (_antialiased if antialias else _interpolated)(image, height, width)
-  if image.dtype == np.float32:
-    return resized
-  if np.issubdtype(image.dtype, np.integer):
-    limits = np.iinfo(image.dtype)
-    np.clip(resized, limits.min, limits.max, out=resized)
-  return resized.astype(image.dtype)
-
-
-def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-  """uint8 [H, W, 3] -> uint8 [height, width, 3] by Pillow's bicubic filter.
-
-  Bit-equal to Hugging Face's processors without torchvision; it antialiases and rounds, where
-  `resize` truncates. An image of that size is returned unchanged.
-  """
-  if image.dtype != np.uint8:
-    raise UserError(
-      f"bicubic resizing takes the uint8 pixels from decode, not {image.dtype}; put resize"
-      " before value_range."
-    )
-  if image.shape[:2] == (height, width):
-    return image
-  return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _interpolated(image, height, width):
-  """Half-pixel centres and two neighbours per axis, even when shrinking, so it aliases."""
-  top, bottom, down = _neighbours(image.shape[0], height)
-  left, right, across = _neighbours(image.shape[1], width)
-  across = across[:, None]
-
-  def rows(index):
-    picked = image[index]
-    from_left = picked[:, left].astype(np.float32)
-    return from_left + (picked[:, right].astype(np.float32) - from_left) * across
-
-  upper = rows(top)
-  return upper + (rows(bottom) - upper) * down[:, None, None]
-
-
-@functools.lru_cache(maxsize=512)
-def _neighbours(size_in: int, size_out: int):
-  """Lower and upper source index of each output, and the float32 weight of the upper one."""
-  half, scale = np.float32(0.5), np.float32(size_in / size_out)
-  centre = (np.arange(size_out, dtype=np.float32) + half) * scale - half
-  floor = np.floor(centre)
-  lower = np.maximum(floor.astype(np.int64), 0)
-  upper = np.minimum(np.ceil(centre).astype(np.int64), size_in - 1)
-  return lower, upper, centre - floor
-
-
-def _antialiased(image, height, width):
-  """Triangle filter as wide as the shrinking factor, first over rows, then over columns."""
-  size_in_y, size_in_x, channels = image.shape
-  flat = image.reshape(size_in_y, size_in_x * channels).astype(np.float32)
-  rows = (_triangle_weights(size_in_y, height) @ flat).reshape(height, size_in_x, channels)
-  flat = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(size_in_x, height * channels)
-  columns = (_triangle_weights(size_in_x, width) @ flat).reshape(width, height, channels)
-  return np.ascontiguousarray(columns.transpose(1, 0, 2))
-
-
-@functools.lru_cache(maxsize=512)
-def _triangle_weights(size_in: int, size_out: int) -> scipy.sparse.csr_array:
-  """float32 [size_out, size_in]; each row sums to 1, also at the borders."""
-  half, one = np.float32(0.5), np.float32(1)
-  scale = np.float32(size_in / size_out)
-  widening = max(scale, one)  # Enlarging does not widen.
-  centre = (np.arange(size_out, dtype=np.float32)[:, None] + half) * scale
-  first = np.maximum(np.ceil(centre - widening - half), 0).astype(np.int32)
-  last = np.minimum(np.floor(centre + widening - half), size_in - 1).astype(np.int32)
-  source = first + np.arange((last - first).max() + 1, dtype=np.int32)
-  distance = np.abs((source.astype(np.float32) + half - centre) / widening)
-  weight = np.maximum(one - distance, np.float32(0)) * (source <= last)
-  weight *= one / np.cumsum(weight, axis=1)[:, -1:]
-  starts = np.arange(0, source.size + 1, source.shape[1], dtype=np.int32)
-  source = np.minimum(source, size_in - 1)  # Zero weights beyond `last`.
-  return scipy.sparse.csr_array((weight.ravel(), source.ravel(), starts), (size_out, size_in))
 
 
 def value_range(image: np.ndarray, vmin, vmax, in_min, in_max) -> np.ndarray:

@@ -7,7 +7,7 @@ decoded mask is resized into its box, with edges rounded down, and is inside whe
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pgjax.data import images
+from pgjax.data import images, resizing
 from pgjax.errors import UserError
 
 SIZE = 64
@@ -28,7 +28,7 @@ def crop(mask_HW: np.ndarray, box) -> np.ndarray:
       f" {height} x {width}"
     )
   scale = 1.0 if cut.dtype == bool else 255.0
-  resized = images.resize(cut[:, :, None].astype(np.float32), SIZE, SIZE, antialias=True)
+  resized = resizing.resize(cut[:, :, None].astype(np.float32), SIZE, SIZE, antialias=True)
   return resized[:, :, 0] / np.float32(scale)
 
 

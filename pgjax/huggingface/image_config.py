@@ -20,6 +20,7 @@ FILES = ("preprocessor_config.json", "processor_config.json")
 METHODS = dict(  # Value of --resize -> how `resize` is written after the size.
   bicubic=', method="bicubic"', antialias=", antialias=True", bilinear=""
 )
+_PRECISE = "decode(precise=True)"
 _RESAMPLE = {2: "antialias", 3: "bicubic"}  # Pillow's numbers; it always antialiases.
 _NAMES = {0: "nearest", 1: "Lanczos", 4: "box", 5: "Hamming"}
 _Level = Number | Annotated[list[Number], Meta(min_length=1, max_length=4)]
@@ -66,10 +67,11 @@ class Images(NamedTuple):
   low: float = -1.0
   high: float = 1.0
   origin: str = "the checkpoint"  # For messages.
+  precise: bool = False  # JPEGs are decoded with the accurate DCT, as Hugging Face does.
 
   def pp(self, res: int) -> str:
     """The ops for images of this size."""
-    return f"decode|{self.short(res)}"
+    return f"{_PRECISE if self.precise else 'decode'}|{self.short(res)}"
 
   def short(self, res: Any = "res") -> str:
     """Only those of size and values."""
@@ -149,7 +151,7 @@ def _images_of(fields: Mapping[str, Any], res: int | None, path: pathlib.Path) -
   low, high = (round((value * factor - mean) / std, 9) for value in (0, 255))
   if not (low < high and max(-low, high) <= 1e6):
     refuse("image_std", "a positive number that keeps values below 1e6")
-  return Images(method, low, high, str(path))
+  return Images(method, low, high, str(path), precise=True)
 
 
 def _listed(level: Any) -> list[float]:
@@ -169,7 +171,12 @@ def of_pp(pp: str, origin: str) -> Images | None:
   if (values.get("in_min", 0), values.get("in_max", 255)) != (0, 255) or low >= high:
     return None
   method = "antialias" if resize.get("antialias") else "bilinear"
-  return Images("bicubic" if resize.get("method") == "bicubic" else method, low, high, origin)
+  if resize.get("method", "bilinear") != "bilinear":
+    if resize["method"] != "bicubic" or resize.get("antialias"):
+      return None
+    method = "bicubic"
+  precise = "decode" not in calls or calls["decode"].bound.arguments.get("precise", False)
+  return Images(method, low, high, origin, precise)
 
 
 def differences(images: Callable[[], Images | None], pps: Iterable[str]) -> list[str]:
@@ -181,34 +188,48 @@ def differences(images: Callable[[], Images | None], pps: Iterable[str]) -> list
   notes = {}
   for pp in pps:
     ours = of_pp(pp, "")
-    if theirs and ours and theirs[:3] != ours[:3]:
+    if theirs and ours and _way(theirs) != _way(ours):
       notes[ours] = (
-        f"{theirs.origin} prepares images as {theirs.short()}, and this config as {ours.short()}:"
-        " answers are better with the way that the weights were trained with."
+        f"{theirs.origin} prepares images as {theirs.pp('res')}, and this config as"
+        f" {ours.pp('res')}: answers are better with the way that the weights were trained with."
       )
   return list(notes.values())
+
+
+def _way(images: Images) -> tuple:
+  """What changes answers; a folder that pgjax wrote does not name its DCT, unless it is bicubic."""
+  return (*images[:3], images.precise and images.method == "bicubic")
 
 
 def of_method(method: str) -> Images:
   """The usual range of values, with a method of METHODS."""
   if method not in METHODS:
     raise UserError(f"--resize={method} must be one of {', '.join(METHODS)}.")
-  return Images(method)
+  return Images(method, precise=method == "bicubic")
 
 
 def with_method(pp: str, method: str) -> str:
-  """The ops with every `resize` done by this method of METHODS, in the same size."""
-  of_method(method)
+  """The ops with every `resize` by this method of METHODS, in the same size, and its `decode`."""
+  precise = of_method(method).precise
   parts, resized = [], 0
   for call in call_syntax.parse(pp, parse.OPS, "pp"):
-    if call.name != "resize":
-      parts.append(call.written)
-      continue
     given = dict(call.bound.arguments)
-    kept = {n: v for n, v in given.items() if n not in ("size", "method", "antialias")}
-    more = "".join(f", {name}={value!r}" for name, value in kept.items())
-    parts.append(f"resize({given['size']}{METHODS[method]}{more})")
-    resized += 1
+    if call.name == "decode":
+      given = {n: v for n, v in given.items() if n != "precise"} | (
+        {"precise": True} if precise else {}
+      )
+      parts.append(f"decode({_written(given)})" if given else "decode")
+    elif call.name == "resize":
+      kept = {n: v for n, v in given.items() if n not in ("size", "method", "antialias")}
+      more = f", {_written(kept)}" if kept else ""
+      parts.append(f"resize({given['size']}{METHODS[method]}{more})")
+      resized += 1
+    else:
+      parts.append(call.written)
   if not resized:
     raise UserError(f"--resize={method}: the image ops of this checkpoint have no resize: {pp}.")
   return "|".join(parts)
+
+
+def _written(arguments: Mapping[str, Any]) -> str:
+  return ", ".join(f"{name}={value!r}" for name, value in arguments.items())

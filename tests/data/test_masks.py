@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax.data import images, masks
+from pgjax.data import masks, resizing
 from pgjax.errors import UserError
 
 
@@ -17,7 +17,7 @@ def test_a_crop_is_the_box_with_rounded_edges_resized_with_antialiasing():
   mask = np.random.default_rng(0).integers(0, 2, (50, 70)).astype(bool)
   box = (0.23, 0.1, 0.93, 0.95)  # Rows 11.5 to 46.5 (both to even), columns 7 to 66.5.
   whole = mask[12:46, 7:66, None].astype(np.float32)
-  reference = images.resize(whole, 64, 64, antialias=True)[:, :, 0]
+  reference = resizing.resize(whole, 64, 64, antialias=True)[:, :, 0]
   np.testing.assert_allclose(masks.crop(mask, box), reference, atol=1e-6)
   as_bytes = masks.crop(mask.astype(np.uint8) * 255, box)
   np.testing.assert_allclose(as_bytes, reference, atol=1e-6)

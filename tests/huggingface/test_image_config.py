@@ -39,10 +39,10 @@ def folder(tmp_path):
 @pytest.mark.parametrize("name", image_config.FILES)
 def test_the_resampling_of_both_files_is_read(folder, name):
   assert image_config.read(folder(name), 32).pp(32) == (
-    'decode|resize(32, method="bicubic")|value_range(-1, 1)'
+    'decode(precise=True)|resize(32, method="bicubic")|value_range(-1, 1)'
   )
   assert image_config.read(folder(name, resample=2), 32).pp(32) == (
-    "decode|resize(32, antialias=True)|value_range(-1, 1)"
+    "decode(precise=True)|resize(32, antialias=True)|value_range(-1, 1)"
   )
 
 
@@ -100,6 +100,9 @@ def test_files_that_disagree_are_named(folder):
 def test_ops_become_settings_and_settings_ops():
   for images in (Images("bicubic"), Images("antialias"), Images("bicubic", 0.0, 1.0)):
     assert image_config.of_pp(images.pp(224), "x")[:3] == images[:3]
+    precise = images._replace(precise=True)
+    assert image_config.of_pp(precise.pp(224), "x").precise
+    assert not image_config.of_pp(images.pp(224), "x").precise
   assert image_config.of_pp("decode|resize(8)|value_range(-1, 1)|keep('image')", "x").method == (
     "bilinear"
   )
@@ -113,7 +116,9 @@ def test_a_method_replaces_that_of_every_resize(method):
   again = image_config.with_method(pp, method)
   resize = again.split("|")[1]
   assert resize == f"resize((8, 16){image_config.METHODS[method]}, key='image')"
-  assert again.replace(resize, "") == pp.replace(pp.split("|")[1], "")
+  decode = "decode(precise=True)" if method == "bicubic" else "decode"
+  assert again == f"{decode}|{resize}|flip_lr|value_range(-1, 1)"
+  assert image_config.with_method(again, "bilinear").startswith("decode|")
 
 
 def test_an_unknown_method_is_an_error():
@@ -126,10 +131,15 @@ def test_an_unknown_method_is_an_error():
 def test_ops_that_differ_from_a_folder_are_reported_once(folder):
   read = lambda: image_config.read(folder())  # noqa: E731
   same, other = 'resize(32, method="bicubic")|value_range(-1, 1)', "resize(32)|value_range(-1, 1)"
+  antialias = "decode|resize(32, antialias=True)|value_range(-1, 1)"
   assert image_config.differences(read, [same]) == []
   [note] = image_config.differences(read, [same, other, other])
   assert (
-    'as resize(res, method="bicubic")|value_range(-1, 1), and this config as resize(res)' in note
+    'as decode(precise=True)|resize(res, method="bicubic")|value_range(-1, 1), and this config as'
+    " decode(precise=True)|resize(res)" in note
   )
+  [note] = image_config.differences(read, [f"decode|{same}"])
+  assert note.count("precise=True") == 1
+  assert image_config.differences(lambda: image_config.read(folder(resample=2)), [antialias]) == []
   [note] = image_config.differences(lambda: image_config.read(folder(resample=0)), [other])
   assert "resample is 0" in note

@@ -198,7 +198,7 @@ def pixels(folder, paths, res, op, **arguments):
   """Our pixels and those of the processor without torchvision, one image after another."""
   write(folder, tokenizer.load("tiny"), res=res, **arguments)
   processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
-  prepare = parse.parse(f"decode|{op}|value_range(-1, 1)")
+  prepare = parse.parse(f"decode(precise=True)|{op}|value_range(-1, 1)")
   for path in paths:
     theirs = processor(Image.open(path), return_tensors="np")["pixel_values"][0]
     yield prepare({"image": path.read_bytes()})["image"], theirs.transpose(1, 2, 0)

@@ -4,12 +4,14 @@ Every op reads `inkey` and writes `outkey` (`key` is both; "image" by default), 
 or a list of images (frames), which all get the same random change.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Annotated, Literal, Unpack
 
 import numpy as np
 
 from pgjax.call_syntax import Between
-from pgjax.data import images
+from pgjax.data import images, resizing
 from pgjax.data.pp import text_ops
 from pgjax.data.pp.text_ops import Route, routed
 from pgjax.errors import UserError
@@ -18,6 +20,7 @@ _Side = Annotated[int, Between(1, 2048)]
 _Size = _Side | tuple[_Side, _Side]
 _Probability = Annotated[float, Between(0, 1)]
 _Percent = Annotated[float, Between(0, 100, but_not=(0,))]
+_Method = Literal["bicubic", *resizing.METHODS]
 _Level = Annotated[float, Between(-1e6, 1e6)]
 _Levels = _Level | tuple[_Level, _Level, _Level]  # Per channel.
 
@@ -64,25 +67,31 @@ def _random_image_op(draw, route):
 
 
 def decode(channels: Literal[3] = 3, precise: bool = False, **route: Unpack[Route]):
-  """Encoded bytes -> uint8 [H, W, 3]; see images.decode. JPEGs are always decoded precisely."""
-  del channels, precise
-  return _image_op(images.decode, route, takes=bytes)
+  """Encoded bytes -> uint8 [H, W, 3]; see images.decode.
+
+  `precise` decodes JPEGs as Pillow and Hugging Face's processors do, else they are TensorFlow's.
+  """
+  del channels
+  return _image_op(functools.partial(images.decode, precise=precise), route, takes=bytes)
 
 
 def resize(
-  size: _Size,
-  method: Literal["bilinear", "bicubic"] = "bilinear",
-  antialias: bool = False,
-  **route: Unpack[Route],
+  size: _Size, method: _Method = "bilinear", antialias: bool = False, **route: Unpack[Route]
 ):
   """Resizes to a square of `size` or to (height, width), without preserving the aspect ratio.
 
-  "bilinear" is big_vision's; "bicubic" is Hugging Face's, which is always antialiased.
+  Bit-equal to TensorFlow, except "bicubic" without antialias=True: that is Hugging Face's, which
+  always antialiases and rounds. TensorFlow's bicubic without antialiasing is "keyscubic".
   """
+  return _image_op(_resizer(size, method, antialias), route)
+
+
+def _resizer(size, method: str, antialias: bool) -> Callable[[np.ndarray], np.ndarray]:
   height, width = _pair(size)
-  if method == "bicubic":
-    return _image_op(lambda image: images.resize_bicubic(image, height, width), route)
-  return _image_op(lambda image: images.resize(image, height, width, antialias=antialias), route)
+  if method == "bicubic" and not antialias:
+    return lambda image: resizing.resize_pillow_bicubic(image, height, width)
+  method = "keyscubic" if method == "bicubic" else method
+  return lambda image: resizing.resize(image, height, width, antialias=antialias, method=method)
 
 
 def value_range(
@@ -170,7 +179,7 @@ def inception_crop(
   size: _Size | None = None,
   area_min: _Percent = 5,
   area_max: _Percent = 100,
-  method: Literal["bilinear"] = "bilinear",
+  method: _Method = "bilinear",
   antialias: bool = False,
   **route: Unpack[Route],
 ):
@@ -178,7 +187,6 @@ def inception_crop(
 
   As in big_vision, with other random draws. After 100 misfits the whole image is used.
   """
-  del method
   if area_min > area_max:
     raise UserError(f"area_min={area_min} must not be above area_max={area_max}.")
 
@@ -187,7 +195,7 @@ def inception_crop(
 
     def change(image):
       window = image[top : top + height, left : left + width]
-      return window if size is None else images.resize(window, *_pair(size), antialias=antialias)
+      return window if size is None else _resizer(size, method, antialias)(window)
 
     return change
 
