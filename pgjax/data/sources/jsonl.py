@@ -6,16 +6,10 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pgjax.data import signatures
-from pgjax.data.sources import files, foreign_rows
+from pgjax.data.sources import files, foreign_rows, row_files
 from pgjax.errors import UserError
-from pgjax.formats import input_files, typed_json
 
 log = logging.getLogger("pgjax")
-
-_WANTED = (
-  'each line is one JSON object such as {"image": "a.png", "prefix": "...", "suffix": "..."}'
-)
 
 
 class Jsonl:
@@ -31,11 +25,11 @@ class Jsonl:
     if fopen_keys is not None:  # big_vision's name for root.
       root = fopen_keys["image"] if isinstance(fopen_keys, Mapping) else root
     self.root = os.path.abspath(os.path.expanduser(root or os.path.dirname(self.fname)))
-    self._unit = "line"
+    self._file = row_files.RowFile(self.fname)
     self._adapted: collections.Counter[str] = collections.Counter()
     rows = list(self._read())[start:stop]
     if not rows:
-      raise UserError(f"{self.fname} has no examples; {_WANTED}.")
+      raise UserError(f"{self.fname} has no examples; {row_files.WANTED}.")
     if self._adapted:
       counts = ", ".join(f"{what} ({count:,})" for what, count in self._adapted.items())
       log.warning("%s, of %d rows: %s.", self.fname, len(rows), counts)
@@ -70,10 +64,7 @@ class Jsonl:
     files.check_present(self.root, paths)
 
   def _line(self, i):
-    return self._at(self._numbers[i])
-
-  def _at(self, number):
-    return f"{self.fname}, {self._unit} {number}"
+    return self._file.at(self._numbers[i])
 
   def _check_image_ids(self):
     """Raises if one `image_id` has different images: their rows would be scored as one image."""
@@ -87,44 +78,21 @@ class Jsonl:
         )
 
   def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
-    data = files.file_bytes(self.fname, most=input_files.MAX_TEXT_BYTES)
-    if kind := signatures.of(data):
-      raise UserError(f"{self.fname} is {kind.name}; {_WANTED}{kind.as_rows}.")
-    text = typed_json.text(data, self.fname)
-    del data
-    if text.lstrip()[:1] == "[" and (rows := _whole_list(text)) is not None:
-      self._unit = "entry"
-      for number, row in enumerate(rows, 1):
-        typed = typed_json.check(row, dict[str, Any], self._at(number), _bad_line)
-        yield number, self._checked(typed, self._at(number))
-      return
-    for number, line in enumerate(text.split("\n"), 1):
-      if line.strip():
-        row = typed_json.decode(line, dict[str, Any], self._at(number), _bad_line)
-        yield number, self._checked(row, self._at(number))
+    for number, row in self._file:
+      yield number, self._checked(row, self._file.at(number))
 
   def _checked(self, row, where) -> dict[str, Any]:
-    if {"images", "annotations"} <= row.keys():
-      raise UserError(f"{where} is a whole COCO file: name it as dict(name='coco', fname=...).")
     row, notes = foreign_rows.adapted(row, where)
     self._adapted.update(notes)
     images = row.get("image")
+    if images is None and isinstance(row.get("video"), str):
+      raise UserError(
+        f"{where} names a video: read the file as dict(name='video', fname=..., num_frames=...)."
+      )
     if images == [] or not all(isinstance(image, str) and image for image in _listed(images)):
       raise UserError(f"{where}: 'image' must be a file name (or a list of them), not {images!r}.")
     return row
 
 
-def _whole_list(text: str) -> list | None:
-  """The rows of a file that is one JSON list; None if it is not."""
-  try:
-    return typed_json.decode(text, list[Any], "")
-  except UserError:
-    return None
-
-
 def _listed(images) -> list:
   return images if isinstance(images, list) else [images]
-
-
-def _bad_line(message: str) -> UserError:
-  return UserError(f"{message} {_WANTED[0].upper()}{_WANTED[1:]}.")
