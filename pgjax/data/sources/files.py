@@ -95,7 +95,7 @@ def _respelled(root, name, where, folders, field) -> tuple[str, str]:
   if _URL.match(name):
     raise UserError(
       f"{where} {name[:80]!r} is a URL; nothing is downloaded: store it below {root} and write the"
-      " name of the file."
+      " name of the file, or allow it with allow_urls=True in the data's entry."
     )
   for spelling, how in _spellings(name):
     for form, form_how in ((str, ""), (_composed, "Unicode form"), (_folded, "case")):

@@ -22,18 +22,18 @@ _MAX_CELL = 16 << 20  # Characters of one cell of a CSV file.
 class RowFile:
   """The rows of a file, iterated over once: (number, row); `unit` is "line" or "entry" then."""
 
-  def __init__(self, fname: str):
+  def __init__(self, fname: str, *, as_csv: bool = False):
     self.fname, self.unit = fname, "line"
+    self._as_csv = as_csv or fname.lower().endswith((".csv", ".tsv"))
 
   def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
     data = files.file_bytes(self.fname, most=input_files.MAX_TEXT_BYTES)
-    as_csv = self.fname.lower().endswith((".csv", ".tsv"))
     if kind := signatures.of(data):
-      wanted = "a CSV file is text" if as_csv else WANTED
+      wanted = "a CSV file is text" if self._as_csv else WANTED
       raise UserError(f"{self.fname} is {kind.name}; {wanted}{kind.as_rows}.")
     text = typed_json.text(data, self.fname)
     del data
-    yield from self._csv(text) if as_csv else self._json(text)
+    yield from self._csv(text) if self._as_csv else self._json(text)
 
   def at(self, number: int) -> str:
     """File and line."""
