@@ -44,6 +44,7 @@ IMPORT_DOORS = {
   "huggingface_hub": {"huggingface/hub"},
   "tensorstore": {"checkpoints/orbax_params"},
   "tensorboardX": {"training/run_log"},
+  "av": {"data/video"},
   "gradio": {"demo"},
   "sentencepiece": {"data/sentencepiece_model"},
   "grain": {"data"},

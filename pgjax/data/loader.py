@@ -73,7 +73,7 @@ class Loader:
   def __call__(self, position: int, index: int) -> LoadedRow:
     """Reads, preprocesses and packs an example; errors name file and line."""
     with naming(self.part.source.where(index)):
-      row = self.part.source[index]
+      row = self._read(position, index)
       example = self._start(row, position, index)
       self._note(image_size.check(example), index)
       example = notes.without_image_word(self.ops(self.decode(example)))
@@ -100,6 +100,16 @@ class Loader:
     _, num_tokens, room = self._pack(example, row)
     return example, num_tokens, room
 
+  def _read(self, position: int, index: int) -> dict:
+    """The raw example; of a source that draws parts of it, a random one for each epoch."""
+    source = self.part.source
+    if not hasattr(source, "sample"):
+      return source[index]
+    return source.sample(index, self._random_seed(position, index))
+
+  def _random_seed(self, position: int, index: int) -> tuple[int, int, int, int]:
+    return self.seed, self.name_hash, index, position // len(self.part.source)
+
   def _start(self, example, position, index):
     for name in () if isinstance(self.part.source, InMemory) else example.keys() - _FOR_NOTES:
       if name.startswith("_") or name in RESERVED:
@@ -107,9 +117,8 @@ class Loader:
           f"a column is called {name!r}; pgjax uses this name itself, {', '.join(RESERVED)} and all"
           " that begin with an underscore; rename it"
         )
-    epoch = position // len(self.part.source)
-    seed = (self.seed, self.name_hash, index, epoch)
-    return {**example, "_epoch": epoch, "_seed": seed, "_folder": self.folder}
+    seed = self._random_seed(position, index)
+    return {**example, "_epoch": seed[-1], "_seed": seed, "_folder": self.folder}
 
   def _pack(self, example, row) -> prefix_lm.Packed:
     text_len = self.layout.text_len

@@ -5,13 +5,14 @@ opened. A thread of its own reads for each caller, so that a disk or network sha
 answer ends in an error after WAIT_SECONDS, instead of a thread that never returns.
 """
 
+import contextlib
 import os
 import pathlib
 import queue
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from pgjax.errors import UserError
@@ -143,6 +144,15 @@ def _opened(path: str) -> BinaryIO:
   return open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", 0)
 
 
+@contextlib.contextmanager
+def opened(path: str | os.PathLike, *, most: int = MAX_BYTES) -> Iterator[BinaryIO]:
+  """A regular file of up to `most` bytes, for seeking in it; raises OSError as `read` does."""
+  _check(os.stat(path), most)
+  with _opened(os.fspath(path)) as file:
+    _check(os.fstat(file.fileno()), most)
+    yield file
+
+
 def check_regular(info: os.stat_result) -> None:
   """Raises OSError for what is no file, before it is opened."""
   if not stat.S_ISREG(info.st_mode):
@@ -174,7 +184,13 @@ def _names(folder: str, alive: Callable) -> list[str]:
 
 
 def inside(
-  root: str, name: str, where: str, field: str | None = None, *, links: bool = True
+  root: str,
+  name: str,
+  where: str,
+  field: str | None = None,
+  *,
+  links: bool = True,
+  what: str = "image",
 ) -> str:
   """The path of `name` below `root`; raises if it is outside of it.
 
@@ -182,15 +198,15 @@ def inside(
   """
   path = below(root, name) or below(os.path.realpath(root), name)  # Absolute names have either.
   if path is None:
-    advice = f", or set {field}= to the folder of the images" if field else ""
+    advice = f", or set {field}= to the folder of the {what}s" if field else ""
     raise UserError(
-      f"{where}: image {name!r} is outside of {root}; paths must be below the folder of the file"
+      f"{where}: {what} {name!r} is outside of {root}; paths must be below the folder of the file"
       f"{advice}."
     )
   if not links:
     real, real_root = os.path.realpath(path), os.path.realpath(root)
     if os.path.commonpath([real_root, real]) != real_root:
-      raise UserError(f"{where}: image {name!r} is a link to {real}, outside of {root}.")
+      raise UserError(f"{where}: {what} {name!r} is a link to {real}, outside of {root}.")
   return path
 
 

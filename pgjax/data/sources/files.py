@@ -25,7 +25,12 @@ _MAX_SUGGESTED = 20_000  # Names of a folder that are searched for a similar one
 
 
 def locate(
-  root: str, named: Iterable[tuple[str, str]], source: str, *, field: str = "root"
+  root: str,
+  named: Iterable[tuple[str, str]],
+  source: str,
+  *,
+  field: str = "root",
+  what: str = "image",
 ) -> list[str]:
   """The path below `root` of each (name, start of the error), whether the file exists or not.
 
@@ -37,7 +42,7 @@ def locate(
   example = ""
   for name, where in named:
     if (path := _exact(root, name, folders)) is None:
-      path, how = _respelled(root, name, where, folders, field)
+      path, how = _respelled(root, name, f"{where}: {what}", folders, field)
       if how:
         respelled[how] += 1
         example = example or f"{_shown(os.path.relpath(path, root))} for {_shown(name)}"
@@ -45,9 +50,9 @@ def locate(
   if respelled:
     kinds = ", ".join(f"{count:,} by {how}" for how, count in respelled.most_common())
     log.warning(
-      "%s: %d of %d images have another name on the disk (%s), such as %s; exactly one file matches"
+      "%s: %d of %d %ss have another name on the disk (%s), such as %s; exactly one file matches"
       " each.",
-      *(source, respelled.total(), len(paths), kinds, example),
+      *(source, respelled.total(), len(paths), what, kinds, example),
     )
   return paths
 
@@ -89,8 +94,8 @@ def _respelled(root, name, where, folders, field) -> tuple[str, str]:
   """(path, what differs), or (path of a missing file, "")."""
   if _URL.match(name):
     raise UserError(
-      f"{where}: image {name[:80]!r} is a URL; nothing is downloaded: store the image below {root}"
-      " and write the name of the file."
+      f"{where} {name[:80]!r} is a URL; nothing is downloaded: store it below {root} and write the"
+      " name of the file, or allow it with allow_urls=True in the data's entry."
     )
   for spelling, how in _spellings(name):
     for form, form_how in ((str, ""), (_composed, "Unicode form"), (_folded, "case")):
@@ -98,12 +103,13 @@ def _respelled(root, name, where, folders, field) -> tuple[str, str]:
       if len(matching) > 1:
         shown = ", ".join(_shown(os.path.relpath(path, root)) for path in sorted(matching)[:3])
         raise UserError(
-          f"{where}: image {name!r} is not in {root}, and several files differ from it only in"
+          f"{where} {name!r} is not in {root}, and several files differ from it only in"
           f" their {form_how}: {shown}; write the name of one of them."
         )
       if matching:
         return matching[0], " and ".join(filter(None, (how, form_how)))
-  return input_files.inside(root, name, where, field), ""
+  before, _, what = where.rpartition(": ")
+  return input_files.inside(root, name, before, field, what=what), ""
 
 
 def _spellings(name: str) -> Iterator[tuple[str, str]]:
@@ -147,7 +153,13 @@ def _folded(name: str) -> str:
   return _composed(_composed(name).casefold())
 
 
-def check_present(root: str, paths: Iterable[tuple[str, str]]) -> None:
+def present(paths: Iterable[str]) -> set[str]:
+  """Those that exist; lists each folder only once."""
+  folders = _Folders()
+  return {path for path in paths if os.path.basename(path) in folders.names(os.path.dirname(path))}
+
+
+def check_present(root: str, paths: Iterable[tuple[str, str]], *, what: str = "image") -> None:
   """Raises for the first missing (path, start of the error); lists each folder only once."""
   folders = _Folders()
   for path, where in paths:
@@ -157,4 +169,4 @@ def check_present(root: str, paths: Iterable[tuple[str, str]]) -> None:
       hint = (
         f" Did you mean {os.path.relpath(os.path.join(folder, near[0]), root)!r}?" if near else ""
       )
-      raise UserError(f"{where}: image {os.path.relpath(path, root)!r} is not in {root}.{hint}")
+      raise UserError(f"{where}: {what} {os.path.relpath(path, root)!r} is not in {root}.{hint}")

@@ -1,130 +1,45 @@
-"""Which examples are in a JSONL file and its folder of images?"""
+"""Which examples are in a JSONL file, or a JSON list, and its folder of images?"""
 
-import collections
-import logging
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-from pgjax.data import signatures
-from pgjax.data.sources import files, foreign_rows
-from pgjax.errors import UserError
-from pgjax.formats import input_files, typed_json
-
-log = logging.getLogger("pgjax")
-
-_WANTED = (
-  'each line is one JSON object such as {"image": "a.png", "prefix": "...", "suffix": "..."}'
-)
+from pgjax.data.sources import row_files, table
+from pgjax.data.sources.columns import Columns
 
 
-class Jsonl:
+class Jsonl(table.Table):
   """One JSON object a line; `image` is a file or a list of them; `start` and `stop` select rows.
 
   A JSON list of such objects is read too, and rows of other programs with one meaning
-  (foreign_rows.py).
+  (foreign_rows.py). image, prefix, suffix, id: the columns with these, if their names differ.
   """
 
-  def __init__(self, fname, root=None, fopen_keys=None, split=None, start=None, stop=None):
+  def __init__(
+    self,
+    fname,
+    root=None,
+    fopen_keys=None,
+    split=None,
+    start=None,
+    stop=None,
+    image=None,
+    prefix=None,
+    suffix=None,
+    id=None,
+    allow_urls=False,
+    multi_turn="refuse",
+  ):
     del split  # big_vision's configs may have one; a file is its own split.
-    self.fname = os.path.expanduser(fname)
-    if fopen_keys is not None:  # big_vision's name for root.
-      root = fopen_keys["image"] if isinstance(fopen_keys, Mapping) else root
-    self.root = os.path.abspath(os.path.expanduser(root or os.path.dirname(self.fname)))
-    self._unit = "line"
-    self._adapted: collections.Counter[str] = collections.Counter()
-    rows = list(self._read())[start:stop]
-    if not rows:
-      raise UserError(f"{self.fname} has no examples; {_WANTED}.")
-    if self._adapted:
-      counts = ", ".join(f"{what} ({count:,})" for what, count in self._adapted.items())
-      log.warning("%s, of %d rows: %s.", self.fname, len(rows), counts)
-    self._numbers, self._rows = zip(*rows, strict=True)
-    names = [_listed(row["image"]) for row in self._rows]
-    named = ((name, self._line(i)) for i, group in enumerate(names) for name in group)
-    paths = iter(files.locate(self.root, named, self.fname))
-    self._paths = [[next(paths) for _ in group] for group in names]
-    self._check_image_ids()
-
-  def __len__(self):
-    return len(self._rows)
-
-  def __getitem__(self, i):
-    example = self.texts(i)
-    encoded = [files.file_bytes(path) for path in self._paths[i]]
-    example["image"] = encoded if isinstance(example["image"], list) else encoded[0]
-    return example
-
-  def texts(self, i):
-    """The example with image names instead of bytes."""
-    example = {"id": str(i), **self._rows[i]}
-    return example if example["id"] is not None else example | {"id": str(i)}
-
-  def where(self, i):
-    """File and line."""
-    return f"{self._line(i)} (image {self._rows[i]['image']})"
-
-  def check_images(self):
-    """Raises for the first missing image."""
-    paths = ((path, self._line(i)) for i, group in enumerate(self._paths) for path in group)
-    files.check_present(self.root, paths)
-
-  def _line(self, i):
-    return self._at(self._numbers[i])
-
-  def _at(self, number):
-    return f"{self.fname}, {self._unit} {number}"
-
-  def _check_image_ids(self):
-    """Raises if one `image_id` has different images: their rows would be scored as one image."""
-    first: dict[Any, int] = {}
-    for i, row in enumerate(self._rows):
-      key = row.get("image_id")
-      if isinstance(key, int | str) and self._paths[first.setdefault(key, i)] != self._paths[i]:
-        raise UserError(
-          f"{self.where(first[key])} and {self.where(i)} have the same image_id {key!r} and"
-          " different images; give each image its own."
-        )
-
-  def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
-    data = files.file_bytes(self.fname, most=input_files.MAX_TEXT_BYTES)
-    if kind := signatures.of(data):
-      raise UserError(f"{self.fname} is {kind.name}; {_WANTED}{kind.as_rows}.")
-    text = typed_json.text(data, self.fname)
-    del data
-    if text.lstrip()[:1] == "[" and (rows := _whole_list(text)) is not None:
-      self._unit = "entry"
-      for number, row in enumerate(rows, 1):
-        typed = typed_json.check(row, dict[str, Any], self._at(number), _bad_line)
-        yield number, self._checked(typed, self._at(number))
-      return
-    for number, line in enumerate(text.split("\n"), 1):
-      if line.strip():
-        row = typed_json.decode(line, dict[str, Any], self._at(number), _bad_line)
-        yield number, self._checked(row, self._at(number))
-
-  def _checked(self, row, where) -> dict[str, Any]:
-    if {"images", "annotations"} <= row.keys():
-      raise UserError(f"{where} is a whole COCO file: name it as dict(name='coco', fname=...).")
-    row, notes = foreign_rows.adapted(row, where)
-    self._adapted.update(notes)
-    images = row.get("image")
-    if images == [] or not all(isinstance(image, str) and image for image in _listed(images)):
-      raise UserError(f"{where}: 'image' must be a file name (or a list of them), not {images!r}.")
-    return row
-
-
-def _whole_list(text: str) -> list | None:
-  """The rows of a file that is one JSON list; None if it is not."""
-  try:
-    return typed_json.decode(text, list[Any], "")
-  except UserError:
-    return None
-
-
-def _listed(images) -> list:
-  return images if isinstance(images, list) else [images]
-
-
-def _bad_line(message: str) -> UserError:
-  return UserError(f"{message} {_WANTED[0].upper()}{_WANTED[1:]}.")
+    if isinstance(fopen_keys, Mapping):  # big_vision's name for root.
+      root = fopen_keys["image"]
+    file = row_files.RowFile(os.path.expanduser(fname))
+    super().__init__(
+      file.fname,
+      list(file)[start:stop],
+      file.at,
+      root=root or os.path.dirname(file.fname),
+      columns=Columns(image, prefix, suffix, id),
+      wanted=row_files.WANTED,
+      allow_urls=allow_urls,
+      multi_turn=multi_turn,
+    )

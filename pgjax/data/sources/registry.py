@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 
-from pgjax.data.sources import coco, easy_vqa, jsonl, tfds
+from pgjax.data.sources import coco, csv, easy_vqa, jsonl, tfds, video
 from pgjax.errors import UserError
 
 # A source has len, [i] (an example), texts(i) (without its image) and where(i) (for messages), and
@@ -11,8 +11,12 @@ from pgjax.errors import UserError
 SOURCES = {
   "jsonl": jsonl.Jsonl,
   "bv:jsonl": jsonl.Jsonl,  # big_vision's name for it.
+  "json": jsonl.Jsonl,
+  "csv": csv.Csv,
   "coco": coco.Coco,
   "easy_vqa": easy_vqa.EasyVqa,
+  "video": video.Video,
+  "<add_your_data_loader_here>": video.Video,  # In big_vision's configs.
 }
 
 

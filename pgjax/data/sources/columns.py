@@ -1,0 +1,39 @@
+"""Which columns of a row are its image, prefix, suffix and id?
+
+Those of these names, unless a config maps others: dict(name="csv", ..., image="file",
+suffix="answer").
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pgjax.errors import UserError, cut
+
+
+class Columns(NamedTuple):
+  """The column of each meaning; None: the one of that name, if any."""
+
+  image: str | None = None
+  prefix: str | None = None
+  suffix: str | None = None
+  id: str | None = None
+
+  def applied(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The row with its mapped columns under both names; whole numbers as texts become text."""
+    mapped = dict(row)
+    for name, column in self._asdict().items():
+      if column is None:
+        continue
+      if column not in row:
+        names = cut(", ".join(map(repr, row)))
+        raise UserError(f"{where}: there is no column {column!r} ({name}=); it has {names}.")
+      mapped[name] = row[column] if name in ("image", "id") else as_text(row[column])
+    return mapped
+
+
+def as_text(value: Any) -> Any:
+  """The text of a whole number, and the only text of a list; all else unchanged."""
+  if isinstance(value, list | tuple) and len(value) == 1:
+    value = value[0]
+  is_number = isinstance(value, int) and not isinstance(value, bool)
+  return str(value) if is_number else value
