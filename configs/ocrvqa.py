@@ -1,6 +1,6 @@
 r"""OCR-VQA: questions about book covers. Score: accuracy.
 
-Data: python -m pgjax.prepare ocrvqa --raw=DIR
+Data: python -m pgjax.prepare ocrvqa_id --raw=DIR
 
 python -m pgjax.train --config=configs/ocrvqa.py:res=896,size=3b --workdir=/tmp/ocrvqa
 """

@@ -1,6 +1,6 @@
 r"""POPE: is an object in the image? For a VQAv2 transfer or a mix checkpoint; nothing is trained.
 
-size=mix shows the published scores of the mix checkpoints. Data: python -m pgjax.prepare pope
+size=mix shows the published scores of the mix checkpoints. Data: python -m pgjax.prepare pope_random
 --raw=DIR
 
 python -m pgjax.evaluate --config=configs/pope.py:res=448,size=mix --ckpt=paligemma-3b-mix-448 --out=/tmp/pope

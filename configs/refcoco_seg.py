@@ -1,6 +1,6 @@
 r"""RefCOCO, RefCOCO+, RefCOCOg: the mask of what an expression refers to. Score: mean IoU.
 
-The answer is 4 <loc> and 16 <seg> tokens (docs/boxes.md). Data: python -m pgjax.prepare refcoco
+The answer is 4 <loc> and 16 <seg> tokens (docs/boxes.md). Data: python -m pgjax.prepare ref_coco_bv
 --raw=DIR
 
 python -m pgjax.train --config=configs/refcoco_seg.py:res=448,size=3b --workdir=/tmp/refcoco_seg

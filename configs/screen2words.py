@@ -1,6 +1,6 @@
 r"""Screen2Words: what is an app's screen for? Score: CIDEr.
 
-Data: python -m pgjax.prepare screen2words --raw=DIR
+Data: python -m pgjax.prepare screen2_words --raw=DIR
 
 python -m pgjax.train --config=configs/screen2words.py:res=448,size=3b --workdir=/tmp/screen2words
 """

@@ -1,6 +1,6 @@
 r"""TextCaps: captions that read the text in a photo. Score: CIDEr.
 
-Data: python -m pgjax.prepare textcaps --raw=DIR
+Data: python -m pgjax.prepare text_caps --raw=DIR
 
 python -m pgjax.train --config=configs/textcaps.py:res=448,size=3b --workdir=/tmp/textcaps
 """

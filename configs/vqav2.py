@@ -1,7 +1,7 @@
 r"""VQAv2: questions about photos. Score: VQA accuracy.
 
 The test splits have no answers: their predictions go to the test server. Data:
-python -m pgjax.prepare vqav2 --raw=DIR
+python -m pgjax.prepare vqa --raw=DIR
 
 python -m pgjax.train --config=configs/vqav2.py:res=448,size=3b --workdir=/tmp/vqav2
 """
