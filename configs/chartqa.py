@@ -6,7 +6,7 @@ Data: python -m pgjax.prepare chartqa --raw=DIR; weights: size=v1 (PaliGemma 1) 
 python -m pgjax.train --config=configs/chartqa.py:res=448,size=3b --workdir=/tmp/chartqa
 """
 
-from configs import common, published
+from configs import common, transfer
 
 WEIGHTS = {"human": 7_398, "augmented": 20_901}  # Their sizes: arXiv:2203.10244, table 2.
 SPLITS = {"minitrain": "train[:5%]", "minival": "val", "eval": "test"}
@@ -14,26 +14,16 @@ SPLITS = {"minitrain": "train[:5%]", "minival": "val", "eval": "test"}
 
 def get_config(arg=None):
   """big_vision's transfers/chartqa.py, the published best of its sweep at 224 and 448."""
-  a = common.parse_arg(
-    arg, res=224, size="v1", variant="", parts="human+augmented", tune="full", batch_size=256,
-    text_len=48, data_dir="", final_split=False,
-  )  # fmt: skip
-  c = common.base()
-  c.res, c.text_len = a.res, a.text_len * (2 if a.variant else 1)  # The tiny tokenizer needs more.
+  a = transfer.parse_arg(arg, parts="human+augmented", text_len=48)
+  best = dict(epochs=30, lr=1e-5, wd=1e-6, dropout=0.1, label_smoothing=0.2)
+  c = transfer.start(a, "chartqa", **best)
   weights = {f"chartqa/{p}": common.choose("parts", p, WEIGHTS) for p in a.parts.split("+")}
   place = {"data_dir": a.data_dir} if a.data_dir else {}
-  common.vqa_input(c, {**weights, "split": "train+val" if a.final_split else "train", **place})
-  c.input.batch_size = a.batch_size
-  c.total_epochs = 30
-  c.optax_name, c.optax = "scale_by_adam", dict(b2=0.999)
-  c.lr, c.wd, c.label_smoothing = 1e-5, 1e-6, 0.2
-  common.set_model(c, size=a.size, variant=a.variant, dropout=0.1)
-  common.set_tune(c, a.tune)
+  split = "train+val" if a.final_split else "train"
+  common.vqa_input(c, {**weights, "split": split, **place})
   for part in weights:
     for name, split in SPLITS.items():
-      data = dict(name=part, split=split, **place)
-      known = published.of(part, a.size, a.res) if name == "eval" and not a.variant else {}
-      fields = dict(type="chartqa", to_lower=True, log_percent=0.1, published=known)
-      c.evals[f"{part}/{name}"] = common.vqa_eval(c, data, **fields)
-      c.evals[f"{part}/{name}/pplx"] = common.vqa_pplx(c, data, log_percent=0.05)
-  return c
+      data, fields = transfer.data(a, part, split), dict(type="chartqa", to_lower=True)
+      c.evals[f"{part}/{name}"] = common.vqa_eval(c, data, log_percent=0.1, **fields)
+      c.evals[f"{part}/{name}/pplx"] = transfer.pplx(c, data, 0.05)
+  return transfer.finish(c, a, "chartqa")

@@ -158,20 +158,52 @@ def arguments_of(module: Any) -> dict[str, Any]:
   return seen
 
 
-def published_table() -> str:
-  """The papers' test scores in percent, 224 / 448 / 896 px."""
-  sizes = dict(v1="PaliGemma 1 3B", **{s: f"PaliGemma 2 {s.upper()}" for s in ("3b", "10b", "28b")})
+SIZES = {"v1": "PaliGemma 1", "3b": "PaliGemma 2 3B", "10b": "10B", "28b": "28B", "mix": "mix (1)"}
 
-  def row(data_set: str, score: str, by_size: Mapping[str, Mapping[int, float]]) -> list[str]:
+
+def published_table() -> str:
+  """The papers' scores in percent with their deviations, 224 / 448 / 896 px."""
+
+  def row(task: str, name: str, by_size: Mapping[str, Mapping[int, tuple]]) -> list[str]:
     resolutions = sorted({res for by_res in by_size.values() for res in by_res})
     cells = [
-      " / ".join(f"{100 * by_size[s][r]:.1f}" if r in by_size.get(s, {}) else "-"
-                 for r in resolutions) for s in sizes
+      " / ".join(spread(*by_size[s].get(r, (None, None))) for r in resolutions)
+      if s in by_size else "" for s in SIZES
     ]  # fmt: skip
-    return [data_set, f"`{score}`", "/".join(map(str, resolutions)), *cells]
+    return [name, f"[`{task}`](../configs/{task}.py)", "/".join(map(str, resolutions)), *cells]
 
-  rows = [row(d, s, by) for d, scores in published.RESULTS.items() for s, by in scores.items()]
-  return table(["data set (test)", "score", "px", *sizes.values()], rows)
+  def spread(mean: float | None, deviation: float | None) -> str:
+    shown = "-" if mean is None else f"{mean:.1f}"
+    return shown if deviation is None else f"{shown} ±{deviation:.1f}"
+
+  rows = [
+    row(task, name, by_size)
+    for task, scores in published.RESULTS.items()
+    for (name, _, _), by_size in scores.items()
+  ]
+  return table(["score", "config", "px", *SIZES.values()], rows)
+
+
+def transfers_table() -> str:
+  """Every transfer: what it is, its data sets, its scores as pgjax names them."""
+  return table(["config", "task", "data sets", "scores"], map(transfer, sorted(published.RESULTS)))
+
+
+def transfer(task: str) -> list[str]:
+  """A row of transfers_table."""
+  path = ROOT / "configs" / f"{task}.py"
+  spec = importlib.util.spec_from_file_location(f"_docs_{task}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  c = module.get_config()
+  named = [e.data.get("dataset_name", e.data.name) for e in c.evals.values()]
+  scores = [f"`{evaluator}/{score}`" for _, evaluator, score in published.RESULTS[task]]
+  return [
+    f"[`{task}`](../configs/{task}.py)",
+    described(path)[1],
+    ", ".join(f"`{name}`" for name in dict.fromkeys(named)),
+    ", ".join(scores),
+  ]
 
 
 BASE = common.base().to_dict()
@@ -185,6 +217,7 @@ TABLES: dict[str, Callable[[], str]] = {
   "configs": config_table,
   "ops": op_table,
   "published": published_table,
+  "transfers": transfers_table,
 }
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(pgjax.__path__[0])
 LINE = [
   "api",
   "commands",
+  "papers",  # pgjax.papers is a package with a __main__.
   "cli",
   "web",
   "evaluation",

@@ -92,15 +92,21 @@ def _translated(config: ConfigDict, path: pathlib.Path) -> tuple[ConfigDict, lis
     ) from None
 
 
-def _common() -> Any:
-  """configs/common.py, which has every default."""
+def shared(name: str) -> Any:
+  """The module configs/NAME.py, such as `published`."""
+  with _import_paths(_ROOT / "configs/common.py"):
+    return _common(name)
+
+
+def _common(name: str = "common") -> Any:
+  """configs/common.py, which has every default, or another file that configs share."""
   try:
-    return importlib.import_module("configs.common")
+    return importlib.import_module(f"configs.{name}")
   except ModuleNotFoundError as error:
-    if error.name not in ("configs", "configs.common"):
+    if error.name not in ("configs", f"configs.{name}"):
       raise
     raise UserError(
-      "configs/common.py, which has the default of every field, is not part of the installed "
+      f"configs/{name}.py, which pgjax reads, is not part of the installed "
       "package: run from a checkout of pgjax, or install it from there with pip install -e ."
     ) from None
 

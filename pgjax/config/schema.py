@@ -225,7 +225,10 @@ EVAL = _fields(
     "of type detection: the score of a predicted object (docs/boxes.md)",
   ),
   mask_weights=(_TEXT, 'of masks: "oi" (PaliGemma\'s) or an .npz file (docs/boxes.md)'),
-  published=(Mapping[str, float], "a paper's scores, shown beside ours"),
+  published=(
+    Mapping[str, float | tuple[float, float]],
+    "a paper's scores, each alone or with its deviation over runs, shown beside ours",
+  ),
   **durations(log="how often it runs while training; unset: only in pgjax.evaluate"),
   skip_first=(bool, "do not run before the first step"),
 )

@@ -23,9 +23,12 @@ def page(
   scores: Mapping[str, float],
   splits: Sequence[Split],
   *,
-  paper: Mapping[str, float] | None = None,
+  paper: Mapping[str, Any] | None = None,
 ) -> str:
-  """The page. The keys of `scores` and `paper` (published scores) are "evaluator/score"."""
+  """The page. The keys of `scores` and `paper` are "evaluator/score".
+
+  paper: published scores, each a mean or (mean, standard deviation over training runs).
+  """
   intervals = {
     f"{split.name}/{name}": ends
     for split in splits
@@ -53,8 +56,18 @@ def _scores(scores, intervals, paper) -> str:
       ends = shown_interval(intervals[name]) if name in intervals else ""
       cells.append(f"<td>{ends.strip(' ()')}</td>")
     if paper:
-      cells.append(f"<td>{number(paper[name]) if name in paper else ''}</td>")
+      cells.append(f"<td>{_published(value, paper[name]) if name in paper else ''}</td>")
     rows += f"<tr>{''.join(cells)}</tr>"
   head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
   table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
   return f'<section aria-labelledby="scores"><h2 id="scores">Scores</h2>{table}{note}</section>'
+
+
+def _published(ours: float, paper: Any) -> str:
+  """The published score, with its deviation and the difference of ours in deviations."""
+  if not isinstance(paper, Sequence):
+    return number(paper)
+  mean, deviation = paper
+  if not deviation:
+    return f"{number(mean)} ± {number(deviation)}"
+  return f"{number(mean)} ± {number(deviation)} (ours {(ours - mean) / deviation:+.1f} deviations)"

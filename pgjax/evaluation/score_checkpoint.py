@@ -210,7 +210,7 @@ def write(scoring: Scoring, out, source, about, scores, results) -> None:
     said = dict(data=described(e.section.data), decoding=_decoding(e, scoring.config))
     split = (e.name, result.rows, result.parts, image, weights, e.section.type, said)
     splits.append(report_split.Split(*split))
-    published |= {f"{e.name}/{score}": mean for score, mean in e.section.published.items()}
+    published |= {f"{e.name}/{score}": value for score, value in e.section.published.items()}
   with disk.disk_errors(out):
     title = title_of(source, [e.name for e in scoring.evaluators])
     (out / "report.html").write_text(report.page(title, shown, scores, splits, paper=published))
