@@ -94,6 +94,10 @@ class DataSet:
     main = self.parts[part] if self.parts and part else self.splits
     return {**main, **self.extra_splits}
 
+  def split_names(self, parts: list[str | None]) -> list[str]:
+    """The splits that one of the parts has."""
+    return list(dict.fromkeys(split for part in parts for split in self.counts(part)))
+
   def full_name(self, part: str | None) -> str:
     """As a config names it: "chartqa/human"."""
     return self.name if part is None else f"{self.name}/{part}"

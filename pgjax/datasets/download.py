@@ -15,8 +15,8 @@ def describe(data: DataSet) -> str:
   """Where the files come from, and which go where: what is printed without --raw."""
   lines = [f"{data.name}: {data.about}", f"from {data.source}", ""]
   parts = data.part_names()
-  for split in data.counts(parts[0]):
-    n = data.counts(parts[0])[split]
+  for split in data.split_names(parts):
+    n = data.counts(parts[0]).get(split)
     size = f" ({n:,} rows)" if n and parts == [None] else ""
     files = dict.fromkeys(name for part in parts for name in data.files(part, split))
     extra = ", only with --splits" if split in data.extra_splits else ""
