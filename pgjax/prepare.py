@@ -43,9 +43,7 @@ def main(args: Any) -> None:
   """Writes the data set; prints a line for each part."""
   data = registry.find(args.dataset)
   parts = _parts(data, args)
-  splits = base.chosen(
-    "split", args.splits, list(data.counts(parts[0])), list(_default(data, parts))
-  )
+  splits = base.chosen("split", args.splits, data.split_names(parts), _default(data, parts))
   raw = base.Raw(args.raw or ".", _options(data, args))
   if data.needs_raw:
     if not args.raw:
@@ -59,7 +57,8 @@ def main(args: Any) -> None:
   folder = disk.open_folder(out, "--out")
   how = writing.Options(args.workers, args.skip_bad_images)
   for part in parts:
-    cli.say(writing.prepare(data, raw, folder, part, splits, how))
+    if here := [split for split in splits if split in data.counts(part)]:
+      cli.say(writing.prepare(data, raw, folder, part, here, how))
 
 
 def _parts(data: base.DataSet, args: Any) -> list[str | None]:
@@ -70,7 +69,7 @@ def _parts(data: base.DataSet, args: Any) -> list[str | None]:
 
 
 def _default(data: base.DataSet, parts: list[str | None]) -> list[str]:
-  return [split for split in data.counts(parts[0]) if split not in data.extra_splits]
+  return [split for split in data.split_names(parts) if split not in data.extra_splits]
 
 
 def _options(data: base.DataSet, args: Any) -> dict[str, Any]:

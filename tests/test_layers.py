@@ -51,7 +51,7 @@ IMPORT_DOORS = {
   "grain": {"data"},
   "matplotlib": {"planning/figure"},
   "PIL": {"api", "data", "datasets", "visualization", "metrics/segmentation"},
-  "pycocotools": {"metrics/detection"},
+  "pycocotools": {"metrics/detection", "datasets/coco_instances"},
   "pycocoevalcap": {"metrics/caption"},
 }
 TEXT_DOORS = {

@@ -18,7 +18,7 @@ from pgjax.errors import UserError, cut, did_you_mean
 from pgjax.formats import input_files, typed_json
 
 Int32 = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
-Int64 = Annotated[int, Meta(ge=-(2**63), lt=2**63)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Name = typed_json.Text  # A file of the download.
 Key = str | int
 
@@ -70,7 +70,8 @@ class DataSet:
   # str (a text), a numpy dtype's name, Image, Array, Labels, Box, [a feature] for a sequence, or a
   # dict of features.
   features: Mapping[str, Any]
-  # The files (and folders, with "/" at the end) that a part's split needs, below the raw folder.
+  # The files that a part's split needs, below the raw folder: "a.json", "images/" (a folder that
+  # is not empty), "data/*.parquet".
   files: Callable[[str | None, str], list[str]]
   # (key, example) of each row; the order of the rows is TFDS's: by a hash of the split and the key.
   rows: Callable[["Raw", str | None, str], Iterator[tuple[Key, dict[str, Any]]]]
@@ -80,8 +81,8 @@ class DataSet:
   extra_splits: Mapping[str, int | None] = dataclasses.field(default_factory=dict)  # By --splits.
   version: str = "1.0.0"
   needs_raw: bool = True
-  # Images that the official download does not hold, or no longer: why. Their rows are dropped.
-  lost_images: str | None = None
+  # {split: why its download lacks images}: their rows are dropped and counted.
+  lost_images: Mapping[str, str] = dataclasses.field(default_factory=dict)
   options: tuple[str, ...] = ()  # Flags of pgjax.prepare that only some data sets have.
 
   def part_names(self) -> list[str | None]:
@@ -92,6 +93,10 @@ class DataSet:
     """{split: published number of rows}, with the splits that --splits must name."""
     main = self.parts[part] if self.parts and part else self.splits
     return {**main, **self.extra_splits}
+
+  def split_names(self, parts: list[str | None]) -> list[str]:
+    """The splits that one of the parts has."""
+    return list(dict.fromkeys(split for part in parts for split in self.counts(part)))
 
   def full_name(self, part: str | None) -> str:
     """As a config names it: "chartqa/human"."""
@@ -107,6 +112,10 @@ class Raw:
     self.options = dict(options or {})
     self._files: dict[tuple, File] = {}
     self._last: tuple[Any, Any] = (None, None)
+
+  def names(self, folder: str, ending: str) -> list[str]:
+    """The sorted names in a declared folder that end so."""
+    return sorted(n for n in input_files.names(str(self.folder / folder)) if n.endswith(ending))
 
   def path(self, name: str) -> pathlib.Path:
     """The path of a declared file, which may be a link."""

@@ -15,8 +15,8 @@ def describe(data: DataSet) -> str:
   """Where the files come from, and which go where: what is printed without --raw."""
   lines = [f"{data.name}: {data.about}", f"from {data.source}", ""]
   parts = data.part_names()
-  for split in data.counts(parts[0]):
-    n = data.counts(parts[0])[split]
+  for split in data.split_names(parts):
+    n = data.counts(parts[0]).get(split)
     size = f" ({n:,} rows)" if n and parts == [None] else ""
     files = dict.fromkeys(name for part in parts for name in data.files(part, split))
     extra = ", only with --splits" if split in data.extra_splits else ""
@@ -24,7 +24,8 @@ def describe(data: DataSet) -> str:
   if parts != [None]:
     lines.append(f"parts: {', '.join(map(str, parts))}")
   if data.lost_images:
-    lines.append(f"Rows without their image are dropped: {data.lost_images}.")
+    lines.append("Rows without their image are dropped where the download lacks images:")
+    lines += [f"  {split}: {why}" for split, why in data.lost_images.items()]
   return "\n".join(lines)
 
 
@@ -76,6 +77,8 @@ def _folders(data: DataSet, parts: Sequence[str | None], splits: Sequence[str]) 
 
 def _exists(folder: pathlib.Path, name: str) -> bool:
   path = folder / name
+  if "*" in name:
+    return any(True for _ in folder.glob(name))
   if name.endswith("/"):
     return path.is_dir() and any(True for _ in path.iterdir())
   return path.exists()

@@ -29,7 +29,8 @@ class Encoder:
   def __init__(self, data: DataSet, *, skip_bad: bool = False):
     """skip_bad: a row with a damaged image gives no record, instead of an error."""
     self._features = base.to_tfds(data.features)
-    self._serializer = example_serializer.ExampleSerializer(self._features.get_serialized_info())
+    specs = _without_tensorflow(self._features.get_serialized_info())
+    self._serializer = example_serializer.ExampleSerializer(specs)
     self._skip_bad = skip_bad
 
   def record(self, key: Any, example: dict[str, Any]) -> bytes | None:
@@ -46,6 +47,21 @@ class Encoder:
     except (TypeError, ValueError, OverflowError) as error:
       reason = " ".join(str(error).split())[:200]
       raise UserError(f"The row with id {key!r} does not fit the features: {reason}.") from error
+
+
+class _TensorInfo(tfds.features.TensorInfo):
+  """The serializer asks for the `dtype` of sequences in sequences, which is TensorFlow's."""
+
+  @property
+  def dtype(self) -> Any:
+    """Of NumPy."""
+    return self.np_dtype
+
+
+def _without_tensorflow(specs: Any) -> Any:
+  if isinstance(specs, dict):
+    return {name: _without_tensorflow(inner) for name, inner in specs.items()}
+  return _TensorInfo.copy_from(specs)
 
 
 class _DamagedError(UserError):

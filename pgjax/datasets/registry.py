@@ -26,7 +26,8 @@ def find(name: str) -> DataSet:
   """The data set of this name; raises UserError."""
   known = all_data_sets()
   if name not in known:
-    raise UserError(f"pgjax.prepare has no data set {name!r}.{did_you_mean(name, known)}")
+    hint = did_you_mean(name, known)
+    raise UserError(f"pgjax.prepare has no data set {name!r}.{hint} (--help lists all of them)")
   return known[name]
 
 

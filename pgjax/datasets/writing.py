@@ -142,13 +142,15 @@ def _write_split(
   if len(missing) < plan.shards:
     _log.info("%s: continues after %d of %d files", name, plan.shards - len(missing), plan.shards)
   _check_space(work, plan.bytes * len(missing) // plan.shards)
-  left_out = _run(data, plan, {i: paths[i] for i in missing}, name, how)
+  _run(data, plan, {i: paths[i] for i in missing}, name, how)
   lengths = [encoding.length(path) or 0 for path in paths]
   if not sum(lengths):
     raise UserError(f"{name}: no row has an image that can be read.")
-  if dropped := plan.dropped + left_out:
-    _log.warning("%s: %d of %d rows dropped, whose image is missing or damaged%s", name, dropped,
-      sum(lengths) + dropped, f" ({data.lost_images})" if data.lost_images else "")  # fmt: skip
+  dropped = plan.dropped + len(plan.rows) - sum(lengths)
+  if dropped:
+    why = data.lost_images.get(split, "--skip_bad_images")
+    text = "%s: %s of %s rows dropped, because their image is missing or damaged (%s)"
+    _log.warning(text, name, f"{dropped:,}", f"{sum(lengths) + dropped:,}", why)
   return lengths
 
 
@@ -189,7 +191,7 @@ def _with_images(data: DataSet, part: str | None, split: str, rows: list, how: O
     return rows, 0, sizes
   here = [row for row in rows if all(sizes[file.path] for file in _files(row[1]))]
   lost = sum(size is None for size in sizes.values())
-  if not here or not (how.skip_bad_images or data.lost_images):
+  if not here or not (how.skip_bad_images or split in data.lost_images):
     raise UserError(
       f"{first.where}: {first.path} does not exist; {data.full_name(part)}, split '{split}', lacks "
       f"{lost:,} of {len(sizes):,} images. Complete the download, or drop their rows with "
@@ -254,10 +256,10 @@ def _check_space(work: pathlib.Path, needed: int) -> None:
     )
 
 
-def _run(data: DataSet, plan: _Plan, paths: dict[int, pathlib.Path], name: str, how: Options):
-  """Writes shards in threads; returns how many rows were dropped for a damaged image."""
+def _run(data: DataSet, plan: _Plan, paths: dict, name: str, how: Options) -> None:
+  """Writes shards in threads."""
   if not paths:
-    return 0
+    return
   bounds = {i: plan.bounds(i) for i in paths}
   total, written = len(plan.rows), sum(end - start for start, end in bounds.values())
   stop, seconds = threading.Event(), 0.5 if sys.stderr.isatty() else 30
@@ -272,26 +274,22 @@ def _run(data: DataSet, plan: _Plan, paths: dict[int, pathlib.Path], name: str, 
       for i, path in paths.items()
     ]
     try:
-      return sum(job.result() for job in concurrent.futures.as_completed(jobs))
+      for job in concurrent.futures.as_completed(jobs):
+        job.result()
     except BaseException:
       stop.set()
       pool.shutdown(wait=True, cancel_futures=True)
       raise
 
 
-def _write_shard(encoder, rows, path: pathlib.Path, stop: threading.Event, bar: tqdm.tqdm) -> int:
-  """Writes one file; returns how many rows were dropped."""
+def _write_shard(encoder, rows, path: pathlib.Path, stop: threading.Event, bar: tqdm.tqdm) -> None:
+  """Writes one file, without the rows whose image is damaged."""
   partial = path.with_name(f".{path.name}.partial")
-  dropped = 0
   with encoding.writer(partial) as write:
     for key, example in rows:
       if stop.is_set():
-        return dropped
-      record = encoder.record(key, example)
-      bar.update()
-      if record is None:
-        dropped += 1
-      else:
+        return
+      if (record := encoder.record(key, example)) is not None:
         write(record)
+      bar.update()
   partial.replace(path)
-  return dropped

@@ -1,0 +1,71 @@
+"""InfographicVQA (arXiv:2104.12756): questions about infographics; the test has no answers.
+
+The items of an answer such as "cats, dogs" may be in any order: in the val split every order is an
+answer, which ANLS depends on.
+"""
+
+import itertools
+
+import msgspec
+
+from pgjax.datasets import base
+
+_FILES = {
+  "train": "infographicsVQA_train_v1.0.json",
+  "val": "infographicsVQA_val_v1.0_withQT.json",
+  "test": "infographicsVQA_test_v1.0.json",
+}
+_MOST_ITEMS = 8  # 40,320 orders; the answers of the download have fewer.
+
+
+class _Row(msgspec.Struct):
+  questionId: base.Int32
+  question: str
+  image_local_name: base.Name
+  answers: list[str] = []
+
+
+class _File(msgspec.Struct):
+  data: list[_Row]
+
+
+def _rows(raw: base.Raw, part: None, split: str):
+  for i, row in enumerate(raw.json(_FILES[split], _File).data):
+    where = f"{_FILES[split]}, data {i}"
+    answers = row.answers
+    if split == "val":
+      most = max((answer.count(", ") for answer in answers), default=0) + 1
+      raw.check(most <= _MOST_ITEMS, where, f"an answer has {most} items, more than {_MOST_ITEMS}")
+      answers = [order for answer in answers for order in _orders(answer)]
+    yield (
+      row.questionId,
+      {
+        "question_id": row.questionId,
+        "filename": row.image_local_name,
+        "image": raw.image("images", row.image_local_name, f"{where}: image_local_name"),
+        "question": row.question,
+        "answers": answers,
+      },
+    )
+
+
+def _orders(answer: str) -> list[str]:
+  return [", ".join(items) for items in itertools.permutations(answer.split(", "))]
+
+
+DATA = base.DataSet(
+  name="infovqa",
+  about="questions about infographics",
+  source="rrc.cvc.uab.es/?ch=17 (task 3, infographics; needs an account there)",
+  version="1.1.0",
+  features={
+    "question_id": "int32",
+    "filename": str,
+    "image": base.Image("jpeg"),
+    "question": str,
+    "answers": [str],
+  },
+  splits={"train": 23_946, "val": 2_801, "test": 3_288},
+  files=lambda part, split: [_FILES[split], "images/"],
+  rows=_rows,
+)
