@@ -95,6 +95,11 @@ def _check_adapter(name, adapter, leaves, source):
   rule, shape = leaves.rules[name], leaves.shapes[name].shape
   shapes = lora.factor_shapes(param_names.matrix(name), shape, rule.rank)
   have = {"a": adapter.a.shape, "b": adapter.b.shape}
+  if adapter.magnitude:
+    raise UserError(
+      f"'{source}' is an adapter of DoRA (use_dora), which config.params cannot train further:"
+      " merge it first, pgjax.convert --merge --to=orbax, or start without lora(...)."
+    )
   if have != shapes or adapter.rule.scale != rule.scale:
     raise UserError(
       f"'{source}' has an adapter of {name} with factors {have['a']} and {have['b']}, alpha"

@@ -77,6 +77,12 @@ def is_local(name: str) -> bool:
   return _named(name).path is not None
 
 
+def is_published(name: str) -> bool:
+  """Whether a name of the hub is one of Google's checkpoints."""
+  stem, _ = _split_revision(hub_id(name))
+  return _PUBLISHED.fullmatch(stem.removeprefix("google/")) is not None
+
+
 def _named(name: str) -> _Named:
   path = pathlib.Path(name).expanduser()
   if path.exists():

@@ -39,7 +39,7 @@ def rules(source: Source, quantize: str | None = None, dtype: str | None = None)
   """Rules that freeze every leaf in its stored form, or quantize the matrices.
 
   With dtype="bfloat16", float32 leaves are stored in it. Adapters are not merged: that would round
-  their matrix once more.
+  their matrix once more. Those of DoRA are, into float32, as there are no factors to add.
   """
   if quantize not in (None, *QUANTIZED):
     raise UserError(f"--quantize={quantize} must be one of {', '.join(QUANTIZED)}.")
@@ -52,7 +52,9 @@ def rules(source: Source, quantize: str | None = None, dtype: str | None = None)
     elif quantize:
       form = dict(dtype=quantize if param_names.matrix(name) else "bfloat16")
     of_leaves[name] = Rule("freeze", **form)
-    if name in source.adapters:
+    if name in source.adapters and source.adapters[name].magnitude:
+      of_leaves[name] = Rule("freeze", quantize or "float32")  # DoRA is merged.
+    elif name in source.adapters:
       rule = source.adapters[name].rule
       of_leaves[name] = rule._replace(**(dict(dropout=0.0, block=64, double=False) | form))
   return of_leaves
@@ -72,7 +74,10 @@ def leaves_of(
     return storage.of_rules(shapes, {name: stored.get(name, Rule("freeze")) for name in shapes})
   leaves = of_model.stored_params(model, config)
   for name, rule in leaves.rules.items():
-    if name in source.adapters and rule.kind != "lora":
+    adapter = source.adapters.get(name)
+    if adapter and adapter.magnitude:
+      leaves.rules[name] = Rule("freeze", "float32")
+    elif adapter and rule.kind != "lora":
       leaves.rules[name] = rule._replace(dtype="float32")
     elif not storage.scheme_of(rule) and name in source.leaves:
       leaves.rules[name] = rule._replace(dtype=_dtype(source.leaves[name]))

@@ -36,7 +36,8 @@ def tokenizer_of(model_init: str) -> bytes | None:
 def tokenizer_of_run(config: Any) -> tokenizer_lib.Tokenizer:
   """The config's, or that of the initial weights if it has more words or the config's is missing.
 
-  Raises if the two give one id to different words, or if the model has too few rows for it.
+  Of weights on the hub, the tokenizer's files are downloaded before anything else. Raises if the
+  two give one id to different words, or if the model has too few rows for it.
   """
   try:
     tokenizer = tokenizer_lib.load(config.tokenizer)
@@ -48,7 +49,7 @@ def tokenizer_of_run(config: Any) -> tokenizer_lib.Tokenizer:
       raise
     tokenizer = tokenizer_lib.Tokenizer(source, config.model_init)
   else:
-    if theirs := _on_this_machine(config.model_init):
+    if theirs := _of_initial(config.model_init):
       tokenizer = _with_more_words(tokenizer, theirs, config)
   check_size(tokenizer, gemma.get(**config.model.llm).vocab_size, "config.model.llm.vocab_size")
   return tokenizer
@@ -61,7 +62,7 @@ def notes_on_start(config: Any, tokenizer: tokenizer_lib.Tokenizer) -> Iterator[
   spec = model_init_lib.parse(config.model_init)
   path = resolve.resolve(spec.name)
   known = spec.part or tokenizer.path == config.model_init
-  theirs = None if known else _on_this_machine(config.model_init)
+  theirs = None if known else _of_initial(config.model_init)
   if theirs and _with_more_words(tokenizer, theirs, config) is not tokenizer:
     raise UserError(
       f"The tokenizer of model_init='{spec.name}' has words that config.tokenizer="
@@ -81,15 +82,20 @@ def check_size(tokenizer: tokenizer_lib.Tokenizer, rows: int, where: str) -> Non
     )
 
 
-def _on_this_machine(model_init: Any) -> tokenizer_lib.Tokenizer | None:
-  """The tokenizer beside whole initial weights; None where that needs a download."""
+def _of_initial(model_init: Any) -> tokenizer_lib.Tokenizer | None:
+  """The tokenizer beside whole initial weights; of those on the hub, only its files are downloaded.
+
+  None for published weights on the hub, which add no words, and where there is none.
+  """
   if not isinstance(model_init, str):
     return None
   spec = model_init_lib.parse(model_init)
   if spec.part:
     return None
   try:
-    if not resolve.is_local(spec.name) or peft.is_folder(resolve.resolve(spec.name)):
+    if not resolve.is_local(spec.name) and resolve.is_published(spec.name):
+      return None
+    if peft.is_folder(resolve.resolve(spec.name, tokenizer_only=True)):
       return None
     source = tokenizer_of(model_init)
   except UserError:  # Reported when the weights are loaded.

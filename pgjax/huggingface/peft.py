@@ -15,7 +15,7 @@ import numpy as np
 
 from pgjax import disk
 from pgjax.errors import UserError
-from pgjax.formats import safetensors
+from pgjax.formats import lazy_array, safetensors
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import names as hf_names, peft_config
 from pgjax.huggingface.names import NameRow
@@ -29,6 +29,7 @@ from pgjax.params.storage import StoredParams
 FILE = "adapter_model.safetensors"
 CONNECTOR, _CONNECTOR = "img/head/", "multi_modal_projector"  # Ours, theirs.
 _PREFIX = "base_model.model."
+_MAGNITUDE = "magnitude_vector"  # Of DoRA; without ".weight" in files of PEFT < 0.13.
 
 
 class Folder(NamedTuple):
@@ -83,9 +84,10 @@ def base_of(path: pathlib.Path) -> str | None:
 
 
 def _factor_rows(row: NameRow) -> dict[str, NameRow]:
-  """The rows of both factors of a leaf; PEFT's are [rank, in] and [out, rank]."""
+  """Rows of the factors of a leaf, PEFT's [rank, in] and [out, rank], and of magnitudes [out]."""
   out, into = (group.strip("()") for group in re.findall(r"\(.*?\)|\S+", row.theirs))
   patterns = dict(a=(f"{into} r", f"r ({into})"), b=(f"r {out}", f"({out}) r"))
+  patterns[_MAGNITUDE] = (out, f"({out})")
   return {
     factor: NameRow(f"{row.name}/{factor}", *both, tuple(_factor(hf, factor) for hf in row.hf))
     for factor, both in patterns.items()
@@ -93,7 +95,8 @@ def _factor_rows(row: NameRow) -> dict[str, NameRow]:
 
 
 def _factor(weight_name: str, factor: str) -> str:
-  return f"{weight_name.removesuffix('.weight')}.lora_{factor.upper()}.weight"
+  part = factor if factor == _MAGNITUDE else factor.upper()
+  return f"{weight_name.removesuffix('.weight')}.lora_{part}.weight"
 
 
 def _path(name: str) -> str:
@@ -106,8 +109,9 @@ def write(path: pathlib.Path, folder: Folder, shapes: Mapping[str, Sequence[int]
   tensors = []
   for row in hf_names.table(shapes):
     if adapter := folder.adapters.get(row.name):
-      for factor, part in _factor_rows(row).items():
-        tensors += hf_names.pieces_of(part, getattr(adapter, factor))
+      rows = _factor_rows(row)
+      for factor in "ab":
+        tensors += hf_names.pieces_of(rows[factor], getattr(adapter, factor))
     elif row.name in folder.whole:
       tensors += hf_names.pieces_of(row, folder.whole[row.name])
   renamed = [tensor._replace(name=_PREFIX + _path(tensor.name)) for tensor in tensors]
@@ -117,7 +121,12 @@ def write(path: pathlib.Path, folder: Folder, shapes: Mapping[str, Sequence[int]
 
 
 def check_faithful(folder: Folder) -> None:
-  """Raises for fully trained leaves other than a connector without an adapter."""
+  """Raises for DoRA, and fully trained leaves other than a connector without an adapter."""
+  if any(adapter.magnitude for adapter in folder.adapters.values()):
+    raise UserError(
+      "--to=peft: adapters of DoRA are read and merged, not written: copy their folder, or write"
+      " full weights with --merge --to=hf."
+    )
   lost = [name for name in folder.whole if not name.startswith(CONNECTOR)]
   if not lost and any(name.startswith(CONNECTOR) for name in folder.adapters):
     lost = list(folder.whole)
@@ -196,7 +205,8 @@ def read(path: pathlib.Path, name: str, shapes: Mapping[str, Sequence[int]]) -> 
     parts = [hf for _, hf in hf_names.names_of(row, ours)]
     adapted = [hf for hf in parts if _factor(hf, "a") in tensors]
     if adapted and param_names.matrix(row.name):
-      used |= {_factor(hf, factor) for hf in adapted for factor in "ab"}
+      factors = ("a", "b", _MAGNITUDE) if config.get("use_dora") else "ab"
+      used |= {_factor(hf, factor) for hf in adapted for factor in factors}
       adapters[row.name], even = _adapter(row, ours, adapted, file)
       uneven += [] if even else [row.name]
     elif tensors.keys() >= set(parts):
@@ -272,7 +282,8 @@ def check_start(path: pathlib.Path, name: str, leaves: StoredParams) -> None:
   if not asked:
     return
   folder = read(path, name, {n: leaf.shape for n, leaf in leaves.shapes.items()})
-  if different := sorted(asked ^ (folder.adapters.keys() - set(folder.uneven))):
+  uneven = {n for n in folder.uneven if not folder.adapters[n].magnitude}  # load.py refuses DoRA.
+  if different := sorted(asked ^ (folder.adapters.keys() - uneven)):
     whose = "config.params adapts and it does not, or not all layers and parts of it alike"
     if different[0] not in asked:
       whose = "it adapts and config.params does not"
@@ -289,18 +300,22 @@ def _adapter(row: NameRow, ours: tuple, adapted: Sequence[str], file: _File):
   parts = [hf for _, hf in hf_names.names_of(row, ours)]
   scales = {hf: _checked_scale(hf, (out, into), file) for hf in adapted}
   rule, even = _rule(scales, len(parts), file)
-  padded = {}
+  dora, padded = bool(file.config.get("use_dora")), {}
   for hf in parts:
     relative = scales[hf] / rule.scale if hf in scales else 0.0
     a, b = (_factor(hf, factor) for factor in "ab")
     padded[a] = _padded(file.tensors.get(a), (rule.rank, into), 1.0)
     padded[b] = _padded(file.tensors.get(b), (out, rule.rank), relative)
+    magnitude = _factor(hf, _MAGNITUDE)
+    padded[magnitude] = _magnitude(file.tensors.get(magnitude), out, f"{file.name}: {magnitude}")
   shapes = lora.factor_shapes(param_names.matrix(row.name), ours, rule.rank)
-  factors = {
-    factor: hf_names.joined(part, shapes[factor], padded)
-    for factor, part in _factor_rows(row).items()
-  }
-  return Adapter(**factors, rule=rule), even
+  rows = _factor_rows(row)
+  factors = {factor: hf_names.joined(rows[factor], shapes[factor], padded) for factor in "ab"}
+  if not dora:
+    return Adapter(**factors, rule=rule), even
+  shape = lora.norm_shape(param_names.matrix(row.name), ours)
+  magnitude = hf_names.joined(rows[_MAGNITUDE], shape, padded)
+  return Adapter(**factors, rule=rule, magnitude=magnitude), False
 
 
 def _tensors_of(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
@@ -309,6 +324,8 @@ def _tensors_of(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, str
   tensors, paths = {}, {}
   for spelled, leaf in safetensors.read_safetensors_file(path / FILE).items():
     name = hf_names.canonical(spelled.removeprefix(_PREFIX))
+    if name.endswith(f".lora_{_MAGNITUDE}"):
+      name += ".weight"
     if name in tensors:
       raise UserError(
         f"{path / FILE}: {paths[name]} and {spelled} are two names of the same weight. Save the"
@@ -329,8 +346,22 @@ def _checked_scale(hf: str, sizes: tuple[int, int], file: _File) -> float:
       f" a matrix of [{out}, {into}] they must be [rank, {into}] and [{out}, rank]. It was trained"
       " on a model of another size."
     )
+  _check_magnitude(hf, out, file)
   alpha = file.alphas.get(hf.removesuffix(".weight"), file.config.get("lora_alpha", 8))
   return alpha / (math.sqrt(rank) if file.config.get("use_rslora") else rank)
+
+
+def _check_magnitude(hf: str, out: int, file: _File) -> None:
+  """Raises unless a module has DoRA's magnitudes exactly if adapter_config.json has use_dora."""
+  leaf = file.tensors.get(_factor(hf, _MAGNITUDE))
+  have, dora = leaf and leaf.shape, bool(file.config.get("use_dora"))
+  if have != ((out,) if dora else None):
+    raise UserError(
+      f"'{file.name}' has use_dora={dora} in {CONFIG}, and the magnitudes of {hf} in DoRA"
+      f" (lora_{_MAGNITUDE}) {f'have the shape {have}' if have else 'are missing'}: with DoRA they"
+      f" must be [{out}], and without it there are none. Save the adapter again with"
+      " save_pretrained."
+    )
 
 
 def _rule(scales: Mapping[str, float], num_parts: int, file: _File) -> tuple[Rule, bool]:
@@ -342,6 +373,13 @@ def _rule(scales: Mapping[str, float], num_parts: int, file: _File) -> tuple[Rul
   alpha = round(scale * (math.sqrt(rank) if rslora else rank), 9)
   dropout = file.config.get("lora_dropout", 0.0)
   return Rule("lora", rank=rank, alpha=alpha, dropout=dropout, rslora=rslora), even
+
+
+def _magnitude(leaf: LazyArray | None, out: int, name: str) -> LazyArray:
+  """As float32; without a leaf NaN, which leaves the norms as they are (layers/lora.with_norms)."""
+  if leaf is None:
+    return lazy_array.of_array(np.full(out, np.nan, np.float32))
+  return lazy_array.finite(leaf.astype(np.float32, name), name)
 
 
 def _padded(leaf: LazyArray | None, shape: tuple[int, int], times: float) -> LazyArray:

@@ -18,7 +18,6 @@ from pgjax.params import names as param_names
 CONFIG = "adapter_config.json"
 # Fields that change the sums, and what they are called.
 _UNSUPPORTED = dict(
-  use_dora="DoRA",
   use_qalora="QA-LoRA",
   use_bdlora="BD-LoRA",
   lora_bias="a bias in each adapter",
@@ -45,11 +44,12 @@ _HARMLESS = {
   *("ensure_weight_tying", "exclude_modules", "inference_mode", "layers_pattern", "loftq_config"),
   *("layers_to_transform", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core"),
   *("merge_weights", "modules_to_save", "peft_version", "qalora_group_size", "r", "rank_pattern"),
-  *("revision", "runtime_config", "target_modules", "task_type", "use_rslora", "velora_config"),
+  *("revision", "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora"),
+  "velora_config",
 }
 # What a tensor that is not read belongs to.
 _UNREAD = {
-  r"lora_magnitude_vector": "a DoRA adapter (use_dora)",
+  r"lora_magnitude_vector": "magnitudes of DoRA (use_dora) of a module without factors",
   r"lora_[AB]\.bias$": "a bias in an adapter (lora_bias)",
   r"trainable_tokens": "single trained rows of the token table (trainable_token_indices)",
   r"lora_embedding_[AB]|embed_tokens\.lora_": "an adapter of the token table (embed_tokens)",
@@ -75,6 +75,7 @@ class _Config(TypedDict, total=False):
   alpha_pattern: dict[str, _Alpha] | None
   rank_pattern: dict[str, _Rank] | None
   use_rslora: bool | None
+  use_dora: bool | None
   lora_dropout: Annotated[float, Meta(ge=0, lt=1)]
   modules_to_save: list[str] | str | None
   ensure_weight_tying: bool | None

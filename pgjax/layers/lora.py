@@ -124,6 +124,20 @@ def fresh_factors(
   return dict(a=a, b=jnp.zeros(shapes["b"], jnp.float32))
 
 
+def norm_shape(matrix: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape of one number for each new axis of a leaf: that of DoRA's magnitudes."""
+  size = dict(zip(matrix.axes, shape, strict=True))
+  return tuple(size[axis] for axis in matrix.shared + matrix.new)
+
+
+def with_norms(matrix: Any, w: Any, norms: Any, xp: Any = jnp) -> Any:
+  """w with these norms over its summed axes (DoRA, arXiv:2402.09353); NaN keeps the norm it has."""
+  kept = matrix.shared + matrix.new
+  have = xp.sqrt(xp.einsum(f"{matrix.axes},{matrix.axes}->{kept}", w, w))
+  factors = xp.where(xp.isnan(norms), 1, norms / have)
+  return xp.einsum(f"{matrix.axes},{kept}->{matrix.axes}", w, factors)
+
+
 def added(matrix: Any, a: Any, b: Any, scale: float, xp: Any = jnp) -> Any:
   """scale a b in the axes of the leaf, for any number of layers; `xp` is numpy or jax.numpy."""
   equation = f"{matrix.shared}{matrix.summed}R,{matrix.shared}R{matrix.new}->{matrix.axes}"

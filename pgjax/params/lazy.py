@@ -21,6 +21,7 @@ class Adapter(NamedTuple):
   a: LazyArray
   b: LazyArray
   rule: Rule
+  magnitude: LazyArray | None = None  # DoRA's: the norms of the sum (layers/lora.with_norms).
 
 
 def decode_all(
@@ -85,8 +86,14 @@ def merge_adapter(name: str, leaf: LazyArray, adapter: Adapter) -> LazyArray:
   stacked = name.startswith(param_names.STACKED)
 
   def read(start, stop):
-    factors = (f.read(start, stop) if stacked else f.whole() for f in (adapter.a, adapter.b))
-    added = lora.added(matrix, *factors, scale, np)
-    return leaf.read(start, stop).astype(np.float32) + (added if stacked else added[start:stop])
+    def rows(array):
+      return array.read(start, stop) if stacked else array.whole()
+
+    added = lora.added(matrix, rows(adapter.a), rows(adapter.b), scale, np)
+    if adapter.magnitude is None:
+      return leaf.read(start, stop).astype(np.float32) + (added if stacked else added[start:stop])
+    total = rows(leaf).astype(np.float32) + added
+    total = lora.with_norms(matrix, total, rows(adapter.magnitude), np)
+    return total if stacked else total[start:stop]
 
   return LazyArray(leaf.shape, np.dtype(np.float32), read)

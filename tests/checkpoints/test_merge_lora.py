@@ -19,12 +19,13 @@ from pgjax.checkpoints import (
 from pgjax.data import tokenizer
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
-from pgjax.formats import lazy_array, npz
+from pgjax.formats import lazy_array, npz, safetensors
 from pgjax.huggingface import peft
 from pgjax.models import paligemma
 from pgjax.params import (
   lazy,
   names as param_names,
+  of_model,
   rules as param_rules,
   storage,
   tree as param_tree,
@@ -250,6 +251,39 @@ def test_another_rank_alpha_or_target_raises(adapted, tmp_path, before, after, m
   rules = [tuple(text.replace(before, after) for text in rule) for rule in LORA]
   with pytest.raises(UserError, match=message):
     initial(tmp_path / "peft", rules)
+
+
+def test_an_adapter_of_dora_is_merged_by_every_reader(adapted, tmp_path):
+  """Also where config.params has the same factors, and where nothing is merged otherwise."""
+  assert convert(adapted[1], tmp_path / "peft", "peft") == 0
+  file = tmp_path / "peft" / peft.FILE
+  tensors = {n: leaf.whole() for n, leaf in safetensors.read_safetensors_file(file).items()}
+  for name, b in [item for item in tensors.items() if item[0].endswith("lora_B.weight")]:
+    magnitude = np.random.default_rng(len(tensors)).uniform(0.5, 2, b.shape[:1])
+    tensors[name.replace("lora_B", "lora_magnitude_vector")] = magnitude.astype(np.float32)
+  entries = [safetensors.Tensor(n, a.shape, a.dtype, lambda a=a: [a]) for n, a in tensors.items()]
+  safetensors.write_safetensors_file(file, entries)
+  config = tmp_path / "peft" / peft.CONFIG
+  config.write_text(json.dumps(json.loads(config.read_text()) | dict(use_dora=True)))
+  assert convert(tmp_path / "peft", tmp_path / "x", "hf", "--merge") == 0
+  expected = arrays(tmp_path / "x")
+  full = initial(tmp_path / "peft", [(".*", "train")])
+  assert_same_bits({n: np.asarray(a) for n, a in full.items()}, expected)
+  with pytest.raises(UserError, match="is an adapter of DoRA"):
+    initial(tmp_path / "peft", LORA)
+  source = source_lib.open_source(str(tmp_path / "peft"))
+  model, mesh = paligemma.Model(**MODEL), mesh_lib.make_mesh([("data", -1)], jax.devices()[:1])
+  config = tiny.config(params=LORA, res=RES)
+  shapes = of_model.param_shapes(model, RES)
+  for leaves in (
+    restore.leaves_of(source, model, config),
+    storage.of_rules(shapes, restore.rules(source, dtype="bfloat16")),
+  ):
+    abstract = load_params.abstract_params(leaves, config, mesh)
+    loaded = param_tree.flatten(restore.load(source, abstract, leaves))
+    assert loaded.keys() == expected.keys()
+    assert loaded[OUT].dtype == "float32"
+    np.testing.assert_array_equal(np.asarray(loaded[OUT]), expected[OUT])
 
 
 def test_matrices_that_an_adapter_lacks_raise(base, tmp_path):

@@ -1,5 +1,6 @@
 """Revisions of the hub, and what is downloaded when. The hub is a fake."""
 
+import json
 import logging
 from types import SimpleNamespace
 from unittest import mock
@@ -132,6 +133,25 @@ def test_for_a_tokenizer_only_its_file_is_downloaded(hub):
   [(repo, revision, patterns)] = hub.downloads
   assert (repo, revision) == (ONE, None)
   assert not any("safetensors" in pattern or "npz" in pattern for pattern in patterns)
+
+
+def test_words_that_were_added_to_weights_on_the_hub_are_used_before_they_are_downloaded(hub):
+  (hub.folder / "added_tokens.json").write_text(json.dumps({"<card_a>": 1792}))
+  (hub.folder / "tokenizer.model").write_bytes(tokenizer.TINY.read_bytes())
+  model = SimpleNamespace(llm=dict(variant="gemma_2b"))
+  config = SimpleNamespace(tokenizer="tiny", model_init="me/mine@v2", model=model)
+  ours = tokenizers.tokenizer_of_run(config)
+  assert ours.encode("a<card_a>")[-1] == 1792
+  assert {revision for _, revision, _ in hub.downloads} == {"v2"}
+  for _, _, patterns in hub.downloads:
+    assert not any("safetensors" in pattern or "npz" in pattern for pattern in patterns)
+  with pytest.raises(UserError, match=r"has words that config\.tokenizer='tiny' lacks"):
+    list(tokenizers.notes_on_start(config, tokenizer.load("tiny")))
+  hub.downloads.clear()
+  for name in (ONE, f"{TWO}@main", "pt_3b_448", "paligemma2-3b-mix-224"):  # They add none.
+    config.model_init = name
+    assert tokenizers.tokenizer_of_run(config).path == "tiny"
+  assert not hub.downloads
 
 
 def test_several_arrays_of_one_repository_are_named(hub):

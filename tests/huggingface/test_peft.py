@@ -234,10 +234,60 @@ def test_half_precision_is_read_as_float32(tmp_path):
   np.testing.assert_array_equal(a, tensors[f"{path}.lora_A.weight"].T.astype(np.float32))
 
 
+def magnitude(module, out, seed):
+  return {f"{module}.lora_magnitude_vector": random((out,), seed)}
+
+
+@pytest.mark.parametrize("ending", ["", ".weight"])
+def test_dora_gives_each_output_the_norm_of_its_magnitude(ending, tmp_path):
+  """Each module alone, in PEFT's formula; modules that are not adapted keep their bits."""
+  shapes, sizes = shapes_of(), {}
+  for i, path in enumerate(
+    f"{LAYER}{name}" for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj")
+  ):
+    into, out = {0: (32, 32), 1: (64, 32), 2: (32, 48)}[i]
+    sizes[path] = pair(path, 2 + i, into, out, 3 * i), magnitude(path, out, 3 * i + 2)
+  path = "multi_modal_projector.linear"
+  sizes[path] = pair(path, 4, 24, 32, 20), magnitude(path, 32, 22)
+  tensors = {}
+  for factors, norms in sizes.values():
+    tensors |= factors | {f"{name}{ending}": array for name, array in norms.items()}
+  folder = peft.read(save(tmp_path / "a", tensors, use_dora=True), "a", shapes)
+  assert set(folder.uneven) == set(folder.adapters)
+  before = in_hf(base_leaves(shapes))
+  full = merged(base_leaves(shapes), folder)
+  after = in_hf(full)
+  for path, (factors, norms) in sizes.items():
+    name = path.replace("language_model.", "language_model.model.") + ".weight"
+    a, b = factors.values()
+    total = before[name].astype(np.float64) + 8 / len(a) * (b.astype(np.float64) @ a)
+    [norms] = norms.values()
+    expected = total * (norms / np.linalg.norm(total, axis=1))[:, None]
+    np.testing.assert_allclose(after.pop(name), expected, rtol=0, atol=1e-6)
+  for name, array in after.items():
+    np.testing.assert_array_equal(array, before[name])
+  kernel = full["img/head/kernel"]
+  np.testing.assert_array_equal(kernel.read(1, 3), kernel.whole()[1:3])
+  with pytest.raises(UserError, match="DoRA are read and merged, not written"):
+    peft.check_faithful(folder)
+
+
+def test_magnitudes_that_are_no_dora_are_refused(tmp_path):
+  path, shapes = f"{LAYER}self_attn.q_proj", shapes_of()
+  factors, norms = pair(path, 4, 32, 64), magnitude(path, 64, 2)
+  with pytest.raises(UserError, match=r"use_dora=False .*the magnitudes of .* have the shape"):
+    peft.read(save(tmp_path / "a", factors | norms), "a", shapes)
+  [name] = norms
+  norms[name][5] = np.nan
+  folder = peft.read(save(tmp_path / "b", factors | norms, use_dora=True), "b", shapes)
+  with pytest.raises(UserError, match=r"q_proj.*NaN"):
+    merged(base_leaves(shapes), folder)[f"{GEMMA}attn/q_einsum/w"].whole()
+
+
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    (dict(use_dora=True), "use_dora=True"),
+    (dict(use_dora=True), "magnitudes of language_model.model.layers.1.self_attn.q_proj.weight"),
     (dict(peft_type="IA3"), "peft_type='IA3'"),
     (dict(bias="all"), "bias='all'"),
     (dict(init_lora_weights="pissa"), "init_lora_weights='pissa'"),

@@ -117,7 +117,6 @@ def test_every_module_of_the_model_is_matched_by_the_pattern_of_its_path():
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    (dict(use_dora=True), r"use_dora=True \(DoRA\) is not supported"),
     (dict(lora_bias=True), r"lora_bias=True \(a bias in each adapter\)"),
     (dict(bias="lora_only"), "bias='lora_only'"),
     (dict(init_lora_weights="olora"), "init_lora_weights='olora'"),

@@ -126,6 +126,16 @@ THEIRS = {
     rank_pattern={"o_proj": 2},
     modules_to_save=["multi_modal_projector"],
   ),
+  "DoRA": dict(target_modules=["q_proj", "v_proj", "out_proj"], r=4, lora_alpha=8, use_dora=True),
+  "DoRA of all": dict(
+    target_modules="all-linear",
+    r=4,
+    lora_alpha=8,
+    use_dora=True,
+    use_rslora=True,
+    rank_pattern={"k_proj": 3},
+    alpha_pattern={"down_proj": 5},
+  ),
 }
 
 
@@ -196,7 +206,6 @@ def trained(adapted):
 
 
 OTHERS = {
-  "DoRA": (dict(target_modules=["q_proj"], use_dora=True), r"use_dora=True \(DoRA\)"),
   "a token table": (
     dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
     "trained embed_tokens as a whole",
