@@ -69,12 +69,12 @@ class Call(NamedTuple):
 
 def parse(text: str, language: Mapping[str, Callable], where: str) -> list[Call]:
   """Reads calls joined by "|", such as `decode|resize(224)`; empty parts are skipped."""
-  return [parse_one(part, language, where) for part in _parts(text, where) if part]
+  return [parse_one(part, language, where) for part in split(text, where) if part]
 
 
 def parse_one(text: str, language: Mapping[str, Callable], where: str) -> Call:
   """Reads a single call. `where` names the field in the UserError about a wrong one."""
-  _parts(text, where)
+  split(text, where)
   try:
     node = ast.parse(text.strip(), mode="eval").body
   except _FAILURES:
@@ -85,7 +85,7 @@ def parse_one(text: str, language: Mapping[str, Callable], where: str) -> Call:
 def literal(text: str) -> Any:
   """The value of a Python literal; raises ValueError for any other text."""
   try:
-    _parts(text, "value")
+    split(text, "value")
     return ast.literal_eval(text.strip())
   except _FAILURES:
     raise ValueError(f"not a literal: {cut(text)}") from None
@@ -117,7 +117,7 @@ def parameters(function: Callable) -> dict[str, inspect.Parameter]:
   return declared
 
 
-def _parts(text: str, where: str) -> list[str]:
+def split(text: str, where: str) -> list[str]:
   """Splits the text at each "|" outside of strings and brackets; refuses oversized texts."""
   if not isinstance(text, str) or len(text) > MAX_LENGTH:
     raise UserError(f"{where}: {cut(repr(text))} must be text of up to {MAX_LENGTH} characters.")

@@ -19,6 +19,7 @@ from typing import Any
 from etils import epy
 
 from pgjax import cli, disk
+from pgjax.config import contents
 from pgjax.errors import UserError
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
@@ -188,7 +189,10 @@ def mask_facts(masked: list[tuple], config: Any, book: findings.Book) -> dict[st
 
 def mask_weights(config: Any) -> str:
   """The VQ-VAE that pp names, or PaliGemma's."""
-  named = re.search(r"(?:masks_to_suffix|refcoco_mask2str)\([^)]*?['\"]([^'\"]+)", config.input.pp)
+  named = re.search(
+    r"(?:masks_to_suffix|refcoco_mask2str)\([^)]*?['\"]([^'\"]+)",
+    "|".join(contents.ops_of(config.input)),
+  )
   return named[1] if named else "oi"
 
 

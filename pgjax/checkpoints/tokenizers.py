@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pgjax.checkpoints import resolve, source as source_lib, workdir
-from pgjax.config import model_init as model_init_lib
+from pgjax.config import contents, model_init as model_init_lib
 from pgjax.data import tokenizer as tokenizer_lib, tokenizer_folder
 from pgjax.errors import UserError
 from pgjax.huggingface import image_config, peft
@@ -69,7 +69,9 @@ def notes_on_start(config: Any, tokenizer: tokenizer_lib.Tokenizer) -> Iterator[
       f"'{tokenizer.path}' lacks: set config.tokenizer='{path}'."
     )
   if (path / "config.json").is_file():
-    yield from image_config.differences(lambda: image_config.read(path), [config.input.pp])
+    yield from image_config.differences(
+      lambda: image_config.read(path), contents.ops_of(config.input)
+    )
 
 
 def check_size(tokenizer: tokenizer_lib.Tokenizer, rows: int, where: str) -> None:

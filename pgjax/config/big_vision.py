@@ -1,19 +1,20 @@
 """How is an original PaliGemma transfer config of big_vision read as a config of pgjax?
 
-Its file runs unchanged: `stand_ins` replaces the modules that it imports where big_vision is not
-installed. `translated` then renames fields and drops those without a meaning here.
+Its file runs unchanged, with the stand-ins of original_modules.py for what it imports. `translated`
+then renames fields and drops those without a meaning here.
 """
 
-import contextlib
-import importlib.util
+import ast
+import math
+import os
 import re
-import sys
-import types
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterable
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from pgjax.config import schema
+from pgjax import call_syntax
+from pgjax.config import contents, schema
 from pgjax.errors import UserError
 
 # Fields without a meaning here, each with the reason.
@@ -27,15 +28,14 @@ IGNORED = {
   "prefetch": "always on",
   "prefetch_to_device": "always on",
   "tokenizer": "the run's tokenizer is used",
-  "outfile": "predictions.jsonl is always written",
+  "outfile": "predictions.jsonl and submission.json are always written",
   "key": "the text is the label",
   "shift_labels": "always on",
+  "pad_token": "padding has no loss",
+  "name": "the workdir names a run",
 }
-# Arguments of get_config, which the originals also store in the config.
-ARGUMENTS = (
-  *("afmt", "batch_size", "beam_size", "crop", "eval_xm3600", "final_split", "freeze_llm"),
-  *("freeze_vit", "mode", "prefix", "qfmt", "run_local", "size", "stride"),
-)
+# What the video configs of big_vision name where a reader has to be put in.
+_VIDEO = "<add_your_data_loader_here>"
 _TRANSFERS = "proj.paligemma.transfers."
 EVAL_TYPES = {
   "proj.paligemma.perplexity": "perplexity",
@@ -45,7 +45,10 @@ EVAL_TYPES = {
 ANSWERS = dict(
   vqa=("answers", "suffix"), vqav2=("answers",), rsvqa=("answers",), caption=("captions",)
 )
-TOKENIZER = 'gemma(tokensets=("loc", "seg"))'
+# The names of the columns in the files for test servers, of the types that write one.
+_OUT_KEYS = dict.fromkeys(
+  ("vqa", "vqav2", "chartqa", "rsvqa", "science_qa", "pope"), ("question_id", "answer")
+) | dict(caption=("image_id", "caption"), predictions=("id", "caption"))
 
 
 def is_original(config: ConfigDict) -> bool:
@@ -53,75 +56,32 @@ def is_original(config: ConfigDict) -> bool:
   return "model_name" in config or "pp_modules" in config
 
 
-@contextlib.contextmanager
-def stand_ins(parse_arg: Callable) -> Iterator[None]:
-  """Lets a file import configs/common.py and the transfers' common.py of big_vision."""
-  if "big_vision" in sys.modules or importlib.util.find_spec("big_vision"):
-    yield
-    return
-  transfers = "big_vision.configs.proj.paligemma.transfers"
-  contents = {
-    "big_vision.configs.common": dict(parse_arg=parse_arg),
-    f"{transfers}.common": dict(
-      combine_and_keep_train=combine_and_keep_train,
-      combine_and_keep_eval=combine_and_keep_eval,
-      tok=tok,
-      TOKENIZER=TOKENIZER,
-    ),
-  }
-  names = {".".join(n.split(".")[:i]) for n in contents for i in range(1, n.count(".") + 2)}
-  for name in sorted(names):
-    sys.modules[name] = module = types.ModuleType(name)
-    vars(module).update(contents.get(name, {}))
-    parent, _, last = name.rpartition(".")
-    if parent:
-      setattr(sys.modules[parent], last, module)
-  try:
-    yield
-  finally:
-    for name in names:
-      del sys.modules[name]
+def translated(config: ConfigDict, arguments: Iterable[str] = ()) -> tuple[ConfigDict, list[str]]:
+  """(the config with our names, the fields that were ignored).
 
-
-def tok(**arguments) -> str:
-  """The op that turns text into ids, always with the run's tokenizer."""
-  arguments = {"model": TOKENIZER} | arguments
-  return f"tok({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-
-
-def combine_and_keep_train(text_len: int, before=(), sep: str = "\n") -> str:
-  """Ops that pack prefix, separator and suffix for training (big_vision: transfers/common.py)."""
-  ops = (tok(key="prefix", bos="yes"), tok(key="septok", text=sep), tok(key="suffix", eos="yes"))
-  joined = 'masked_concat(["prefix", "septok", "suffix"], mask_ar=[0, 0, 1], mask_loss=[0, 0, 1])'
-  return _packed((*before, *ops, joined), text_len + 1, dict(text=0, mask_ar=1, mask_loss=0))
-
-
-def combine_and_keep_eval(text_len: int, keep=(), before=(), sep: str = "\n") -> str:
-  """Ops that pack prefix and separator for decoding, never the suffix."""
-  ops = (tok(key="prefix", bos="yes"), tok(key="septok", text=sep))
-  joined = 'masked_concat(["prefix", "septok"], mask_ar=[0, 0], mask_input=[1, 1])'
-  return _packed((*before, *ops, joined), text_len, dict(text=0, mask_ar=1, mask_input=0), keep)
-
-
-def _packed(ops, length, pads, keep=()) -> str:
-  padded = (f'tolen({length}, pad_value={value}, key="{key}")' for key, value in pads.items())
-  return "|".join([*ops, *padded, f"keep({', '.join(map(repr, ('image', *pads, *keep)))})"])
-
-
-def translated(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
-  """(the config with our names, the fields that were ignored)."""
+  arguments: the names of get_config's arguments, which the originals also store in the config.
+  """
   c = config.to_dict()
-  for name in ARGUMENTS:
+  for name in set(arguments) - set(schema.RUN):
     c.pop(name, None)
   ignored = _drop(c, "", schema.RUN) + _mixture(c["input"])
   ignored += _drop(c["input"], "input.", schema.INPUT)
+  pps = [c["input"]["pp"], *(part["pp"] for part in _parts(c["input"]) if "pp" in part)]
+  if "text_len" not in c:  # From the op string, whose training rows have one token more.
+    c["text_len"] = max([int(n) for pp in pps for n in _found(r"tolen\((\d+)", pp)], default=65) - 1
+  pps += [entry["pp_fn"] for entry in c["evals"].values()]
+  frames = [int(n) for pp in pps for n in _found(r"video_ensure_shape\([^()]*\((\d+),", pp)]
+  if frames:
+    c["num_frames"] = max(frames)
   for entry in c["evals"].values():
+    entry["data"] = _source(entry["data"])
     _evaluator(entry, c["input"]["batch_size"])
     ignored += _drop(entry, "evals.*.", schema.EVAL)
-  if "text_len" not in c:  # From the op string, whose training rows have one token more.
-    lengths = [int(n) for n in re.findall(r"tolen\((\d+)", c["input"]["pp"])]
-    c["text_len"] = max(lengths, default=65) - 1
   return ConfigDict(c, type_safe=False), sorted(set(ignored))
+
+
+def _found(pattern: str, pp: str) -> list[str]:
+  return re.findall(pattern, pp)
 
 
 def _drop(section: dict, where: str, known: Container[str]) -> list[str]:
@@ -131,35 +91,123 @@ def _drop(section: dict, where: str, known: Container[str]) -> list[str]:
   return [f"{where}{name} ({IGNORED[name]})" for name in dropped]
 
 
+def _parts(section: dict) -> list[dict]:
+  """The data sets of a mixture."""
+  return [part for part in section["data"].values() if isinstance(part, dict)]
+
+
 def _mixture(section: dict) -> list[str]:
-  """Turns input.data={name: weight}, input[name].{data,pp} into one dict of sources and one pp."""
+  """Turns input.data={name: weight}, input[name].{data,pp} into one dict of sources and one pp.
+
+  A data set with other ops than the first one keeps its own.
+  """
   if isinstance(section["data"].get("name"), str):
+    section["data"] = _source(section["data"])
     return []
   parts = {name: section.pop(name) for name in section["data"]}
-  pps = {part["pp"] for part in parts.values()}
-  if len(pps) > 1:
-    raise UserError(
-      f"The data sets {', '.join(parts)} have different ops (pp), which is not available yet."
-    )
-  section["pp"] = pps.pop()
+  section["pp"] = next(iter(parts.values()))["pp"]
   section["data"] = {
-    name: {"weight": section["data"][name], **part["data"]} for name, part in parts.items()
+    name: {
+      "weight": section["data"][name],
+      **_source(part["data"]),
+      **({} if part["pp"] == section["pp"] else {"pp": part["pp"]}),
+    }
+    for name, part in parts.items()
   }
   return [text for part in parts.values() for text in _drop(part, "input.*.", ("data", "pp"))]
 
 
+def _source(data: dict) -> dict:
+  """The fields of a source, with our names."""
+  data = dict(data)
+  if data.get("name") == _VIDEO:
+    data["name"] = "video"
+  if data.get("name") == "bv:jsonl":
+    if data.get("stop") == math.inf:
+      del data["stop"]
+    if not data.get("download_keys"):
+      data.pop("download_keys", None)
+    if isinstance(keys := data.get("fopen_keys"), dict):
+      data["fopen_keys"] = {name: _local(folder) for name, folder in keys.items()}
+    data["fname"] = _local(data["fname"])
+  return data
+
+
+def _local(path: Any) -> Any:
+  """gs://bucket/file below the folder of buckets' copies, if that is set."""
+  folder = os.environ.get(contents.BUCKETS)
+  if folder and isinstance(path, str) and path.startswith("gs://"):
+    return os.path.join(os.path.expanduser(folder), path.removeprefix("gs://"))
+  return path
+
+
 def _evaluator(entry: dict, batch_size: int) -> None:
-  entry["type"] = EVAL_TYPES.get(entry["type"], entry["type"].removeprefix(_TRANSFERS))
-  entry["pp"] = entry.pop("pp_fn")
-  how, arguments = entry.pop("pred", "decode"), entry.pop("pred_kw", {})
+  kind = entry["type"] = EVAL_TYPES.get(entry["type"], entry["type"].removeprefix(_TRANSFERS))
+  how, arguments = entry.pop("pred", "decode"), dict(entry.pop("pred_kw", {}))
   if how == "beam_decode":
     entry["decode"] = f"beam({arguments.pop('beam_size')})"
   elif how not in ("decode", "logits"):
     raise UserError(f"pred={how!r} is not supported; only decode and beam_decode are.")
   entry.update(arguments)
+  pp = entry.pop("pp_fn")
+  entry["pp"] = _scored(pp) if kind == "perplexity" else _without_answer(pp)
   if "metrics" in entry:
-    entry["caption_metrics"] = [name.removesuffix("-4") for name in entry.pop("metrics")]
+    metrics = entry.pop("metrics")
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    entry["caption_metrics"] = [name.removesuffix("-4") for name in metrics]
   entry.setdefault("batch_size", batch_size)
-  for column in ANSWERS.get(entry["type"], ()):
+  for column in ANSWERS.get(kind, ()):
     if re.search(rf"keep\([^)]*['\"]{column}['\"]", entry["pp"]):
       entry["answer"] = column
+  if kind in _OUT_KEYS:
+    question, answer = _OUT_KEYS[kind]
+    entry.setdefault("out_question_key", entry.pop("id_key", question))
+    entry.setdefault("out_answer_key", answer)
+
+
+def _scored(pp: str) -> str:
+  """The ops of a likelihood; if they pack a prompt, with the answer's <eos>, as in training."""
+  if "mask_loss" in pp:
+    return pp
+  ops = call_syntax.split(pp, "pp_fn")
+  return "|".join(
+    re.sub(r"eos=(['\"])no\1", "eos='yes'", op) if _tokenizes_suffix(op) else op for op in ops
+  )
+
+
+def _without_answer(pp: str) -> str:
+  """The ops of a decoder, with a prompt that ends where the answer begins.
+
+  big_vision goes on from a column `suffix`, and in data for training that is the true answer.
+  """
+  ops = call_syntax.split(pp, "pp_fn")
+  if not any(map(_tokenizes_suffix, ops)):
+    return pp
+  changed = []
+  for op in ops:
+    name, args, named = _call(op)
+    if _tokenizes_suffix(op):
+      changed.append('tok(text="", outkey="no_answer")')
+    elif name == "masked_concat":
+      changed.append(re.sub(r"(['\"])suffix\1", '"no_answer"', op))
+    elif name != "setdefault" or "suffix" not in (*args[:1], named.get("key")):
+      changed.append(op)
+  return "|".join(changed)
+
+
+def _tokenizes_suffix(op: str) -> bool:
+  name, _, named = _call(op)
+  return (
+    name == "tok" and "text" not in named and "suffix" in (named.get("key"), named.get("inkey"))
+  )
+
+
+def _call(op: str) -> tuple[str, list, dict[str, Any]]:
+  """(name, arguments, named arguments) of an op; what is no literal is left out."""
+  try:
+    call = ast.parse(op, mode="eval").body
+    args = [ast.literal_eval(a) for a in getattr(call, "args", [])]
+    named = {k.arg: ast.literal_eval(k.value) for k in getattr(call, "keywords", [])}
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+    return "", [], {}
+  return op.partition("(")[0].strip(), args, named

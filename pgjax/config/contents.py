@@ -21,7 +21,13 @@ MAX_DEPTH = 20  # Dicts and lists inside each other.
 _EVAL_NAME = re.compile(r"\w[\w .,:;+=@()#%&!-]*")  # Of each part between slashes.
 # The second part is a class or a kind of question: "AP/white cell".
 _METRIC = re.compile(r"\w[\w.@:-]*(/[^/\x00-\x1f][^\x00-\x1f]*)?(?<![/ ])")
-_RESULTS = ("predictions.jsonl", "metrics.json", "metrics.json.tmp")  # In the evaluator's folder.
+_RESULTS = (
+  "predictions.jsonl",
+  "submission.json",
+  "metrics.json",
+  "metrics.json.tmp",
+)  # In the evaluator's folder.
+BUCKETS = "PGJAX_BUCKETS"  # Environment variable: the folder with copies of buckets.
 _SHARED = ("split", "data_dir", "root")  # Fields that all sources of a mixture share.
 _WEIGHT = Annotated[float, Between(0, 1_000_000_000)]
 _BELOW_1 = Annotated[float, Between(0, 1, but_not=(1,))]
@@ -96,6 +102,7 @@ def check_keep_best(keep_best: str, evals: Iterable[str]) -> None:
 def check_data(data: Mapping[str, Any], where: str) -> None:
   """Raises for a mixture whose weights are no weights; the source checks its own fields."""
   if isinstance(data.get("name"), str):
+    _check_local(data, where)
     return
   if not set(data) - set(_SHARED):
     raise UserError(f"{where}={schema.shown(data)} names no data set; see docs/data.md.")
@@ -108,6 +115,38 @@ def check_data(data: Mapping[str, Any], where: str) -> None:
           f"{where}[{name!r}] needs a weight, {call_syntax.describe(_WEIGHT, ranges=True)}, not"
           f" {schema.shown(weight)}."
         )
+      if own:
+        _check_local(value, f"{where}.{name}")
+        if "pp" in value and not (isinstance(value.pp, str) and value.pp):
+          raise UserError(f"{where}[{name!r}].pp={schema.shown(value.pp)} must be a string of ops.")
+
+
+def _check_local(data: Mapping[str, Any], where: str) -> None:
+  """Raises for a field of big_vision's JSONL reader that names what is not on this machine."""
+  flag = "--" + re.sub(r"\['(.*?)'\]", r".\1", where)
+  folders = data.get("fopen_keys")
+  paths = {"fname": data.get("fname"), "root": data.get("root")} | {
+    f"fopen_keys.{name}": folders[name] for name in (folders if hasattr(folders, "keys") else ())
+  }
+  for field, path in paths.items():
+    if isinstance(path, str) and path.startswith("gs://"):
+      bucket = path.removeprefix("gs://").partition("/")[0]
+      raise UserError(
+        f"{where}.{field}={cut(path)} is in a bucket, and pgjax reads local files: copy it, such as"
+        f" with `gcloud storage cp -r gs://{bucket} DIR`, and set {flag}.{field}=..., or the"
+        f" environment variable {BUCKETS}=DIR, which stands for gs:// in configs of big_vision."
+      )
+  if data.get("download_keys"):
+    raise UserError(
+      f"{where}.download_keys={schema.shown(data['download_keys'])} asks for downloads, and pgjax"
+      " reads local files: download them, write their names into the file, and remove the field."
+    )
+
+
+def ops_of(section: Any) -> list[str]:
+  """The op strings of config.input: that of all data, and those of single parts of a mixture."""
+  own = (part["pp"] for part in section.data.values() if hasattr(part, "keys") and "pp" in part)
+  return [section.pp, *own]
 
 
 def check_optax(arguments: Mapping[str, Any], where: str) -> None:

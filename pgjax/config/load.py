@@ -8,14 +8,14 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 import pgjax
 from pgjax import call_syntax
-from pgjax.config import big_vision, durations, schema
+from pgjax.config import big_vision, durations, original_modules, schema
 from pgjax.errors import UserError, cut, did_you_mean
 
 log = logging.getLogger("pgjax")
@@ -37,10 +37,10 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     )
   with _import_paths(path):
     common = _common()
-    with big_vision.stand_ins(common.parse_arg):
+    with original_modules.stand_ins(common.parse_arg) as arguments:
       config = _as_config(_get_config(path, arg), path)
     if big_vision.is_original(config):
-      config, ignored = _translated(config, path)
+      config, ignored = _translated(config, arguments, path)
       log.warning("%s: ignored fields: %s.", path, ", ".join(ignored))
     _fill_all(config, common)
   return overridden(config, overrides or {})
@@ -82,9 +82,11 @@ def _names(fields: Mapping[Any, Any]) -> Iterator[Any]:
       yield from _names(value)
 
 
-def _translated(config: ConfigDict, path: pathlib.Path) -> tuple[ConfigDict, list[str]]:
+def _translated(
+  config: ConfigDict, arguments: Iterable[str], path: pathlib.Path
+) -> tuple[ConfigDict, list[str]]:
   try:
-    return big_vision.translated(config)
+    return big_vision.translated(config, arguments)
   except (AttributeError, KeyError, TypeError) as e:
     raise UserError(
       f"{path}: it has model_name or pp_modules, as a config of big_vision, but not all that one"
@@ -101,7 +103,17 @@ def shared(name: str) -> Any:
 def _common(name: str = "common") -> Any:
   """configs/common.py, which has every default, or another file that configs share."""
   try:
-    return importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(f"configs.{name}")
+    if name != "common" or hasattr(module, "base"):
+      return module
+    # Of another project, such as big_vision, in the working directory.
+    for imported in [n for n in sys.modules if n.partition(".")[0] == "configs"]:
+      del sys.modules[imported]
+    sys.path.insert(0, str(_ROOT))
+    try:
+      return importlib.import_module("configs.common")
+    finally:
+      sys.path.remove(str(_ROOT))
   except ModuleNotFoundError as error:
     if error.name not in ("configs", f"configs.{name}"):
       raise
@@ -240,4 +252,10 @@ def _get_config(path: pathlib.Path, arg: str) -> Any:
   except Exception as e:
     frames = traceback.extract_tb(e.__traceback__)
     line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), "?")
+    if isinstance(e, NotImplementedError) and "reader" in str(e):  # big_vision's video configs.
+      raise UserError(
+        f"{path}, line {line} raises NotImplementedError for want of a reader of videos; replace it"
+        " by `from pgjax.data.sources import video`: then it reads the frames that pgjax.prepare or"
+        " you have stored (docs/data.md)."
+      ) from None
     raise UserError(f"{path}, line {line}: {type(e).__name__}: {e}") from e

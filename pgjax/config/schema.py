@@ -224,6 +224,11 @@ EVAL = _fields(
     Literal["box_and_label", "label"],
     "of type detection: the score of a predicted object (docs/boxes.md)",
   ),
+  out_question_key=(
+    _TEXT | None,
+    "the name of a question's id in submission.json, for a test server; None: no such file",
+  ),
+  out_answer_key=(_TEXT, "the name of the answer in submission.json"),
   mask_weights=(_TEXT, 'of masks: "oi" (PaliGemma\'s) or an .npz file (docs/boxes.md)'),
   published=(
     Mapping[str, float | tuple[float, float]],

@@ -5,7 +5,8 @@ other columns stay on the host. Errors name file and line.
 
 `pp` ends with `image`, `prefix` and `suffix` (texts), which are packed here; or, as in big_vision's
 configs, with `text`, `mask_ar` and `mask_loss` or `mask_input`, which are used unchanged. When
-decoding, the prompt excludes the suffix and includes `answer_start` if pp sets it.
+decoding, the prompt excludes the suffix and includes `answer_start` if pp sets it. A likelihood of
+tokens without `mask_loss` is that of the answer, the real tokens whose `mask_ar` is 1.
 """
 
 import logging
@@ -24,7 +25,8 @@ log = logging.getLogger("pgjax")
 
 TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
 RESERVED = ("image_mask", "mask_ar", "mask_loss", "mask_input")  # Of a batch, not of the data.
-_FOR_NOTES = {"_without_area"}  # A column of COCO files that notes.py reads.
+# `_without_area`: a column of COCO files that notes.py reads. `_id`: see sources/tfds.py.
+_OF_SOURCES = {"_without_area", "_id"}
 # Columns in which other programs' files have the prompt or the answer.
 _OTHER_NAMES = {
   "prefix": ("prompt", "question", "instruction", "query", "input", "problem"),
@@ -54,6 +56,7 @@ class Part(NamedTuple):
   name: str
   source: object
   weight: float
+  pp: str | None = None  # Its own ops, where the data sets of a mixture have different ones.
 
 
 class Loader:
@@ -63,7 +66,7 @@ class Loader:
     """Parses `pp`; raises UserError for a mistake in it."""
     self.part, self.layout, self.tokenizer, self.seed = part, layout, tokenizer, seed
     self.name_hash = zlib.crc32(part.name.encode())  # Independent of other data sets.
-    parsed = parse.parse(pp, tokenizer=tokenizer)
+    parsed = parse.parse(part.pp or pp, tokenizer=tokenizer)
     self.text_ops = parsed.text_only()
     self.decode, self.ops = _DecodeCache.split(parsed, cache_bytes)
     fname = getattr(part.source, "fname", None)
@@ -80,6 +83,7 @@ class Loader:
       arrays = _images(example.pop("image", None), self.layout)
       texts = self._pack(example, row).arrays
     columns = {k: v for k, v in example.items() if k not in TEXT_KEYS and not k.startswith("_")}
+    columns["_source_id"] = row.get("id")  # Names the row where pp keeps no `id`.
     return LoadedRow({**arrays, **texts}, columns)
 
   def _note(self, kind: str, index: int) -> None:
@@ -111,7 +115,7 @@ class Loader:
     return self.seed, self.name_hash, index, position // len(self.part.source)
 
   def _start(self, example, position, index):
-    for name in () if isinstance(self.part.source, InMemory) else example.keys() - _FOR_NOTES:
+    for name in () if isinstance(self.part.source, InMemory) else example.keys() - _OF_SOURCES:
       if name.startswith("_") or name in RESERVED:
         raise UserError(
           f"a column is called {name!r}; pgjax uses this name itself, {', '.join(RESERVED)} and all"
@@ -125,6 +129,8 @@ class Loader:
     if "text" in example and "mask_ar" in example:
       arrays = {k: np.asarray(example[k]) for k in TEXT_KEYS if k in example}
       needed = "mask_loss" if self.layout.for_training else "mask_input"
+      if needed == "mask_loss" and needed not in arrays and "mask_input" in arrays:
+        arrays[needed] = arrays["mask_ar"] * arrays.pop("mask_input")
       if needed not in arrays or len({np.shape(array) for array in arrays.values()}) > 1:
         shapes = {key: np.shape(array) for key, array in arrays.items()}
         raise UserError(f"pp makes tokens, so it must make {needed} too, of equal length: {shapes}")

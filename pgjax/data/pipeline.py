@@ -44,8 +44,8 @@ WHOLE_BATCH_BYTES = 32 << 20  # Several threads share the work of a batch beyond
 def parts(data, *, check_images: bool = True) -> list[loader_lib.Part]:
   """Opens dict(name=..., split=...), or a mixture {name: weight, ..., "split": ...}.
 
-  In a mixture a value may also be a dict with a weight and fields of the source. Weights are
-  relative; a data set of weight 0 is omitted.
+  In a mixture a value may also be a dict with a weight, fields of the source, and `pp`, its own
+  ops. Weights are relative; a data set of weight 0 is omitted.
   """
   data = data.to_dict() if hasattr(data, "to_dict") else dict(data)
   if isinstance(data.get("name"), str):
@@ -54,12 +54,13 @@ def parts(data, *, check_images: bool = True) -> list[loader_lib.Part]:
   opened = []
   for name, value in data.items():
     own = dict(value) if isinstance(value, Mapping) else {"weight": value}
-    weight = own.pop("weight", None)
+    weight, pp = own.pop("weight", None), own.pop("pp", None)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
       raise UserError(f"data['{name}'] needs a weight, a number >= 0, not {weight!r}.")
     if weight:
       spec = {"name": name, **shared, **own}
-      opened.append(loader_lib.Part(name, registry.open(spec, check_images=check_images), weight))
+      source = registry.open(spec, check_images=check_images)
+      opened.append(loader_lib.Part(name, source, weight, pp))
   if not opened:
     raise UserError(f"data={data!r} names no data set with a positive weight.")
   return opened

@@ -85,10 +85,10 @@ def make(config, model, leaves, mesh, tokenizer, param_places, every: Mapping[st
       batches = _open(config, section, tokenizer)
       if scorer and scorer.columns:
         columns = batches.first_columns()
-        if missing := [repr(column) for column in scorer.columns if column not in columns]:
+        if missing := scorers.missing(scorer, columns):
           raise UserError(
-            f"type {section.type!r} needs {', '.join(missing)} of each example, and after pp there"
-            f" are only {', '.join(sorted(columns))}; add them to keep(...)."
+            f"type {section.type!r} needs {', '.join(map(repr, missing))} of each example, and"
+            f" after pp there are only {', '.join(sorted(columns))}; add them to keep(...)."
           )
     evaluators.append(Evaluator(name, section, every_steps, batches, compute, scorer))
   return evaluators
@@ -152,7 +152,9 @@ def run_due(
       log.scores(step, result.scores)
       scores |= result.scores
       if processes.is_main():
-        write(folder_of(workdir, evaluator.name), dict(step=step) | result.scores, result.rows)
+        folder = folder_of(workdir, evaluator.name)
+        write_submission(folder, evaluator.section, result.rows)
+        write(folder, dict(step=step) | result.scores, result.rows)
   return scores
 
 
@@ -221,7 +223,8 @@ def _rows(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) ->
   rows = []
   for example, prompt, *row_outputs in zip(batch.rows, prompts, *outputs, strict=True):
     text_of_prompt = example["prefix"] if "prefix" in example else tokenizer.decode(prompt)
-    row = dict(id=scorers.plain(example.get("id")), prompt=text_of_prompt)
+    row = dict(id=_id(example), prompt=text_of_prompt)
+    row |= {n: scorers.plain(example[n]) for n in scorers.ID_COLUMNS if n in example}
     groups = {n: scorers.plain(example[n]) for n in scorers.GROUP_COLUMNS if n in example}
     if evaluator.scorer is None:
       nll, weight = map(float, row_outputs)
@@ -237,6 +240,12 @@ def _rows(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) ->
       row |= evaluator.scorer.row(evaluator.section, tokenizer, example, answer)
     rows.append(dict(row, _sha256=example["_sha256"]))
   return rows
+
+
+def _id(example: Mapping[str, Any]) -> Any:
+  """What names the row: its column `id`, or that of the source where pp drops it."""
+  own = scorers.plain(example.get("id"))
+  return scorers.plain(example.get("_source_id")) if own is None else own
 
 
 def _in_order(by_process: list[list[list[dict]]]) -> list[dict]:
@@ -256,3 +265,16 @@ def write(folder: pathlib.Path, scores: Mapping[str, Any], rows: Sequence[Mappin
     lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
     disk.replace(folder / "predictions.jsonl", "".join(lines))
     disk.replace(folder / "metrics.json", disk.dumps(dict(scores)))
+
+
+def write_submission(folder: pathlib.Path, section: Any, rows: Sequence[Mapping]) -> None:
+  """Writes submission.json, [{"question_id": ..., "answer": ...}], if the config names the keys."""
+  if section.out_question_key is None or section.type == "perplexity":
+    return
+  names = (*scorers.ID_COLUMNS, "image_id", "id")
+  name = next((n for n in names if all(row.get(n) is not None for row in rows)), "id")
+  keys = section.out_question_key, section.out_answer_key
+  answers = [{keys[0]: row.get(name), keys[1]: row["prediction"]} for row in rows]
+  with disk.disk_errors(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    disk.replace(folder / "submission.json", json.dumps(answers, ensure_ascii=False) + "\n")

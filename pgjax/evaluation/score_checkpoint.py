@@ -215,6 +215,9 @@ def write(scoring: Scoring, out, source, about, scores, results) -> None:
     title = title_of(source, [e.name for e in scoring.evaluators])
     (out / "report.html").write_text(report.page(title, shown, scores, splits, paper=published))
     (out / "config.json").write_text(disk.dumps(scoring.config.to_dict()))
+  for e in scoring.evaluators:
+    folder = disk.inside(out / "submissions", e.name, "The evaluator")
+    evaluator_lib.write_submission(folder, e.section, results[e.name].rows)
   rows = [dict(eval=split.name) | row for split in splits for row in split.rows]
   metrics = dict(checkpoint=path, step=step, averages=source.averages, **scores)
   evaluator_lib.write(out, dict(metrics, published=published, about=about), rows)

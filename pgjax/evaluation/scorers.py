@@ -25,6 +25,10 @@ GROUP_COLUMNS = (
   "type",
   "label",
 )  # Copied to rows if pp keeps them.
+# Copied to rows if pp keeps them: what a test server, or another program, knows a row by.
+ID_COLUMNS = ("question_id", "image/id")
+# The names of a column in the data of big_vision's builders.
+_ALSO = {"mask": ("mask", "objects/mask"), "box": ("box", "objects/bbox")}
 MATCH_IOU = 0.5  # The least IoU of a matching box in a row's own score.
 LEAST_LABEL_SCORE = 0.5  # Of an object that counts as one, not as noise, if its label is its score.
 ScoredRow = dict[str, Any]
@@ -61,6 +65,15 @@ def of(section: Any) -> Scorer:
   return SCORERS[section.type]
 
 
+def missing(scorer: Scorer, columns: Mapping[str, Any]) -> list[str]:
+  """The columns that a scorer needs and an example lacks."""
+  return [name for name in scorer.columns if not any(n in columns for n in _names(name))]
+
+
+def _names(column: str) -> tuple[str, ...]:
+  return _ALSO.get(column, (column,))
+
+
 def plain(value: Any) -> Any:
   """Without numpy types, for JSON."""
   return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
@@ -92,7 +105,8 @@ def _if_answered(row: Callable[..., ScoredRow], *columns: str) -> Callable[..., 
 
   @functools.wraps(row)
   def of_example(section, tokenizer, example, generated):
-    if any(name in example and example[name] is None for name in columns):
+    given = [name for column in columns for name in _names(column) if name in example]
+    if any(example[name] is None for name in given):
       return dict(answer=None, score=None, scores={})
     if not columns and section.answer in example and _reference(section, example) == []:
       return dict(answer=[], score=None, scores={})
@@ -285,8 +299,12 @@ def _boxes(boxes, labels, scores=None) -> detection.Boxes:
 
 
 def _segmentation(section, tokenizer, example, generated):
-  """Compares the answer's first object to the columns mask [H, W] and box (y0 x0 y1 x1)."""
-  truth, true_box = np.asarray(example["mask"]), [float(c) for c in plain(example["box"])]
+  """Compares the answer's first object to the columns mask [H, W] and box (y0 x0 y1 x1).
+
+  Or to those of RefCOCO's builder, objects/mask [H, W, C] and objects/bbox.
+  """
+  mask, box = (next(example[n] for n in _names(c) if n in example) for c in ("mask", "box"))
+  truth, true_box = np.asarray(mask), [float(c) for c in plain(box)]
   truth = truth[..., 0] if truth.ndim == 3 else truth
   codes, box = _first_mask(generated.tokens, tokenizer)
   mask = None

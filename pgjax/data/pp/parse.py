@@ -63,7 +63,8 @@ def parse(pp: str, *, tokenizer=None) -> Pipeline:
   calls = call_syntax.parse(pp, OPS, "pp")
   for call in calls:
     for name in ("key", "outkey"):
-      if str(call.bound.arguments.get(name)).startswith("_"):
+      target = str(call.bound.arguments.get(name))
+      if target.startswith("_") and target != "_id":  # A row's number, as in sources/tfds.py.
         raise UserError(
           f"{call.where}: {name} must not begin with an underscore: such names are the pipeline's."
         )
