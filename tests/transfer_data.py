@@ -201,8 +201,10 @@ def _value(name, split, key, kind, i, hidden):
   if key == "objects":
     refs = [dict(id=k, sentence=f"thing {i}") for k in range(1 if "_flat" in split else 1 + i % 2)]
     box = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
-    one = dict(id=i, area=9.0, bbox=box, iscrowd=False, mask=io.BytesIO(mask()), refs=refs)
-    return [one] * (1 if "_flat" in split else 1 + i % 2)
+    one = dict(id=i, area=9.0, bbox=box, iscrowd=False, refs=refs)
+    return [
+      one | dict(mask=io.BytesIO(mask())) for _ in range(1 if "_flat" in split else 1 + i % 2)
+    ]
   if key == "captions" and not kind:
     return [dict(id=k, text=caption(i)) for k in range(5)]
   if kind == "box":
@@ -250,3 +252,20 @@ def write_jsonl(folder, name, rows=24):
     for i in range(rows):
       (folder / f"{i}.png").write_bytes(picture(i % 4))
       file.write(json.dumps(dict(image=f"{i}.png", suffix=f"the answer {i}")) + "\n")
+
+
+def write_videos(folder, name, split, rows=24):
+  """A split of a video data set: JSONL beside folders of frames."""
+  target = folder / name
+  if (target / f"{split}.jsonl").exists():
+    return
+  for i in range(4):
+    (target / f"clip{i}").mkdir(parents=True, exist_ok=True)
+    for k in range(6):
+      (target / f"clip{i}/{k}.png").write_bytes(picture(k % 4))
+  texts = [
+    dict(video=f"clip{i % 4}", id=i, question="q?", answer=f"a{i}", captions=[caption(i)] * 5)
+    | {"example/video_id": f"{split}{i}"}
+    for i in range(rows)
+  ]
+  (target / f"{split}.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))

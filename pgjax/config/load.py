@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import traceback
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -106,14 +107,13 @@ def _common(name: str = "common") -> Any:
     module = importlib.import_module(f"configs.{name}")
     if name != "common" or hasattr(module, "base"):
       return module
-    # Of another project, such as big_vision, in the working directory.
+    # Of another project, such as big_vision, in the working directory: ours comes first.
+    theirs = sys.modules["configs"].__path__
     for imported in [n for n in sys.modules if n.partition(".")[0] == "configs"]:
       del sys.modules[imported]
-    sys.path.insert(0, str(_ROOT))
-    try:
-      return importlib.import_module("configs.common")
-    finally:
-      sys.path.remove(str(_ROOT))
+    sys.modules["configs"] = package = types.ModuleType("configs")
+    package.__path__ = [str(_ROOT / "configs"), *theirs]
+    return importlib.import_module("configs.common")
   except ModuleNotFoundError as error:
     if error.name not in ("configs", f"configs.{name}"):
       raise

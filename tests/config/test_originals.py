@@ -19,6 +19,7 @@ from pgjax.config import load as config_load, validate as config_validate
 from pgjax.data import locations, tokenizer as tokenizer_lib
 from pgjax.data.pp import parse
 from pgjax.distributed import mesh as mesh_lib, sharding
+from pgjax.errors import UserError
 from pgjax.evaluation import evaluator as evaluator_lib
 from pgjax.formats import seg_vae_npz
 from pgjax.models import paligemma
@@ -49,6 +50,8 @@ VALUES = dict(
   stride=[5],
   prefix=["answer en {question}"],
 )
+# Those that also run two of their evaluators while they train: JSONL, two images, videos, beams.
+WITH_EVALUATORS = ("forkme", "nlvr2", "msrvtt_qa", "cococap")
 LOWEST = ("parsefail", "invalid_share")  # 0 is the best.
 UNSCORED = ("num", "no_answer", "yes_rate")
 
@@ -108,14 +111,18 @@ def write_data(config, folder):
       transfer_data.prepare(name, texts, folder)
 
 
-def tiny(path, config, arg=""):
-  """The config with a small model and small batches."""
+def tiny(path, *args):
+  """The config with a small model and small batches, of small images if it takes any size."""
+  try:
+    config, res = loaded(path, ",".join(["res=32", *args])), 32
+  except UserError:  # One with a batch size for each resolution.
+    config, res = loaded(path, ",".join(["res=224", *args])), 224
   llm = dict(TINY, num_kv_heads=1, head_dim=8, vocab_size=1792)
   overrides = {f"evals.{name}.batch_size": 8 for name in config.evals}
   overrides |= {"total_steps": 1, "input.batch_size": 8, "tokenizer": "tiny", "model_init": None}
-  overrides |= {"model.img": dict(TINY, patch_size=16), "model.llm": llm}
+  overrides |= {"model.img": dict(TINY, patch_size=res // 2), "model.llm": llm}
   overrides |= {"input.allow_truncated": True, "input.num_threads": 2, "dtype": "float32"}
-  return loaded(path, arg, **overrides)
+  return config_validate.validated(config_load.overridden(config, overrides))
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
@@ -164,7 +171,7 @@ def test_the_step_is_traced_in_full_size(name, tmp_path):
 def test_all_evaluators_open_as_they_are(name, tmp_path, folder):
   path = path_of(name, tmp_path)
   write_data(loaded(path), folder)
-  config = tiny(path, loaded(path), "" if name.endswith("_l4") else "res=32")
+  config = tiny(path)
   evaluators = opened(config)
   assert [e.name for e in evaluators] == list(config.evals)
 
@@ -173,9 +180,9 @@ def test_all_evaluators_open_as_they_are(name, tmp_path, folder):
 def test_it_trains_a_step_and_is_scored(name, tmp_path, folder):
   path = path_of(name, tmp_path)
   write_data(loaded(path), folder)
-  arg = "res=32,mode=mock" if "mode=" in path.read_text() else "res=32"
-  config = tiny(path, loaded(path), arg)
+  config = tiny(path, *["mode=mock"] * ("mode=" in path.read_text()))
   few = {e.type == "perplexity": n for n, e in config.evals.items()}.values()
+  few = few if name in WITH_EVALUATORS else ()
   short = config.copy_and_resolve_references().unlock()
   short.evals = {name: config.evals[name] for name in few}
   train.execute(short, str(tmp_path / "run"), "again", whole_process=False)
@@ -234,5 +241,5 @@ def true_answer(section, row):
 
 def test_a_videos_file_says_which_line_to_replace():
   name = next(n for n in ORIGINALS if "NotImplementedError" in (FOLDER / f"{n}.py").read_text())
-  with pytest.raises(config_load.UserError, match="replace it by"):
+  with pytest.raises(UserError, match="replace it by"):
     config_load.load(str(FOLDER / f"{name}.py"))

@@ -55,6 +55,7 @@ def likelihood(params, batch):
 
 def evaluator(answers, compute=answer_b, **fields):
   section = dict(type="vqa", answer="answer", to_lower=False, skip_first=False)
+  section |= dict(out_question_key=None, out_answer_key="answer")
   section = SimpleNamespace(**(section | fields), caption_metrics=())
   scorer = None if section.type == "perplexity" else scorers.of(section)
   return evaluator_lib.Evaluator("val", section, 10, Split(answers), compute, scorer)
@@ -190,6 +191,28 @@ def test_an_interrupted_evaluation_writes_nothing(tmp_path, mesh):
   assert [json.loads(line)["id"] for line in written] == list(range(20))
   assert json.loads((tmp_path / "evals/val/metrics.json").read_text()) == {"step": 10} | done
   assert evaluator_lib.run_due([evaluator(["b"])], 5, None, stopping=lambda: False, **where) == {}
+
+
+def test_rows_keep_what_a_test_server_knows_them_by(tmp_path, mesh):
+  log = run_log.Log(None, main=True)
+  where = dict(total_steps=10, mesh=mesh, tokenizer=Letters(), log=log, workdir=tmp_path)
+  opened = evaluator(["b"] * 9, out_question_key="questionId", out_answer_key="prediction")
+
+  class Questions(Split):
+    def after(self, batches):
+      for batch in super().after(batches):
+        for row in batch.rows:
+          number = row.pop("id")
+          row |= {"question_id": np.int64(900 + number), "_source_id": f"vqa:test:{number}"}
+        yield batch
+
+  opened = opened._replace(batches=Questions(["b"] * 9))
+  evaluator_lib.run_due([opened], 10, None, stopping=lambda: False, **where)
+  lines = (tmp_path / "evals/val/predictions.jsonl").read_text().splitlines()
+  assert [json.loads(line)["id"] for line in lines] == [f"vqa:test:{i}" for i in range(9)]
+  assert [json.loads(line)["question_id"] for line in lines] == list(range(900, 909))
+  submission = json.loads((tmp_path / "evals/val/submission.json").read_text())
+  assert submission == [dict(questionId=900 + i, prediction="b") for i in range(9)]
 
 
 def test_a_pattern_that_matches_no_evaluator():

@@ -114,11 +114,17 @@ def masks_to_suffix(
 
 
 def refcoco_mask2str(model: Name = "oi"):
-  """As in big_vision: prefix is the sentence, suffix four <loc> and sixteen <seg>, no label."""
+  """As in big_vision: prefix is the sentence, suffix four <loc> and sixteen <seg>, no label.
+
+  An encoded mask is not decoded: where only the text's length counts, all its <seg> are the first.
+  """
   encoder = mask_tokens.load(model)
 
   def apply(example):
     box = np.asarray(example["objects/bbox"], np.float32)
+    if isinstance(example["objects/mask"], bytes):
+      suffix = locations.loc_string(box) + locations.seg_string([0] * locations.NUM_CODES)
+      return example | {"prefix": example["objects/refs/sentence"], "suffix": suffix}
     mask = np.asarray(example["objects/mask"])
     if box.shape != (4,) or mask.ndim != 3 or mask.dtype != np.uint8:
       raise UserError(

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pgjax.data import loader, locations, tokenizer as tokenizer_lib
 from pgjax.data.sources import registry, tfds as tfds_source
+from pgjax.errors import UserError
 from pgjax.evaluation import scorers
 from pgjax.formats import seg_vae_npz
 from pgjax.metrics import text
@@ -164,7 +165,7 @@ def test_text_ops_take_lists_of_texts(source, tokenizer):
   true = row_of(source, row["answer"])["answers"]
   assert row["answers"] == [a.translate(str.maketrans("YON", "yon")) for a in true]
   assert row["one"] in row["answers"]
-  assert row["all"].startswith(f"[{row['answers'][0]} ")
+  assert row["all"] == [f"{answer} {row['answer']}" for answer in row["answers"]]
   assert isinstance(row["captions/text"][0], str)
 
 
@@ -177,6 +178,7 @@ def example(source, tokenizer, ops, index=0):
 
 
 SECTION = dict(to_lower=False, caption_metrics=("cider",), mask_weights="oi", answer="answer")
+SECTION |= dict(confidence="box_and_label")
 BEST = [
   ("vqa", "answer", "acc", 1),
   ("vqa", "fixed", "acc_any", 1),
@@ -204,7 +206,8 @@ OPS = (
 
 
 def test_every_scorer_is_tested():
-  assert {kind for kind, *_ in BEST} == set(scorers.SCORERS)
+  elsewhere = {"instances"}  # Of COCO files: tests/evaluation/test_instances.py.
+  assert {kind for kind, *_ in BEST} == set(scorers.SCORERS) - elsewhere
 
 
 @pytest.mark.parametrize(("kind", "column", "metric", "best"), BEST)
@@ -244,3 +247,107 @@ def whole_mask(folder):
   seg_vae_npz.save(path, seg_vae.init(jax.random.key(0), width=8, embed_dim=16))
   shown = np.asarray(seg_vae.decode(seg_vae_npz.load(str(path)), np.array([codes])))[0, :, :, 0] > 0
   return str(path), (codes, shown.astype(np.uint8))
+
+
+PAIRS = {"train": 40, "val": 7, "test-dev": 3}
+
+
+class Pairs(tfds.core.GeneratorBasedBuilder):
+  """Two images that are not called `image`, objects with masks of one bit, and several splits."""
+
+  name = "pairs"
+  VERSION = tfds.core.Version("1.4.0")
+
+  def _info(self):
+    f = tfds.features
+    objects = f.Sequence(dict(mask=f.Image(encoding_format="png"), bbox=f.BBoxFeature()))
+    features = dict(left=f.Image(), right=f.Image(), objects=objects, number=np.int32)
+    return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {split: self._generate_examples(count) for split, count in PAIRS.items()}
+
+  def _generate_examples(self, count):
+    rgba, bit = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.full((4, 6, 4), 7, np.uint8), "RGBA").save(rgba, "PNG")
+    Image.fromarray(np.eye(5, dtype=bool)).save(bit, "PNG")
+    box = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
+    for i in range(count):
+      pair = dict(left=io.BytesIO(png(i)), right=io.BytesIO(rgba.getvalue()))
+      objects = [dict(mask=io.BytesIO(bit.getvalue()), bbox=box) for _ in range(i % 3)]
+      yield i, dict(pair, objects=objects, number=i)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+  path = tmp_path_factory.mktemp("pairs")
+  with contextlib.redirect_stdout(io.StringIO()):
+    Pairs(data_dir=path, file_format="array_record").download_and_prepare(download_dir=path / "n")
+
+  def opened(split, **fields):
+    return registry.open(dict(name="pairs:1.4.0", split=split, data_dir=str(path), **fields))
+
+  return opened
+
+
+def test_splits_are_written_as_in_tfds(pairs):
+  lengths = {
+    "train + test-dev": 43,
+    "val[2:]": 5,
+    "train[:1_0]": 10,
+    "train[-1_0:]+val[:50%]": 14,
+    "train[:5%]": 2,
+    "test-dev[:2] + val": 9,
+  }
+  assert {split: len(pairs(split)) for split in lengths} == lengths
+  for split, match in {
+    "tset+val": r"no split \['tset'\]; it has \['test-dev', 'train', 'val'\]",
+    "val[:1_000]": r"incompatible with 7 examples. .* are test-dev 3, train 40, val 7; a part",
+    "val[": "a part of one is written",
+  }.items():
+    with pytest.raises(UserError, match=match):
+      pairs(split)
+
+
+def test_a_row_has_one_number_in_every_split(pairs):
+  rows = {row["_id"]: row["tfds_id"] for row in map(pairs("all").texts, range(50))}
+  assert len(rows) == len(set(rows.values())) == 50
+  part = pairs("val[3:] + train[10:20]")
+  texts = [part.texts(i) for i in range(len(part))]
+  assert [rows[text["_id"]] for text in texts] == [text["tfds_id"] for text in texts]
+  assert texts[0]["tfds_id"] == "pairs-val.array_record-00000-of-00001__3"
+  assert texts[0]["_id"].dtype == np.int32
+
+
+def test_images_of_any_name_are_decoded_when_they_are_wanted(pairs, monkeypatch):
+  source = pairs("train", skip_decode=["image"])
+  row = next(row for row in map(source.__getitem__, range(9)) if len(row["objects"]["mask"]) == 2)
+  assert row["left"].shape == (8, 8, 3)
+  np.testing.assert_array_equal(row["left"], np.asarray(Image.open(io.BytesIO(png(row["number"])))))
+  assert row["right"].shape == (4, 6, 3)
+  for mask in row["objects"]["mask"]:
+    np.testing.assert_array_equal(mask[:, :, 1], 255 * np.eye(5, dtype=np.uint8))
+
+  def decoded(*_):
+    raise AssertionError("an image was decoded")
+
+  monkeypatch.setattr(tfds_source.images, "decode", decoded)
+  monkeypatch.setattr(tfds.features.Image, "decode_example_np", decoded)
+  text = source.texts(0)
+  assert isinstance(text["left"], bytes)
+  assert all(isinstance(mask, bytes) for mask in text["objects"]["mask"])
+
+
+def test_the_masks_of_refcocos_builder_are_scored(tmp_path, tokenizer):
+  section = SimpleNamespace(**SECTION | dict(type="segmentation"))
+  section.mask_weights, (codes, shown) = whole_mask(tmp_path)
+  box = np.array([0.0, 0.0, 1.0, 1.0], np.float32)
+  example = {"objects/mask": np.dstack([shown * 255] * 3), "objects/bbox": box}
+  scorer = scorers.SCORERS["segmentation"]
+  assert scorers.missing(scorer, example) == []
+  assert scorers.missing(scorer, {"box": 0}) == ["mask"]
+  answer = "<loc0000><loc0000><loc1023><loc1023>" + locations.seg_string(codes)
+  tokens = np.array([*tokenizer.encode(answer), tokenizer.eos], np.int32)
+  row = scorer.row(section, tokenizer, example, scorers.Generated(answer, tokens, tokens))
+  assert row["scores"]["miou"] == (1, 1)
+  assert row["scores"]["boxacc/0.75"] == (1, 1)
