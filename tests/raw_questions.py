@@ -7,13 +7,9 @@ big_vision's builders make of them is in tests/golden/question_data_sets.json.
 import io
 import json
 import pathlib
-import shutil
 
 import numpy as np
-from PIL import Image
-
-# A font that Pillow can read; AI2D's download needs one.
-FONT = pathlib.Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
+from PIL import Image, ImageFont
 
 
 def picture(path: pathlib.Path, seed: int, size: tuple[int, int] = (9, 7)) -> None:
@@ -45,18 +41,7 @@ def ai2d(raw):
     label = dict(rectangle=[[10, 10], [60, 40]], replacementText="B")
     write(raw / f"ai2d/annotations/{i}.png.json", dict(text={"T1": label}))
   (raw / "ai2d_test_ids.csv").write_text("1\n3\n")
-  shutil.copy(font(), raw / "DMSans-Regular.ttf")
-
-
-def font() -> pathlib.Path:
-  """Any TrueType font: Pillow's own, if the system has none."""
-  if FONT.exists():
-    return FONT
-  from PIL import ImageFont
-
-  path = pathlib.Path("/tmp") / "pgjax-test-font.ttf"
-  path.write_bytes(ImageFont.load_default(10).path.getvalue())
-  return path
+  (raw / "DMSans-Regular.ttf").write_bytes(ImageFont.load_default(10).path.getvalue())
 
 
 def aokvqa(raw):
@@ -108,7 +93,7 @@ def gqa(raw):
 
 
 def xgqa(raw):
-  for number, language in enumerate("bn de en id ko pt ru zh".split()):
+  for number, language in enumerate(("bn", "de", "en", "id", "ko", "pt", "ru", "zh")):
     picture(raw / "images" / f"n{number}.jpg", number)
     rows = {
       f"20{i}": dict(imageId=f"n{number}", question=f"Größe {i} {language}?", answer="no")
@@ -214,11 +199,12 @@ def science_qa(raw):
     image = "image.png" if i != 3 else None
     if image:
       picture(raw / split / str(i) / image, i)
-    problems[str(i)] = dict(
-      split=split, image=image, question=f"which {i}?", choices=["one", "two", "three"][: 2 + i % 2],
-      answer=i % 2, hint="" if i < 5 else f"hint {i}", task="closed choice", grade=f"grade{i}",
-      subject="natural science", topic="physics", category="c", skill="s", lecture="", solution="z",
-    )  # fmt: skip
+    fixed = dict(task="closed choice", subject="natural science", topic="physics", category="c")
+    fixed |= dict(skill="s", lecture="", solution="z", grade=f"grade{i}")
+    choices = ["one", "two", "three"][: 2 + i % 2]
+    asked = dict(question=f"which {i}?", choices=choices, answer=i % 2)
+    hint = "" if i < 5 else f"hint {i}"
+    problems[str(i)] = dict(split=split, image=image, hint=hint, **asked, **fixed)
   write(raw / "problems.json", problems)
 
 

@@ -73,12 +73,28 @@ def _resolved(value: Any) -> Any:
   if isinstance(value, File):
     data = input_files.file_bytes(value.path)
     _check_image(data, value)
-    return data if value.edit is None else value.edit(data)
+    return data if value.edit is None else _edited(data, value)
   if isinstance(value, dict):
     return {name: _resolved(inner) for name, inner in value.items()}
   if isinstance(value, list):
     return [_resolved(inner) for inner in value]
   return value() if callable(value) else value
+
+
+def _edited(data: bytes, file: File) -> bytes:
+  try:
+    return file.edit(data)
+  except UserError:
+    raise
+  except Exception as error:  # PIL raises many types.
+    raise _damaged(file, f"damaged ({type(error).__name__}: {error})") from error
+
+
+def _damaged(file: File, reason: str) -> _DamagedError:
+  return _DamagedError(
+    f"{file.where}: {file.path} is {reason}. Download it again, or drop its rows with "
+    "--skip_bad_images."
+  )
 
 
 def _check_image(data: bytes, file: File) -> None:
@@ -98,10 +114,7 @@ def _check_image(data: bytes, file: File) -> None:
   elif kind == "PNG" and b"IEND" not in data[-4096:]:
     reason = "a PNG that is cut short"
   if reason:
-    raise _DamagedError(
-      f"{file.where}: {file.path} is {reason}. Download it again, or drop its rows with "
-      "--skip_bad_images."
-    )
+    raise _damaged(file, reason)
 
 
 def key_hash(split: str) -> Callable[[base.Key], int]:

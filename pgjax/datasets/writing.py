@@ -171,7 +171,7 @@ def _plan(data: DataSet, raw: Raw, part: str | None, split: str, how: Options) -
   total = 0
   for _, i in hashed:
     digest.update(repr((rows[i][0], _described(rows[i][1], sizes))).encode())
-    total += _ROW_BYTES + sum(sizes[file.path][0] for file in _files(rows[i][1]))
+    total += _ROW_BYTES + sum(sizes[file.path][0] for file in files_of(rows[i][1]))
   shards = min(max(1, round(total / SHARD_BYTES)), len(rows))
   ordered = [rows[i] for _, i in hashed]
   return _Plan(split, ordered, dropped, total, digest.hexdigest(), shards)
@@ -182,14 +182,14 @@ def _with_images(data: DataSet, part: str | None, split: str, rows: list, how: O
   sizes: dict[str, tuple[int, int] | None] = {}
   first = None
   for _, example in rows:
-    for file in _files(example):
+    for file in files_of(example):
       if file.path not in sizes:
         sizes[file.path] = _stat(file.path)
         if sizes[file.path] is None:
           first = first or file
   if first is None:
     return rows, 0, sizes
-  here = [row for row in rows if all(sizes[file.path] for file in _files(row[1]))]
+  here = [row for row in rows if all(sizes[file.path] for file in files_of(row[1]))]
   lost = sum(size is None for size in sizes.values())
   if not here or not (how.skip_bad_images or split in data.lost_images):
     raise UserError(
@@ -208,15 +208,16 @@ def _stat(path: str) -> tuple[int, int] | None:
   return info.st_size, info.st_mtime_ns
 
 
-def _files(value: Any) -> Iterator[File]:
+def files_of(value: Any) -> Iterator[File]:
+  """All files in an example."""
   if isinstance(value, File):
     yield value
   elif isinstance(value, dict):
     for inner in value.values():
-      yield from _files(inner)
+      yield from files_of(inner)
   elif isinstance(value, list) and value and not isinstance(value[0], str):
     for inner in value:
-      yield from _files(inner)
+      yield from files_of(inner)
 
 
 def _described(value: Any, sizes: dict) -> Any:
