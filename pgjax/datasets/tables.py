@@ -21,7 +21,7 @@ def rows(
     )
     for row in reader:
       whole = None not in row and None not in row.values()
-      message = f"this row does not have {len(names)} columns; is it half of a download"
+      message = f"this row does not have {len(names)} columns, as in half of a download"
       raw.check(whole, f"{name}, line {reader.line_num}", message)
       yield reader.line_num, row
   except csv.Error as error:
