@@ -62,6 +62,12 @@ def _fast_jpeg(encoded: bytes, image: Image.Image) -> np.ndarray:
   return pixels if colours == "RGB" else _without_black(pixels, image)
 
 
+def through_jpeg(image: np.ndarray, quality: int, *, fast: bool) -> np.ndarray:
+  """uint8 [H, W, 3] encoded as JPEG at this quality and decoded with the fast or accurate DCT."""
+  encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, colorsubsampling="420")
+  return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=fast)
+
+
 def _without_black(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
   """RGB of CMYK as in TensorFlow: Adobe's files have inverted inks."""
   inks = pixels.astype(np.int32)

@@ -159,6 +159,8 @@ def draw_bbox(image_key: Name = "image", bbox_key: Name = "bbox"):
     height, width = image.shape[:2]
     scale = np.array([height - 1, width - 1] * 2, np.float32)
     y0, x0, y1, x1 = (int(n) for n in box * scale)  # Truncated, as in TensorFlow.
+    if y0 > y1 or x0 > x1 or y0 >= height or x0 >= width or y1 < 0 or x1 < 0:
+      return example | {image_key: image}  # Inverted or outside: TensorFlow does not draw it.
     rows = slice(max(0, y0), min(height - 1, y1) + 1)
     columns = slice(max(0, x0), min(width - 1, x1) + 1)
     for y in (y0, y1):

@@ -1,7 +1,7 @@
 """Which ops change pixels? Factories, as in parse.py.
 
-Every op reads `inkey` and writes `outkey` (`key` is both; "image" by default), and takes one image
-or a list of images (frames), which all get the same random change.
+Every op reads `inkey` and writes `outkey` (`key` is both; "image" by default), and takes one image,
+a list of images or an array of frames [N, H, W, C], which all get the same random change.
 """
 
 import functools
@@ -17,51 +17,56 @@ from pgjax.data.pp.text_ops import Route, routed
 from pgjax.errors import UserError
 
 _Side = Annotated[int, Between(1, 2048)]
-_Size = _Side | tuple[_Side, _Side]
-_Probability = Annotated[float, Between(0, 1)]
-_Percent = Annotated[float, Between(0, 100, but_not=(0,))]
-_Method = Literal["bicubic", *resizing.METHODS]
+Size = _Side | tuple[_Side, _Side]
+Probability = Annotated[float, Between(0, 1)]
+Percent = Annotated[float, Between(0, 100, but_not=(0,))]
+Method = Literal["bicubic", *resizing.METHODS]
+_RANDOM_METHODS = ("bilinear", "keyscubic", "lanczos3", "area", "mitchellcubic")
 _Level = Annotated[float, Between(-1e6, 1e6)]
+_Three = tuple[_Level, _Level, _Level]
 _Levels = _Level | tuple[_Level, _Level, _Level]  # Per channel.
 
 
-def _image_op(change, route, takes=np.ndarray):
+def image_op(change, route, takes=np.ndarray):
   """Applies `change` to one image, or to each of a list."""
   inkey, outkey = routed(route, "image")
 
   def apply(example):
     value = example[inkey]
-    changed = [change(image) for image in _listed(value, inkey, takes)]
+    changed = [change(image) for image in listed(value, inkey, takes)]
+    if isinstance(value, np.ndarray) and value.ndim == 4:
+      return example | {outkey: np.stack(changed)}
     return example | {outkey: changed if isinstance(value, (list, tuple)) else changed[0]}
 
   return apply
 
 
-def _listed(value, name, takes):
+def listed(value, name, takes):
   """One or several images as a list, with checked types."""
-  listed = value if isinstance(value, (list, tuple)) else [value]
-  for image in listed:
+  several = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 4)
+  frames = list(value) if several else [value]
+  for image in frames:
     if not isinstance(image, takes):
       raise UserError(
         f"'{name}' is {type(image).__name__}; decode takes encoded bytes, and the other ops on "
         "images take decoded pixels"
       )
-  return listed
+  return frames
 
 
-def _random_image_op(draw, route):
+def random_image_op(draw, route, *, moves=True):
   """`draw(rng, shape)` returns the change for all frames of an example."""
   inkey, _ = routed(route, "image")
 
   def apply(example):
-    if np.size(example.get("boxes", ())):
+    if moves and np.size(example.get("boxes", ())):
       raise UserError(
         "this op moves pixels and leaves the boxes where they were; flip_boxes_lr moves both, or"
         ' remove the boxes with drop("boxes")'
       )
-    first = _listed(example[inkey], inkey, np.ndarray)[0]
+    first = listed(example[inkey], inkey, np.ndarray)[0]
     change = draw(text_ops.example_rng(example), first.shape)
-    return _image_op(change, route)(example)
+    return image_op(change, route)(example)
 
   return apply
 
@@ -72,22 +77,23 @@ def decode(channels: Literal[3] = 3, precise: bool = False, **route: Unpack[Rout
   `precise` decodes JPEGs as Pillow and Hugging Face's processors do, else they are TensorFlow's.
   """
   del channels
-  return _image_op(functools.partial(images.decode, precise=precise), route, takes=bytes)
+  return image_op(functools.partial(images.decode, precise=precise), route, takes=bytes)
 
 
 def resize(
-  size: _Size, method: _Method = "bilinear", antialias: bool = False, **route: Unpack[Route]
+  size: Size, method: Method = "bilinear", antialias: bool = False, **route: Unpack[Route]
 ):
   """Resizes to a square of `size` or to (height, width), without preserving the aspect ratio.
 
   Bit-equal to TensorFlow, except "bicubic" without antialias=True: that is Hugging Face's, which
   always antialiases and rounds. TensorFlow's bicubic without antialiasing is "keyscubic".
   """
-  return _image_op(_resizer(size, method, antialias), route)
+  return image_op(resizer(size, method, antialias), route)
 
 
-def _resizer(size, method: str, antialias: bool) -> Callable[[np.ndarray], np.ndarray]:
-  height, width = _pair(size)
+def resizer(size, method: str, antialias: bool) -> Callable[[np.ndarray], np.ndarray]:
+  """A function from [H, W, C] to `size`, see `resize`."""
+  height, width = pair(size)
   if method == "bicubic" and not antialias:
     return lambda image: resizing.resize_pillow_bicubic(image, height, width)
   method = "keyscubic" if method == "bicubic" else method
@@ -114,15 +120,15 @@ def value_range(
       raise UserError("the numbers after value_range are too large for float32")
     return np.clip(image, vmin, vmax) if clip_values else image
 
-  return _image_op(change, route)
+  return image_op(change, route)
 
 
-def flip_lr(probability: _Probability = 0.5, **route: Unpack[Route]):
+def flip_lr(probability: Probability = 0.5, **route: Unpack[Route]):
   """Mirrors left and right with this probability."""
   return _flip(1, probability, route)
 
 
-def flip_ud(probability: _Probability = 0.5, **route: Unpack[Route]):
+def flip_ud(probability: Probability = 0.5, **route: Unpack[Route]):
   """Mirrors top and bottom with this probability."""
   return _flip(0, probability, route)
 
@@ -133,7 +139,7 @@ def _flip(axis, probability, route):
     backwards = np.arange(shape[axis])[::-1]  # `take` copies; casting a mirrored view is slow.
     return lambda image: image.take(backwards, axis=axis) if flipped else image
 
-  return _random_image_op(draw, route)
+  return random_image_op(draw, route)
 
 
 def random_shift(max_pixels: Annotated[int, Between(0, 4096)], **route: Unpack[Route]):
@@ -143,7 +149,7 @@ def random_shift(max_pixels: Annotated[int, Between(0, 4096)], **route: Unpack[R
     down, across = (rng.randint(-max_pixels, max_pixels) for _ in range(2))
     return lambda image: _shifted(_shifted(image, down, axis=0), across, axis=1)
 
-  return _random_image_op(draw, route)
+  return random_image_op(draw, route)
 
 
 def _shifted(image, offset, axis):
@@ -161,60 +167,76 @@ def _shifted(image, offset, axis):
   return moved
 
 
-def random_crop(crop_size: _Size, **route: Unpack[Route]):
-  """Crops a window of this size at a random position."""
-  height, width = _pair(crop_size)
-
-  def draw(rng, shape):
-    if shape[0] < height or shape[1] < width:
-      raise UserError(f"random_crop({crop_size}) does not fit into an image of {shape[:2]}")
-    top = rng.randrange(shape[0] - height + 1)
-    left = rng.randrange(shape[1] - width + 1)
-    return lambda image: image[top : top + height, left : left + width]
-
-  return _random_image_op(draw, route)
+def resize_small(
+  smaller_size: _Side, method: Method = "area", antialias: bool = False, **route: Unpack[Route]
+):
+  """Resizes the smaller side to this many pixels and preserves the aspect ratio."""
+  return image_op(lambda image: _scaled(image, smaller_size, min, method, antialias), route)
 
 
-def inception_crop(
-  size: _Size | None = None,
-  area_min: _Percent = 5,
-  area_max: _Percent = 100,
-  method: _Method = "bilinear",
-  antialias: bool = False,
+def resize_long(
+  longer_size: _Side, method: Method = "area", antialias: bool = True, **route: Unpack[Route]
+):
+  """Resizes the longer side to this many pixels and preserves the aspect ratio."""
+  return image_op(lambda image: _scaled(image, longer_size, max, method, antialias), route)
+
+
+def _scaled(image, size, which, method, antialias):
+  factor = np.float32(size) / np.float32(which(image.shape[:2]))
+  height, width = (int(np.round(np.float32(side) * factor)) for side in image.shape[:2])
+  if min(height, width) < 1:
+    raise UserError(f"an image of {image.shape[:2]} has no pixels left at a side of {size}")
+  return resizer((height, width), method, antialias)(image)
+
+
+def vgg_value_range(
+  mean: _Three = (0.485 * 255, 0.456 * 255, 0.406 * 255),
+  std: _Three = (0.229 * 255, 0.224 * 255, 0.225 * 255),
   **route: Unpack[Route],
 ):
-  """Crops area_min to area_max percent with aspect 3/4 to 4/3, and resizes to `size`.
+  """Subtracts the mean and divides by the deviation of each channel, as float32."""
+  if 0 in std:
+    raise UserError(f"std={std} must not have a 0.")
+  mean_3, std_3 = np.float32(mean), np.float32(std)
+  return image_op(lambda image: (image.astype(np.float32) - mean_3) / std_3, route)
 
-  As in big_vision, with other random draws. After 100 misfits the whole image is used.
-  """
-  if area_min > area_max:
-    raise UserError(f"area_min={area_min} must not be above area_max={area_max}.")
+
+def clip_value_range(**route: Unpack[Route]):
+  """vgg_value_range with the numbers of CLIP."""
+  mean = tuple(c * 255 for c in (0.48145466, 0.4578275, 0.40821073))
+  std = tuple(c * 255 for c in (0.26862954, 0.26130258, 0.27577711))
+  return vgg_value_range(mean, std, **route)
+
+
+def resize_r(size: Size, **route: Unpack[Route]):
+  """Resizes by a random method, bilinear to mitchellcubic, antialiased or not."""
+  kinds = [(name, antialias) for name in _RANDOM_METHODS for antialias in (True, False)]
 
   def draw(rng, shape):
-    top, left, height, width = _inception_window(rng, shape, area_min / 100, area_max / 100)
+    method, antialias = rng.choice(kinds)
+    return resizer(size, method, antialias)
 
-    def change(image):
-      window = image[top : top + height, left : left + width]
-      return window if size is None else _resizer(size, method, antialias)(window)
-
-    return change
-
-  return _random_image_op(draw, route)
+  return random_image_op(draw, route, moves=False)
 
 
-def _inception_window(rng, shape, area_min, area_max):
-  for _ in range(100):
-    area = rng.uniform(area_min, area_max) * shape[0] * shape[1]
-    aspect = rng.uniform(0.75, 4 / 3)
-    height, width = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
-    if 0 < height <= shape[0] and 0 < width <= shape[1]:
-      top, left = rng.randrange(shape[0] - height + 1), rng.randrange(shape[1] - width + 1)
-      return top, left, height, width
-  return 0, 0, shape[0], shape[1]
+def random_jpeg(p: Probability, **route: Unpack[Route]):
+  """Encodes and decodes as JPEG with this probability, at a quality of 75 to 95."""
+
+  def draw(rng, shape):
+    if rng.random() >= p:
+      return lambda image: image
+    quality, fast = rng.randint(75, 95), rng.random() < 0.5
+    return lambda image: images.through_jpeg(image, quality, fast=fast)
+
+  return random_image_op(draw, route, moves=False)
 
 
-def _pair(size) -> tuple[int, int]:
+def pair(size) -> tuple[int, int]:
+  """(height, width) of a side or a pair."""
   return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
-OPS = (decode, resize, value_range, flip_lr, flip_ud, random_shift, random_crop, inception_crop)
+OPS = (
+  decode, resize, resize_small, resize_long, resize_r, value_range, vgg_value_range,
+  clip_value_range, flip_lr, flip_ud, random_shift, random_jpeg,
+)  # fmt: skip

@@ -14,14 +14,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pgjax import call_syntax
-from pgjax.data.pp import box_ops, image_ops, text_ops
+from pgjax.data.pp import box_ops, crop_ops, image_ops, refused_ops, text_ops, value_ops, video_ops
 from pgjax.errors import UserError
 
 Example = dict
-_FACTORIES = (*image_ops.OPS, *box_ops.OPS, *text_ops.TEXT_OPS, *text_ops.VALUE_OPS)
+_PIXELS = (*image_ops.OPS, *crop_ops.OPS, *video_ops.IMAGE_OPS)
+_OTHERS = (box_ops, text_ops, value_ops, video_ops, refused_ops)
+_FACTORIES = dict.fromkeys((*_PIXELS, *(factory for module in _OTHERS for factory in module.OPS)))
 OPS = {factory.__name__: factory for factory in _FACTORIES}
-# Skipped where only texts matter; `reshape` and `copy` also move texts.
-IMAGE_OPS = {factory.__name__ for factory in image_ops.OPS} | {
+# These read `image` unless a key is given.
+_OF_IMAGES = {"reshape", "squeeze_last_dim", "pad_to_shape", "rag_tensor", "lookup", "majority"}
+# Skipped where only texts matter, as every op is that reads `image`.
+IMAGE_OPS = {factory.__name__ for factory in _PIXELS} | {
   "draw_bbox", "flip_boxes_lr", "image_size"
 }  # fmt: skip
 
@@ -31,6 +35,7 @@ class Op(NamedTuple):
 
   name: str
   written: str
+  needs_image: bool  # It works on pixels, or reads `image`.
   apply: Callable[[Example], Example]
 
 
@@ -55,7 +60,7 @@ class Pipeline(NamedTuple):
 
   def text_only(self) -> "Pipeline":
     """The pipeline without the ops on pixels, to process only texts."""
-    return Pipeline(tuple(op for op in self.ops if op.name not in IMAGE_OPS))
+    return Pipeline(tuple(op for op in self.ops if not op.needs_image))
 
 
 def parse(pp: str, *, tokenizer=None) -> Pipeline:
@@ -67,4 +72,15 @@ def parse(pp: str, *, tokenizer=None) -> Pipeline:
         raise UserError(
           f"{call.where}: {name} must not begin with an underscore: such names are the pipeline's."
         )
-  return Pipeline(tuple(Op(c.name, c.written, c(tokenizer=tokenizer)) for c in calls))
+  return Pipeline(
+    tuple(Op(c.name, c.written, _needs_image(c), c(tokenizer=tokenizer)) for c in calls)
+  )
+
+
+def _needs_image(call: call_syntax.Call) -> bool:
+  given = call.bound.arguments
+  keys = [given[name] for name in ("key", "inkey", "inkeys") if given.get(name)]
+  names = [name for key in keys for name in ([key] if isinstance(key, str) else key)]
+  if not names and call.name in _OF_IMAGES:
+    names = ["image"]
+  return call.name in IMAGE_OPS or "image" in names

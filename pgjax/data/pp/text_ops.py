@@ -1,7 +1,6 @@
-"""Which ops work on texts, token ids and other values? Factories, as in parse.py."""
+"""Which ops work on texts and token ids? Factories, as in parse.py."""
 
 import random
-import re
 import string
 from typing import Annotated, Literal, TypedDict, Unpack
 
@@ -13,9 +12,7 @@ from pgjax.errors import UserError
 Name = Annotated[str, Between(1, 1000)]  # Key of a value in the example.
 Names = Annotated[list[Name], Between(1, 100)]
 _Length = Annotated[int, Between(0, 1_000_000)]
-_Scalar = str | float | bool | None
-_Whole = Annotated[int, Between(-(2**31), 2**31 - 1)]
-_FIELD = re.compile(r"\{([^{}]*)\}")
+Whole = Annotated[int, Between(-(2**31), 2**31 - 1)]
 
 
 class Route(TypedDict):
@@ -47,19 +44,42 @@ def seeded(*numbers: int) -> random.Random:
 
 
 def strfmt(template: str, outkey: Name = "text"):
-  """Fills {names} of the template from the example; non-strings print as in TensorFlow."""
-  names = _FIELD.findall(template)
-  if "" in names or set("{}") & set(_FIELD.sub("", template)):
-    raise UserError("a template has braces only around names, such as {question}.")
+  """Fills {names} of the template from the example; {{ and }} are braces.
+
+  Numbers print as in TensorFlow: 0.1 of float32 as 0.1, True as 1, a vector as [1 2 3]. A list of
+  texts gives a list.
+  """
+  parts = _template(template)
 
   def apply(example):
-    values = {name: _as_text(example[name], name) for name in names}
-    return example | {outkey: _FIELD.sub(lambda match: values[match[1]], template)}
+    columns = {name: _as_text(example[name], name) for _, name in parts if name}
+    counts = {len(value) for value in columns.values() if isinstance(value, list)}
+    if len(counts) > 1:
+      raise UserError(f"the lists of texts in {template!r} have different lengths, {counts}")
+
+    def filled(i):
+      values = {n: v[i] if isinstance(v, list) else v for n, v in columns.items()}
+      return "".join(literal + values.get(name, "") for literal, name in parts)
+
+    return example | {outkey: [filled(i) for i in range(*counts)] if counts else filled(0)}
 
   return apply
 
 
-def _as_text(value, name: str) -> str:
+def _template(template: str) -> list[tuple[str, str]]:
+  """Pairs of a text and the name after it, which is empty at the end."""
+  try:
+    parts = list(string.Formatter().parse(template))
+  except ValueError:
+    parts = [("", "", "", "")]
+  if any(name == "" or form or conversion for _, name, form, conversion in parts):
+    raise UserError(
+      "a template has braces only around names, such as {question}; {{ and }} are braces."
+    )
+  return [(literal, name or "") for literal, name, _, _ in parts]
+
+
+def _as_text(value, name: str) -> str | list[str]:
   if isinstance(value, str):
     return value
   if value is None:
@@ -69,10 +89,86 @@ def _as_text(value, name: str) -> str:
       return value.decode()
     except UnicodeDecodeError:
       raise UserError(f"'{name}' is bytes that are no UTF-8 text") from None
+  if is_texts(value):
+    return [_as_text(each, name) for each in value]
+  return number_text(value)
+
+
+def number_text(value) -> str:
+  """A number or array as tf.strings.format prints it; Python's floats are float32 there."""
   array = np.asarray(value)
-  if array.ndim == 0:
-    return str(array.item())
-  return "[" + " ".join(_as_text(v, name) for v in array) + "]"
+  if array.dtype == np.float64 and not isinstance(value, np.ndarray | np.generic):
+    array = array.astype(np.float32)
+  return _printed(array, 0)
+
+
+def _printed(array: np.ndarray, depth: int) -> str:
+  if array.ndim:
+    between = " " if array.ndim == 1 else "\n" * (array.ndim - 1) + " " * (depth + 1)
+    return f"[{between.join(_printed(each, depth + 1) for each in array)}]"
+  if array.dtype.kind != "f":
+    return str(int(array)) if array.dtype.kind in "biu" else str(array.item())
+  number = float(array)
+  short, long = (15, 17) if array.dtype == np.float64 else (6, 9)
+  text = f"{number:.{short}g}"
+  return text if array.dtype.type(text) == array else f"{number:.{long}g}"
+
+
+def is_texts(value) -> bool:
+  """Whether the value is a list or an array of texts."""
+  return isinstance(value, list | tuple | np.ndarray) and any(
+    isinstance(each, str | bytes) for each in value
+  )
+
+
+def strjoin(glue: str, axis: int | None = None, **route: Unpack[Route]):
+  """Joins a list of texts to one, with `glue` between them."""
+  inkey, outkey = routed(route, "image")
+
+  def joined(value):
+    if isinstance(value, str):
+      return value
+    if not isinstance(value, list | tuple) or (len(value) and not _are_strings(value)):
+      raise UserError(f"strjoin joins a list of texts, and '{inkey}' is {value!r:.100}")
+    return glue.join(value)
+
+  def apply(example):
+    value = example[inkey]
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    nested = isinstance(value, list) and any(isinstance(each, list) for each in value)
+    if not nested:
+      return example | {outkey: joined(value)}
+    if axis is None:
+      return example | {outkey: joined([joined(each) for each in value])}
+    rows = value if axis in (1, -1) else list(zip(*value, strict=True))
+    return example | {outkey: [joined(row) for row in rows]}
+
+  return apply
+
+
+def _are_strings(values) -> bool:
+  return all(isinstance(each, str) for each in values)
+
+
+def sci_qa_choices_shuffle(
+  choice_str_inkey: Name = "choices",
+  ans_inkey: Name = "answer",
+  indexed_choices_outkey: Name = "indexed_choices",
+  indexed_answer_outkey: Name = "indexed_answer",
+):
+  """Shuffles the choices: "(A) first, (B) second", and the letter of the answer, a whole number."""
+
+  def apply(example):
+    choices, answer = example[choice_str_inkey], int(example[ans_inkey])
+    if len(choices) > len(string.ascii_uppercase):
+      raise UserError(f"'{choice_str_inkey}' has {len(choices)} choices, more than letters")
+    order = example_rng(example).sample(range(len(choices)), len(choices))
+    letters = string.ascii_uppercase[: len(choices)]
+    written = ", ".join(f"({a}) {choices[i]}" for a, i in zip(letters, order, strict=True))
+    letter = letters[order.index(answer)] if answer in order else ""
+    return example | {indexed_choices_outkey: written, indexed_answer_outkey: letter}
+
+  return apply
 
 
 def lower(**route: Unpack[Route]):
@@ -139,7 +235,7 @@ def tolen(
   length: _Length | None,
   *,
   sticky_end: bool = False,
-  pad_value: _Whole | None = None,
+  pad_value: Whole | None = None,
   pad_key: Name | None = None,
   **route: Unpack[Route],
 ):
@@ -156,7 +252,7 @@ def tolen(
   return apply
 
 
-def masked_concat(keys: Names, outkey: Name = "text", **masks: list[_Whole]):
+def masked_concat(keys: Names, outkey: Name = "text", **masks: list[Whole]):
   """Joins id vectors, and for each mask repeats its numbers over their lengths."""
   if wrong := [name for name, values in masks.items() if len(values) != len(keys)]:
     raise UserError(f"{wrong[0]} must have one number for each of the {len(keys)} keys.")
@@ -170,112 +266,4 @@ def masked_concat(keys: Names, outkey: Name = "text", **masks: list[_Whole]):
   return apply
 
 
-def copy(inkey: Name, outkey: Name):
-  """Stores the value under a second name."""
-  return lambda example: example | {outkey: example[inkey]}
-
-
-def keep(*keys: Name):
-  """Drops all other names; missing names are ignored."""
-  return lambda example: {k: v for k, v in example.items() if k in keys or k.startswith("_")}
-
-
-def drop(*keys: Name):
-  """Drops these names; missing names are ignored."""
-  return lambda example: {k: v for k, v in example.items() if k not in keys}
-
-
-def setdefault(key: Name, value: _Scalar | list[_Scalar] | list[list[_Scalar]]):
-  """Sets the value where the name is missing or its value is empty."""
-
-  def apply(example):
-    empty = example.get(key) is None or np.size(example[key]) == 0
-    return example | {key: value} if empty else example
-
-  return apply
-
-
-def flatten(keys: Names | None = None):
-  """Flattens nested dicts to names joined by slashes; all, or only these top-level names."""
-
-  def apply(example):
-    flat = {}
-    for name, value in example.items():
-      flat |= _flat(name, value) if keys is None or name in keys else {name: value}
-    return flat
-
-  return apply
-
-
-def _flat(name, value):
-  if not isinstance(value, dict):
-    return {name: value}
-  return {k: v for key, inner in value.items() for k, v in _flat(f"{name}/{key}", inner).items()}
-
-
-def reshape(
-  new_shape: Annotated[list[Annotated[int, Between(-1, 2**31 - 1)]], Between(0, 8)],
-  **route: Unpack[Route],
-):
-  """Reshapes an array; [] turns a single element into a scalar."""
-  inkey, outkey = routed(route, "image")
-
-  def apply(example):
-    try:
-      value = np.reshape(np.asarray(example[inkey]), tuple(new_shape))
-    except ValueError as error:
-      raise UserError(f"reshape({new_shape}) of '{inkey}': {error}") from None
-    return example | {outkey: value.item() if value.ndim == 0 else value}
-
-  return apply
-
-
-def choice(
-  n: Literal["single"] | Annotated[int, Between(1, 10_000)] = "single",
-  *,
-  key: Name | Names | None = None,
-  inkey: Name | Names | None = None,
-  outkey: Name | Names | None = None,
-):
-  """Picks one element at random, at the same index for all listed names; or n of them in order."""
-  names = key or inkey
-  if names is None:
-    raise UserError("it takes key= or inkey=.")
-  names = [names] if isinstance(names, str) else list(names)
-  targets = outkey or names
-  targets = [targets] * len(names) if isinstance(targets, str) else list(targets)
-  if len(targets) != len(names):
-    raise UserError(f"outkey must have a name for each of the {len(names)} of inkey.")
-
-  def apply(example):
-    count = len(example[names[0]])
-    if count < (1 if n == "single" else n):
-      raise UserError(f"choice({n!r}) from '{names[0]}', which has {count} elements")
-    rng = example_rng(example)
-    picked = [rng.randrange(count)] if n == "single" else sorted(rng.sample(range(count), n))
-    for name, target in zip(names, targets, strict=True):
-      values = [example[name][i] for i in picked]
-      example = example | {target.replace("{key}", name): values[0] if n == "single" else values}
-    return example
-
-  return apply
-
-
-def choice_no_replacement(**route: Unpack[Route]):
-  """Picks an element at random, each once before any repeats over epochs."""
-  inkey, outkey = routed({"outkey": route.get("inkey")} | route)
-
-  def apply(example):
-    values = example[inkey]
-    if len(values) == 0:
-      raise UserError(f"choice_no_replacement from '{inkey}', which is empty")
-    seed, dataset, index = example["_seed"][:3]
-    round_number, offset = divmod(example["_epoch"], len(values))
-    order = seeded(seed, dataset, index, round_number).sample(range(len(values)), len(values))
-    return example | {outkey: values[order[offset]]}
-
-  return apply
-
-
-TEXT_OPS = (strfmt, lower, tok, tolen, masked_concat)
-VALUE_OPS = (copy, keep, drop, setdefault, flatten, reshape, choice, choice_no_replacement)
+OPS = (strfmt, strjoin, lower, tok, tolen, masked_concat, sci_qa_choices_shuffle)
