@@ -49,6 +49,7 @@ IMPORT_DOORS = {
   "grain": {"data"},
   "matplotlib": {"planning/figure"},
   "PIL": {"api", "data", "datasets", "visualization", "metrics/segmentation"},
+  "simplejpeg": {"data/images"},
   "pycocotools": {"metrics/detection"},
   "pycocoevalcap": {"metrics/caption"},
 }
