@@ -12,7 +12,6 @@ PACKAGE = pathlib.Path(pgjax.__path__[0])
 LINE = [
   "api",
   "commands",
-  "papers",  # pgjax.papers is a package with a __main__.
   "cli",
   "web",
   "evaluation",
@@ -45,13 +44,13 @@ IMPORT_DOORS = {
   "huggingface_hub": {"huggingface/hub"},
   "tensorstore": {"checkpoints/orbax_params"},
   "tensorboardX": {"training/run_log"},
-  "av": {"data/video"},
   "gradio": {"demo"},
   "sentencepiece": {"data/sentencepiece_model"},
   "grain": {"data"},
   "matplotlib": {"planning/figure"},
   "PIL": {"api", "data", "datasets", "visualization", "metrics/segmentation"},
-  "pycocotools": {"metrics/detection", "datasets/coco_instances"},
+  "simplejpeg": {"data/images"},
+  "pycocotools": {"metrics/detection"},
   "pycocoevalcap": {"metrics/caption"},
 }
 TEXT_DOORS = {

@@ -157,10 +157,13 @@ def majority(**route: Unpack[Route]):
 def lookup(mapping: Name, npzkey: Name = "fnames", sep: Name | None = None, **route: Unpack[Route]):
   """Text -> its line number in the file `mapping`, or the number after `sep`; -1 if it is missing.
 
-  In an .npz file, `npzkey` is an array of the texts.
+  big_vision also reads an array `npzkey` of an .npz file, which is refused here.
   """
+  del npzkey
   inkey, outkey = routed(route, "image")
-  numbers = _mapping(mapping, npzkey, sep)
+  if mapping.endswith(".npz"):
+    raise UserError(f"lookup reads text files; write the names of {mapping} to one, one a line.")
+  numbers = _mapping(mapping, sep)
 
   def apply(example):
     value = example[inkey]
@@ -171,11 +174,8 @@ def lookup(mapping: Name, npzkey: Name = "fnames", sep: Name | None = None, **ro
   return apply
 
 
-def _mapping(path: str, npzkey: str, sep: str | None) -> dict[str, int]:
+def _mapping(path: str, sep: str | None) -> dict[str, int]:
   try:
-    if path.endswith(".npz"):
-      with np.load(path, allow_pickle=False) as arrays:
-        return {str(name): i for i, name in enumerate(arrays[npzkey])}
     lines = input_files.read(path, most=_MAX_LOOKUP_BYTES).decode().splitlines()
     if sep is None:
       return {line: i for i, line in enumerate(lines)}

@@ -90,15 +90,13 @@ def test_arrays_by_hand():
   np.testing.assert_array_equal(joined, [1, 2, 3])
 
 
-def test_lookup_reads_lines_pairs_and_npz(tmp_path):
+def test_lookup_reads_lines_and_pairs(tmp_path):
   (tmp_path / "lines.txt").write_text("a\nb\n")
   (tmp_path / "pairs.txt").write_text("a\t5\nb\t7\n")
-  np.savez(tmp_path / "names.npz", fnames=np.array(["x", "a"]))
   texts = ["a", "b", "none"]
   for arguments, numbers in (
     (f"'{tmp_path}/lines.txt'", [0, 1, -1]),
     (f"'{tmp_path}/pairs.txt', sep='\\t'", [5, 7, -1]),
-    (f"'{tmp_path}/names.npz'", [1, -1, -1]),
   ):
     assert run(f"lookup({arguments}, key='a')", a=texts)["a"].tolist() == numbers
   with pytest.raises(UserError, match="lookup cannot read"):
