@@ -54,6 +54,7 @@ class Part(NamedTuple):
   name: str
   source: object
   weight: float
+  order: str | None = None  # Whose hash seeds order and random ops; None: name.
 
 
 class Loader:
@@ -62,7 +63,9 @@ class Loader:
   def __init__(self, part: Part, pp: str, tokenizer, layout: Layout, seed: int, cache_bytes=0):
     """Parses `pp`; raises UserError for a mistake in it."""
     self.part, self.layout, self.tokenizer, self.seed = part, layout, tokenizer, seed
-    self.name_hash = zlib.crc32(part.name.encode())  # Independent of other data sets.
+    self.name_hash = zlib.crc32(
+      (part.order or part.name).encode()
+    )  # Independent of other data sets.
     parsed = parse.parse(pp, tokenizer=tokenizer)
     self.text_ops = parsed.text_only()
     self.decode, self.ops = _DecodeCache.split(parsed, cache_bytes)
