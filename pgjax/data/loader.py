@@ -57,6 +57,7 @@ class Part(NamedTuple):
   source: object
   weight: float
   pp: str | None = None  # Its own ops, where the data sets of a mixture have different ones.
+  order: str | None = None  # Whose hash seeds order and random ops; None: name.
 
 
 class Loader:
@@ -65,7 +66,8 @@ class Loader:
   def __init__(self, part: Part, pp: str, tokenizer, layout: Layout, seed: int, cache_bytes=0):
     """Parses `pp`; raises UserError for a mistake in it."""
     self.part, self.layout, self.tokenizer, self.seed = part, layout, tokenizer, seed
-    self.name_hash = zlib.crc32(part.name.encode())  # Independent of other data sets.
+    name = part.order or part.name
+    self.name_hash = zlib.crc32(name.encode())  # Independent of other data sets.
     parsed = parse.parse(part.pp or pp, tokenizer=tokenizer)
     self.text_ops = parsed.text_only()
     self.decode, self.ops = _DecodeCache.split(parsed, cache_bytes)

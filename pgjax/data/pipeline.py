@@ -49,7 +49,11 @@ def parts(data, *, check_images: bool = True) -> list[loader_lib.Part]:
   """
   data = data.to_dict() if hasattr(data, "to_dict") else dict(data)
   if isinstance(data.get("name"), str):
-    return [loader_lib.Part(data["name"], registry.open(data, check_images=check_images), 1.0)]
+    source, order = (
+      registry.open(data, check_images=check_images),
+      registry.order_name(data["name"]),
+    )
+    return [loader_lib.Part(data["name"], source, 1.0, order)]
   shared = {key: data.pop(key) for key in ("split", "data_dir", "root") if key in data}
   opened = []
   for name, value in data.items():

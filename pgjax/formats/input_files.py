@@ -218,8 +218,43 @@ def below(root: str, name: str) -> str | None:
 
 def file_bytes(path: str | pathlib.Path, *, most: int = MAX_BYTES) -> bytes:
   """The content of a regular file; raises UserError."""
-  try:
+  with _reported(path):
     return read(path, most=most)
+
+
+def file_head(path: str | pathlib.Path, size: int) -> bytes:
+  """The first bytes of a regular file; raises UserError."""
+  with _reported(path):
+    return head(path, size)
+
+
+def part(path: str, offset: int, size: int) -> bytes:
+  """`size` bytes at `offset` of a regular file, which may be large; raises UserError."""
+  with _reported(path):
+    if size > MAX_BYTES:
+      raise OSError(_too_large(size, MAX_BYTES))
+    data = bounded(lambda _: _part(path, offset, size))
+    if len(data) < size:
+      raise OSError("it is shorter than when it was opened")
+    return data
+
+
+def _part(path: str, offset: int, size: int) -> bytes:
+  check_regular(os.stat(path))
+  with _opened(path) as file:
+    file.seek(offset)
+    chunks = []
+    while size and (chunk := file.read(size)):
+      chunks.append(chunk)
+      size -= len(chunk)
+  return b"".join(chunks)
+
+
+@contextlib.contextmanager
+def _reported(path: str | pathlib.Path) -> Iterator[None]:
+  """Errors of reading as UserError with the path."""
+  try:
+    yield
   except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
     raised = StalledError if isinstance(error, UnresponsiveError) else UserError
     reason = getattr(error, "strerror", None) or error

@@ -77,6 +77,7 @@ class Image(NamedTuple):
   width: int | None
   height: int | None
   objects: list[Object]
+  where: str = ""  # The beginning of an error, if not the file and the id.
 
 
 class Classes(NamedTuple):

@@ -4,10 +4,13 @@ Those of these names, unless a config maps others: dict(name="csv", ..., image="
 suffix="answer").
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pgjax.errors import UserError, cut
+
+_MAPPED = ("image", "prefix", "suffix", "id")
 
 
 class Columns(NamedTuple):
@@ -17,18 +20,19 @@ class Columns(NamedTuple):
   prefix: str | None = None
   suffix: str | None = None
   id: str | None = None
+  prompt: str | None = None  # Not a column: the prefix of all rows.
 
   def applied(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The row with its mapped columns under both names; whole numbers as texts become text."""
     mapped = dict(row)
-    for name, column in self._asdict().items():
-      if column is None:
+    for name in _MAPPED:
+      if (column := getattr(self, name)) is None:
         continue
       if column not in row:
         names = cut(", ".join(map(repr, row)))
         raise UserError(f"{where}: there is no column {column!r} ({name}=); it has {names}.")
       mapped[name] = row[column] if name in ("image", "id") else as_text(row[column])
-    return mapped
+    return mapped if self.prompt is None else mapped | {"prefix": self.prompt}
 
 
 def as_text(value: Any) -> Any:
@@ -37,3 +41,12 @@ def as_text(value: Any) -> Any:
     value = value[0]
   is_number = isinstance(value, int) and not isinstance(value, bool)
   return str(value) if is_number else value
+
+
+def check_fields(make: Callable, name: str, fields: Mapping[str, Any]) -> None:
+  """Raises unless a source takes these fields."""
+  try:
+    inspect.signature(make).bind(**fields)
+  except TypeError as error:
+    known = ", ".join(key for key in inspect.signature(make).parameters if key != "name")
+    raise UserError(f"data='{name}': {error}; its fields are {known}.") from None

@@ -10,7 +10,8 @@ class Csv(table.Table):
   """One example a line below the names of the columns; all cells are texts.
 
   The separator is a comma, a semicolon or a tab, whichever the first line has most of. image,
-  prefix, suffix, id: the columns with these, if their names differ; file_name is an image, too.
+  prefix, suffix, id: the columns with these, if their names differ; prompt: the prefix of all
+  rows. file_name is an image, too.
   """
 
   def __init__(
@@ -24,6 +25,7 @@ class Csv(table.Table):
     prefix=None,
     suffix=None,
     id=None,
+    prompt=None,
     allow_urls=False,
   ):
     del split  # A file is its own split.
@@ -33,7 +35,7 @@ class Csv(table.Table):
       list(file)[start:stop],
       file.at,
       root=root or os.path.dirname(file.fname),
-      columns=Columns(image, prefix, suffix, id),
+      columns=Columns(image, prefix, suffix, id, prompt),
       wanted="its first line names the columns, such as image,prefix,suffix",
       allow_urls=allow_urls,
     )

@@ -93,9 +93,11 @@ def _exact(root: str, name: str, folders: _Folders) -> str | None:
 def _respelled(root, name, where, folders, field) -> tuple[str, str]:
   """(path, what differs), or (path of a missing file, "")."""
   if _URL.match(name):
+    is_column = field == "root" and where.endswith("image")
+    allow = ", or allow it with allow_urls=True in the entry of the data" if is_column else ""
     raise UserError(
       f"{where} {name[:80]!r} is a URL; nothing is downloaded: store it below {root} and write the"
-      " name of the file, or allow it with allow_urls=True in the data's entry."
+      f" name of the file{allow}."
     )
   for spelling, how in _spellings(name):
     for form, form_how in ((str, ""), (_composed, "Unicode form"), (_folded, "case")):

@@ -15,6 +15,7 @@ MULTI_TURN = ("refuse", "drop", "split")
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant", "model")
 _CHATS = {"conversations": ("from", "value"), "messages": ("role", "content")}
 _MARKER = "<image>"
+_IMAGES = ("image", "image_url")  # Types of parts of a message.
 
 
 class Adapter:
@@ -96,7 +97,7 @@ def _images_in(messages: Any) -> list:
   for turn in messages if isinstance(messages, list) else ():
     content = turn.get("content") if isinstance(turn, dict) else None
     for part in content if isinstance(content, list) else ():
-      if isinstance(part, dict) and part.get("type") in ("image", "image_url"):
+      if isinstance(part, dict) and part.get("type") in _IMAGES:
         value = part.get(part["type"])
         value = value.get("url") if isinstance(value, dict) and "url" in value else value
         images += [] if value is None else [value]
@@ -152,7 +153,9 @@ def _text(content: Any) -> str | None:
   if isinstance(content, str):
     return content
   parts = content if isinstance(content, list) else []
-  texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("text")]
-  kinds = {part.get("type") for part in parts if isinstance(part, dict)}
-  only = len(texts) == 1 and isinstance(texts[0], str) and kinds <= {"text", "image", "image_url"}
+  if not all(isinstance(part, dict) for part in parts):
+    return None
+  kinds = {part.get("type") for part in parts}
+  texts = [part.get("text") for part in parts if part.get("type") not in _IMAGES]
+  only = len(texts) == 1 and isinstance(texts[0], str) and kinds <= {"text", *_IMAGES}
   return texts[0] if only else None

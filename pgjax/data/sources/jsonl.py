@@ -11,7 +11,8 @@ class Jsonl(table.Table):
   """One JSON object a line; `image` is a file or a list of them; `start` and `stop` select rows.
 
   A JSON list of such objects is read too, and rows of other programs with one meaning
-  (foreign_rows.py). image, prefix, suffix, id: the columns with these, if their names differ.
+  (foreign_rows.py). image, prefix, suffix, id: the columns with these, if their names differ;
+  prompt: the prefix of all rows.
   """
 
   def __init__(
@@ -26,6 +27,7 @@ class Jsonl(table.Table):
     prefix=None,
     suffix=None,
     id=None,
+    prompt=None,
     allow_urls=False,
     multi_turn="refuse",
   ):
@@ -38,7 +40,7 @@ class Jsonl(table.Table):
       list(file)[start:stop],
       file.at,
       root=root or os.path.dirname(file.fname),
-      columns=Columns(image, prefix, suffix, id),
+      columns=Columns(image, prefix, suffix, id, prompt),
       wanted=row_files.WANTED,
       allow_urls=allow_urls,
       multi_turn=multi_turn,

@@ -1,23 +1,56 @@
 """Which source does `input.data` or an evaluator name?"""
 
-import inspect
 from collections.abc import Mapping
 
-from pgjax.data.sources import coco, csv, easy_vqa, jsonl, tfds, video
+from pgjax.data.sources import (
+  class_folders,
+  coco,
+  coco_captions,
+  csv,
+  easy_vqa,
+  huggingface,
+  jsonl,
+  kitti,
+  labelme,
+  parquet,
+  roboflow,
+  tfds,
+  video,
+  voc,
+  webdataset,
+  yolo,
+)
+from pgjax.data.sources.columns import check_fields
 from pgjax.errors import UserError
 
 # A source has len, [i] (an example), texts(i) (without its image) and where(i) (for messages), and
-# may have check_images(). Any other name is that of a TFDS data set.
+# may have check_images(), sample(i, seed) for what it draws at random, `notes` and `omitted`. Any
+# other name is that of a TFDS data set.
 SOURCES = {
   "jsonl": jsonl.Jsonl,
   "bv:jsonl": jsonl.Jsonl,  # big_vision's name for it.
   "json": jsonl.Jsonl,
+  "llava": jsonl.Jsonl,
+  "chat": jsonl.Jsonl,
   "csv": csv.Csv,
+  "parquet": parquet.Parquet,
+  "hf": huggingface.HuggingFace,
+  "webdataset": webdataset.WebDataset,
+  "folder": class_folders.ClassFolders,
   "coco": coco.Coco,
+  "coco_captions": coco_captions.CocoCaptions,
+  "yolo": yolo.Yolo,
+  "voc": voc.Voc,
+  "kitti": kitti.Kitti,
+  "labelme": labelme.LabelMe,
+  "roboflow": roboflow.open_folder,
   "easy_vqa": easy_vqa.EasyVqa,
   "video": video.Video,
   "<add_your_data_loader_here>": video.Video,  # In big_vision's configs.
 }
+_ALSO_TFDS = ("voc", "kitti")  # Without fname they are TFDS data sets.
+_OWN_ORDER = ("coco", "easy_vqa", "bv:jsonl")
+_HUB = "hf:"  # Before the name of a data set on the Hugging Face hub.
 
 
 def open(spec: Mapping, *, check_images: bool = True):
@@ -27,14 +60,21 @@ def open(spec: Mapping, *, check_images: bool = True):
   if not isinstance(name, str):
     names = ", ".join(map(repr, SOURCES))
     raise UserError(f"data={fields!r} has no name; it is {names} or a TFDS name.")
-  fields = fields if name in SOURCES else {"name": name, **fields}
-  make = SOURCES.get(name, tfds.Tfds)
-  try:
-    inspect.signature(make).bind(**fields)
-  except TypeError as error:
-    known = ", ".join(key for key in inspect.signature(make).parameters if key != "name")
-    raise UserError(f"data='{name}': {error}; its fields are {known}.") from None
+  if name.startswith(_HUB):
+    name, fields = "hf", {"fname": name.removeprefix(_HUB), **fields}
+  is_tfds = name not in SOURCES or (name in _ALSO_TFDS and "fname" not in fields)
+  make, fields = (tfds.Tfds, {"name": name, **fields}) if is_tfds else (SOURCES[name], fields)
+  check_fields(make, name, fields)
   source = make(**fields)
   if check_images and hasattr(source, "check_images"):
     source.check_images()
   return source
+
+
+def order_name(name: str) -> str:
+  """The name whose hash seeds the order of a data set: one for all formats of rows.
+
+  So the same rows in another format are the same batches.
+  """
+  is_file = name in SOURCES or name.startswith(_HUB)
+  return "jsonl" if is_file and name not in _OWN_ORDER else name

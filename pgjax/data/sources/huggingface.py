@@ -1,0 +1,218 @@
+"""Which examples are in a data set of Hugging Face's `datasets`?
+
+  dict(name="hf", fname="data/saved", split="train")     what save_to_disk wrote; needs only pyarrow
+  dict(name="hf", fname="data/folder", split="train")    local Parquet files
+  dict(name="hf:owner/name", split="train[:5%]")         from the hub; needs the package `datasets`
+  dict(name="hf:owner/name", split="train", streaming=True, rows=100_000)
+
+Training reads rows at random positions. A data set of the hub is therefore downloaded to the cache
+of `datasets`; one that is larger than the disk is read as a stream up to `rows`, and these rows are
+stored as an Arrow file in the cache folder ($PGJAX_CACHE_DIR). No code of a data set is run.
+"""
+
+import hashlib
+import logging
+import os
+from typing import Any
+
+import msgspec
+
+from pgjax import cache_dir
+from pgjax.data.sources import arrow_rows, lazy_table, parquet
+from pgjax.data.sources.columns import Columns
+from pgjax.errors import UserError, cut
+from pgjax.formats import input_files, typed_json
+
+log = logging.getLogger("pgjax")
+
+_STATE, _DICT = "state.json", "dataset_dict.json"
+_STREAM_BATCH = 64
+
+
+class HuggingFace(lazy_table.LazyTable):
+  """One example a row. image, prefix, suffix, id: the columns with these; prompt: all prefixes.
+
+  config: the name of a configuration; revision: a branch, tag or commit of the hub.
+  """
+
+  def __init__(
+    self,
+    fname,
+    split=None,
+    config=None,
+    revision=None,
+    streaming=False,
+    rows=None,
+    root=None,
+    start=None,
+    stop=None,
+    image=None,
+    prefix=None,
+    suffix=None,
+    id=None,
+    prompt=None,
+    allow_urls=False,
+  ):
+    if streaming and rows is None:
+      raise UserError(
+        f"data='hf:{fname}': streaming=True needs rows=, the number of rows that are stored on the"
+        " disk, as training reads them at random positions."
+      )
+    path = os.path.expanduser(fname)
+    if os.path.exists(path):
+      opened, root = _local(path, split), root or path
+    else:
+      opened = _from_hub(fname, split, config, revision, rows if streaming else None)
+      root = root or _cache_of_datasets()
+    super().__init__(
+      path,
+      opened,
+      root=root,
+      columns=Columns(image, prefix, suffix, id, prompt),
+      start=start,
+      stop=stop,
+      allow_urls=allow_urls,
+    )
+    if not os.path.exists(path):
+      self.fname = None  # There is no folder beside the data.
+
+
+class _DataFile(msgspec.Struct):
+  filename: typed_json.Text
+
+
+class _State(msgspec.Struct):
+  data_files: list[_DataFile] = msgspec.field(name="_data_files")
+  indices_files: list[_DataFile] | None = msgspec.field(default=None, name="_indices_files")
+
+
+class _Splits(msgspec.Struct):
+  splits: list[typed_json.Text]
+
+
+def _local(path: str, split: str | None) -> arrow_rows.ArrowRows:
+  """What save_to_disk wrote, or Parquet files."""
+  if os.path.isdir(path) and os.path.exists(os.path.join(path, _DICT)):
+    known = typed_json.read(os.path.join(path, _DICT), _Splits).splits
+    if split not in known:
+      raise UserError(f"{path} has no split {split!r}; it has {', '.join(known)}.")
+    path = input_files.inside(os.path.abspath(path), split, path, what="folder")
+  if os.path.isdir(path) and os.path.exists(os.path.join(path, _STATE)):
+    return _saved(os.path.abspath(path))
+  if os.path.isfile(path) and path.endswith(".arrow"):
+    return arrow_rows.ArrowRows([path])
+  return arrow_rows.of_parquet(parquet.parquet_files(path, split))
+
+
+def _saved(folder: str) -> arrow_rows.ArrowRows:
+  where = os.path.join(folder, _STATE)
+  state = typed_json.read(where, _State)
+  if not state.data_files:
+    raise UserError(f"{where} names no data files, so the data set is empty.")
+  paths = [input_files.inside(folder, f.filename, where, what="file") for f in state.data_files]
+  indices = None
+  if state.indices_files:  # Of a data set that was shuffled or filtered.
+    named = (input_files.inside(folder, f.filename, where, what="file")
+             for f in state.indices_files)  # fmt: skip
+    listed = arrow_rows.ArrowRows(list(named))
+    indices = [next(iter(listed[i].values())) for i in range(len(listed))]
+  return arrow_rows.ArrowRows(paths, indices=indices)
+
+
+class HubRows:
+  """Rows of a data set that the package `datasets` opened."""
+
+  def __init__(self, dataset: Any, name: str):
+    self._dataset, self._name = dataset, name
+    columns = dataset.column_names
+    encoded = {"Image", "Audio", "Video"}
+    kinds = {c: type(dataset.features[c]).__name__ for c in columns}
+    self._classes = {c: dataset.features[c].names for c in columns if kinds[c] == "ClassLabel"}
+    self._texts = dataset.select_columns([c for c in columns if kinds[c] not in encoded])
+    self.names_files = False
+
+  def __len__(self):
+    return len(self._dataset)
+
+  def __getitem__(self, i):
+    return self._named(self._dataset[i])
+
+  def texts(self, i):
+    """The columns without images."""
+    return self._named(self._texts[i])
+
+  def at(self, i):
+    """Name and row."""
+    return f"{self._name}, row {i}"
+
+  def _named(self, row: dict[str, Any]) -> dict[str, Any]:
+    for name, names in self._classes.items():
+      if isinstance(row.get(name), int) and row[name] >= 0:
+        row[name] = names[row[name]]
+    return row
+
+
+def _from_hub(name, split, config, revision, rows):
+  datasets = require(name)
+  if not isinstance(split, str):
+    raise UserError(f"data='hf:{name}' needs split=, such as split='train'.")
+  arguments = dict(split=split, revision=revision, streaming=rows is not None)
+  try:
+    dataset = datasets.load_dataset(name, config, **arguments)
+    dataset = _undecoded(dataset, datasets)
+    if rows is None:
+      return HubRows(dataset, f"hf:{name}, split {split}")
+    return _stored(dataset, f"{name} {config} {split} {revision} {rows}", rows)
+  except UserError:
+    raise
+  except Exception as error:  # Any of the library's, of the network's and of the hub's.
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise UserError(
+      f"The data set {name!r}, split {split!r}, cannot be loaded: {reason[:300]} (it is neither a"
+      " folder here nor was it read from the Hugging Face hub)."
+    ) from None
+
+
+def require(name: str) -> Any:
+  """The module `datasets`; raises UserError if it is not installed."""
+  try:
+    import datasets
+  except ImportError:
+    raise UserError(
+      f"data='hf:{name}': there is no such folder here, and reading it from the Hugging Face hub"
+      " needs the package datasets: pip install -r requirements-data.txt."
+    ) from None
+  return datasets
+
+
+def _undecoded(dataset: Any, datasets: Any) -> Any:
+  """Images stay encoded."""
+  for name, feature in (dataset.features or {}).items():
+    if isinstance(feature, datasets.Image):
+      dataset = dataset.cast_column(name, datasets.Image(decode=False))
+  return dataset
+
+
+def _stored(dataset: Any, identity: str, rows: int) -> arrow_rows.ArrowRows:
+  """The first `rows` of a stream, from the cache folder if they are there."""
+  pyarrow = arrow_rows.require()
+  folder = cache_dir.folder("arrow")
+  if folder is None:
+    raise UserError("streaming stores rows in the cache folder: set PGJAX_CACHE_DIR.")
+  target = str(folder / (hashlib.sha256(identity.encode()).hexdigest()[:32] + ".arrow"))
+  if not os.path.exists(target):
+    log.warning("Storing %d rows of a stream in %s.", rows, target)
+    part, schema = f"{target}.{os.getpid()}", dataset.features.arrow_schema
+    stream = dataset.take(rows).iter(batch_size=_STREAM_BATCH)
+    with pyarrow.OSFile(part, "wb") as sink, pyarrow.ipc.new_file(sink, schema) as out:
+      for columns in stream:
+        out.write_batch(pyarrow.record_batch(columns, schema=schema))
+    os.replace(part, target)
+  return arrow_rows.ArrowRows([target], labels=[f"hf:{cut(identity)}"])
+
+
+def _cache_of_datasets() -> str:
+  """Where images of downloaded archives are."""
+  import datasets
+
+  return str(datasets.config.HF_DATASETS_CACHE)

@@ -1,0 +1,101 @@
+"""A source of rows that stay on the disk until they are read, such as Arrow's and tar files'.
+
+`rows` has len, [i] (all columns), texts(i) (without encoded images) and at(i) (for messages).
+"""
+
+import os
+from typing import Any, Protocol
+
+from pgjax.data.sources import files, foreign_rows, image_values
+from pgjax.data.sources.columns import Columns
+from pgjax.errors import UserError
+
+
+class Rows(Protocol):
+  """Rows by number."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    """All columns."""
+
+  def texts(self, i: int) -> dict[str, Any]:
+    """The columns without encoded images; an image is a dict with its path, or missing."""
+
+  def at(self, i: int) -> str:
+    """The start of an error about row i."""
+
+
+class LazyTable:
+  """One example a row; names of images are looked up below `root`."""
+
+  def __init__(
+    self,
+    fname: str,
+    rows: Rows,
+    *,
+    root: str,
+    columns: Columns,
+    start: int | None = None,
+    stop: int | None = None,
+    allow_urls: bool = False,
+  ):
+    self.fname, self.root = fname, os.path.abspath(root)
+    self._rows, self._indices = rows, range(len(rows))[start:stop]
+    self._columns, self._allow_urls = columns, allow_urls
+    if not self._indices:
+      raise UserError(f"{self.fname} has no examples.")
+    first = self._rows[self._indices[0]]  # Reports a wrong column before a run.
+    self._row(first, 0)
+
+  def __len__(self):
+    return len(self._indices)
+
+  def __getitem__(self, i):
+    row = self._row(self._rows[self._indices[i]], i)
+    values, several = image_values.of(row.get("image"), self._line(i), allow_urls=self._allow_urls)
+    encoded = [image_values.read(value, self._path(value, i)) for value in values]
+    return row | {"image": encoded if several else encoded[0]}
+
+  def texts(self, i):
+    """The example without encoded images."""
+    row = self._row(self._rows.texts(self._indices[i]), i, is_whole=False)
+    if isinstance(row.get("image"), dict):
+      row["image"] = row["image"].get("path")
+    return row
+
+  def where(self, i):
+    """File and row."""
+    return self._line(i)
+
+  def check_images(self):
+    """Raises for the first missing file; images inside of the rows are not read."""
+    if not getattr(self._rows, "names_files", True):
+      return
+    paths = []
+    for i in range(len(self)):
+      row = self._row(self._rows.texts(self._indices[i]), i, is_whole=False)
+      value = row.get("image")
+      if isinstance(value, str | list) or (isinstance(value, dict) and value.get("path")):
+        values, _ = image_values.of(value, self._line(i), allow_urls=self._allow_urls)
+        paths += [(path, self._line(i)) for v in values if (path := self._path(v, i))]
+    files.check_present(self.root, paths)
+
+  def _line(self, i):
+    return self._rows.at(self._indices[i])
+
+  def _row(self, row: dict[str, Any], i: int, *, is_whole: bool = True) -> dict[str, Any]:
+    where = self._line(i)
+    columns = self._columns
+    if not is_whole and columns.image not in row:
+      columns = columns._replace(image=None)
+    adapter = foreign_rows.Adapter(columns)
+    rows = adapter.rows(row, where, str(i))
+    adapter.check()
+    return rows[0] if rows[0].get("id") is not None else {**rows[0], "id": str(i)}
+
+  def _path(self, value: image_values.Value, i: int) -> str | None:
+    if not isinstance(value, image_values.File):
+      return None
+    (path,) = files.locate(self.root, [(value.name, self._line(i))], self.fname)
+    return path
