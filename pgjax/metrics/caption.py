@@ -23,7 +23,8 @@ CIDER_SIGMA = 6.0  # In 2-grams; how fast CIDEr-D falls with the difference in l
 ROUGE_BETA = 1.2  # The weight of recall relative to precision.
 METRICS = ("cider", "bleu", "rouge", "meteor", "length")
 # A sentence ends with its mark, closing quotes or brackets, and a space; "3.5" does not end one.
-_SENTENCE = re.compile(r"\S.*?(?:[.!?\u3002\uff01\uff1f]+[\"'\u201d\u2019)\]]*(?=\s|$)|$)", re.DOTALL)
+_MARKS, _CLOSING = r".!?\u3002\uff01\uff1f", r"\"'\u201d\u2019)\]"
+_SENTENCE = re.compile(rf"\S.*?(?:[{_MARKS}]+[{_CLOSING}]*(?=\s|$)|$)", re.DOTALL)
 
 
 class Captions(NamedTuple):
