@@ -54,12 +54,12 @@ EVAL = dict(
   grammar=None,  # The form of answers: "boxes", "json", ...; see docs/decoding.md.
   answer="answer",  # The column with the true answer, or with a list of them.
   to_lower=False,  # Lower-case both sides before comparing: vqa, chartqa, rsvqa.
-  caption_metrics=("cider",),  # And bleu, rouge, meteor.
+  caption_metrics=("cider",),  # And bleu, rouge, meteor, length.
   confidence="box_and_label",  # Or "label", for models that learned noise boxes: docs/boxes.md.
   mask_weights="oi",  # For segmentation: PaliGemma's, or the path of an .npz; see docs/boxes.md.
   out_question_key=None,  # "question_id": also write submission.json, for a test server,
   out_answer_key="answer",  # which has rows {"question_id": ..., "answer": ...}.
-  published={},  # {"relaxed_acc": 0.42}: a paper's number, shown beside ours.
+  published={},  # {"acc": 0.42} or {"acc": (0.42, 0.003)}: a paper's number, shown beside ours.
   skip_first=False,  # Do not run before the first step.
 )
 

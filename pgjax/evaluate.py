@@ -27,7 +27,7 @@ from pgjax.errors import UserError
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.checkpoints import source as source_lib, watchers, workdir as workdir_lib
   from pgjax.distributed import processes
-  from pgjax.evaluation import score_checkpoint
+  from pgjax.evaluation import quantizations, score_checkpoint
   from pgjax.formats import typed_json
   from pgjax.training import run_log
 
@@ -38,17 +38,21 @@ FIRST_POLL_SECONDS = 0.5  # And for the workdir: a run waits only for evaluators
 def main(args: Any) -> None:
   """Scores one checkpoint, or with --watch each new step until the run has ended."""
   cache_dir.use_compilation_cache()
+  args.quantize = None if args.quantize == "none" else args.quantize
   out = disk.open_folder(args.out, "--out")
   (watch if args.watch else once)(args, out)
 
 
-def once(args: Any, out: pathlib.Path) -> dict[str, float]:
+def once(args: Any, out: pathlib.Path) -> Any:
   """Scores one checkpoint; `args` are the flags of this command."""
+  quantizations.ways(args.quantize)  # Reports a wrong one before a download.
   score_checkpoint.check_before_download(args)
   source = source_lib.open_source(
     args.ckpt, args.step, args.base, ema=args.ema, weights=args.weights
   )
   source_lib.check_base(source, args.base)
+  if listed := quantizations.ways(args.quantize):
+    return quantizations.compare(args, source, out, listed)
   return score_checkpoint.Scoring(args, source).score(source, out)
 
 
@@ -57,6 +61,8 @@ def watch(args: Any, out: pathlib.Path) -> None:
   workdir = pathlib.Path(args.ckpt).expanduser().absolute()
   if args.step is not None:
     raise UserError("--watch scores each new step, so --step cannot be given with it.")
+  if "," in (args.quantize or ""):
+    raise UserError("--watch scores each step in one way, so --quantize takes one with it.")
   if args.base or args.weights:
     raise UserError("--watch takes the workdir of a run; --base and --weights are for other CKPTs.")
   if workdir.is_file() or (workdir / "run.json").exists():
@@ -142,7 +148,7 @@ FLAGS = [
   cli.BASE,
   cli.WEIGHTS,
   cli.EMA,
-  cli.QUANTIZE,
+  cli.Flag("quantize", str, help="as int8 or nf4 (docs/lora.md); none,int8,nf4 compares them"),
   cli.Flag("watch", bool, False, help="score each new step of the workdir until the run ends"),
 ]
 CONFIG = "optional"

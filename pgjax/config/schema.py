@@ -219,7 +219,7 @@ EVAL = _fields(
   grammar=(_TEXT | None, "what answers may look like (docs/decoding.md)"),
   to_lower=(bool, "lower-case both sides first: vqa, chartqa, rsvqa"),
   answer=(_TEXT, "the column with the true answer, or a list of them"),
-  caption_metrics=(Annotated[list[str], Between(1, 4)], "scores of type caption"),
+  caption_metrics=(Annotated[list[str], Between(1, 5)], "scores of type caption"),
   confidence=(
     Literal["box_and_label", "label"],
     "of type detection: the score of a predicted object (docs/boxes.md)",

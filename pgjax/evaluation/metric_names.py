@@ -13,7 +13,7 @@ NAMES = {
   "vqa": ("acc", "acc_any", "anls"),
   "vqav2": ("acc", "acc/yesno", "acc/number", "acc/other"),
   "chartqa": ("acc", "relaxed_acc"),
-  "choice": ("acc", "valid"),
+  "choice": ("acc", "valid", "acc_pair"),
   "science_qa": ("acc", "parsefail"),
   "pope": ("acc", "valid_percent", "accuracy", *_COUNTED, "yes_rate"),
   "tallyqa": ("acc", "acc/simple", "acc/complex", "acc/count_*"),
@@ -28,7 +28,7 @@ NAMES = {
   "predictions": (),
   "perplexity": ("sum", "avg"),
 }
-_CAPTION = {"bleu": ("bleu-1", "bleu-2", "bleu-3", "bleu-4")}
+_CAPTION = {"bleu": ("bleu-1", "bleu-2", "bleu-3", "bleu-4"), "length": ("chars", "sents")}
 
 
 def of(section: Any) -> tuple[str, ...]:

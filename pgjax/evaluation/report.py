@@ -70,4 +70,4 @@ def _published(ours: float, paper: Any) -> str:
   mean, deviation = paper
   if not deviation:
     return f"{number(mean)} ± {number(deviation)}"
-  return f"{number(mean)} ± {number(deviation)} (ours {(ours - mean) / deviation:+.1f} deviations)"
+  return f"{number(mean)} ± {number(deviation)} (ours {(ours - mean) / deviation:+.1f} sd)"

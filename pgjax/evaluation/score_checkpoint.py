@@ -80,6 +80,7 @@ class Scoring:
     self.evaluators = evaluator_lib.make(
       config, self.model, self.leaves, self.mesh, self.tokenizer, places, every
     )
+    self.results: dict[str, evaluator_lib.Result] = {}  # Of the last `score`, by evaluator.
     self._run = _run_of(source)
 
   def fits(self, source: source_lib.Source) -> bool:
@@ -113,6 +114,7 @@ class Scoring:
         first_prompt=results[name].rows[0]["prompt"],
         seconds=round(time.monotonic() - began, 3),
       )
+    self.results = results
     scores = {name: value for result in results.values() for name, value in result.scores.items()}
     self.log.say("\n".join(f"{name} = {value:.6g}" for name, value in scores.items()))
     if processes.is_main():

@@ -173,7 +173,16 @@ def _chartqa(section, tokenizer, example, generated):
 
 def _choice(section, tokenizer, example, generated):
   answer, choices = _one(section, example), [str(c) for c in _given(example, "choices")]
-  return _row(answer, closed.choice(generated.text, answer, choices), "acc", choices=choices)
+  pair = {} if example.get("pair") is None else dict(pair=str(plain(example["pair"])))
+  return _row(
+    answer, closed.choice(generated.text, answer, choices), "acc", choices=choices, **pair
+  )
+
+
+def _choice_pairs(section, rows):
+  """MMVP's score, of rows with a column `pair`."""
+  paired = [row for row in rows if "pair" in row]
+  return closed.pairs([row["pair"] for row in paired], [row["score"] == 1 for row in paired])
 
 
 def _tallyqa(section, tokenizer, example, generated):
@@ -333,7 +342,7 @@ SCORERS = {
   "vqa": Scorer(_if_answered(_vqa)),
   "vqav2": Scorer(_if_answered(_vqav2)),
   "chartqa": Scorer(_if_answered(_chartqa)),
-  "choice": Scorer(_if_answered(_choice), ("choices",)),
+  "choice": Scorer(_if_answered(_choice), ("choices",), _choice_pairs),
   "science_qa": _of_one(closed.science_qa, "acc"),
   "pope": _of_one(closed.pope, "acc"),
   "tallyqa": Scorer(_if_answered(_tallyqa)),

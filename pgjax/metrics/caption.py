@@ -2,6 +2,7 @@
 
 The figures are exactly those of pycocoevalcap 1.2, which the COCO leaderboard and big_vision use,
 for a whole split, and for single images where the metric allows. ptb.py splits captions into words.
+`length` describes long captions, as PaliGemma 2's DOCCI table does (arXiv:2412.03555, table 6).
 
 Sources: CIDEr-D arXiv:1411.5726; BLEU, Papineni et al., ACL 2002; ROUGE-L, Lin, ACL 2004 workshop;
 METEOR, Denkowski and Lavie, WMT 2014.
@@ -9,6 +10,7 @@ METEOR, Denkowski and Lavie, WMT 2014.
 
 import collections
 import math
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +21,10 @@ from pgjax.metrics import ptb
 MAX_N = 4  # Words in the longest n-gram, of CIDEr and of BLEU.
 CIDER_SIGMA = 6.0  # In 2-grams; how fast CIDEr-D falls with the difference in length.
 ROUGE_BETA = 1.2  # The weight of recall relative to precision.
-METRICS = ("cider", "bleu", "rouge", "meteor")
+METRICS = ("cider", "bleu", "rouge", "meteor", "length")
+# A sentence ends with its mark, closing quotes or brackets, and a space; "3.5" does not end one.
+_MARKS, _CLOSING = r".!?\u3002\uff01\uff1f", r"\"'\u201d\u2019)\]"
+_SENTENCE = re.compile(rf"\S.*?(?:[{_MARKS}]+[{_CLOSING}]*(?=\s|$)|$)", re.DOTALL)
 
 
 class Captions(NamedTuple):
@@ -68,7 +73,8 @@ def scores(
 ) -> CaptionScores:
   """The named METRICS of raw captions, one prediction for each image (see `by_image`).
 
-  Names of the split: cider, bleu-1 ... bleu-4, rouge, meteor. Papers print CIDEr times 100.
+  Names of the split: cider, bleu-1 ... bleu-4, rouge, meteor; of `length`, chars and sents. Papers
+  print CIDEr times 100.
   """
   metrics = list(metrics)
   if unknown := [name for name in metrics if name not in METRICS]:
@@ -81,6 +87,8 @@ def scores(
   for name, of_each in (("cider", cider), ("rouge", rouge), ("meteor", meteor)):
     if name in metrics:
       of_split[name], of_images[name] = of_each(captions)
+  if "length" in metrics:
+    of_split |= length(predictions)
   return CaptionScores(of_split, of_images)
 
 
@@ -172,6 +180,18 @@ def rouge(captions: Captions) -> tuple[float, list[float]]:
     weighted = recall + ROUGE_BETA**2 * precision
     of_images.append((1 + ROUGE_BETA**2) * precision * recall / weighted if weighted else 0.0)
   return math.fsum(of_images) / len(of_images), of_images
+
+
+def length(predictions: Sequence[str]) -> dict[str, float]:
+  """Mean characters and sentences of the captions as generated; the papers' #char and #sent.
+
+  A text without an end mark is one sentence; an abbreviation's full stop counts as an end.
+  """
+  count = max(1, len(predictions))
+  return dict(
+    chars=sum(map(len, predictions)) / count,
+    sents=sum(len(_SENTENCE.findall(text)) for text in predictions) / count,
+  )
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:

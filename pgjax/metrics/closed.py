@@ -35,6 +35,17 @@ def choice(prediction: str, answer: str, choices: Sequence[str]) -> text.Scores:
   return {"acc": (float(predicted == right), 1), "valid": (float(predicted is not None), 1)}
 
 
+def pairs(keys: Sequence[str], right: Sequence[bool]) -> dict[str, float]:
+  """`acc_pair`: the share of groups of examples with all answers right (MMVP, arXiv:2401.06209).
+
+  keys: the group of each example.
+  """
+  groups: dict[str, bool] = {}
+  for key, is_right in zip(keys, right, strict=True):
+    groups[key] = groups.get(key, True) and is_right
+  return {"acc_pair": sum(groups.values()) / len(groups)} if groups else {}
+
+
 def chosen(answer: str, choices: Sequence[str]) -> int | None:
   """The index of the choice that an answer names, or None; the first of equal choices."""
   bare = answer.strip().lower()

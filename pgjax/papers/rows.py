@@ -113,7 +113,7 @@ def shown(mean: float, deviation: float | None) -> str:
 def compared(row: Row, ours: Ours) -> str:
   """Our figure and its difference."""
   deviations = ours.deviations(row)
-  more = f"{ours.value - row.mean:+.1f}" if deviations is None else f"{deviations:+.1f} deviations"
+  more = f"{ours.value - row.mean:+.1f}" if deviations is None else f"{deviations:+.1f} sd"
   return f"{ours.value:.1f} ({more})"
 
 

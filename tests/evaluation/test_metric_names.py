@@ -45,7 +45,7 @@ def test_the_names_are_those_that_are_measured():
   assert set(metric_names.of(config("", a="caption").evals["a"])) == {
     "cider", "bleu-1", "bleu-2", "bleu-3", "bleu-4"
   }  # fmt: skip
-  assert set(caption.METRICS) == {"cider", "bleu", "rouge", "meteor"}
+  assert set(caption.METRICS) == {"cider", "bleu", "rouge", "meteor", "length"}
   assert segmentation.BOX_THRESHOLDS == (0.5, 0.75)
 
 

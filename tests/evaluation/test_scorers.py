@@ -64,6 +64,17 @@ def test_the_score_of_a_row(tokenizer, kind, answer, example, score):
   assert scored(kind, answer, example, tokenizer)["score"] == score
 
 
+def test_pairs_of_choices_are_scored_as_a_split(tokenizer):
+  choices = ["open", "closed"]
+  given = [("(a)", "open", 7), ("closed", "closed", 7), ("open", "closed", 8), ("x", "open", None)]
+  rows = [
+    scored("choice", said, dict(answer=answer, choices=choices, pair=pair), tokenizer)
+    for said, answer, pair in given
+  ]
+  assert scorers.SCORERS["choice"].of_split(None, rows) == {"acc_pair": 0.5}
+  assert scorers.SCORERS["choice"].of_split(None, rows[3:]) == {}
+
+
 def test_columns_that_a_report_groups_by_stay_in_the_row(tokenizer):
   vqav2 = scored("vqav2", "no", dict(answer=["no"] * 10, answer_type="yes/no"), tokenizer)
   assert vqav2["answer_type"] == "yes/no"

@@ -163,3 +163,19 @@ def test_mistakes_raise():
   with pytest.raises(UserError, match="at least one text"):
     caption.scores(["a"], ["a string"])
   assert caption.scores([], []) == caption.CaptionScores({}, {})
+
+
+@pytest.mark.parametrize(
+  ("text", "sentences"),
+  [
+    ("a dog", 1), ("A dog. A cat!", 2), ("It is 3.5 m wide. Really?! Yes", 3), ("", 0),
+    ('A sign says "stop." It is red...', 2), ("line one.\nline two.", 2), ("狗。 猫。", 2),
+  ],
+)  # fmt: skip
+def test_the_length_of_long_captions(text, sentences):
+  assert caption.length([text]) == dict(chars=len(text), sents=sentences)
+
+
+def test_length_is_a_mean_of_captions_as_generated():
+  got = caption.scores(["A dog. A cat.", "two"], [["x"], ["y"]], ["length"]).of_split
+  assert got == dict(chars=8.0, sents=1.5)

@@ -219,3 +219,9 @@ def test_rsvqa_by_type_and_on_average():
 def test_rsvqa_averages_only_of_types_that_occur():
   assert closed.rsvqa_averages({"acc_comp": 0.5, "acc": 0.1}) == {"acc_avg": 0.5}
   assert closed.rsvqa_averages({"acc": 0.1}) == {}
+
+
+def test_a_pair_is_right_if_all_its_answers_are():
+  keys, right = ["a", "b", "a", "b", "c", "c"], [True, True, True, False, False, False]
+  assert closed.pairs(keys, right) == {"acc_pair": 1 / 3}
+  assert closed.pairs([], []) == {}

@@ -59,7 +59,7 @@ def test_a_score_of_ours_is_compared_in_deviations(folder):
   row = next(r for r in rows.published_rows("ai2d") if (r.size, r.res) == ("3b", 224))
   assert found["AI2D", "3b", 224].value == pytest.approx(75.5)
   assert found["AI2D", "3b", 224].deviations(row) == pytest.approx((75.5 - 74.7) / 0.5)
-  assert rows.compared(row, found["AI2D", "3b", 224]) == "75.5 (+1.6 deviations)"
+  assert rows.compared(row, found["AI2D", "3b", 224]) == "75.5 (+1.6 sd)"
   val = next(
     r for r in rows.published_rows("docvqa") if (r.paper, r.size) == ("DocVQA (val)", "v1")
   )
@@ -178,9 +178,9 @@ def test_the_table_as_data_and_as_a_page(folder, tmp_path, capsys):
   assert [(row["task"], row["size"], row["res"]) for row in mine] == [("ai2d", "3b", 224)]
   assert mine[0]["ours"]["deviations"] == pytest.approx(3.6)
   html = (tmp_path / "a.html").read_text()
-  assert '74.7 ±0.5<br><b class="right">76.5 (+3.6 deviations)</b>' in html
+  assert '74.7 ±0.5<br><b class="right">76.5 (+3.6 sd)</b>' in html
   assert html.count('<tr class="group">') == 33
-  assert "ours, 3b: 76.5 (+3.6 deviations)" in capsys.readouterr().out
+  assert "ours, 3b: 76.5 (+3.6 sd)" in capsys.readouterr().out
 
 
 @pytest.mark.slow

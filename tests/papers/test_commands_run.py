@@ -1,0 +1,121 @@
+"""Each command that `pgjax.papers --task=NAME` prints runs: at variant=tiny, on mock data sets.
+
+`prepare` is tested with raw folders of its own (tests/commands, tests/datasets); here its results
+are mock rows with the same features. Slices such as train[-1024:] are of larger splits: the mock
+sets are read without them.
+"""
+
+import json
+import re
+import shlex
+
+import jax
+import pytest
+
+from pgjax.data.sources import tfds
+from pgjax.formats import seg_vae_npz
+from pgjax.models import seg_vae
+from pgjax.papers import commands, rows
+from tests import docs_blocks, mock_sets
+
+TASKS = sorted({row.task for row in rows.published_rows()})
+VIDEOS = {
+  "activitynet_cap": "activitynet_captions_mr", "activitynet_qa": "activitynet_qa",
+  "msrvtt_cap": "msrvtt", "msrvtt_qa": "msrvtt_qa", "msvd_qa": "msvd_qa", "vatex_cap": "vatex",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Where mock data sets are prepared as they are asked for."""
+  place = tmp_path_factory.mktemp("papers")
+  seg_vae_npz.save(place / seg_vae_npz.FILE, seg_vae.init(jax.random.key(0), width=8, embed_dim=8))
+  return place
+
+
+@pytest.fixture
+def place(folder, root, tmp_path, monkeypatch):
+  """A working directory with configs/ whose data sets are the mock ones."""
+  for name in ("configs", "pgjax"):
+    (tmp_path / name).symlink_to(root / name)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "sets"))
+  monkeypatch.setenv("PGJAX_WEIGHTS_DIR", str(folder))
+  read = tfds.Tfds.__init__
+
+  def without_slices(self, name, split, *args, **kwargs):
+    read(self, name, re.sub(r"\[[^\]]*\]", "", split), *args, **kwargs)
+
+  monkeypatch.setattr(tfds.Tfds, "__init__", without_slices)
+  return tmp_path
+
+
+def recipe_of(task, folder, more=""):
+  """The recipe of a task with the most evaluators, at its smallest published resolution."""
+  listed = rows.published_rows(task)
+  res = min(row.res for row in listed)
+  more = ",".join(filter(None, ["variant=tiny,batch_size=8", more]))
+  recipes = commands.recipes(listed, "v1", res, more)
+  recipe = max(recipes, key=lambda r: len(r.rows))
+  sources = {name for source in commands._sources(recipe.config)  # noqa: SLF001
+             if (name := re.split("[/:]", source["name"])[0]) not in ("jsonl", "video")}  # fmt: skip
+  missing = [name for name in sorted(sources) if not (folder / "sets" / name).is_dir()]
+  mock_sets.write(missing, folder / "sets", folder / "pictures")
+  return recipe
+
+
+def shorter(command, recipe):
+  """The same, of two steps and with answers of a few tokens."""
+  module = command.split()[2]
+  fields = {f"evals.{name}.max_decode_len": 3 for name in recipe.config.evals}
+  if module == "pgjax.train":
+    fields |= {"total_steps": 2, "log_training_steps": 1, "lr": 1e-5}
+  if module in ("pgjax.train", "pgjax.evaluate"):
+    return command + "".join(f" {shlex.quote(f'--config.{n}={v}')}" for n, v in fields.items())
+  return command
+
+
+def run(recipe, purposes=None):
+  for step in recipe.steps:
+    words = shlex.split(shorter(step.command, recipe))
+    if words[2] != "pgjax.prepare" and (purposes is None or step.purpose in purposes):
+      assert docs_blocks.run_module(words[2], words[3:]) == 0, step.command
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in commands.EVALUATION_ONLY])
+def test_the_commands_of_a_recipe_run(task, folder, place):
+  more = ""
+  if task in VIDEOS:
+    mock_sets.write_videos(place / "videos", [VIDEOS[task]])
+    more = "num_frames=3,data_dir=videos"
+  recipe = recipe_of(task, folder, more)
+  run(recipe)
+  check(recipe, place)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", sorted(commands.EVALUATION_ONLY))
+def test_checkpoints_are_scored_without_training(task, folder, place):
+  trained = recipe_of("vqav2", folder, "final_split")
+  (final,) = [r for r in commands.recipes(
+    rows.published_rows("vqav2"), "v1", 224, "variant=tiny,batch_size=8"
+  ) if r.rows[0].final_split]  # fmt: skip
+  assert trained.config.input.data == final.config.input.data
+  run(final, ["train"])
+  more = f"fname={mock_sets.write_pairs(place / 'mmvp')}" if task == "mmvp" else ""
+  recipe = recipe_of(task, folder, more)
+  run(recipe)
+  check(recipe, place)
+
+
+def check(recipe, place):
+  """Every score that the papers have is measured."""
+  (path,) = place.glob("workdir/*/scores/metrics.json")
+  metrics = json.loads(path.read_text())
+  averages = commands.config_load.shared("published").AVERAGES
+  for row in recipe.rows:
+    for name in averages.get(row.evaluator, [row.evaluator]):
+      assert f"{name}/num" in metrics
+      if not row.on_a_server:
+        assert f"{name}/{row.metric}" in metrics, sorted(metrics)
