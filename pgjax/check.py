@@ -7,6 +7,11 @@ model receives them. The exit status is 1 if there is an error, 0 if there are o
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Before the imports below, which take a moment.
+  from pgjax.distributed import signals
+
+  signals.begin()
+
 import collections
 import functools
 import io

@@ -1,7 +1,8 @@
 """The command line that all commands share.
 
 `run` parses the flags, loads and checks the config before JAX is imported, prints --help, and
-reports a UserError in one line; bugs keep their stack trace.
+reports a UserError in one line; bugs keep their stack trace. A command's file calls `signals.begin`
+before its other imports.
 """
 
 import logging
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 
 from absl import flags as absl_flags
 
+from pgjax import disk
+from pgjax.distributed import console, signals
 from pgjax.errors import UserError, printable
 
 _DEFINE = {
@@ -57,11 +60,14 @@ def run(
 ) -> None:
   """Calls main(args) and exits: 0, 1 after a UserError, 2 for a wrong command line.
 
+  After a signal it exits with signals.STOPPED. argv: of a call in another program's process.
   config: whether --config is "required", "optional" or "none". With it, args.config is the checked
   config or None, args.config_spec its text, and args.overrides the --config.x=... as a dict.
   """
   logging.basicConfig(format="%(message)s", force=True)  # Replaces the handlers of libraries.
   logging.getLogger("pgjax").setLevel(logging.INFO)
+  if argv is None:
+    signals.begin()
   argv = list(sys.argv if argv is None else argv)
   if config != "none":
     flags = [Flag("config", str, required=config == "required", help=_CONFIG_HELP), *flags]
@@ -81,7 +87,10 @@ def run(
 
       args.config_spec = spec = args.config
       args.config = validate.validated(load.load(spec, args.overrides)) if spec else None
-    sys.exit(main(args))
+    status = main(args)
+    if lost := console.stdout_error():
+      sys.stderr.write(f"What was printed to stdout is lost: {disk.reason(lost)}.\n")
+    sys.exit(status)
   except UserError as e:
     _fail(str(e), 1)
   except KeyboardInterrupt:
@@ -105,6 +114,17 @@ def _unknown_flag(error: Exception, flags: Sequence[Flag], config: str) -> str |
 def say(text: str) -> None:
   """Prints to stdout at once."""
   print(text, flush=True)  # noqa: T201
+
+
+def result(text: str) -> None:
+  """Prints what the command was asked for; raises UserError if it cannot be written."""
+  try:
+    say(text)
+    lost = console.stdout_error()
+  except OSError as error:
+    lost = error
+  if lost:
+    raise UserError(f"The result cannot be written to stdout: {disk.reason(lost)}.")
 
 
 def parse(argv: Sequence[str], flags: Sequence[Flag], config: str) -> SimpleNamespace:

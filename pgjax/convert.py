@@ -6,6 +6,11 @@ needed only for the largest. --dst appears when it is complete and, with --verif
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Before the imports below, which take a moment.
+  from pgjax.distributed import signals
+
+  signals.begin()
+
 import contextlib
 import math
 import os
@@ -19,6 +24,7 @@ from etils import epy
 
 from pgjax import cli, disk
 from pgjax.checkpoints import resolve
+from pgjax.distributed import signals
 from pgjax.errors import UserError
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
@@ -77,10 +83,12 @@ def main(args: Any) -> int:
       if not same:
         log.say(f"What was read back differs from {args.src}: {target} is not written.")
         return 1
-    path.rename(target)
+    if target.exists():
+      raise UserError(f"{target} was written by another program meanwhile, and stays as it is.")
     for ending in source_lib.SIDECARS:
       if (beside := _beside(path, ending)).exists():
-        beside.rename(_beside(target, ending))
+        beside.replace(_beside(target, ending))
+    path.rename(target)  # Last: what it belongs to is in place.
   log.say(f"{target}: {len(leaves)} arrays, {size / 1e9:.3g} GB, complete.")
   if args.push:
     hub.push(target, args.push)
@@ -229,9 +237,25 @@ def _compared(path: pathlib.Path, source: source_lib.Source, leaves: Leaves):
 def _unfinished(target: pathlib.Path) -> Iterator[pathlib.Path]:
   """A temporary path next to the target; removed at the end unless it was renamed."""
   path = target.with_name(f".unfinished-{os.getpid()}-{target.name}")
+
+  def remove():
+    aside = _beside(path, ".removed")
+    with contextlib.suppress(OSError):
+      path.rename(aside)  # As a whole: after a signal, the main thread may put it in place.
+    shutil.rmtree(aside, ignore_errors=True)
+    for file in (aside, *(_beside(path, ending) for ending in source_lib.SIDECARS)):
+      with contextlib.suppress(OSError):
+        file.unlink()
+
+  def remove_while_written():
+    for _ in range(20):
+      remove()
+      time.sleep(0.01)
+
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    yield path
+    with signals.on_stop(remove_while_written, f"Stopped by {{}}; {target} was not written."):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      yield path
   except UserError:
     raise
   except Exception as error:
@@ -240,9 +264,7 @@ def _unfinished(target: pathlib.Path) -> Iterator[pathlib.Path]:
       raise
     raise UserError(f"{target} could not be written ({reason}); nothing of it remains.") from error
   finally:
-    shutil.rmtree(path, ignore_errors=True)
-    for ending in ("", *source_lib.SIDECARS):
-      _beside(path, ending).unlink(missing_ok=True)
+    remove()
 
 
 def _beside(path: pathlib.Path, ending: str) -> pathlib.Path:

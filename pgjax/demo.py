@@ -7,6 +7,11 @@ Only the page itself may ask, and only about images that were uploaded to it.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Before the imports below, which take a moment.
+  from pgjax.distributed import signals
+
+  signals.begin()
+
 import atexit
 import contextlib
 import functools
@@ -27,6 +32,7 @@ from etils import epy
 
 from pgjax import cache_dir, cli
 from pgjax.checkpoints import resolve
+from pgjax.distributed import signals
 from pgjax.errors import UserError, printable
 from pgjax.web import guard
 
@@ -98,7 +104,9 @@ def check_port(port: int) -> None:
 def upload_folder() -> str:
   """Where this process stores uploads; only this user may read it, and it is removed at the end."""
   folder = tempfile.mkdtemp(prefix="pgjax-demo-")
-  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+  atexit.register(remove)
+  signals.of_process().clean_up.append(remove)
   return folder
 
 

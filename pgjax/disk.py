@@ -58,9 +58,12 @@ def open_folder(folder: str, flag: str) -> pathlib.Path:
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:
-  """Writes an output file; raises UserError if that fails."""
+  """Writes an output file as a whole or not at all; raises UserError if that fails."""
   try:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    if path.exists() and not path.is_file():  # A FIFO or /dev/stdout.
+      path.write_bytes(_encoded(content))
+    else:
+      replace(path.resolve(), content)  # A link stays one.
   except OSError as error:
     raise UserError(f"{path} cannot be written: {reason(error)}.") from error
 
@@ -69,10 +72,14 @@ def replace(path: pathlib.Path, content: str | bytes) -> None:
   """Writes a file as a whole or not at all; an OSError leaves the earlier one."""
   partial = path.with_name(f"{path.name}.tmp")
   try:
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.write_bytes(_encoded(content))
     partial.replace(path)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def _encoded(content: str | bytes) -> bytes:
+  return content.encode() if isinstance(content, str) else content
 
 
 def inside(folder: pathlib.Path, name: str, what: str) -> pathlib.Path:

@@ -7,10 +7,9 @@ evaluators or weights without a run; --config.evals.x.y=... changes a field of e
 from __future__ import annotations
 
 if __name__ == "__main__":  # Before the imports below, which take a moment.
-  from pgjax.distributed import console, signals
+  from pgjax.distributed import signals
 
-  console.outlive_readers()
-  signals.Stop().install(
+  signals.begin(
     "Stopped by {}; the same command goes on after the batches that were scored so far."
   )
 

@@ -7,12 +7,18 @@ this CPU with simulated devices; the report names which. Bytes are of one device
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Before the imports below, which take a moment.
+  from pgjax.distributed import signals
+
+  signals.begin()
+
 import contextlib
 import functools
 import itertools
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epy
@@ -44,9 +50,11 @@ def main(args: Any) -> None:
   jax.config.update("jax_platforms", "cpu")
   target = device(args)
   check(args)
-  data = (table if args.table else search if args.suggest else one)(args, target)
+  # Where a file was asked for, too, nobody has to read stdout.
+  show = cli.say if args.json or args.picture else cli.result
+  data = (table if args.table else search if args.suggest else one)(args, target, show)
   if (args.table or args.suggest) and target.compiled_for is None:
-    cli.say(plan_page.FOR_CPU)
+    show(plan_page.FOR_CPU)
   if args.json:
     disk.write(pathlib.Path(args.json), json.dumps(data, indent=2) + "\n")
 
@@ -60,19 +68,19 @@ class Target(NamedTuple):
   compiled_for: str | None  # A name of planning/gpus.py; None: the CPU.
 
 
-def one(args: Any, target: Target) -> dict[str, Any]:
+def one(args: Any, target: Target, show: Callable[[str], None]) -> dict[str, Any]:
   """The report on the run."""
   name, gpu, limit_bytes, compiled_for = target
   with contextlib.closing(compiler_lib.Compiler(compiled_for, args.devices)) as compiler:
     step = compiler.step(args.config, args.devices)
   plan = (args.config, args.config_spec, step, name, gpu, limit_bytes, args.mfu)
-  cli.say(plan_page.page(*plan))
+  show(plan_page.page(*plan))
   if args.picture:
     plan_figure.bar(args.picture, step.need, limit_bytes, f"{args.config_spec} on {name}")
   return plan_page.as_json(*plan)
 
 
-def table(args: Any, target: Target) -> dict[str, Any]:
+def table(args: Any, target: Target, show: Callable[[str], None]) -> dict[str, Any]:
   """Sizes x resolutions x methods x batch sizes."""
   name, _, limit_bytes, compiled_for = target
   batches = [int(batch) for batch in args.batches]
@@ -81,7 +89,7 @@ def table(args: Any, target: Target) -> dict[str, Any]:
   cases = [plan_table.Case(*values) for values in combinations]
   for case in cases:  # Reports a name that the config does not know before anything is compiled.
     make_config(case, args.devices)
-  cli.say(plan_table.head(name, limit_bytes, batches, args.devices))
+  show(plan_table.head(name, limit_bytes, batches, args.devices))
   rows = []
   for row in plan_table.rows(
     cases,
@@ -92,7 +100,7 @@ def table(args: Any, target: Target) -> dict[str, Any]:
     limit_bytes=limit_bytes,
     processes=args.processes,
   ):
-    cli.say(plan_table.line(row, limit_bytes))
+    show(plan_table.line(row, limit_bytes))
     rows.append(row)
   if args.picture:
     plan_figure.grid(args.picture, rows, name, limit_bytes)
@@ -100,7 +108,7 @@ def table(args: Any, target: Target) -> dict[str, Any]:
   return dict(device=name, compiled_for=compiled_for or "cpu", rows=data)
 
 
-def search(args: Any, target: Target) -> dict[str, Any]:
+def search(args: Any, target: Target, show: Callable[[str], None]) -> dict[str, Any]:
   """The fastest setting that fits."""
   name, gpu, limit_bytes, compiled_for = target
   candidates = []
@@ -114,8 +122,8 @@ def search(args: Any, target: Target) -> dict[str, Any]:
       num_devices=args.devices,
     ):
       candidates.append(candidate)
-      cli.say(autotune.line(candidate))
-  cli.say(autotune.verdict(candidates))
+      show(autotune.line(candidate))
+  show(autotune.verdict(candidates))
   if args.picture and (chosen := autotune.best(candidates)):
     title = f"{args.config_spec} with the suggested flags, on {name}"
     plan_figure.bar(args.picture, chosen.step.need, limit_bytes, title)

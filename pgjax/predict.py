@@ -7,10 +7,15 @@ object a line with "image" and "prefix".
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Before the imports below, which take a moment.
+  from pgjax.distributed import signals
+
+  signals.begin()
+
+import io
 import json
 import logging
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +23,7 @@ from etils import epy
 
 from pgjax import cache_dir, cli, disk
 from pgjax.checkpoints import resolve
+from pgjax.distributed import signals
 from pgjax.errors import UserError, naming, printable
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
@@ -57,12 +63,10 @@ def main(args: Any) -> None:
     write(args, lines(source, answers, sizes, opened, settings, everything=args.json))
     return
   [answer] = answers
-  if args.json:
-    sys.stdout.write(json.dumps(engine.as_json(opened, answer, sizes[0], settings)) + "\n")
-  else:
-    sys.stdout.write(printable(answer.text) + "\n")
   if args.draw:
     draw(args, answer.text, engine.objects_of(opened, answer).objects)
+  as_json = args.json and json.dumps(engine.as_json(opened, answer, sizes[0], settings))
+  cli.result(as_json or printable(answer.text))
 
 
 def check_flags(args: Any) -> None:
@@ -119,19 +123,33 @@ def lines(source, answers, sizes, opened, settings, *, everything: bool) -> Iter
 def _json_line(row: dict[str, Any]) -> str:
   """A row with its letters as they are, but all control characters escaped, as JSON allows."""
   text = json.dumps(row, ensure_ascii=False)
-  return printable(text, lambda c: f"\\u{ord(c):04x}") + "\n"
+  return printable(text, lambda c: f"\\u{ord(c):04x}")
 
 
 def write(args: Any, lines: Iterator[str]) -> None:
-  """Writes the lines to --out or stdout as they come."""
+  """Writes the lines to stdout as they come, or to --out, which appears when it is complete."""
   if not args.out:
-    sys.stdout.writelines(lines)
+    for line in lines:
+      cli.result(line)
     return
   path, count = pathlib.Path(args.out).expanduser(), 0
-  with disk.disk_errors(path), path.open("w") as file:
-    for line in lines:
-      file.write(line)
-      count += 1
+  if path.exists() and not path.is_file():  # A FIFO or /dev/stdout.
+    partial = path
+  else:
+    path = path.resolve()
+    partial = path.with_name(f"{path.name}.partial")
+  so_far = f"the answers so far are in {partial}"
+  with signals.on_stop(lambda: None, f"Stopped by {{}}; {so_far}."):
+    try:
+      with partial.open("w", buffering=1) as file:
+        for line in lines:
+          file.write(f"{line}\n")
+          count += 1
+      partial.replace(path)
+    except OSError as error:
+      raise UserError(f"{path} cannot be written ({disk.reason(error)}); {so_far}.") from error
+    except UserError as error:
+      raise UserError(f"{error} {so_far[0].upper()}{so_far[1:]}.") from error
   log.info("%d answers written to %s.", count, path)
 
 
@@ -139,9 +157,10 @@ def draw(args: Any, text: str, objects: Any) -> None:
   """Writes the original first image with the answer's boxes and masks, and the answer below it."""
   picture = draw_images.with_objects(images.decode(images.encoded(args.image[0])), objects)
   picture = draw_boxes.captioned(picture, f"{args.prompt}\n{printable(text)}")
-  path = pathlib.Path(args.draw).expanduser()
-  with disk.disk_errors(path):
-    picture.save(path)
+  path, file = pathlib.Path(args.draw).expanduser(), io.BytesIO()
+  suffix = path.suffix[1:].upper()
+  picture.save(file, "JPEG" if suffix == "JPG" else suffix)
+  disk.write(path, file.getvalue())
   log.info("The answer and %d objects are drawn in %s.", len(objects), path)
 
 

@@ -10,6 +10,11 @@ started again. Rows are in the order of the data set's TFDS builder, so that tra
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Before the imports below, which take a moment.
+  from pgjax.distributed import signals
+
+  signals.begin()
+
 import os
 import pathlib
 from typing import Any

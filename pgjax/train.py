@@ -7,10 +7,9 @@ compiled. A signal such as SIGTERM or SIGINT saves the run and ends it with stat
 from __future__ import annotations
 
 if __name__ == "__main__":  # Before the imports below, which take a moment.
-  from pgjax.distributed import console, signals
+  from pgjax.distributed import signals
 
-  console.outlive_readers()
-  signals.Stop().install(
+  signals.begin(
     "Stopped by {} before training began; there was nothing to save. Run the same command again."
   )
 

@@ -1,8 +1,8 @@
-"""Is another run using this workdir? A file in it says on which host and in which process.
+"""Is another run using this folder? A file in it says on which host and in which process.
 
 The file appears at once and whole (a hard link, which is atomic on NFS, too), and its time changes
 every BEAT_SECONDS. A run on this host is alive if its process is; elsewhere, if the file changes
-within SILENT_SECONDS. So a killed run does not hold a workdir for ever, and no clocks are compared.
+within SILENT_SECONDS. So a killed run does not hold a folder for ever, and no clocks are compared.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,7 +24,17 @@ from pgjax.distributed.signals import Stop
 from pgjax.errors import UserError
 from pgjax.formats import typed_json
 
-FILE = "running.json"
+
+class Use(NamedTuple):
+  """What a folder is used for."""
+
+  file: str  # The name of the lock.
+  what: str
+  flag: str  # What names the folder.
+
+
+TRAINING = Use("running.json", "run", "--workdir")
+EVALUATION = Use("evaluating.json", "evaluation", "--out")
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0  # A run elsewhere whose file does not change for this long is dead.
 POLL_SECONDS = 0.5
@@ -31,7 +42,7 @@ SETTLE_SECONDS = 0.3  # Two that replace the file of a dead run do so within thi
 
 
 class Holder(msgspec.Struct, frozen=True):
-  """A process that uses the workdir."""
+  """A process that uses the folder."""
 
   host: str
   pid: int
@@ -42,11 +53,11 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class RunLock:
-  """Holds a workdir from `acquire` to `release`."""
+  """Holds a folder from `acquire` to `release`."""
 
-  def __init__(self, workdir: pathlib.Path, say: Callable[[str], None]):
+  def __init__(self, folder: pathlib.Path, say: Callable[[str], None], use: Use = TRAINING):
     """Touches no file."""
-    self._workdir, self._path, self._say = workdir, workdir / FILE, say
+    self._folder, self._path, self._say, self._use = folder, folder / use.file, say, use
     self._mine = _this_process()
     self._taken_by: Holder | None = None
     self._done = threading.Event()
@@ -65,7 +76,7 @@ class RunLock:
     if self._taken_by is not None:
       raise UserError(
         f"This run was suspended for over {SILENT_SECONDS:.0f} s and stops, because another has"
-        f" started since. {_in_use(self._workdir, self._taken_by)}"
+        f" started since. {_in_use(self._folder, self._taken_by, self._use)}"
       )
 
   def release(self) -> None:
@@ -79,7 +90,7 @@ class RunLock:
 
   def _create(self) -> bool:
     """False if there is such a file already."""
-    partial = self._workdir / f".{FILE}.{self._mine.token}"
+    partial = self._folder / f".{self._use.file}.{self._mine.token}"
     try:
       partial.write_bytes(msgspec.json.encode(self._mine) + b"\n")
       try:
@@ -102,11 +113,11 @@ class RunLock:
     if mark is None:
       return False
     if self._is_alive(holder, mark):
-      raise UserError(_in_use(self._workdir, holder))
-    with _guard(self._workdir) as alone:
+      raise UserError(_in_use(self._folder, holder, self._use))
+    with _guard(self._folder) as alone:
       if not alone or _read(self._path)[1] != mark:
         return False
-      aside = self._workdir / f".{FILE}.{self._mine.token}.dead"
+      aside = self._folder / f".{self._use.file}.{self._mine.token}.dead"
       self._path.rename(aside)
       aside.unlink()
       if not self._create():
@@ -121,7 +132,7 @@ class RunLock:
         return started is not None and started == holder.pid_started
     host = f"host {holder.host}" if holder else "another host"
     self._say(
-      f"A run on {host} has used {self._workdir}; waiting up to {SILENT_SECONDS:.0f} s for a sign"
+      f"A run on {host} has used {self._folder}; waiting up to {SILENT_SECONDS:.0f} s for a sign"
       " of life."
     )
     deadline = time.monotonic() + SILENT_SECONDS
@@ -145,9 +156,11 @@ class RunLock:
 
 
 @contextlib.contextmanager
-def held(workdir: pathlib.Path, say: Callable[[str], None], stop: Stop) -> Iterator[RunLock]:
-  """Raises if another run uses the workdir; the main process holds it for all of this run."""
-  lock, refusal = RunLock(workdir, say), None
+def held(
+  folder: pathlib.Path, say: Callable[[str], None], stop: Stop, use: Use = TRAINING
+) -> Iterator[RunLock]:
+  """Raises if another run uses the folder; the main process holds it for all of this run."""
+  lock, refusal = RunLock(folder, say, use), None
   stop.clean_up.append(lock.release)
   if processes.is_main():
     try:
@@ -179,13 +192,13 @@ def _guard(folder: pathlib.Path) -> Iterator[bool]:
     os.close(descriptor)
 
 
-def _in_use(workdir: pathlib.Path, holder: Holder | None) -> str:
+def _in_use(folder: pathlib.Path, holder: Holder | None, use: Use) -> str:
+  other = f"give this {use.what} another {use.flag}"
   if holder is None:
-    return f"{workdir} is in use by another run: give this run another --workdir."
+    return f"{folder} is in use by another {use.what}: {other}."
   return (
-    f"{workdir} is in use by a run on host {holder.host}, process {holder.pid}, which started at"
-    f" {holder.started}: stop that one first (kill {holder.pid}), or give this run another"
-    " --workdir."
+    f"{folder} is in use by another {use.what} on host {holder.host}, process {holder.pid}, which"
+    f" started at {holder.started}: stop that one first (kill {holder.pid}), or {other}."
   )
 
 

@@ -49,11 +49,9 @@ def parts(data, *, check_images: bool = True) -> list[loader_lib.Part]:
   """
   data = data.to_dict() if hasattr(data, "to_dict") else dict(data)
   if isinstance(data.get("name"), str):
-    source, order = (
-      registry.open(data, check_images=check_images),
-      registry.order_name(data["name"]),
-    )
-    return [loader_lib.Part(data["name"], source, 1.0, order)]
+    source = registry.open(data, check_images=check_images)
+    order = registry.order_name(data["name"])
+    return [loader_lib.Part(data["name"], source, 1.0, order=order)]
   shared = {key: data.pop(key) for key in ("split", "data_dir", "root") if key in data}
   opened = []
   for name, value in data.items():
@@ -64,7 +62,7 @@ def parts(data, *, check_images: bool = True) -> list[loader_lib.Part]:
     if weight:
       spec = {"name": name, **shared, **own}
       source = registry.open(spec, check_images=check_images)
-      opened.append(loader_lib.Part(name, source, weight, pp))
+      opened.append(loader_lib.Part(name, source, weight, pp=pp))
   if not opened:
     raise UserError(f"data={data!r} names no data set with a positive weight.")
   return opened

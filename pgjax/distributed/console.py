@@ -11,11 +11,12 @@ import sys
 
 
 class _Sink(io.RawIOBase):
-  """A file descriptor whose errors are dropped."""
+  """A file descriptor whose errors are only noted."""
 
   def __init__(self, fd: int):
     """The descriptor stays open."""
     self._fd = fd
+    self.error: OSError | None = None  # The first one.
 
   def writable(self) -> bool:
     """Always."""
@@ -35,7 +36,8 @@ class _Sink(io.RawIOBase):
       return os.write(self._fd, data)
     except BlockingIOError:
       return None
-    except OSError:
+    except OSError as error:
+      self.error = self.error or error
       return len(data)
 
 
@@ -54,3 +56,8 @@ def outlive_readers() -> None:
       text = dict(encoding=getattr(stream, "encoding", "utf-8"), errors="backslashreplace")
       buffer = io.BufferedWriter(_Sink(fd))
       setattr(sys, name, io.TextIOWrapper(buffer, **text, line_buffering=True))
+
+
+def stdout_error() -> OSError | None:
+  """Why something that was printed to stdout is lost; None if all of it was written."""
+  return getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "error", None)

@@ -2,17 +2,20 @@
 
 `kill`, Ctrl-C, a closed terminal and schedulers send one of NAMES. A command that one of them
 stopped exits with status STOPPED: run it again. Before there is anything to save, it exits at once,
-even if the main thread is inside a compilation: `Stop.install` starts a thread for that.
+even if the main thread is inside a compilation: `Stop.install` starts a thread for that. Every
+command calls `begin` before its imports, so this module imports little.
 """
 
+import atexit
 import contextlib
-import multiprocessing
 import os
 import signal
-import socket
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+from pgjax.distributed import console
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h.
 AT_ONCE = 130  # As shells report Ctrl-C.
@@ -24,6 +27,16 @@ GRACE_SECONDS = 10.0  # The main thread has this long to react to the second sig
 _installed: "list[Stop]" = []  # At most one: signals belong to the process.
 
 
+def begin(last_words: str = "Stopped by {}.") -> None:
+  """What a command does first: signals and closed outputs end it without a trace.
+
+  last_words: printed when a signal ends the command; {} is the signal's name.
+  """
+  if not _installed:
+    console.outlive_readers()
+    Stop().install(last_words)
+
+
 class Stop:
   """Whether a signal asked this command to end; as a context, signals in it are only noted."""
 
@@ -33,7 +46,7 @@ class Stop:
     self.last_words = "Stopped by {}."  # While there is nothing to save.
     self.clean_up: list[Callable[[], None]] = []  # Called before an exit from outside the context.
     self._came = 0.0
-    self._taken = self._noting = False
+    self._taken = self._noting = self._leaving = False
     self._lock = threading.Lock()
     self._before: dict[int, object] = {}
 
@@ -42,12 +55,13 @@ class Stop:
     if _installed:
       return
     self.last_words = last_words
-    self.take_signals()
-    receiver, self._wakeup = socket.socketpair()
-    self._wakeup.setblocking(False)
-    signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=self._watch, args=(receiver,), daemon=True).start()
     _installed.append(self)
+    receiver, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    threading.Thread(target=self._watch, args=(receiver,), daemon=True).start()
+    atexit.register(self._wait_while_leaving)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    self.take_signals()  # Last: a signal that is only noted would be lost.
 
   def retake_signals(self) -> None:
     """Sets the handlers again where a library has replaced those of `install`."""
@@ -89,9 +103,9 @@ class Stop:
     later = time.monotonic() - self._came > REPEAT_SECONDS
     return later and signal.Signals(number).name in IMPATIENT
 
-  def _watch(self, receiver: socket.socket) -> None:
+  def _watch(self, receiver: int) -> None:
     """Gets the number of each signal, even while the main thread is busy in a library."""
-    while received := receiver.recv(1):
+    while received := os.read(receiver, 1):
       number = received[0]
       if number in _numbers():
         with self._lock:
@@ -102,19 +116,41 @@ class Stop:
           threading.Timer(GRACE_SECONDS, os._exit, (AT_ONCE,)).start()
 
   def _leave(self, number: int) -> None:
+    self._leaving = True
     if os.environ.get("PGJAX_PROCESS_ID", "0") == "0":
       text = self.last_words.format(signal.Signals(number).name)
       with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode())
-    for clean_up in [*self.clean_up, *(child.kill for child in multiprocessing.active_children())]:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # The main thread may stumble over the clean-up,
+    workers = sys.modules.get("multiprocessing")
+    children = workers.active_children() if workers else ()
+    for clean_up in [*self.clean_up, *(child.kill for child in children)]:
       with contextlib.suppress(Exception):
         clean_up()
     os._exit(STOPPED)
+
+  def _wait_while_leaving(self) -> None:
+    """And must not end the process before it is done."""
+    if self._leaving:
+      threading.Event().wait()
 
 
 def of_process() -> Stop:
   """The Stop that `install` gave to this process, or one that reacts in its context only."""
   return _installed[0] if _installed else Stop()
+
+
+@contextlib.contextmanager
+def on_stop(clean_up: Callable[[], None], last_words: str = "") -> Iterator[None]:
+  """In this context, a signal that ends the command calls `clean_up` and prints `last_words`."""
+  stop = of_process()
+  before, stop.last_words = stop.last_words, last_words or stop.last_words
+  stop.clean_up.append(clean_up)
+  try:
+    yield
+  finally:
+    stop.clean_up.remove(clean_up)
+    stop.last_words = before
 
 
 def _numbers() -> list[int]:

@@ -17,12 +17,13 @@ from pgjax.checkpoints import (
   checksums,
   load as load_params,
   restore,
+  run_lock,
   source as source_lib,
   workdir as workdir_lib,
 )
 from pgjax.config import load as config_load, validate as config_validate
 from pgjax.data import pipeline
-from pgjax.distributed import mesh, processes, sharding
+from pgjax.distributed import mesh, processes, sharding, signals
 from pgjax.errors import UserError, naming
 from pgjax.evaluation import evaluator as evaluator_lib, journal, report, report_split
 from pgjax.huggingface import image_config
@@ -88,9 +89,13 @@ class Scoring:
     return _run_of(source) == self._run
 
   def score(self, source: source_lib.Source, out: pathlib.Path) -> dict[str, float]:
-    """Runs all evaluators that --evals matches on one checkpoint."""
+    """Runs all evaluators that --evals matches on one checkpoint; `out` is for this one only."""
     with disk.disk_errors(out):
       out.mkdir(exist_ok=True)
+    with run_lock.held(out, self.log.say, signals.of_process(), run_lock.EVALUATION):
+      return self._score(source, out)
+
+  def _score(self, source: source_lib.Source, out: pathlib.Path) -> dict[str, float]:
     for note in [*source.notes, *self._notes_on_images(source)]:
       self.log.say(note)
     self.log.say(f"Scoring {source.path} on {self.mesh.size} x {self.mesh.devices.flat[0]}")
@@ -215,8 +220,9 @@ def write(scoring: Scoring, out, source, about, scores, results) -> None:
     published |= {f"{e.name}/{score}": value for score, value in e.section.published.items()}
   with disk.disk_errors(out):
     title = title_of(source, [e.name for e in scoring.evaluators])
-    (out / "report.html").write_text(report.page(title, shown, scores, splits, paper=published))
-    (out / "config.json").write_text(disk.dumps(scoring.config.to_dict()))
+    page = report.page(title, shown, scores, splits, paper=published)
+    disk.replace(out / "report.html", page)
+    disk.replace(out / "config.json", disk.dumps(scoring.config.to_dict()))
   for e in scoring.evaluators:
     folder = disk.inside(out / "submissions", e.name, "The evaluator")
     evaluator_lib.write_submission(folder, e.section, results[e.name].rows)

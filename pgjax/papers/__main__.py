@@ -7,6 +7,11 @@ row, and the memory that training needs.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Before the imports below, which take a moment.
+  from pgjax.distributed import signals
+
+  signals.begin()
+
 import json
 import pathlib
 from typing import Any

@@ -25,9 +25,9 @@ import msgspec
 import numpy as np
 
 import pgjax
-from pgjax import cache_dir
+from pgjax import cache_dir, disk
 from pgjax.config import load as config_load, validate as config_validate
-from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import mesh as mesh_lib, signals
 from pgjax.errors import UserError
 from pgjax.formats import typed_json
 from pgjax.models import paligemma
@@ -152,9 +152,12 @@ class Compiler:
       env=environment,
       cwd=pathlib.Path(pgjax.__path__[0]).resolve().parent,
     )
+    self._stop = signals.of_process()
+    self._stop.clean_up.append(self._process.kill)
 
   def close(self) -> None:
     """Kills the process."""
+    self._stop.clean_up.remove(self._process.kill)
     self._process.kill()
     self._process.communicate()
     self._stderr.close()
@@ -176,7 +179,8 @@ class Compiler:
     if "error" in answer:
       raise UserError(answer["error"])
     if cached:
-      cached.write_text(line)
+      with contextlib.suppress(OSError):  # A full disk: compiled again next time.
+        disk.replace(cached, line)
     return typed_json.decode(line, Step, "the compiler's process")
 
 

@@ -1,9 +1,11 @@
 """How does a plan look? One run as a stacked bar of bytes, or a table as a grid of what fits."""
 
+import io
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from pgjax import disk
 from pgjax.errors import UserError
 from pgjax.planning import table as plan_table
 from pgjax.planning.memory import Need
@@ -33,10 +35,9 @@ def _figure(**sizes: Any) -> Any:
 
 
 def _save(figure: Any, file: str) -> None:
-  try:
-    figure.savefig(file, dpi=150)
-  except OSError as e:
-    raise UserError(f"{file} cannot be written: {e.strerror}.") from e
+  content = io.BytesIO()
+  figure.savefig(content, format="png", dpi=150)
+  disk.write(pathlib.Path(file), content.getvalue())
 
 
 def bar(file: str, need: Need, limit_bytes: float, title: str) -> None:

@@ -38,9 +38,19 @@ def written(tmp_path, **fields):
   """A lock file of this process with other fields."""
   mine = run_lock._this_process()  # noqa: SLF001
   holder = msgspec.structs.replace(mine, **fields)
-  path = tmp_path / run_lock.FILE
+  path = tmp_path / run_lock.TRAINING.file
   path.write_bytes(msgspec.json.encode(holder))
   return path
+
+
+def acquired_at_once(lock, tmp_path):
+  """Takes the lock, which says nothing about waiting, and whose file names this process."""
+  lines = []
+  holder = lock(lines)
+  holder.acquire()
+  content = msgspec.json.decode((tmp_path / run_lock.TRAINING.file).read_bytes())
+  assert (content["pid"], content["token"]) == (os.getpid(), holder._mine.token)  # noqa: SLF001
+  assert lines == []
 
 
 def dead_pid():
@@ -51,13 +61,13 @@ def dead_pid():
 
 def test_a_second_run_is_refused_with_host_process_and_start(lock, tmp_path):
   lock().acquire()
-  holder = msgspec.json.decode((tmp_path / run_lock.FILE).read_bytes())
+  holder = msgspec.json.decode((tmp_path / run_lock.TRAINING.file).read_bytes())
   assert holder["pid"] == os.getpid()
   with pytest.raises(UserError) as refused:
     lock().acquire()
   for part in (holder["host"], f"process {os.getpid()}", holder["started"], "--workdir"):
     assert part in str(refused.value)
-  assert [p.name for p in tmp_path.iterdir()] == [run_lock.FILE]
+  assert [p.name for p in tmp_path.iterdir()] == [run_lock.TRAINING.file]
 
 
 def test_it_is_free_after_the_first_run(lock, tmp_path):
@@ -67,12 +77,12 @@ def test_it_is_free_after_the_first_run(lock, tmp_path):
   assert not list(tmp_path.iterdir())
   lock().acquire()
   first.release()  # Not its own any more.
-  assert (tmp_path / run_lock.FILE).exists()
+  assert (tmp_path / run_lock.TRAINING.file).exists()
 
 
 def test_a_killed_run_of_this_host_does_not_hold_it(lock, tmp_path):
   written(tmp_path, pid=dead_pid(), token="a")
-  lock().acquire()
+  acquired_at_once(lock, tmp_path)
 
 
 def test_a_process_that_nobody_waited_for_is_dead(lock, tmp_path):
@@ -81,13 +91,13 @@ def test_a_process_that_nobody_waited_for_is_dead(lock, tmp_path):
   while pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
     time.sleep(0.01)
   written(tmp_path, pid=process.pid, token="a")
-  lock().acquire()
+  acquired_at_once(lock, tmp_path)
   process.wait()
 
 
 def test_the_number_of_a_killed_run_may_be_another_process_by_now(lock, tmp_path):
   written(tmp_path, pid_started=1, token="a")
-  lock().acquire()
+  acquired_at_once(lock, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": 3}', None])
@@ -118,9 +128,9 @@ def test_a_run_elsewhere_that_touches_its_file_is_alive(lock, tmp_path):
 
 def test_the_holder_touches_its_file(lock, tmp_path):
   lock().acquire()
-  before = (tmp_path / run_lock.FILE).stat().st_mtime_ns
+  before = (tmp_path / run_lock.TRAINING.file).stat().st_mtime_ns
   deadline = time.monotonic() + 20
-  while (tmp_path / run_lock.FILE).stat().st_mtime_ns == before:
+  while (tmp_path / run_lock.TRAINING.file).stat().st_mtime_ns == before:
     assert time.monotonic() < deadline
     time.sleep(0.01)
 
@@ -146,7 +156,7 @@ def test_of_many_that_start_at_once_one_gets_it(lock, tmp_path, earlier):
     thread.join()
   assert len(won) == 1
   assert len(refused) == 11
-  assert [p.name for p in tmp_path.iterdir()] == [run_lock.FILE]
+  assert [p.name for p in tmp_path.iterdir()] == [run_lock.TRAINING.file]
 
 
 def test_a_run_that_was_suspended_while_another_took_over_stops(lock, tmp_path):
@@ -160,7 +170,7 @@ def test_a_run_that_was_suspended_while_another_took_over_stops(lock, tmp_path):
   with pytest.raises(UserError, match=r"was suspended for over .* host node8"):
     first.check()
   first.release()
-  assert (tmp_path / run_lock.FILE).exists()
+  assert (tmp_path / run_lock.TRAINING.file).exists()
 
 
 def test_a_disk_without_hard_links(lock, tmp_path, monkeypatch):
@@ -171,3 +181,15 @@ def test_a_disk_without_hard_links(lock, tmp_path, monkeypatch):
   lock().acquire()
   with pytest.raises(UserError, match="in use"):
     lock().acquire()
+
+
+def test_an_evaluation_and_a_run_share_a_folder_but_not_two_evaluations(lock, tmp_path):
+  lock().acquire()
+  first, second = (run_lock.RunLock(tmp_path, print, run_lock.EVALUATION) for _ in range(2))
+  first.acquire()
+  with pytest.raises(UserError, match=r"another evaluation on host .* another --out\.$"):
+    second.acquire()
+  first.release()
+  second.acquire()
+  second.release()
+  assert [p.name for p in tmp_path.iterdir()] == [run_lock.TRAINING.file]

@@ -6,6 +6,7 @@ The checkpoints have random weights: what they say is rubbish, and the same rubb
 import importlib.util
 import json
 import struct
+import types
 import zlib
 
 import jax
@@ -191,6 +192,26 @@ def test_a_mistake_in_a_jsonl_names_the_line(checkpoint, tmp_path, monkeypatch, 
   monkeypatch.setattr(engine.Engine, "__init__", lambda *_: pytest.fail("weights are read"))
   assert run(predict, f"--ckpt={checkpoint}", f"--jsonl={tmp_path}/in.jsonl") == 1
   assert "in.jsonl, line 3 (image b.png): the image cannot be decoded" in capsys.readouterr().err
+
+
+def test_answers_to_a_file_appear_when_all_are_there(tmp_path, monkeypatch):
+  """Those before an error are not lost."""
+  args = types.SimpleNamespace(out=str(tmp_path / "answers.jsonl"))
+  predict.write(args, iter(["1", "2"]))
+  assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("answers.jsonl", "1\n2\n")]
+
+  def fails(error):
+    yield "3"
+    raise error
+
+  raised = errors.UserError("The image of line 2 is gone."), OSError(28, "No space left on device")
+  for error, sentence in zip(raised, ("is gone", r"\(No space left on device\)"), strict=True):
+    with pytest.raises(
+      errors.UserError, match=rf"{sentence}.*he answers so far are in .*\.partial\.$"
+    ):
+      predict.write(args, fails(error))
+    assert (tmp_path / "answers.jsonl.partial").read_text() == "3\n"
+    assert (tmp_path / "answers.jsonl").read_text() == "1\n2\n"
 
 
 def question(opened, image, prompt="what is it?"):

@@ -101,7 +101,7 @@ def test_a_second_run_is_refused_and_a_killed_one_does_not_hold_the_workdir(tmp_
   first.wait()
   code, out = ended(runs.start(command(tmp_path, **settings | dict(total_steps=4)), devices=1))
   assert code == 0, out
-  assert not (tmp_path / run_lock.FILE).exists()
+  assert not (tmp_path / run_lock.TRAINING.file).exists()
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_a_stop_while_importing_and_while_compiling_exits_at_once(tmp_path):
     assert code == signals.STOPPED
     name = signal.Signals(number).name
     assert f"Stopped by {name} before training began; there was nothing to save." in out
-    assert not (tmp_path / run_lock.FILE).exists()
+    assert not (tmp_path / run_lock.TRAINING.file).exists()
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_a_metric_that_nobody_measures_is_refused_before_the_data_is_opened(
   assert code == 1
   assert "'val' has no metric 'accuracy'; its metrics are val/acc, val/acc_any, val/anls" in err
   assert "Compiling" not in out
-  assert not (tmp_path / run_lock.FILE).exists()
+  assert not (tmp_path / run_lock.TRAINING.file).exists()
 
 
 @pytest.mark.slow

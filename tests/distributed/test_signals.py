@@ -41,6 +41,31 @@ def test_before_there_is_something_to_save_a_signal_ends_even_a_busy_process(nam
   assert (process.returncode, out, err) == (signals.STOPPED, "cleaned\n", f"Left by {name}.\n")
 
 
+def test_unfinished_work_is_removed_and_what_the_main_thread_says_then_is_lost():
+  """The main thread finds its files gone, and its trace and its exit status reach nobody."""
+  program = (
+    f"{START}import threading, time; gone = threading.Event();"
+    "remove = lambda: (gone.set(), time.sleep(0.5), print('removed', flush=True));"
+    "context = signals.on_stop(remove, 'Stopped by {}; x was not written.'); context.__enter__();"
+    f"{READY}gone.wait(); 1 / 0"
+  )
+  process = start(program)
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=30)
+  assert (process.returncode, out) == (signals.STOPPED, "removed\n")
+  assert err == "Stopped by SIGTERM; x was not written.\n"
+
+
+def test_after_the_context_a_signal_removes_nothing():
+  program = (
+    f"{START}context = signals.on_stop(lambda: print('removed', flush=True), 'No {{}}.')\n"
+    f"with context: pass\n{READY}{BUSY}"
+  )
+  process = start(program.replace("{{}}", "{}"))
+  process.send_signal(signal.SIGTERM)
+  assert process.communicate(timeout=30) == ("", "Left by SIGTERM.\n")
+
+
 def test_nohup_is_respected():
   before = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
   process = start(f"{START}{READY}import time; time.sleep(60)", preexec_fn=before)
@@ -128,6 +153,36 @@ def test_a_process_outlives_its_readers(closed):
   assert ended.returncode == 3
   assert "Traceback" not in ended.stdout + ended.stderr
   assert "Exception ignored" not in ended.stderr
+
+
+COMMAND = """
+import sys
+from pgjax import cli
+def main(args):
+  for i in range(20_000):
+    cli.PRINT(f"line {i}")
+cli.run(main, "doc", config="none")
+"""
+LOST = {
+  "say": (0, "What was printed to stdout is lost: {}.\n"),
+  "result": (1, "error: The result cannot be written to stdout: {}.\n"),
+}
+
+
+@pytest.mark.parametrize("show", LOST)
+def test_a_result_that_nobody_can_read_is_an_error_and_progress_is_not(show):
+  status, sentence = LOST[show]
+  for closed, why in (("| head -n 1", "Broken pipe"), (">/dev/full", "No space left on device")):
+    command = f'"{sys.executable}" -c "$PROGRAM" {closed}'
+    ended = subprocess.run(
+      ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
+      cwd=ROOT,
+      env=os.environ | dict(PROGRAM=COMMAND.replace("PRINT", show)),
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (status, sentence.format(why))
 
 
 def test_what_is_printed_arrives():

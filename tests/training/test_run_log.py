@@ -244,12 +244,21 @@ def test_lines_that_are_no_rows_are_counted(opened, tmp_path, capsys):
   assert "no rows" not in capsys.readouterr().out
 
 
-def test_a_line_that_nobody_reads_does_not_end_a_run(monkeypatch):
+def test_a_line_that_nobody_reads_does_not_end_a_run(monkeypatch, capsys):
+  lost = []
+
   class Closed:
-    def write(self, *_):
+    def write(self, text):
+      lost.append(text)
       raise BrokenPipeError(32, "Broken pipe")
 
-    flush = write
+    def flush(self):
+      self.write("")
 
-  monkeypatch.setattr(run_log.sys, "stdout", Closed())
-  run_log.Log(None, main=True).say("hello")
+  log = run_log.Log(None, main=True)
+  with monkeypatch.context() as patch:
+    patch.setattr(run_log.sys, "stdout", Closed())
+    log.say("into the void")
+  log.say("hello")
+  assert "into the void" in lost
+  assert capsys.readouterr().out == "hello\n"
