@@ -51,6 +51,7 @@ IMPORT_DOORS = {
   "grain": {"data"},
   "matplotlib": {"planning/figure"},
   "PIL": {"api", "data", "datasets", "visualization", "metrics/segmentation"},
+  "simplejpeg": {"data/images"},
   "pycocotools": {"metrics/detection", "datasets/coco_instances"},
   "google_crc32c": {"formats/tfrecord"},
   "pycocoevalcap": {"metrics/caption"},
@@ -195,3 +196,21 @@ def test_configs_are_data(root):
   for path in sorted((root / "configs").glob("*.py")):
     names = {dotted.split(".")[0] for dotted in imported(ast.parse(path.read_text()))}
     assert names <= {"configs", "ml_collections"}, f"{path.name} imports {names}"
+
+
+def test_every_command_first_prepares_for_signals():
+  """Before its imports: a signal during them would print a trace."""
+  commands, late = set(), set()
+  for name, path, tree in modules():
+    if name == "cli" or "cli.run(" not in path.read_text():
+      continue
+    commands.add(name)
+    first = next(
+      ast.unparse(node)
+      for node in tree.body[1:]  # After the docstring.
+      if getattr(node, "module", "") != "__future__"
+    )
+    if "__main__" not in first or "signals.begin(" not in first:
+      late.add(name)
+  assert commands >= COMMANDS
+  assert not late, f"these must begin as train.py does: {late}"
