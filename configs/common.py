@@ -248,23 +248,40 @@ def eval_pp(*ops, keep=("answer", "id")):
   return "|".join([*ops, f"keep({columns})"])
 
 
-def boxes_data(a, fname, classes_from=""):
-  """(data, the ops that read boxes from its answers), of a COCO file or a .jsonl of PaliGemma's.
+# How boxes are stored, by the end of a file's name; or "voc:FOLDER", "roboflow:FOLDER" ...
+BOX_SOURCES = {
+  "voc:": "voc", "yolo:": "yolo", "roboflow:": "roboflow", "coco:": "coco",
+  ".jsonl": "jsonl", ".json": "coco", ".yaml": "yolo", ".yml": "yolo",
+}  # fmt: skip
 
-  The arguments `a` have images and classes; a COCO file takes its classes from `classes_from`.
+
+def boxes_data(a, fname, split="train", classes_from=""):
+  """(data, the ops that read boxes from its answers), of a file or folder with boxes.
+
+  The arguments `a` have images and classes. A COCO file takes its classes from `classes_from`; the
+  other formats with boxes have theirs in common for all splits.
   """
-  if fname.endswith(".jsonl"):  # Image, prefix "detect cat ; dog", suffix "<loc0100>... cat ; ...".
+  kind, path = next(
+    ((kind, fname.removeprefix(mark) if mark[-1] == ":" else fname)
+     for mark, kind in BOX_SOURCES.items() if fname.startswith(mark) or fname.endswith(mark)),
+    ("coco", fname),
+  )  # fmt: skip
+  data = dict(name=kind, fname=path)
+  if kind == "jsonl":  # Image, prefix "detect cat ; dog", suffix "<loc0100>... cat ; ...".
     if a.classes:
-      raise ValueError("argument classes= is for COCO files; the prefixes of a JSONL name classes.")
-    return dict(name="jsonl", **(dict(root=a.images) if a.images else {}), fname=fname), [
-      "suffix_to_boxes"
-    ]
-  data = dict(name="coco") | (dict(images=a.images) if a.images else {})
-  data |= dict(classes=a.classes.split("+")) if a.classes else {}
-  data |= (
-    dict(classes_from=classes_from) if classes_from and not classes_from.endswith(".jsonl") else {}
-  )
-  return dict(data, fname=fname), []
+      raise ValueError(
+        "argument classes= is for files of boxes; the prefixes of a JSONL have them."
+      )
+    return data | (dict(root=a.images) if a.images else {}), ["suffix_to_boxes"]
+  if a.classes:
+    data["classes"] = a.classes.split("+")
+  if a.images:
+    data["root" if kind == "yolo" else "images"] = a.images
+  if kind != "coco":
+    data["split"] = split
+  elif classes_from and not classes_from.endswith(".jsonl"):
+    data["classes_from"] = classes_from
+  return data, []
 
 
 VQA_PREFIX = 'copy(inkey="question", outkey="prefix")'

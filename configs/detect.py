@@ -1,6 +1,7 @@
-r"""Boxes around your own classes, from COCO files or Roboflow's JSONL: copy this file and change it.
+r"""Boxes around your own classes: copy this file and change it.
 
-Images are in the folder of each file, or in images=. All prompts name the training file's classes,
+train= and val= are COCO files, PaliGemma's JSONL, YOLO's data.yaml, voc:FOLDER or roboflow:FOLDER.
+Images are in the folder of each file, or in images=. All prompts name the training data's classes,
 or classes=cat+dog. num_boxes=30 is the recipe of PaliGemma 2's paper: answers are filled up with
 noise boxes. docs/boxes.md describes it, the formats, other sources of boxes, and masks.
 
@@ -30,7 +31,7 @@ def get_config(arg=None):
   common.set_tune(c, a.tune)
 
   if a.val:  # val= (empty) trains without evaluation.
-    data, boxes = common.boxes_data(a, a.val, classes_from=a.train)
+    data, boxes = common.boxes_data(a, a.val, "val", classes_from=a.train)
     fields = dict(common.EVAL, data=data, batch_size=a.batch_size)
     columns = ("id", "boxes", "labels", "height", "width")
     pp = common.eval_pp("image_size", common.image_pp(c), *boxes, keep=columns)

@@ -30,7 +30,7 @@ def get_config(arg=None):
   common.set_tune(c, a.tune)
 
   if a.val:  # val= (empty) trains without evaluation.
-    data, _ = common.boxes_data(a, a.val, classes_from=a.train)
+    data, _ = common.boxes_data(a, a.val, "val", classes_from=a.train)
     fields = dict(common.EVAL, data=data, batch_size=a.batch_size)
     columns = ("id", "boxes", "labels", "segmentations", "height", "width")
     pp = common.eval_pp(common.image_pp(c), prompt, keep=columns)
