@@ -217,7 +217,14 @@ def _value(name, split, key, kind, i, hidden):
     return _text(name, split, key, i, hidden)
   if key == "multiple_choice_correct_idx":
     return -1 if hidden else i % 4
-  small = dict(number=1 + i % 10, answer=i % 17, issimple=(1, 0, -1)[i % 3], bool=i % 2 == 0)
+  small = dict(
+    height=9,
+    width=12,
+    number=1 + i % 10,
+    answer=i % 17,
+    issimple=(1, 0, -1)[i % 3],
+    bool=i % 2 == 0,
+  )
   return small.get(key, small.get(kind, i))
 
 

@@ -129,6 +129,9 @@ def _source(data: dict) -> dict:
       data.pop("download_keys", None)
     if isinstance(keys := data.get("fopen_keys"), dict):
       data["fopen_keys"] = {name: _local(folder) for name, folder in keys.items()}
+    elif keys == "image" or list(keys or ()) == ["image"]:  # Names relative to where it is run.
+      data["root"] = os.getcwd()
+      del data["fopen_keys"]
     data["fname"] = _local(data["fname"])
   return data
 

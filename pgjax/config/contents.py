@@ -136,6 +136,10 @@ def _check_local(data: Mapping[str, Any], where: str) -> None:
         f" with `gcloud storage cp -r gs://{bucket} DIR`, and set {flag}.{field}=..., or the"
         f" environment variable {BUCKETS}=DIR, which stands for gs:// in configs of big_vision."
       )
+  if folders and (more := set(folders) - {"image"}):
+    raise UserError(
+      f"{where}.fopen_keys names {sorted(more)}; only the files in the column 'image' are opened."
+    )
   if data.get("download_keys"):
     raise UserError(
       f"{where}.download_keys={schema.shown(data['download_keys'])} asks for downloads, and pgjax"

@@ -29,7 +29,7 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
   Missing fields get their values in configs/common.py; nothing is checked yet.
   """
   file, colon, arg = spec.partition(".py:")
-  path = pathlib.Path(file + ".py" if colon else spec)
+  path = pathlib.Path(os.path.expanduser(file + ".py" if colon else spec))
   if not os.path.isfile(path):  # Of a Path, is_file raises where a name is too long.
     folder = os.path.dirname(path) or "."
     near = sorted(map(str, path.parent.glob("*.py"))) if os.path.isdir(folder) else []

@@ -202,7 +202,8 @@ class EvalBatches:
 
   def first_columns(self) -> dict:
     """The first example's columns for the host."""
-    return self._loader(0, 0).columns
+    columns = self._loader(0, 0).columns
+    return {name: value for name, value in columns.items() if not name.startswith("_")}
 
   def image(self, index: int) -> np.ndarray:
     """The model's input for one example of the split: [H, W, 3], or its frames [N, H, W, 3]."""

@@ -275,7 +275,7 @@ def _read(source, indices, known, num_threads) -> Iterator[tuple[int, _Images]]:
   def read(i):
     try:
       example = source[i]
-      images_of = example["image"]
+      images_of = example["image"] if "image" in example else _of_other_names(example)
     except input_files.StalledError:
       raise
     except Exception as error:  # Reported with file and line; the next one is read.
@@ -300,6 +300,15 @@ def _read(source, indices, known, num_threads) -> Iterator[tuple[int, _Images]]:
       pending.extend(itertools.islice(submitted, 1))
   finally:  # After an error or Ctrl-C no further image is read.
     pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _of_other_names(example) -> list[np.ndarray]:
+  """The decoded images of an example without `image`, as of pairs (data/sources/tfds.py)."""
+  arrays = [value for value in example.values() if isinstance(value, np.ndarray)]
+  found = [value for value in arrays if value.ndim == 3 and value.dtype == np.uint8]
+  if not found:
+    raise KeyError("image")
+  return found
 
 
 def _look_into(image, known) -> str:

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import re
 import sys
 import types
@@ -234,6 +235,17 @@ def test_buckets_are_named_or_stand_for_a_folder(tmp_path, monkeypatch):
   assert data["fname"] == "/copies/bucket/a.jsonl"
   assert data["fopen_keys"] == {"image": "/copies/bucket/"}
   assert set(data) == {"name", "fname", "fopen_keys"}
+  path = tmp_path / "list.py"
+  path.write_text(
+    (tmp_path / "fork.py").read_text().replace("{'image': 'gs://bucket/'}", "['image']")
+  )
+  assert config_load.load(str(path)).input.data.root == os.getcwd()
+  path.write_text(path.read_text().replace("['image']", "{'mask': 'masks'}"))
+  with pytest.raises(UserError, match=r"fopen_keys names \['mask'\]"):
+    config_validate.validated(config_load.load(str(path)))
+  path.write_text(path.read_text().replace("download_keys=[]", "download_keys=['image']"))
+  with pytest.raises(UserError, match="asks for downloads"):
+    contents.check_data(dict(config_load.load(str(path)).input.data, fopen_keys=None), "x")
 
 
 def test_each_data_set_of_a_mixture_may_have_its_own_ops(tmp_path):

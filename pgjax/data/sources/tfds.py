@@ -13,8 +13,6 @@ import numpy as np
 from pgjax.data import images
 from pgjax.errors import UserError
 
-PREPARED_HERE = ("chartqa",)  # By pgjax.prepare, from their official downloads.
-
 
 class Tfds:
   """The newest version below data_dir/name; the features in `skip_decode` stay encoded.
@@ -207,10 +205,18 @@ def _prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
   if inner and "/" not in name:
     names = " or ".join(f"'{name}/{part}'" for part in inner)
     raise UserError(f"Data set '{name}' in {data_dir} has parts: write {names}.")
-  dataset = name.split("/")[0]
+  plain, _, version = name.partition(":")
+  if others := sorted(p.parent.name for p in (data_dir / plain).glob("*/dataset_info.json")):
+    raise UserError(
+      f"Data set '{plain}' in {data_dir} has version {' and '.join(others)}, not {version!r}; write"
+      f" '{plain}', or '{plain}:{others[-1]}'."
+    )
+  from pgjax.datasets import registry  # Takes a moment.
+
+  dataset = re.split("[/:]", name)[0]
   how = (
     f"python -m pgjax.prepare {dataset} --raw=FOLDER_OF_ITS_DOWNLOAD --out={data_dir}"
-    if dataset in PREPARED_HERE
+    if dataset in registry.all_data_sets()
     else "prepare it with TFDS as ArrayRecord (docs of tensorflow_datasets: download_and_prepare)"
   )
   raise UserError(

@@ -206,7 +206,7 @@ OPS = (
 
 
 def test_every_scorer_is_tested():
-  elsewhere = {"instances"}  # Of COCO files: tests/evaluation/test_instances.py.
+  elsewhere = {"instances"}  # Of COCO files: tests/evaluation/test_scorers.py.
   assert {kind for kind, *_ in BEST} == set(scorers.SCORERS) - elsewhere
 
 
