@@ -57,8 +57,8 @@ def recipe_of(task, folder, more=""):
   more = ",".join(filter(None, ["variant=tiny,batch_size=8", more]))
   recipes = commands.recipes(listed, "v1", res, more)
   recipe = max(recipes, key=lambda r: len(r.rows))
-  sources = {name for source in commands._sources(recipe.config)  # noqa: SLF001
-             if (name := re.split("[/:]", source["name"])[0]) not in ("jsonl", "video")}  # fmt: skip
+  names = {re.split("[/:]", source["name"])[0] for source in commands.sources(recipe.config)}
+  sources = names - {"jsonl", "video"}
   missing = [name for name in sorted(sources) if not (folder / "sets" / name).is_dir()]
   mock_sets.write(missing, folder / "sets", folder / "pictures")
   return recipe
