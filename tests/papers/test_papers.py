@@ -115,6 +115,7 @@ def test_what_is_beside_no_row_is_reported(folder, tmp_path, caplog, capsys):
     (dict(task="ai2dd"), r"--task=ai2dd is no transfer of the papers. Did you mean 'ai2d'\?"),
     (dict(task="ai2d", size="7b"), r"no published score for --size=7b; there are: --size=3b"),
     (dict(task="ai2d", res=896), "no published score for --res=896"),
+    (dict(size="3b"), "--size chooses what --task=NAME prints"),
     (dict(results=["/nowhere"]), "--results=/nowhere is no folder"),
   ],
 )
