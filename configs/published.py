@@ -3,7 +3,7 @@
 PaliGemma 1 (v1): arXiv:2407.07726, table 1. Where that has a test server's score, the score on the
 validation split is from arXiv:2412.03555, table 15. "mix", POPE, MMVP, BLEU-4 and RefCOCO's
 validation splits at 896 px: the README of big_vision's configs. PaliGemma 2 (3b, 10b, 28b):
-arXiv:2412.03555, table 13.
+arXiv:2412.03555, table 13; DOCCI: its table 6.
 """
 
 # {config: {(the paper's name, evaluator, score): {size: {resolution: (mean, deviation)}}}}, in
@@ -106,6 +106,18 @@ RESULTS = {
       "3b": {224: (123.1, 0.3), 448: (123.5, 0.3)},
       "10b": {224: (126.3, 0.4), 448: (126.9, 0.1)},
       "28b": {224: (127.1, 0.3), 448: (127.0, 0.2)},
+    },
+  },
+  "docci": {
+    ("DOCCI (#char)", "docci/test", "chars"): {
+      "v1": {448: (535, None)},
+      "3b": {448: (529, None)},
+      "10b": {448: (521, None)},
+    },
+    ("DOCCI (#sent)", "docci/test", "sents"): {
+      "v1": {448: (8.9, None)},
+      "3b": {448: (7.7, None)},
+      "10b": {448: (7.5, None)},
     },
   },
   "docvqa": {
@@ -399,6 +411,9 @@ RESULTS = {
   },
 }
 
+# Not in percent.
+ABSOLUTE = ("chars", "sents")
+
 # Scores that are unweighted means over evaluators of the config.
 LANGUAGES = {
   "coco35l": "ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt ro ru sv"
@@ -474,12 +489,13 @@ QUANTIZED_TEXTVQA = {"none": 60.04, "int8": 59.78, "nf4": 58.72}
 
 
 def of(task, evaluator, size, res):
-  """{score: (mean, deviation)} of one evaluator as fractions; {} if none is published."""
+  """{score: (mean, deviation)} of one evaluator, as pgjax measures it; {} if none is published."""
   scores = {}
   for (_, name, score), by_size in RESULTS.get(task, {}).items():
     mean, deviation = by_size.get(size, {}).get(res, (None, None))
     if name == evaluator and mean is not None:
-      scores[score] = (round(mean / 100, 6), deviation and round(deviation / 100, 6))
+      unit = 1 if score in ABSOLUTE else 100
+      scores[score] = (round(mean / unit, 6), deviation and round(deviation / unit, 6))
   return scores
 
 

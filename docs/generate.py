@@ -200,7 +200,7 @@ def transfer(task: str) -> list[str]:
   scores = [f"`{evaluator}/{score}`" for _, evaluator, score in published.RESULTS[task]]
   return [
     f"[`{task}`](../configs/{task}.py)",
-    described(path)[1],
+    re.split(r" (?:Score|Scored there)\b", described(path)[1])[0],
     ", ".join(f"`{name}`" for name in dict.fromkeys(named)),
     ", ".join(scores),
   ]

@@ -166,7 +166,7 @@ def help_page(
   program: str, doc: str, flags: Sequence[Flag], config: str, examples: Sequence[str]
 ) -> str:
   """The text of --help: the command's docstring, its flags, examples."""
-  name = program.rsplit("/", 1)[-1].removesuffix(".py")
+  name = program.removesuffix(".py").removesuffix("/__main__").rsplit("/", 1)[-1]
   rows = [(_left(flag), _right(flag)) for flag in flags]
   if config != "none":
     rows.insert(1, ("--config.FIELD=VALUE", _OVERRIDE_HELP))

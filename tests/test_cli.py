@@ -56,6 +56,11 @@ def test_help_shows_the_doc_the_flags_and_the_examples(capsys):
   assert out.rstrip().endswith("python -m pgjax.train --config=x")
 
 
+def test_help_names_a_command_that_is_a_package():
+  page = cli.help_page("pgjax/papers/__main__.py", DOC, [], "none", [])
+  assert "usage: python -m pgjax.papers [flags]" in page
+
+
 def test_help_names_both_values_of_a_flag_that_is_on(capsys):
   _, out, _ = run(capsys, "--help")
   assert "--[no]ema" in out

@@ -27,6 +27,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the flags.
 
 def main(args: Any) -> None:
   """Prints the table or the recipes of a task; writes --json and --page."""
+  _check(args)
   listed = rows.published_rows(args.task)
   read = [result for folder in args.results or () for result in results.read(folder)]
   found = rows.matched(listed, read)
@@ -45,6 +46,13 @@ def main(args: Any) -> None:
     disk.write(pathlib.Path(args.json), json.dumps(data, indent=2) + "\n")
   if args.page:
     disk.write(pathlib.Path(args.page), page.html(listed, found))
+
+
+def _check(args: Any) -> None:
+  """Raises for a flag that has no effect."""
+  given = [name for name in ("size", "res", "config_arg", "plan") if getattr(args, name)]
+  if given and not args.task:
+    raise UserError(f"--{given[0]} chooses what --task=NAME prints; give it too.")
 
 
 def _recipes(args: Any, listed: list[rows.Row]) -> list[commands.Recipe]:

@@ -77,10 +77,10 @@ def _evaluators(rows: Sequence[Row]) -> list[str]:
 
 def uses_videos(config: Any) -> bool:
   """Whether its frames come from video files."""
-  return any(part.get("name") == "video" for part in _sources(config))
+  return any(part.get("name") == "video" for part in sources(config))
 
 
-def _sources(config: Any) -> list[Mapping[str, Any]]:
+def sources(config: Any) -> list[Mapping[str, Any]]:
   """The sources of training and evaluation, with their names."""
   data = config.input.data.to_dict()
   training = [data]
@@ -96,7 +96,7 @@ def _prepare(config: Any) -> list[Step]:
   """A command for each data set that pgjax.prepare knows."""
   known = registry.all_data_sets()
   parts: dict[str, list[str]] = {}
-  for source in _sources(config):
+  for source in sources(config):
     name, _, part = source["name"].partition(":")[0].partition("/")
     if name in known:
       listed = parts.setdefault(name, [])

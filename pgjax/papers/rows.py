@@ -20,7 +20,7 @@ _HEADS = {"v1": "PaliGemma 1", "3b": "2: 3B", "10b": "2: 10B", "28b": "2: 28B", 
 
 
 class Row(NamedTuple):
-  """One published figure, in percent as printed (CIDEr times 100)."""
+  """One published figure as printed: in percent, CIDEr times 100, but characters and sentences."""
 
   task: str  # configs/TASK.py.
   paper: str  # The paper's name of the score.
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 class Ours(NamedTuple):
   """A score of ours beside a row."""
 
-  value: float  # In percent.
+  value: float  # In the row's unit.
   result: Result
   others: int  # Older results of the same row.
 
@@ -68,7 +68,8 @@ def published_rows(task: str | None = None) -> list[Row]:
 
 def matched(rows: Sequence[Row], results: Sequence[Result]) -> dict[Row, Ours]:
   """The newest result of each row that has any."""
-  averages = config_load.shared("published").AVERAGES
+  table = config_load.shared("published")
+  averages = table.AVERAGES
   found: dict[Row, Ours] = {}
   for result in sorted(results, key=lambda r: r.seconds):
     for row in rows:
@@ -78,7 +79,8 @@ def matched(rows: Sequence[Row], results: Sequence[Result]) -> dict[Row, Ours]:
       values = [result.scores.get(f"{name}/{row.metric}") for name in names]
       if None not in values:
         others = found[row].others + 1 if row in found else 0
-        found[row] = Ours(100 * sum(values) / len(values), result, others)
+        unit = 1 if row.metric in table.ABSOLUTE else 100
+        found[row] = Ours(unit * sum(values) / len(values), result, others)
   return found
 
 

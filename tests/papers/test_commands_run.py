@@ -10,10 +10,14 @@ import re
 import shlex
 
 import jax
+import numpy as np
 import pytest
 
+from pgjax.data import locations, pipeline, tokenizer as tokenizer_lib
 from pgjax.data.sources import tfds
+from pgjax.evaluation import evaluator as evaluator_lib, scorers
 from pgjax.formats import seg_vae_npz
+from pgjax.metrics import text
 from pgjax.models import seg_vae
 from pgjax.papers import commands, rows
 from tests import docs_blocks, mock_sets
@@ -57,8 +61,8 @@ def recipe_of(task, folder, more=""):
   more = ",".join(filter(None, ["variant=tiny,batch_size=8", more]))
   recipes = commands.recipes(listed, "v1", res, more)
   recipe = max(recipes, key=lambda r: len(r.rows))
-  sources = {name for source in commands._sources(recipe.config)  # noqa: SLF001
-             if (name := re.split("[/:]", source["name"])[0]) not in ("jsonl", "video")}  # fmt: skip
+  names = {re.split("[/:]", source["name"])[0] for source in commands.sources(recipe.config)}
+  sources = names - {"jsonl", "video"}
   missing = [name for name in sorted(sources) if not (folder / "sets" / name).is_dir()]
   mock_sets.write(missing, folder / "sets", folder / "pictures")
   return recipe
@@ -119,3 +123,52 @@ def check(recipe, place):
       assert f"{name}/num" in metrics
       if not row.on_a_server:
         assert f"{name}/{row.metric}" in metrics, sorted(metrics)
+
+
+MOST = {"cider": 10.0}
+NOT_BEST = ("parsefail", "invalid_share", "yes_rate", "chars", "sents", "precision", "recall", "f1")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", TASKS)
+def test_a_model_that_says_the_true_answer_has_the_highest_scores(task, folder, place):
+  """Of every evaluator of every config, on rows with the features of pgjax/datasets."""
+  more = "res=32"
+  if task in VIDEOS:
+    mock_sets.write_videos(place / "videos", [VIDEOS[task]])
+    more += ",num_frames=3,data_dir=videos"
+  if task == "mmvp":
+    more += f",fname={mock_sets.write_pairs(place / 'mmvp')}"
+  config = recipe_of(task, folder, more).config
+  tiny = tokenizer_lib.load("tiny")
+  batch = next(iter(pipeline.train_batches(config, tiny)))
+  frames = (config.num_frames,) if config.num_frames else ()
+  assert batch["image"].shape == (8, *frames, 32, 32, 3)
+  assert batch["mask_loss"].any(axis=1).all()
+  for name, section in config.evals.items():
+    batches = evaluator_lib._open(config, section, tiny)  # noqa: SLF001
+    if section.type == "perplexity":
+      continue
+    scorer = scorers.of(section)
+    assert set(scorer.columns) <= set(batches.first_columns()), name
+    rows = [perfect(section, scorer, example, tiny) for b in batches.after(0) for example in b.rows]
+    of_split = scorer.of_split(section, rows)
+    scores = text.mean([row["scores"] for row in rows]) | of_split
+    assert scores, name
+    for score, value in scores.items():
+      if score not in NOT_BEST:
+        assert value == pytest.approx(MOST.get(score, 1.0), abs=0.02), (name, score)
+
+
+def perfect(section, scorer, example, tiny):
+  """The scored row of the true answer, which is not in the prompt."""
+  if section.type == "segmentation":
+    box = np.asarray(example["objects/bbox"]).reshape(-1).tolist()
+    answer = locations.loc_string(box) + "<seg000>" * 16
+  else:
+    answer = example[section.answer]
+    answer = answer if isinstance(answer, str) else np.asarray(answer).reshape(-1).tolist()[0]
+  tokens = np.array([*tiny.encode(answer), tiny.eos], np.int32)
+  generated = scorers.Generated(answer, tokens, np.zeros(len(tokens), np.float32))
+  row = scorer.row(section, tiny, example, generated)
+  return dict(row, id=example["id"], prediction=answer)

@@ -41,10 +41,10 @@ def ours(root, task=None):
 
 def test_the_table_has_all_sizes_and_resolutions_of_both_papers():
   listed = rows.published_rows()
-  assert len({row.task for row in listed}) == 33
+  assert len({row.task for row in listed}) == 34
   assert {row.size for row in listed} == {"v1", "3b", "10b", "28b", "mix"}
   assert {row.res for row in listed} == {224, 448, 896}
-  assert sum(row.size in ("3b", "10b", "28b") for row in listed) == 42 * 6 + 6 * 2
+  assert sum(row.size in ("3b", "10b", "28b") for row in listed) == 42 * 6 + 6 * 2 + 2 * 2
   assert len(set(listed)) == len(listed)
   text = rows.text_table(listed, {})
   assert "COCO-35L (avg34)            448   115.8 ±0.1   115.8 ±0.3   117.2 ±0.1" in text
@@ -115,6 +115,7 @@ def test_what_is_beside_no_row_is_reported(folder, tmp_path, caplog, capsys):
     (dict(task="ai2dd"), r"--task=ai2dd is no transfer of the papers. Did you mean 'ai2d'\?"),
     (dict(task="ai2d", size="7b"), r"no published score for --size=7b; there are: --size=3b"),
     (dict(task="ai2d", res=896), "no published score for --res=896"),
+    (dict(size="3b"), "--size chooses what --task=NAME prints"),
     (dict(results=["/nowhere"]), "--results=/nowhere is no folder"),
   ],
 )
@@ -179,7 +180,7 @@ def test_the_table_as_data_and_as_a_page(folder, tmp_path, capsys):
   assert mine[0]["ours"]["deviations"] == pytest.approx(3.6)
   html = (tmp_path / "a.html").read_text()
   assert '74.7 ±0.5<br><b class="right">76.5 (+3.6 sd)</b>' in html
-  assert html.count('<tr class="group">') == 33
+  assert html.count('<tr class="group">') == 34
   assert "ours, 3b: 76.5 (+3.6 sd)" in capsys.readouterr().out
 
 
