@@ -362,16 +362,15 @@ def drop_traces_of_other_arrays() -> None:
   """One array that cannot be written or read raises; each of the others would print a trace."""
   report = sys.unraisablehook
 
-  def unless_closed(raised):
-    if str(raised.exc_value) != "Event loop is closed":
+  def unless_of_orbax(raised):
+    code = getattr(raised.object, "cr_code", None)
+    of_orbax = code is not None and "orbax" in code.co_filename
+    if not of_orbax and str(raised.exc_value) != "Event loop is closed":
       report(raised)
 
-  sys.unraisablehook = unless_closed
-  logging.getLogger("asyncio").addFilter(
-    lambda record: (
-      not re.search("never retrieved.*(orbax|tensorstore)", record.getMessage(), re.DOTALL)
-    )
-  )
+  sys.unraisablehook = unless_of_orbax
+  pattern = re.compile("never retrieved.*(orbax|tensorstore)", re.DOTALL)
+  logging.getLogger("asyncio").addFilter(lambda record: not pattern.search(record.getMessage()))
 
 
 def is_worth_logging(record: logging.LogRecord) -> bool:

@@ -1,7 +1,9 @@
 """Stops, restarts, second runs and full disks: nothing is lost, and one sentence explains it."""
 
+import itertools
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -130,6 +132,42 @@ def test_a_stop_while_importing_and_while_compiling_exits_at_once(tmp_path):
     name = signal.Signals(number).name
     assert f"Stopped by {name} before training began; there was nothing to save." in out
     assert not (tmp_path / run_lock.TRAINING.file).exists()
+
+
+def begun(process):
+  """Waits until the command has set its handlers, the first thing that it does."""
+  status = f"/proc/{process.pid}/status"
+  while process.poll() is None:
+    caught = re.search(r"SigCgt:\s*(\w+)", open(status).read())  # noqa: SIM115
+    if int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1:
+      return
+    time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_every_command_ends_with_a_sentence_while_it_imports(tmp_path):
+  """No trace, and a status of its own, for each signal."""
+  config, out = "--config=configs/easyvqa.py", f"--out={tmp_path / 'out'}"
+  commands = dict(
+    predict=["--ckpt=w", "--image=a.png", "--prompt=x"],
+    convert=["--src=w", f"--dst={tmp_path / 'hf'}", "--to=hf"],
+    check=[config, out],
+    plan=[config],
+    prepare=["easyvqa", out],
+    demo=["--ckpt=w"],
+    papers=[],
+    evaluate=["--ckpt=w", out],
+  )
+  names = itertools.cycle(name for name in signals.NAMES if hasattr(signal, name))
+  for (command, argv), name in zip(commands.items(), names, strict=False):
+    process = runs.start(argv, module=f"pgjax.{command}", devices=1)
+    begun(process)
+    process.send_signal(getattr(signal, name))
+    code, out = ended(process)
+    assert (command, code) == (command, signals.STOPPED)
+    assert out.startswith(f"Stopped by {name}")
+    assert out.count("\n") == 1
+  assert not list(tmp_path.rglob("*"))
 
 
 @pytest.mark.slow
