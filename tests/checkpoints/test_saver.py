@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pgjax import disk
 from pgjax.checkpoints import (
   checksums,
+  orbax_items,
   orbax_params,
   same_run,
   saver as saver_lib,
@@ -363,14 +364,14 @@ def test_missing_checkpoints_raise(saver, tmp_path):
 
 def test_a_step_that_cannot_be_read_for_the_moment_is_not_moved(saver, tmp_path, monkeypatch):
   save(saver(), [3, 7])
-  read_item = saver_lib.read_item
+  read_item = orbax_items.read_item
 
   def refused(path, *args):
     if path.parent.name == "7" and path.name == "optimizer":
       raise workdir_lib.UnreadableError(f"{path} cannot be read (Stale file handle).")
     return read_item(path, *args)
 
-  monkeypatch.setattr(saver_lib, "read_item", refused)
+  monkeypatch.setattr(orbax_items, "read_item", refused)
   with pytest.raises(UserError, match=r"step 7 may be whole, but .*Stale.* Nothing was changed"):
     saver().latest(abstract(make_state(0)))
   assert workdir_lib.steps(tmp_path) == [3, 7]
@@ -386,9 +387,9 @@ def test_what_orbax_may_not_read_is_not_damage(saver, tmp_path, monkeypatch, cod
   def restore(*_):
     raise ValueError(f"PERMISSION_DENIED: Error reading local file: {os.strerror(code)}")
 
-  monkeypatch.setattr(saver_lib.ocp.StandardCheckpointer, "restore", restore)
+  monkeypatch.setattr(orbax_items.ocp.StandardCheckpointer, "restore", restore)
   with pytest.raises(workdir_lib.UnreadableError, match=os.strerror(code)):
-    saver_lib.read_item(tmp_path / "checkpoints/3/params", {})
+    orbax_items.read_item(tmp_path / "checkpoints/3/params", {})
 
 
 def test_an_older_step_resumes_with_a_note_and_is_still_checked(saver, tmp_path):
@@ -397,7 +398,7 @@ def test_an_older_step_resumes_with_a_note_and_is_still_checked(saver, tmp_path)
   for step in (3, 7):
     folder = tmp_path / "checkpoints" / str(step)
     run = json.loads((folder / "run.json").read_text())
-    sums = plain(saver_lib.named(make_state(step)))
+    sums = plain(orbax_items.named(make_state(step)))
     run |= dict(format=1, sums={name: int(value) for name, value in sums.items()})
     for name in ("checksum", "scores", "planned"):
       del run[name]
@@ -412,7 +413,7 @@ def test_an_older_step_resumes_with_a_note_and_is_still_checked(saver, tmp_path)
 
 def test_swapped_rows_are_damage(saver, tmp_path, monkeypatch):
   save(saver(), [3, 7])
-  read_item = saver_lib.read_item
+  read_item = orbax_items.read_item
 
   def swapped(path, *args):
     tree = read_item(path, *args)
@@ -420,7 +421,7 @@ def test_swapped_rows_are_damage(saver, tmp_path, monkeypatch):
       tree["llm"]["w"] = tree["llm"]["w"][::-1]
     return tree
 
-  monkeypatch.setattr(saver_lib, "read_item", swapped)
+  monkeypatch.setattr(orbax_items, "read_item", swapped)
   lines = []
   assert bits(saver(lines).latest(abstract(make_state(0)))[0]) == bits(make_state(3))
   assert "the content of params/llm/w has changed" in lines[0]
