@@ -16,6 +16,7 @@ from pgjax import cli, train
 from pgjax.checkpoints import run_lock, workdir as workdir_lib
 from pgjax.distributed import signals
 from pgjax.evaluation import evaluator as evaluator_lib
+from tests import small_checkpoint
 from tests.commands import test_train as runs
 
 SCORES = {5: 0.2, 10: 0.9, 15: 0.4, 20: 0.1, 25: 0.3}
@@ -168,6 +169,24 @@ def test_every_command_ends_with_a_sentence_while_it_imports(tmp_path):
     assert out.startswith(f"Stopped by {name}")
     assert out.count("\n") == 1
   assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("to", ["hf", "bv", "orbax"])
+def test_a_stop_while_weights_are_converted_leaves_nothing(tmp_path, root, to):
+  source = small_checkpoint.write(tmp_path / "source", root)
+  folder = tmp_path / "out"
+  folder.mkdir()
+  target = folder / ("x.npz" if to == "bv" else "x")
+  argv = [f"--src={source}", f"--dst={target}", f"--to={to}", "--verify"]
+  process = runs.start(argv, module="pgjax.convert", devices=1)
+  while process.poll() is None and not list(folder.glob(".unfinished*")):
+    time.sleep(0.002)
+  process.send_signal(signal.SIGUSR2)
+  code, out = ended(process)
+  assert code == signals.STOPPED, out
+  assert out.endswith(f"Stopped by SIGUSR2; {target} was not written.\n")
+  assert not list(folder.iterdir())
 
 
 @pytest.mark.slow
