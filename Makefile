@@ -26,7 +26,7 @@ WORKDIR ?= workdir/easyvqa
 WORKERS ?= 2
 PYTEST = $(PY) -m pytest -n $(WORKERS) --dist=loadgroup -q
 
-.PHONY: help install install-test quickstart test test-slow test-long test-gpu test-parity lint format docs clean
+.PHONY: help install install-test quickstart test test-slow test-long test-demo test-gpu test-parity lint format docs clean
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
 
@@ -57,6 +57,10 @@ $(VENV)/.installed-parity: requirements-parity.txt $(VENV)/.installed-test
 	$(PY) -m pip install --quiet --disable-pip-version-check $(CORE) -r requirements-test.txt -r $<
 	@touch $@
 
+$(VENV)/.installed-demo: requirements-demo.txt $(VENV)/.installed-test
+	$(PY) -m pip install --quiet --disable-pip-version-check $(CORE) -r requirements-test.txt -r $<
+	@touch $@
+
 quickstart: $(VENV)/.installed
 	$(PY) -m pgjax.train --config=$(CONFIG) --workdir=$(WORKDIR)
 	$(PY) -m pgjax.evaluate --ckpt=$(WORKDIR) --evals=test --out=$(WORKDIR)/test
@@ -73,6 +77,10 @@ test-slow: $(VENV)/.installed-test
 
 test-long: $(VENV)/.installed-test
 	$(PYTEST) -m "long and not gpu and not parity" $(PYTEST_ARGS)
+
+# Gradio takes half a minute to install and to import: too much for every change.
+test-demo: $(VENV)/.installed-demo
+	$(PYTEST) tests/web tests/commands/test_demo.py tests/commands/test_demo_http.py $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-test
 	$(PY) -m pytest -q -m gpu $(PYTEST_ARGS)

@@ -86,7 +86,7 @@ def load_tokenizer(config: Any) -> tokenizer_lib.Tokenizer:
   """The run's tokenizer; of weights on the hub, only its file is downloaded."""
   try:
     return tokenizers.tokenizer_of_run(config)
-  except UserError as error:
+  except tokenizers.UnavailableError as error:
     raise UserError(
       f"{error} pgjax.check needs only the tokenizer: name a tokenizer.model with"
       " --config.tokenizer=FILE, or use --config.tokenizer=tiny (more tokens for the same text)."

@@ -82,7 +82,7 @@ def main(args: Any) -> None:
 
 
 def imported() -> Any:
-  """Gradio, with telemetry switched off before it is imported, and a folder for this run alone."""
+  """Gradio, with telemetry switched off before it is imported, and its own folder of uploads."""
   os.environ |= dict(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
   os.environ["GRADIO_TEMP_DIR"] = upload_folder()
   try:
@@ -94,8 +94,13 @@ def imported() -> Any:
 
 def check_port(port: int) -> None:
   """Raises if another program uses the port, before weights are read."""
+  listening(port).close()
+
+
+def listening(port: int) -> socket.socket:
+  """A server's socket on this machine only; port 0 takes any free one."""
   try:
-    socket.create_server((HOST, port)).close()
+    return socket.create_server((HOST, port))
   except OSError as error:
     raise UserError(f"--port={port} cannot be used ({error}); choose another.") from None
 
@@ -118,15 +123,12 @@ def serving(gradio: Any, answerer: engine.Engine, port: int) -> Iterator[int]:
   """
   import uvicorn  # Comes with Gradio.
 
-  try:
-    listening = socket.create_server((HOST, port))
-  except OSError as error:
-    raise UserError(f"--port={port} cannot be used ({error}); choose another.") from None
-  port = listening.getsockname()[1]
+  server_socket = listening(port)
+  port = server_socket.getsockname()[1]
   uploads = guard.Uploads(pathlib.Path(upload_folder()), MOST_BYTES)
   app = guard.Guard(application(gradio, page(gradio, answerer, uploads)), uploads, HOST, port)
   server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-  thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+  thread = threading.Thread(target=server.run, args=([server_socket],), daemon=True)
   thread.start()
   deadline = time.monotonic() + _START_SECONDS
   while not server.started:

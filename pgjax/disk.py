@@ -57,6 +57,13 @@ def open_folder(folder: str, flag: str) -> pathlib.Path:
   return path
 
 
+def open_parent(file: str, flag: str) -> None:
+  """Makes the folder of an output file and checks it as `open_folder` does; a FIFO needs none."""
+  path = pathlib.Path(file).expanduser().absolute()
+  if not path.exists() or path.is_file():
+    open_folder(str(path.parent), flag)
+
+
 def write(path: pathlib.Path, content: str | bytes) -> None:
   """Writes an output file as a whole or not at all; raises UserError if that fails."""
   try:

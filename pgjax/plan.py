@@ -56,7 +56,7 @@ def main(args: Any) -> None:
   if (args.table or args.suggest) and target.compiled_for is None:
     show(plan_page.FOR_CPU)
   if args.json:
-    disk.write(pathlib.Path(args.json), json.dumps(data, indent=2) + "\n")
+    disk.write(pathlib.Path(args.json).expanduser(), json.dumps(data, indent=2) + "\n")
 
 
 class Target(NamedTuple):
@@ -157,6 +157,9 @@ def check(args: Any) -> None:
     raise UserError(f"--batches: {wrong[0]!r} must be a whole number >= 1.")
   if args.picture:
     plan_figure.check(args.picture)
+  for flag, file in (("--json", args.json), ("--picture", args.picture)):
+    if file:
+      disk.open_parent(file, flag)
 
 
 FLAGS = [

@@ -83,7 +83,7 @@ def check_flags(args: Any) -> None:
     raise UserError(f"--draw={args.draw} must end in one of {', '.join(_PICTURES)}.")
   for flag, file in (("--draw", args.draw), ("--out", args.out)):
     if file:
-      disk.open_folder(str(pathlib.Path(file).expanduser().absolute().parent), flag)
+      disk.open_parent(file, flag)
 
 
 def check_questions(args: Any) -> None:

@@ -23,6 +23,7 @@ import small_checkpoint
 from pgjax import cli, convert, disk, evaluate
 from pgjax.checkpoints import (
   checksums as checksums_lib,
+  orbax_items,
   saver as saver_lib,
   source as source_lib,
   watchers,
@@ -409,7 +410,7 @@ def workdir(tmp_path, monkeypatch):
     where = dict(step=number, total_steps=100, evaluated=True, seed=0, examples=4)
     saver.save(number, state_at(number), where, {})
   saver.close()
-  read_item = saver_lib.read_item
+  read_item = orbax_items.read_item
   read = functools.lru_cache(lambda path: read_item(path, wanted[path.name]))
   wanted = {}
 
@@ -417,7 +418,7 @@ def workdir(tmp_path, monkeypatch):
     wanted[path.name] = like
     return read(path)
 
-  monkeypatch.setattr(saver_lib, "read_item", read_once)
+  monkeypatch.setattr(orbax_items, "read_item", read_once)
   monkeypatch.setattr(saver_lib.Saver, "_open_manager", lambda self: None)
   return workdir, lambda: make().latest(abstract), lines
 

@@ -39,7 +39,7 @@ GROUND = {"metrics", "errors", "call_syntax", "disk", "cache_dir"}
 # What it is -> the modules (a package, or a file of it) that may name it.
 IMPORT_DOORS = {
   "absl.flags": COMMANDS | {"cli", "data/pipeline"},
-  "orbax": {"checkpoints/saver", "checkpoints/orbax_params"},
+  "orbax": {"checkpoints/saver", "checkpoints/orbax_items", "checkpoints/orbax_params"},
   "tensorflow_datasets": {"data/sources", "datasets", "prepare"},
   "datasets": {"data/sources"},
   "huggingface_hub": {"huggingface/hub"},

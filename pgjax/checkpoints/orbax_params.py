@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from pgjax import disk
-from pgjax.checkpoints import checksums, saver, workdir
+from pgjax.checkpoints import checksums, orbax_items, workdir
 from pgjax.errors import UserError
 from pgjax.formats.lazy_array import CHUNK_BYTES, LazyArray
 from pgjax.params.tree import unflatten
@@ -20,8 +20,8 @@ from pgjax.params.tree import unflatten
 
 def stored_names(run: workdir.Checkpoint, *, ema: bool) -> dict[str, str]:
   """{parameter: its name in the checkpoint}; with `ema`, "ema/..." where it is stored."""
-  names = {name: f"params/{name}" for name in saver.under(run.shapes, "params")}
-  return names | {name: f"ema/{name}" for name in saver.under(run.shapes, "ema") if ema}
+  names = {name: f"params/{name}" for name in orbax_items.under(run.shapes, "params")}
+  return names | {name: f"ema/{name}" for name in orbax_items.under(run.shapes, "ema") if ema}
 
 
 def leaves(run: workdir.Checkpoint, *, ema: bool = False) -> dict[str, LazyArray]:
@@ -34,7 +34,7 @@ def stored(
 ) -> dict[str, LazyArray]:
   """The arrays of `stored_names`, read by rows; checked: compared with their checksums.
 
-  Of arrays that are not stored in small chunks (saver.in_pieces), one is in memory as a whole.
+  Of arrays that are not stored in small chunks (`in_pieces`), one is in memory as a whole.
   """
 
   @functools.lru_cache(maxsize=1)
@@ -95,12 +95,12 @@ def write_params(
   sums: dict[str, int] = {}
   handler = _LeafWriter(sums)
   registry = ocp.type_handlers.create_type_handler_registry((LazyArray, handler))
-  logging.getLogger("absl").addFilter(saver.is_worth_logging)
+  logging.getLogger("absl").addFilter(orbax_items.is_worth_logging)
   folder.mkdir(parents=True)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
     args = ocp.args.PyTreeSave(
       unflatten(weights),
-      save_args=saver.in_pieces(weights),
+      save_args=orbax_items.in_pieces(weights),
       ocdbt_target_data_file_size=CHUNK_BYTES,
     )
     writer.save(folder / "params", args=args)

@@ -10,8 +10,8 @@ from typing import Any
 from pgjax.checkpoints import (
   checksums,
   load as load_params,
+  orbax_items,
   orbax_params,
-  saver,
   tokenizers,
   workdir,
 )
@@ -111,7 +111,7 @@ def load(source: Source, abstract: Any, leaves: storage.StoredParams) -> dict[st
   sums_of = checksums.jitted_checksums(ordered=run.ordered if run else True)
   sums = sums_of({name: flat[name] for name in unchanged})
   try:
-    saver.check_sums(run, {names[name]: value for name, value in sums.items()})
+    orbax_items.check_sums(run, {names[name]: value for name, value in sums.items()})
   except workdir.DamagedError as error:
     raise UserError(f"The checkpoint {run.path} is damaged: {error}.") from error
   return params

@@ -8,9 +8,7 @@ import contextlib
 import functools
 import logging
 import pathlib
-import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +19,7 @@ import orbax.checkpoint as ocp
 from pgjax import disk
 from pgjax.checkpoints import (
   checksums as checksums_lib,
+  orbax_items,
   retention as retention_lib,
   same_run,
   watchers,
@@ -29,8 +28,6 @@ from pgjax.checkpoints import (
 from pgjax.checkpoints.retention import Plan as Plan
 from pgjax.distributed import processes
 from pgjax.errors import UserError
-from pgjax.formats.lazy_array import CHUNK_BYTES
-from pgjax.params.names import STACKED
 from pgjax.params.tree import flatten, unflatten
 
 COMPRESSED = 0.9  # Size of Orbax's files relative to the arrays: float32 weights hardly shrink.
@@ -71,8 +68,8 @@ class Saver:
     differ from that of the save.
     """
     workdir_lib.check_kinds(self._workdir)
-    drop_traces_of_other_arrays()
-    self._check_disk("A checkpoint", named(abstract_state))
+    orbax_items.drop_traces_of_other_arrays()
+    self._check_disk("A checkpoint", orbax_items.named(abstract_state))
     state, ckpt = None, None
     available = workdir_lib.steps(self._workdir)
     while available and state is None:
@@ -109,7 +106,7 @@ class Saver:
     self._explained(self._manager.wait_until_finished)  # Raises errors of the previous save.
     if step in self._manager.all_steps():
       return
-    arrays = named(state)
+    arrays = orbax_items.named(state)
     self._check_disk(f"The checkpoint of step {step}", arrays)
     sums = {name: int(value) for name, value in jax.device_get(self._checksums(arrays)).items()}
     run = dict(step=step, config=self._config, identity=self._identity, sums=sums)
@@ -121,11 +118,11 @@ class Saver:
       self._say(warning)
     self._retention.add(step, scores, planned=planned)
     items = dict(
-      params=ocp.args.StandardSave(state.params, in_pieces(flatten(state.params))),
+      params=ocp.args.StandardSave(state.params, orbax_items.in_pieces(flatten(state.params))),
       optimizer=ocp.args.StandardSave(_of_optimizer(arrays)),
     )
-    if ema := under(arrays, "ema"):
-      items["ema"] = ocp.args.StandardSave(unflatten(ema), in_pieces(ema))
+    if ema := orbax_items.under(arrays, "ema"):
+      items["ema"] = ocp.args.StandardSave(unflatten(ema), orbax_items.in_pieces(ema))
     args = ocp.args.Composite(**items)
     self._explained(functools.partial(self._manager.save, step, args=args))
 
@@ -173,7 +170,7 @@ class Saver:
       cleanup_tmp_directories=True,
       async_options=ocp.AsyncOptions(post_finalization_callback=self._add_files),
     )
-    logging.getLogger("absl").addFilter(is_worth_logging)
+    logging.getLogger("absl").addFilter(orbax_items.is_worth_logging)
     # Otherwise a replicated array is cut into one slice per device before it is written: that takes
     # device memory, and 1.5 s instead of 0.1 s a save for a small model on 8 devices.
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
@@ -193,15 +190,15 @@ class Saver:
     workdir_lib.add_files(folder, run, self._tokenizer)
 
   def _restore(self, ckpt: workdir_lib.Checkpoint, abstract_state: Any) -> Any:
-    wanted = named(abstract_state)
-    params = read_item(ckpt.path / "params", abstract_state.params)
-    arrays = {f"params/{name}": leaf for name, leaf in named(params).items()}
-    arrays |= read_item(ckpt.path / "optimizer", _of_optimizer(wanted))
-    if ema := under(wanted, "ema"):
-      read = read_item(ckpt.path / "ema", unflatten(ema))
+    wanted = orbax_items.named(abstract_state)
+    params = orbax_items.read_item(ckpt.path / "params", abstract_state.params)
+    arrays = {f"params/{name}": leaf for name, leaf in orbax_items.named(params).items()}
+    arrays |= orbax_items.read_item(ckpt.path / "optimizer", _of_optimizer(wanted))
+    if ema := orbax_items.under(wanted, "ema"):
+      read = orbax_items.read_item(ckpt.path / "ema", unflatten(ema))
       arrays |= {f"ema/{name}": leaf for name, leaf in flatten(read).items()}
     sums_of = self._checksums if ckpt.ordered else checksums_lib.jitted_checksums(ordered=False)
-    check_sums(ckpt, sums_of(arrays))
+    orbax_items.check_sums(ckpt, sums_of(arrays))
     return jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[n] for n in wanted])
 
   def _agreed(self, path: pathlib.Path, older: list[int], attempt: Callable[[], Any]) -> Any:
@@ -232,7 +229,7 @@ class Saver:
     If the step before belongs to it, then a newest step of another run is damage.
     """
     ckpt, before = workdir_lib.read(path), None
-    shapes = {name: _shape(leaf) for name, leaf in named(abstract_state).items()}
+    shapes = {name: _shape(leaf) for name, leaf in orbax_items.named(abstract_state).items()}
     if not (other := same_run.difference(ckpt, shapes, self._identity)):
       return ckpt
     with contextlib.suppress(workdir_lib.DamagedError):
@@ -297,54 +294,6 @@ class Saver:
       ) from error
 
 
-def in_pieces(params: Mapping[str, Any]) -> Any:
-  """Orbax's save_args, nested: stores large arrays by layer or by blocks of rows.
-
-  Then a conversion holds only one layer in memory, and another mesh reads little in vain.
-  """
-
-  def pieces(name, leaf):
-    if leaf.nbytes <= CHUNK_BYTES:
-      return ocp.SaveArgs()
-    by_layer = name.startswith(STACKED)
-    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if by_layer else ())
-
-  return unflatten({name: pieces(name, leaf) for name, leaf in params.items()})
-
-
-def read_item(path: pathlib.Path, abstract: Any) -> Any:
-  """One Orbax item of a step folder, restored to the shardings of `abstract`."""
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      return checkpointer.restore(path, abstract)
-  except Exception as error:
-    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
-      raise  # Too little memory is not damage.
-    if reason := disk.disk_trouble(error):
-      raise workdir_lib.UnreadableError(f"{path} cannot be read ({reason}).") from error
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    raise workdir_lib.DamagedError(f"{path.name}: {first}") from error
-
-
-def check_sums(ckpt: workdir_lib.Checkpoint, sums: Mapping[str, jax.Array]) -> None:
-  """Raises DamagedError if an array is not the one that was saved."""
-  for name, value in jax.device_get(sums).items():
-    if int(value) != ckpt.sums[name]:
-      raise workdir_lib.DamagedError(f"the content of {name} has changed since it was written")
-
-
-def named(tree: Any) -> dict[str, Any]:
-  """{"params/llm/layers/attn/q_einsum/w": leaf}, in the order of the tree."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def under(leaves: Mapping[str, Any], folder: str) -> dict[str, Any]:
-  """{"a/b": leaf} of each leaf named "folder/a/b"."""
-  start = f"{folder}/"
-  return {n.removeprefix(start): leaf for n, leaf in leaves.items() if n.startswith(start)}
-
-
 def _of_optimizer(named: Mapping[str, Any]) -> dict[str, Any]:
   return {name: leaf for name, leaf in named.items() if not name.startswith(("params/", "ema/"))}
 
@@ -355,26 +304,3 @@ def _shape(leaf: Any) -> workdir_lib.Shape:
 
 def _size(num_bytes: int) -> str:
   return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
-
-
-@functools.cache
-def drop_traces_of_other_arrays() -> None:
-  """One array that cannot be written or read raises; each of the others would print a trace."""
-  report = sys.unraisablehook
-
-  def unless_closed(raised):
-    if str(raised.exc_value) != "Event loop is closed":
-      report(raised)
-
-  sys.unraisablehook = unless_closed
-  logging.getLogger("asyncio").addFilter(
-    lambda record: (
-      not re.search("never retrieved.*(orbax|tensorstore)", record.getMessage(), re.DOTALL)
-    )
-  )
-
-
-def is_worth_logging(record: logging.LogRecord) -> bool:
-  """False for tracebacks of Orbax's threads, which raise here, and for replaced handlers."""
-  overriding = re.search("Type handler registry|TypeHandlerRegistry", record.getMessage())
-  return "orbax" not in record.pathname or not (record.exc_info or overriding)

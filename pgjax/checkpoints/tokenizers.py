@@ -15,6 +15,10 @@ from pgjax.models import gemma
 log = logging.getLogger("pgjax")
 
 
+class UnavailableError(UserError):
+  """Neither the config's tokenizer nor that of the initial weights can be read."""
+
+
 def tokenizer_of(model_init: str) -> bytes | None:
   """The tokenizer.model that comes with initial weights, if one does; weights stay on the hub."""
   spec = model_init_lib.parse(model_init)
@@ -41,13 +45,8 @@ def tokenizer_of_run(config: Any) -> tokenizer_lib.Tokenizer:
   """
   try:
     tokenizer = tokenizer_lib.load(config.tokenizer)
-  except UserError:
-    if not isinstance(config.model_init, str):
-      raise
-    source = tokenizer_of(config.model_init)
-    if source is None:
-      raise
-    tokenizer = tokenizer_lib.Tokenizer(source, config.model_init)
+  except UserError as error:
+    tokenizer = _only_of_initial(config.model_init, error)
   else:
     if theirs := _of_initial(config.model_init):
       tokenizer = _with_more_words(tokenizer, theirs, config)
@@ -82,6 +81,17 @@ def check_size(tokenizer: tokenizer_lib.Tokenizer, rows: int, where: str) -> Non
       f" the token table needs a row for each. Set model.llm.vocab_size={tokenizer.vocab_size}, or"
       " name the tokenizer that the weights were trained with."
     )
+
+
+def _only_of_initial(model_init: Any, missing: UserError) -> tokenizer_lib.Tokenizer:
+  """That of the initial weights, because the config's is missing."""
+  try:
+    source = tokenizer_of(model_init) if isinstance(model_init, str) else None
+  except UserError as error:
+    raise UnavailableError(str(error)) from error
+  if source is None:
+    raise UnavailableError(str(missing)) from missing
+  return tokenizer_lib.Tokenizer(source, model_init)
 
 
 def _of_initial(model_init: Any) -> tokenizer_lib.Tokenizer | None:

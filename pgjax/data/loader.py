@@ -18,15 +18,13 @@ import numpy as np
 
 from pgjax.data import image_size, notes, prefix_lm
 from pgjax.data.pp import parse
-from pgjax.data.sources.memory import InMemory
 from pgjax.errors import UserError, naming
 
 log = logging.getLogger("pgjax")
 
 TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
-RESERVED = ("image_mask", "mask_ar", "mask_loss", "mask_input")  # Of a batch, not of the data.
-# `_without_area`: a column of COCO files that notes.py reads. `_id`: see sources/tfds.py.
-_OF_SOURCES = {"_without_area", "_id"}
+# Of a batch, not of the data, unless the source declares them as its `own_columns`.
+RESERVED = ("image_mask", "mask_ar", "mask_loss", "mask_input")
 # Columns in which other programs' files have the prompt or the answer.
 _OTHER_NAMES = {
   "prefix": ("prompt", "question", "instruction", "query", "input", "problem"),
@@ -117,7 +115,7 @@ class Loader:
     return self.seed, self.name_hash, index, position // len(self.part.source)
 
   def _start(self, example, position, index):
-    for name in () if isinstance(self.part.source, InMemory) else example.keys() - _OF_SOURCES:
+    for name in example.keys() - getattr(self.part.source, "own_columns", frozenset()):
       if name.startswith("_") or name in RESERVED:
         raise UserError(
           f"a column is called {name!r}; pgjax uses this name itself, {', '.join(RESERVED)} and all"

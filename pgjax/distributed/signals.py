@@ -118,10 +118,11 @@ class Stop:
   def _leave(self, number: int) -> None:
     self._leaving = True
     if os.environ.get("PGJAX_PROCESS_ID", "0") == "0":
-      text = self.last_words.format(signal.Signals(number).name)
+      text = self.last_words.replace("{}", signal.Signals(number).name)
       with contextlib.suppress(OSError):
-        os.write(2, f"{text}\n".encode())
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # The main thread may stumble over the clean-up,
+        os.write(2, f"{text}\n".encode(errors="replace"))
+    with contextlib.suppress(OSError):  # The main thread may fail over the clean-up: no trace,
+      os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     workers = sys.modules.get("multiprocessing")
     children = workers.active_children() if workers else ()
     for clean_up in [*self.clean_up, *(child.kill for child in children)]:
@@ -130,7 +131,7 @@ class Stop:
     os._exit(STOPPED)
 
   def _wait_while_leaving(self) -> None:
-    """And must not end the process before it is done."""
+    """And it must not end the process before the clean-up is done."""
     if self._leaving:
       threading.Event().wait()
 

@@ -73,6 +73,14 @@ def bounded(work: Callable[[Callable], Any], seconds: float | None = None) -> An
   return value
 
 
+def answering(path: str | os.PathLike, work: Callable[[], Any]) -> Any:
+  """work(), which reads what is at `path`; StalledError if that takes over WAIT_SECONDS."""
+  try:
+    return bounded(lambda _: work())
+  except UnresponsiveError as error:
+    raise StalledError(f"{path} cannot be read: {error}") from None
+
+
 def give_up() -> None:
   """Ends the waiting of all threads for files that do not answer.
 

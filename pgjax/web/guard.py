@@ -1,6 +1,6 @@
 """Who may ask the demo's page, and which files does it read?
 
-Guard stands in front of the whole web application. It answers only under the address that the page
+Guard wraps the whole web application. It answers only under the address that the page
 is served at, only to that page itself, and only the routes that the page uses. Uploads remembers
 the files that each browser has uploaded in this run; no other file is read for a request.
 """
@@ -42,7 +42,7 @@ class Uploads:
     self._owners: dict[str, set[str]] = {}
 
   def add(self, paths: Iterable[Any], owner: str) -> None:
-    """Remembers what the application says that it stored."""
+    """Remembers what the application reports as stored."""
     for path in paths:
       if isinstance(path, str):
         self._owners.setdefault(path, set()).add(owner)
@@ -139,16 +139,16 @@ class Guard:
       nonlocal status
       if message["type"] == "http.response.start":
         status = message["status"]
-        kept = [
+        fields = [
           (name, value)
           for name, value in message.get("headers", ())
           if not name.lower().startswith(b"access-control-")
         ]
-        kept += [(b"x-frame-options", b"DENY"), (b"cross-origin-resource-policy", b"same-origin")]
+        fields += [(b"x-frame-options", b"DENY"), (b"cross-origin-resource-policy", b"same-origin")]
         if token:
           cookie = f"{COOKIE}={token}; Path=/; HttpOnly; SameSite=Strict"
-          kept.append((b"set-cookie", cookie.encode()))
-        message = {**message, "headers": kept}
+          fields.append((b"set-cookie", cookie.encode()))
+        message = {**message, "headers": fields}
       elif uploading and message["type"] == "http.response.body":
         chunks.append(message.get("body", b""))
         if status == 200 and not message.get("more_body"):

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pgjax import disk
 from pgjax.checkpoints import (
   checksums,
+  orbax_items,
   orbax_params,
   same_run,
   saver as saver_lib,
@@ -205,6 +206,75 @@ def test_a_damaged_newest_step_is_reported_and_the_one_before_used(saver, tmp_pa
   assert bits(saver().latest(abstract(make_state(0)))[0]) == bits(make_state(7))
 
 
+def flipped(saver, tmp_path, files, bits_of):
+  """What a flipped bit does: {path in the step: "noticed", "equal" or "both"}; silence raises.
+
+  bits_of: from the size of a file to the bits, one of which is flipped at a time.
+  """
+  found = {}
+  whole = shutil.copytree(tmp_path / "checkpoints/7", tmp_path / "whole")
+  for path in files(whole):
+    name, results = path.relative_to(whole).as_posix(), set()
+    for bit in bits_of(path.stat().st_size):
+      shutil.rmtree(tmp_path / "checkpoints/7", ignore_errors=True)
+      shutil.copytree(whole, tmp_path / "checkpoints/7")
+      content = bytearray(path.read_bytes())
+      content[bit // 8] ^= 1 << bit % 8
+      (tmp_path / "checkpoints/7" / name).write_bytes(content)
+      lines = []
+      again = saver(lines)
+      state, where = again.latest(abstract(random_state(0)))
+      again.close()
+      step = where["step"]
+      assert bits(state) == bits(random_state(step)), f"{name}, bit {bit}, is not noticed"
+      assert bool(lines) == (step == 3)
+      results.add({3: "noticed", 7: "equal"}[step])
+    found[name] = results.pop() if len(results) == 1 else "both"
+  return found
+
+
+def random_state(step):
+  """Arrays that do not shrink: large ones are stored in files of their own."""
+  state, rng = make_state(step), np.random.default_rng(step + 100)
+  params = state.params | {
+    "codes": rng.integers(0, 256, (40, 9), np.uint8),
+    "int8": rng.integers(-128, 128, (5, 8), np.int8),
+  }
+  moments = {name: rng.normal(size=(70, 33)).astype("f") for name in ("mu", "nu")}
+  return placed(State(np.int32(step), params, moments | dict(count=np.int32(step))), 1)
+
+
+def saved_random(saver):
+  first = saver()
+  first.latest(abstract(random_state(0)))
+  for step in (3, 7):
+    first.save(step, random_state(step), position(step), {})
+  first.close()
+
+
+def test_a_flipped_bit_in_any_data_file_is_noticed_or_in_a_file_that_is_not_read(saver, tmp_path):
+  saved_random(saver)
+  in_the_middle = lambda size: [4 * size]  # noqa: E731
+  found = flipped(saver, tmp_path, lambda step: sorted(step.rglob("d/*")), in_the_middle)
+  for item in ("params", "optimizer"):
+    assert "noticed" in {result for name, result in found.items() if name.startswith(item)}
+  assert {result for name, result in found.items() if "ocdbt.process" not in name} == {"noticed"}
+
+
+@pytest.mark.long
+def test_a_flipped_bit_anywhere_in_a_step_is_noticed_or_changes_nothing(saver, tmp_path):
+  saved_random(saver)
+  rng = np.random.default_rng(0)
+
+  def bits_of(size):
+    return [*range(8), *rng.integers(0, 8 * size, 8).tolist()]
+
+  everything = lambda step: sorted(p for p in step.rglob("*") if p.is_file())  # noqa: E731
+  found = flipped(saver, tmp_path, everything, bits_of)
+  for name in ("run.json", "files.json", "tokenizer.model"):
+    assert found[name] == "noticed"
+
+
 @pytest.mark.parametrize("name", ["run.json", "tokenizer.model", "files.json"])
 @pytest.mark.parametrize("how", ["missing", "truncated"])
 def test_files_beside_the_arrays_are_checked_too(saver, tmp_path, name, how):
@@ -294,14 +364,14 @@ def test_missing_checkpoints_raise(saver, tmp_path):
 
 def test_a_step_that_cannot_be_read_for_the_moment_is_not_moved(saver, tmp_path, monkeypatch):
   save(saver(), [3, 7])
-  read_item = saver_lib.read_item
+  read_item = orbax_items.read_item
 
   def refused(path, *args):
     if path.parent.name == "7" and path.name == "optimizer":
       raise workdir_lib.UnreadableError(f"{path} cannot be read (Stale file handle).")
     return read_item(path, *args)
 
-  monkeypatch.setattr(saver_lib, "read_item", refused)
+  monkeypatch.setattr(orbax_items, "read_item", refused)
   with pytest.raises(UserError, match=r"step 7 may be whole, but .*Stale.* Nothing was changed"):
     saver().latest(abstract(make_state(0)))
   assert workdir_lib.steps(tmp_path) == [3, 7]
@@ -317,9 +387,9 @@ def test_what_orbax_may_not_read_is_not_damage(saver, tmp_path, monkeypatch, cod
   def restore(*_):
     raise ValueError(f"PERMISSION_DENIED: Error reading local file: {os.strerror(code)}")
 
-  monkeypatch.setattr(saver_lib.ocp.StandardCheckpointer, "restore", restore)
+  monkeypatch.setattr(orbax_items.ocp.StandardCheckpointer, "restore", restore)
   with pytest.raises(workdir_lib.UnreadableError, match=os.strerror(code)):
-    saver_lib.read_item(tmp_path / "checkpoints/3/params", {})
+    orbax_items.read_item(tmp_path / "checkpoints/3/params", {})
 
 
 def test_an_older_step_resumes_with_a_note_and_is_still_checked(saver, tmp_path):
@@ -328,7 +398,7 @@ def test_an_older_step_resumes_with_a_note_and_is_still_checked(saver, tmp_path)
   for step in (3, 7):
     folder = tmp_path / "checkpoints" / str(step)
     run = json.loads((folder / "run.json").read_text())
-    sums = plain(saver_lib.named(make_state(step)))
+    sums = plain(orbax_items.named(make_state(step)))
     run |= dict(format=1, sums={name: int(value) for name, value in sums.items()})
     for name in ("checksum", "scores", "planned"):
       del run[name]
@@ -343,7 +413,7 @@ def test_an_older_step_resumes_with_a_note_and_is_still_checked(saver, tmp_path)
 
 def test_swapped_rows_are_damage(saver, tmp_path, monkeypatch):
   save(saver(), [3, 7])
-  read_item = saver_lib.read_item
+  read_item = orbax_items.read_item
 
   def swapped(path, *args):
     tree = read_item(path, *args)
@@ -351,7 +421,7 @@ def test_swapped_rows_are_damage(saver, tmp_path, monkeypatch):
       tree["llm"]["w"] = tree["llm"]["w"][::-1]
     return tree
 
-  monkeypatch.setattr(saver_lib, "read_item", swapped)
+  monkeypatch.setattr(orbax_items, "read_item", swapped)
   lines = []
   assert bits(saver(lines).latest(abstract(make_state(0)))[0]) == bits(make_state(3))
   assert "the content of params/llm/w has changed" in lines[0]

@@ -9,6 +9,7 @@ import pytest
 import small_checkpoint
 from ml_collections import ConfigDict
 
+from pgjax import check
 from pgjax.checkpoints import load, restore, source as source_lib, tokenizers
 from pgjax.convert import WRITERS
 from pgjax.data import tokenizer
@@ -173,3 +174,16 @@ def test_an_adapter_may_bring_its_own_tokenizer_and_a_table_too_small_for_it_is_
   source = source._replace(tokenizer=tokenizer.load(str(hf)).source)
   with pytest.raises(UserError, match=r"vocab_size of the model .* is 1,792"):
     restore.tokenizer_of(source, config)
+
+
+def test_a_missing_tokenizer_is_told_from_one_that_does_not_fit():
+  """Only for the former pgjax.check advises to name another file."""
+  advice = "pgjax.check needs only the tokenizer"
+  without = lambda **fields: ConfigDict(config("", **fields).to_dict() | dict(model_init=None))  # noqa: E731
+  with pytest.raises(UserError, match=f"missing.model.*{advice}"):
+    check.load_tokenizer(without(name="missing.model"))
+  with pytest.raises(UserError, match=f"nowhere.*{advice}"):
+    check.load_tokenizer(config("nowhere/at_all.npz", name="missing.model"))
+  with pytest.raises(UserError, match="a row for each") as error:
+    check.load_tokenizer(without(rows=1000))
+  assert advice not in str(error.value)

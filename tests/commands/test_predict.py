@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from pgjax import cli, convert, errors, evaluate, predict
+from pgjax.checkpoints import run_lock
 from pgjax.data import tokenizer
 from pgjax.data.sources import memory, registry
 from pgjax.inference import decoder_cache, engine
@@ -68,6 +69,18 @@ def test_answers_are_those_of_the_evaluation(checkpoint, asked, tmp_path):
   assert [{name: row[name] for name in same[0]} for row in predicted] == same
   logps = ([row["logp"] for row in rows] for rows in (evaluated, predicted))
   np.testing.assert_allclose(*logps, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_second_evaluation_in_one_folder_is_refused(checkpoint, tmp_path, capsys):
+  first = run_lock.RunLock(tmp_path, print, run_lock.EVALUATION)
+  first.acquire()
+  assert run(evaluate, f"--ckpt={checkpoint}", f"--out={tmp_path}") == 1
+  first.release()
+  output = capsys.readouterr()
+  assert f"{tmp_path} is in use by another evaluation on host" in output.err
+  assert "Loading" not in output.out
+  assert not list(tmp_path.iterdir())
 
 
 def test_many_questions_get_the_answers_of_each_one(checkpoint, asked):

@@ -1,7 +1,9 @@
 """Stops, restarts, second runs and full disks: nothing is lost, and one sentence explains it."""
 
+import itertools
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from pgjax import cli, train
 from pgjax.checkpoints import run_lock, workdir as workdir_lib
 from pgjax.distributed import signals
 from pgjax.evaluation import evaluator as evaluator_lib
+from tests import small_checkpoint
 from tests.commands import test_train as runs
 
 SCORES = {5: 0.2, 10: 0.9, 15: 0.4, 20: 0.1, 25: 0.3}
@@ -130,6 +133,60 @@ def test_a_stop_while_importing_and_while_compiling_exits_at_once(tmp_path):
     name = signal.Signals(number).name
     assert f"Stopped by {name} before training began; there was nothing to save." in out
     assert not (tmp_path / run_lock.TRAINING.file).exists()
+
+
+def begun(process):
+  """Waits until the command has set its handlers, the first thing that it does."""
+  status = f"/proc/{process.pid}/status"
+  while process.poll() is None:
+    caught = re.search(r"SigCgt:\s*(\w+)", open(status).read())  # noqa: SIM115
+    if int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1:
+      return
+    time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_every_command_ends_with_a_sentence_while_it_imports(tmp_path):
+  """No trace, and a status of its own, for each signal."""
+  config, out = "--config=configs/easyvqa.py", f"--out={tmp_path / 'out'}"
+  commands = dict(
+    predict=["--ckpt=w", "--image=a.png", "--prompt=x"],
+    convert=["--src=w", f"--dst={tmp_path / 'hf'}", "--to=hf"],
+    check=[config, out],
+    plan=[config],
+    prepare=["easyvqa", out],
+    demo=["--ckpt=w"],
+    papers=[],
+    evaluate=["--ckpt=w", out],
+  )
+  names = itertools.cycle(name for name in signals.NAMES if hasattr(signal, name))
+  for (command, argv), name in zip(commands.items(), names, strict=False):
+    process = runs.start(argv, module=f"pgjax.{command}", devices=1)
+    begun(process)
+    process.send_signal(getattr(signal, name))
+    code, out = ended(process)
+    assert (command, code) == (command, signals.STOPPED)
+    assert out.startswith(f"Stopped by {name}")
+    assert out.count("\n") == 1
+  assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("to", ["hf", "bv", "orbax"])
+def test_a_stop_while_weights_are_converted_leaves_nothing(tmp_path, root, to):
+  source = small_checkpoint.write(tmp_path / "source", root)
+  folder = tmp_path / "out"
+  folder.mkdir()
+  target = folder / ("x.npz" if to == "bv" else "x")
+  argv = [f"--src={source}", f"--dst={target}", f"--to={to}", "--verify"]
+  process = runs.start(argv, module="pgjax.convert", devices=1)
+  while process.poll() is None and not list(folder.glob(".unfinished*")):
+    time.sleep(0.002)
+  process.send_signal(signal.SIGUSR2)
+  code, out = ended(process)
+  assert code == signals.STOPPED, out
+  assert out.endswith(f"Stopped by SIGUSR2; {target} was not written.\n")
+  assert not list(folder.iterdir())
 
 
 @pytest.mark.slow

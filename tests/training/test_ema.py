@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from pgjax import disk, evaluate, train
-from pgjax.checkpoints import checksums, saver, source, workdir as workdir_lib
+from pgjax.checkpoints import checksums, orbax_items, saver, source, workdir as workdir_lib
 from pgjax.params import tree as param_tree
 from pgjax.training import ema
 from tests.commands import test_train as test_run
@@ -69,7 +69,7 @@ def test_ema_weights_and_frozen_leaves_are_scored(run, values):
 
 def test_without_ema_decay_the_state_has_no_ema(values):
   run = tiny.Run(tiny.config(), tiny.model(), tiny.mesh())
-  names = saver.named(run.abstract)
+  names = orbax_items.named(run.abstract)
   assert all(name.startswith(("step", "params/", "opt_state/")) for name in names)
   assert ema.scored(run.abstract) is run.abstract.params
 

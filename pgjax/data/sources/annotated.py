@@ -36,6 +36,8 @@ class Annotated:
   prompt.
   """
 
+  own_columns = frozenset({"_without_area"})  # Allowed by loader.py, read by notes.py.
+
   def __init__(
     self,
     file: coco_file.File,

@@ -7,10 +7,10 @@ from pgjax.data import images
 
 
 class InMemory:
-  """Rows with a prefix and an image for images.encoded; `names` are for messages.
+  """Rows with a prefix and an image for images.encoded; `names` are for messages."""
 
-  Rows of pgjax itself may have tokens, under the names that loader.RESERVED keeps from files.
-  """
+  # Rows of pgjax itself may have tokens, under names that loader.py reserves.
+  own_columns = frozenset({"mask_ar", "mask_loss", "mask_input"})
 
   def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]):
     self.rows, self.names = rows, names

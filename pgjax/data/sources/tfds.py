@@ -12,6 +12,7 @@ import numpy as np
 
 from pgjax.data import images
 from pgjax.errors import UserError
+from pgjax.formats import input_files
 
 
 class Tfds:
@@ -20,6 +21,8 @@ class Tfds:
   Other images, at any depth, are decoded to uint8 [H, W, C] when a row is read. As in big_vision, a
   row also has `tfds_id`, which names its file and its place there, and `_id`, an int32 number.
   """
+
+  own_columns = frozenset({"_id"})  # Allowed by loader.py.
 
   def __init__(
     self,
@@ -30,7 +33,8 @@ class Tfds:
   ):
     self.name, self.split, self._encoded = name, split, frozenset(skip_decode)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    folder = _prepared_folder(name, pathlib.Path(os.path.expanduser(data_dir)))
+    parent = pathlib.Path(os.path.expanduser(data_dir))
+    folder = input_files.answering(parent, lambda: _prepared_folder(name, parent))
     import tensorflow_datasets as tfds  # Takes seconds.
 
     builder = tfds.builder_from_directory(folder)
@@ -52,6 +56,7 @@ class Tfds:
       ) from None
     if len(self._rows) == 0:
       raise UserError(f"Data set '{name}' has no examples in split '{split}'.")
+    self._rows = _Rows(self._rows, folder)
 
   def __len__(self):
     return len(self._rows)
@@ -191,6 +196,19 @@ def _bytes_to_text(value):
   if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
     return _bytes_to_text(value.tolist())
   return value
+
+
+class _Rows:
+  """A data source of TFDS whose folder may stop to answer."""
+
+  def __init__(self, rows, folder):
+    self._rows, self._folder = rows, folder
+
+  def __len__(self):
+    return len(self._rows)
+
+  def __getitem__(self, i):
+    return input_files.answering(self._folder, lambda: self._rows[i])
 
 
 def _prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:

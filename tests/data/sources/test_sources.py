@@ -1,4 +1,6 @@
 import json
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from PIL import Image
 
 from pgjax.data.sources import registry
 from pgjax.errors import UserError
+from pgjax.formats import input_files
 
 
 @pytest.fixture
@@ -128,3 +131,26 @@ def test_a_missing_data_set_raises_with_how_to_prepare_it(tmp_path, monkeypatch)
     registry.open(dict(name="chartqa/human", split="train"))
   with pytest.raises(UserError, match=r"'voc' is not prepared in .*other: prepare it with TFDS"):
     registry.open(dict(name="voc", split="train", data_dir=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("name", ["coco", "jsonl", "csv"])
+def test_a_file_of_examples_on_a_disk_that_does_not_answer_is_named(tmp_path, monkeypatch, name):
+  path, returns, stat, raised = tmp_path / "rows.dead", threading.Event(), os.stat, []
+
+  def hanging(of, *args, **more):
+    if str(of) == str(path):
+      returns.wait(60)
+    return stat(of, *args, **more)
+
+  def opened():
+    with pytest.raises(UserError) as error:
+      registry.open(dict(name=name, fname=str(path)))
+    raised.append(str(error.value))
+
+  monkeypatch.setattr(os, "stat", hanging)
+  monkeypatch.setattr(input_files, "WAIT_SECONDS", 0.1)
+  thread = threading.Thread(target=opened, daemon=True)
+  thread.start()
+  thread.join(20)
+  returns.set()
+  assert f"{path} cannot be read: no answer for 0.1 s; is its disk" in "".join(raised)

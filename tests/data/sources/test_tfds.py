@@ -6,6 +6,7 @@ dicts and nested, beside images and bytes.
 
 import contextlib
 import io
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -18,7 +19,7 @@ from pgjax.data import loader, locations, tokenizer as tokenizer_lib
 from pgjax.data.sources import registry, tfds as tfds_source
 from pgjax.errors import UserError
 from pgjax.evaluation import scorers
-from pgjax.formats import seg_vae_npz
+from pgjax.formats import input_files, seg_vae_npz
 from pgjax.metrics import text
 from pgjax.models import seg_vae
 
@@ -157,6 +158,27 @@ def test_images_and_bytes_stay_bytes_and_numbers_arrays(source):
 )
 def test_bytes_become_text_at_any_depth(value, expected):
   assert tfds_source._bytes_to_text(value) == expected  # noqa: SLF001
+
+
+@pytest.mark.parametrize("where", ["rows", "folder"])
+def test_a_disk_that_does_not_answer_is_named(folder, monkeypatch, where):
+  hangs, opened = threading.Event(), dict(name="vqa_like", split="test", data_dir=str(folder))
+
+  class Rows:
+    def __getitem__(self, i):
+      hangs.wait(60)
+
+  if where == "rows":
+    source = registry.open(opened)
+    source._rows._rows = Rows()  # noqa: SLF001
+    read = lambda: source.texts(0)  # noqa: E731
+  else:
+    monkeypatch.setattr(tfds_source, "_prepared_folder", lambda *_: hangs.wait(60))
+    read = lambda: registry.open(opened)  # noqa: E731
+  monkeypatch.setattr(input_files, "WAIT_SECONDS", 0.1)
+  with pytest.raises(input_files.StalledError, match=rf"{folder}.* no answer for 0.1 s; is its"):
+    read()
+  hangs.set()
 
 
 def test_text_ops_take_lists_of_texts(source, tokenizer):
