@@ -23,6 +23,7 @@ log = logging.getLogger("pgjax")
 
 MEMORY_BYTES = 1 << 30
 _BATCH_ROWS = 256
+_NO_BYTES = {"bytes": None}
 
 
 class ArrowRows:
@@ -60,12 +61,14 @@ class ArrowRows:
     return self._named(batch.slice(row, 1).to_pylist()[0])
 
   def texts(self, i: int) -> dict[str, Any]:
-    """Without columns of bytes; an image is a dict with its path."""
+    """Without columns of bytes; an image is a dict with its path, and "bytes" if it has none."""
     batch, row = self._located(i)
     one = batch.slice(row, 1)
     columns = one.select(self._texts).to_pylist()[0] if self._texts else {}
     for name in self._paths_of:
-      columns[name] = {"path": one.column(name).field("path")[0].as_py(), "bytes": None}
+      image = one.column(name)
+      inside = image.field("bytes")[0].is_valid
+      columns[name] = {"path": image.field("path")[0].as_py(), **({} if inside else _NO_BYTES)}
     return self._named(columns)
 
   def at(self, i: int) -> str:

@@ -20,7 +20,10 @@ class Rows(Protocol):
     """All columns."""
 
   def texts(self, i: int) -> dict[str, Any]:
-    """The columns without encoded images; an image is a dict with its path, or missing."""
+    """The columns without encoded images; an image is a dict with its path, or missing.
+
+    The dict has "bytes" (None) if the path is that of a file.
+    """
 
   def at(self, i: int) -> str:
     """The start of an error about row i."""
@@ -76,7 +79,7 @@ class LazyTable:
     for i in range(len(self)):
       row = self._row(self._rows.texts(self._indices[i]), i, is_whole=False)
       value = row.get("image")
-      if isinstance(value, str | list) or (isinstance(value, dict) and value.get("path")):
+      if isinstance(value, str | list) or (isinstance(value, dict) and "bytes" in value):
         values, _ = image_values.of(value, self._line(i), allow_urls=self._allow_urls)
         paths += [(path, self._line(i)) for v in values if (path := self._path(v, i))]
     files.check_present(self.root, paths)
