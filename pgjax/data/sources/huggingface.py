@@ -157,8 +157,8 @@ class HubRows:
 def _from_hub(name, split, config, revision, rows):
   if not _HUB_NAME.fullmatch(name):
     raise UserError(
-      f"data='hf': {name!r} is neither a folder or file here nor a name on the Hugging Face hub, such"
-      " as 'owner/name'."
+      f"data='hf': {name!r} is neither a folder or file here nor a name on the Hugging Face hub,"
+      " such as 'owner/name'."
     )
   if not isinstance(split, str):
     raise UserError(f"data='hf:{name}' needs split=, such as split='train'.")
