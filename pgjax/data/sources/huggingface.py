@@ -103,7 +103,15 @@ def _local(path: str, split: str | None) -> arrow_rows.ArrowRows:
     return _saved(os.path.abspath(path))
   if os.path.isfile(path) and path.endswith(".arrow"):
     return arrow_rows.ArrowRows([path])
-  return arrow_rows.of_parquet(parquet.parquet_files(path, split))
+  try:
+    return arrow_rows.of_parquet(parquet.parquet_files(path, split))
+  except UserError as error:
+    if "has no Parquet files" not in str(error):
+      raise
+    raise UserError(
+      f"{path} has neither what save_to_disk writes nor Parquet files; other folders have a source"
+      " of their own: jsonl or csv for metadata.jsonl and .csv, folder for a folder per class."
+    ) from None
 
 
 def _saved(folder: str) -> arrow_rows.ArrowRows:
