@@ -252,7 +252,15 @@ def boxes_data(a, fname, classes_from=""):
   """(data, the ops that read boxes from its answers), of a COCO file or a .jsonl of PaliGemma's.
 
   The arguments `a` have images and classes; a COCO file takes its classes from `classes_from`.
+  Other sources are written as NAME:FILE or NAME:FILE:SPLIT, such as yolo:data/data.yaml:val.
   """
+  name, _, rest = fname.partition(":")
+  if name in ("yolo", "voc", "kitti", "labelme", "roboflow"):
+    own = dict(zip(("fname", "split"), rest.split(":"), strict=False), name=name)
+    own |= dict(classes=a.classes.split("+")) if a.classes else {}
+    if classes_from and not a.classes and name in ("voc", "kitti", "labelme"):
+      own["classes_from"] = classes_from.split(":")[1]
+    return own, []
   if fname.endswith(".jsonl"):  # Image, prefix "detect cat ; dog", suffix "<loc0100>... cat ; ...".
     if a.classes:
       raise ValueError("argument classes= is for COCO files; the prefixes of a JSONL name classes.")
