@@ -248,40 +248,47 @@ def eval_pp(*ops, keep=("answer", "id")):
   return "|".join([*ops, f"keep({columns})"])
 
 
-# How boxes are stored, by the end of a file's name; or "voc:FOLDER", "roboflow:FOLDER" ...
-BOX_SOURCES = {
-  "voc:": "voc", "yolo:": "yolo", "roboflow:": "roboflow", "coco:": "coco",
-  ".jsonl": "jsonl", ".json": "coco", ".yaml": "yolo", ".yml": "yolo",
-}  # fmt: skip
+BOX_FILES = {".jsonl": "jsonl", ".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
+BOX_SOURCES = ("coco", "yolo", "voc", "kitti", "labelme", "roboflow")
 
 
-def boxes_data(a, fname, split="train", classes_from=""):
+def boxes_data(a, place, split="train", classes_from=""):
   """(data, the ops that read boxes from its answers), of a file or folder with boxes.
 
-  The arguments `a` have images and classes. A COCO file takes its classes from `classes_from`; the
-  other formats with boxes have theirs in common for all splits.
+  `place` is a file, or NAME:FILE or NAME:FILE:SPLIT with a name of BOX_SOURCES, such as
+  voc:VOC2012:val; without SPLIT, `split`. The arguments `a` have images and classes; else sources
+  whose splits may have other classes take those of `classes_from`, the training data's place.
   """
-  kind, path = next(
-    ((kind, fname.removeprefix(mark) if mark[-1] == ":" else fname)
-     for mark, kind in BOX_SOURCES.items() if fname.startswith(mark) or fname.endswith(mark)),
-    ("coco", fname),
-  )  # fmt: skip
-  data = dict(name=kind, fname=path)
-  if kind == "jsonl":  # Image, prefix "detect cat ; dog", suffix "<loc0100>... cat ; ...".
+  name, fname, split = _box_source(place, split)
+  data = dict(name=name, fname=fname)
+  if name == "jsonl":  # Image, prefix "detect cat ; dog", suffix "<loc0100>... cat ; ...".
     if a.classes:
       raise ValueError(
-        "argument classes= is for files of boxes; the prefixes of a JSONL have them."
+        "argument classes= is for files of boxes; a JSONL names them in its prefixes."
       )
     return data | (dict(root=a.images) if a.images else {}), ["suffix_to_boxes"]
+  data |= {} if name == "coco" else dict(split=split)
+  if a.images:
+    data["root" if name == "yolo" else "images"] = a.images
   if a.classes:
     data["classes"] = a.classes.split("+")
-  if a.images:
-    data["root" if kind == "yolo" else "images"] = a.images
-  if kind != "coco":
-    data["split"] = split
-  elif classes_from and not classes_from.endswith(".jsonl"):
-    data["classes_from"] = classes_from
+  elif classes_from and name in ("coco", "voc", "kitti", "labelme"):
+    other, file, _ = _box_source(classes_from, split)
+    data |= dict(classes_from=file) if other == name else {}
   return data, []
+
+
+def _box_source(place, split):
+  """(source, file, split)."""
+  name, _, rest = place.partition(":")
+  if name in BOX_SOURCES and rest:
+    file, _, own = rest.partition(":")
+    return name, file, own or split
+  return (
+    next((kind for end, kind in BOX_FILES.items() if place.endswith(end)), "coco"),
+    place,
+    split,
+  )
 
 
 VQA_PREFIX = 'copy(inkey="question", outkey="prefix")'

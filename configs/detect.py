@@ -1,6 +1,6 @@
 r"""Boxes around your own classes: copy this file and change it.
 
-train= and val= are COCO files, PaliGemma's JSONL, YOLO's data.yaml, voc:FOLDER or roboflow:FOLDER.
+train= and val= are COCO files, PaliGemma's JSONL, YOLO's data.yaml, voc:FOLDER, roboflow:FOLDER ...
 Images are in the folder of each file, or in images=. All prompts name the training data's classes,
 or classes=cat+dog. num_boxes=30 is the recipe of PaliGemma 2's paper: answers are filled up with
 noise boxes. docs/boxes.md describes it, the formats, other sources of boxes, and masks.

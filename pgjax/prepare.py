@@ -2,10 +2,14 @@
 
 python -m pgjax.prepare NAME                       prints where its files come from
 python -m pgjax.prepare NAME --raw=DIR [--out=DIR] [--parts=A,B] [--splits=train,val]
+python -m pgjax.prepare jsonl --data='coco(fname="a.json")' --out=DIR [--to=array_record]
 
 --out is $TFDS_DATA_DIR or ~/tensorflow_datasets by default. A config then names the data set as
 "chartqa/augmented", with data_dir= for another folder. A run that was stopped continues when it is
 started again. Rows are in the order of the data set's TFDS builder, so that train[:5%] is the same.
+
+"jsonl" writes your own data, from any source of docs/data.md, as JSONL with image, prefix and
+suffix and a folder of images, or as ArrayRecord.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from pgjax.errors import UserError
 with epy.lazy_imports():  # Not for --help or a mistake in the command line.
   from absl import logging
 
+  from pgjax.data import export
   from pgjax.datasets import writing
 
 WORKERS = min(16, 4 + (os.cpu_count() or 1))
@@ -39,6 +44,12 @@ FLAGS = [
   cli.Flag("splits", list, help="the splits to prepare, if not all"),
   cli.Flag("skip_bad_images", bool, False, help="drop rows whose image is missing or damaged"),
   cli.Flag("workers", int, WORKERS, least=1, help="threads that read and write"),
+  cli.Flag("data", str, help='jsonl: the source, such as yolo(fname="data.yaml", split="train")'),
+  cli.Flag("pp", str, "", help="jsonl: ops that make prefix and suffix of the source's columns"),
+  cli.Flag("keep", list, help="jsonl: other columns to write"),
+  cli.Flag("split", str, "train", help="jsonl: the name of the file, or of the split"),
+  cli.Flag("to", str, "jsonl", help="jsonl: jsonl or array_record"),
+  cli.Flag("name", str, "mine", help="jsonl: the name of the ArrayRecord data set"),
   cli.Flag("val_ids", str, help="stvqa: a file with the images of its val split, one a line"),
 ]
 OPTIONS = ("val_ids",)  # Flags of single data sets.
@@ -46,6 +57,9 @@ OPTIONS = ("val_ids",)  # Flags of single data sets.
 
 def main(args: Any) -> None:
   """Writes the data set; prints a line for each part."""
+  if args.dataset == "jsonl":
+    write_own(args)
+    return
   data = registry.find(args.dataset)
   parts = _parts(data, args)
   splits = base.chosen("split", args.splits, data.split_names(parts), _default(data, parts))
@@ -64,6 +78,24 @@ def main(args: Any) -> None:
   for part in parts:
     if here := [split for split in splits if split in data.counts(part)]:
       cli.say(writing.prepare(data, raw, folder, part, here, how))
+
+
+def write_own(args: Any) -> None:
+  """Writes the data of --data as JSONL or ArrayRecord."""
+  if not args.data:
+    raise UserError("pgjax.prepare jsonl needs --data=, such as --data='coco(fname=\"a.json\")'.")
+  if args.to not in ("jsonl", "array_record"):
+    raise UserError(f"--to={args.to} must be jsonl or array_record.")
+  if args.to == "jsonl" and not args.out:
+    raise UserError("pgjax.prepare jsonl needs --out=, the folder of the file and its images.")
+  rows = export.Rows(export.data_of(args.data), args.pp, args.keep or ())
+  out = args.out or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  folder = disk.open_folder(out, "--out")
+  if args.to == "jsonl":
+    cli.say(export.to_jsonl(rows, folder, args.split, args.workers))
+  else:
+    logging.set_verbosity(logging.WARNING)
+    cli.say(export.to_array_record(rows, folder, args.name, args.split, args.workers))
 
 
 def _parts(data: base.DataSet, args: Any) -> list[str | None]:

@@ -99,6 +99,7 @@ def test_detection_reads_the_same_boxes_in_every_format(tmp_path):
     ("a.yml", "yolo", "a.yml"),
     ("yolo:a", "yolo", "a"),
     ("voc:a.json", "voc", "a.json"),
+    ("kitti:a:b", "kitti", "a"),
     ("a", "coco", "a"),
   ],
 )

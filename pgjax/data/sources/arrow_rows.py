@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pgjax import cache_dir
+from pgjax.data import signatures
 from pgjax.errors import UserError, cut
 from pgjax.formats import input_files
 
@@ -23,6 +24,7 @@ log = logging.getLogger("pgjax")
 
 MEMORY_BYTES = 1 << 30
 _BATCH_ROWS = 256
+_NO_BYTES = {"bytes": None}
 
 
 class ArrowRows:
@@ -57,15 +59,17 @@ class ArrowRows:
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     batch, row = self._located(i)
-    return self._named(batch.slice(row, 1).to_pylist()[0])
+    return self._named(self._values(batch.slice(row, 1), i))
 
   def texts(self, i: int) -> dict[str, Any]:
-    """Without columns of bytes; an image is a dict with its path."""
+    """Without columns of bytes; an image is a dict with its path, and "bytes" if it has none."""
     batch, row = self._located(i)
     one = batch.slice(row, 1)
-    columns = one.select(self._texts).to_pylist()[0] if self._texts else {}
+    columns = self._values(one.select(self._texts), i) if self._texts else {}
     for name in self._paths_of:
-      columns[name] = {"path": one.column(name).field("path")[0].as_py(), "bytes": None}
+      image = one.column(name)
+      inside = image.field("bytes")[0].is_valid
+      columns[name] = {"path": image.field("path")[0].as_py(), **({} if inside else _NO_BYTES)}
     return self._named(columns)
 
   def at(self, i: int) -> str:
@@ -73,6 +77,12 @@ class ArrowRows:
     i = i if self._indices is None else int(self._indices[i])
     k = bisect.bisect_right(self._file_starts, i) - 1
     return f"{self._labels[k]}, row {i - self._file_starts[k]}"
+
+  def _values(self, one: Any, i: int) -> dict[str, Any]:
+    try:
+      return one.to_pylist()[0]
+    except (ValueError, OverflowError) as error:  # A text that is not UTF-8, a date out of range.
+      raise UserError(f"{self.at(i)} cannot be read: {cut(str(error))}.") from None
 
   def _located(self, i: int):
     i = i if self._indices is None else int(self._indices[i])
@@ -95,7 +105,7 @@ def of_parquet(paths: Sequence[str]) -> ArrowRows:
   total = 0
   for path in paths:
     with _errors(path):
-      _check_regular(path)
+      _check_kind(path)
       metadata = pq.ParquetFile(path).metadata
     groups = range(metadata.num_row_groups)
     total += sum(metadata.row_group(k).total_byte_size for k in groups)
@@ -120,7 +130,7 @@ def _tables(paths: Sequence[str]) -> list:
   tables = []
   for path in paths:
     with _errors(path):
-      _check_regular(path)
+      _check_kind(path)
       if input_files.head(path, 4) == b"PAR1":
         import pyarrow.parquet as pq
 
@@ -169,8 +179,12 @@ def _cached(path: str) -> str:
   return target
 
 
-def _check_regular(path: str) -> None:
-  input_files.check_regular(os.stat(path))
+def _check_kind(path: str) -> None:
+  """Raises for what is no file, and for a file of another kind that its first bytes name."""
+  start = input_files.head(path, 1024)
+  kind = signatures.of(start)
+  if kind is not None and not start.startswith((b"PAR1", b"ARROW1")):
+    raise UserError(f"{path} is {kind.name}, not a Parquet or Arrow file{kind.as_rows}.")
 
 
 @contextlib.contextmanager

@@ -50,3 +50,7 @@ def check_fields(make: Callable, name: str, fields: Mapping[str, Any]) -> None:
   except TypeError as error:
     known = ", ".join(key for key in inspect.signature(make).parameters if key != "name")
     raise UserError(f"data='{name}': {error}; its fields are {known}.") from None
+  for key in ("fname", "root", "images", "split"):
+    value = fields.get(key)
+    if value is not None and (not isinstance(value, str) or "\0" in value):
+      raise UserError(f"data='{name}': {key}={cut(repr(value))} must be text.")

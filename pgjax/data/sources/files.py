@@ -14,14 +14,26 @@ import unicodedata
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 
+from pgjax.data import signatures
 from pgjax.errors import UserError
-from pgjax.formats import input_files
+from pgjax.formats import input_files, typed_json
 
 log = logging.getLogger("pgjax")
 
 file_bytes = input_files.file_bytes
 _URL = re.compile(r"(https?|ftps?|s3|gs|hf|data):", re.IGNORECASE)
 _MAX_SUGGESTED = 20_000  # Names of a folder that are searched for a similar one.
+
+
+def text(path: str, what: str, *, most: int = input_files.MAX_BYTES) -> str:
+  """A text file in UTF-8; raises for another kind of file. what: "a list of images"."""
+  data = file_bytes(path, most=most)
+  if kind := signatures.of(data):
+    raise UserError(f"{path} is {kind.name}, not {what}{kind.as_rows}.")
+  content = typed_json.text(data, path)
+  if "\0" in content:
+    raise UserError(f"{path} has NUL characters, as UTF-16 text has; it must be UTF-8.")
+  return content
 
 
 def locate(

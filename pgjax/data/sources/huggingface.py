@@ -13,6 +13,7 @@ stored as an Arrow file in the cache folder ($PGJAX_CACHE_DIR). No code of a dat
 import hashlib
 import logging
 import os
+import re
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ log = logging.getLogger("pgjax")
 
 _STATE, _DICT = "state.json", "dataset_dict.json"
 _STREAM_BATCH = 64
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class HuggingFace(lazy_table.LazyTable):
@@ -101,7 +103,15 @@ def _local(path: str, split: str | None) -> arrow_rows.ArrowRows:
     return _saved(os.path.abspath(path))
   if os.path.isfile(path) and path.endswith(".arrow"):
     return arrow_rows.ArrowRows([path])
-  return arrow_rows.of_parquet(parquet.parquet_files(path, split))
+  try:
+    return arrow_rows.of_parquet(parquet.parquet_files(path, split))
+  except UserError as error:
+    if "has no Parquet files" not in str(error):
+      raise
+    raise UserError(
+      f"{path} has neither what save_to_disk writes nor Parquet files; other folders have a source"
+      " of their own: jsonl or csv for metadata.jsonl and .csv, folder for a folder per class."
+    ) from None
 
 
 def _saved(folder: str) -> arrow_rows.ArrowRows:
@@ -153,9 +163,14 @@ class HubRows:
 
 
 def _from_hub(name, split, config, revision, rows):
-  datasets = require(name)
+  if not _HUB_NAME.fullmatch(name):
+    raise UserError(
+      f"data='hf': {name!r} is neither a folder or file here nor a name on the Hugging Face hub,"
+      " such as 'owner/name'."
+    )
   if not isinstance(split, str):
     raise UserError(f"data='hf:{name}' needs split=, such as split='train'.")
+  datasets = require(name)
   arguments = dict(split=split, revision=revision, streaming=rows is not None)
   try:
     dataset = datasets.load_dataset(name, config, **arguments)

@@ -1,7 +1,7 @@
 """Which images are in a folder, and how large are they?"""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent import futures
 
 from pgjax.data import images
@@ -45,3 +45,24 @@ def sizes(paths: Sequence[str], wheres: Iterable[str]) -> list[tuple[int, int]]:
 
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     return list(pool.map(size, paths, wheres))
+
+
+def nearest(available: Container[str], name: str, of: str) -> str:
+  """The image that a file of labels names, as a name in its folder; `of`: the file's own name.
+
+  Tools write a path of another machine there, or leave the old name of an image that was renamed:
+  then an image there of the same name, or of the name of the file, is taken.
+  """
+  name = name.replace("\\", "/")
+  base, (folder, stem) = name.rsplit("/", 1)[-1], (os.path.dirname(of), os.path.splitext(of)[0])
+  near = [os.path.normpath(os.path.join(folder, one)) for one in (name, base)]
+  near += [name, base, *(stem + ending for ending in ENDINGS)]
+  return next((one for one in near if one in available), near[0])
+
+
+def check_unique(keys: Iterable[str], names: Iterable[str]) -> None:
+  """Raises if two images have one file of labels, as 1.jpg and 1.png have 1.txt."""
+  first: dict[str, str] = {}
+  for key, name in zip(keys, names, strict=True):
+    if (other := first.setdefault(key, name)) != name:
+      raise UserError(f"{other} and {name} both have the labels {key}; rename one of them.")

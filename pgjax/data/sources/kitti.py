@@ -8,9 +8,8 @@ annotated.py lists the columns.
 
 import os
 
-from pgjax.data.sources import annotated, coco_file, image_folder
+from pgjax.data.sources import annotated, coco_file, files, image_folder
 from pgjax.errors import UserError, cut, naming
-from pgjax.formats import input_files
 
 _FOLDERS = (("label_2", "image_2"), ("labels", "images"))
 _IGNORED = "DontCare"
@@ -24,7 +23,10 @@ class Kitti(annotated.Annotated):
     del split  # A folder is its own split.
     folder = os.path.abspath(os.path.expanduser(fname))
     labels, images = _folders(folder)
-    listed = {os.path.splitext(name)[0]: name for name in image_folder.walk(images)}
+    names = image_folder.walk(images)
+    stems = [os.path.splitext(name)[0] for name in names]
+    image_folder.check_unique(stems, names)
+    listed = dict(zip(stems, names, strict=True))
     entries, ignored = [], 0
     for name in image_folder.walk(labels, (".txt",)):
       path = os.path.join(labels, name)
@@ -72,8 +74,7 @@ def _classes(entries) -> coco_file.Classes:
 
 
 def _objects(path: str) -> list[coco_file.Object]:
-  lines = input_files.file_bytes(path).decode(errors="replace").splitlines()
-  objects = []
+  lines, objects = files.text(path, "a file of labels").splitlines(), []
   for number, line in enumerate(lines, 1):
     if words := line.split():
       with naming(f"{path}, line {number}"):

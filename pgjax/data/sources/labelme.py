@@ -41,13 +41,18 @@ class LabelMe(annotated.Annotated):
     del split  # A folder is its own split.
     folder = os.path.abspath(os.path.expanduser(fname))
     omitted: collections.Counter[str] = collections.Counter()
-    entries = _entries(folder, omitted)
+    root = os.path.abspath(os.path.expanduser(images)) if images else folder
+    available = set(image_folder.walk(root))
+    entries = [
+      entry._replace(file_name=image_folder.nearest(available, entry.file_name, f"{entry.id}.json"))
+      for entry in _entries(folder, omitted)
+    ]
     if not entries:
       raise UserError(f"{folder} has no JSON files.")
     super().__init__(
       coco_file.File(entries, _classes(entries)),
       folder,
-      images or folder,
+      root,
       classes=classes,
       classes_from=classes_from,
       read_classes=read_classes,
@@ -82,10 +87,11 @@ def _entries(folder: str, omitted: collections.Counter) -> list[coco_file.Image]
         raise UserError(f"{path}: $.shapes[{k}] is a {kind} of {len(shape.points)} points.")
       else:
         objects.append(_object(shape, kind))
-    near = os.path.join(os.path.dirname(name), content.imagePath)
     stem = os.path.splitext(name)[0]
     entries.append(
-      coco_file.Image(stem, near, content.imageWidth, content.imageHeight, objects, path)
+      coco_file.Image(
+        stem, content.imagePath, content.imageWidth, content.imageHeight, objects, path
+      )
     )
   return entries
 

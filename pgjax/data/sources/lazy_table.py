@@ -3,12 +3,15 @@
 `rows` has len, [i] (all columns), texts(i) (without encoded images) and at(i) (for messages).
 """
 
+import hashlib
 import os
 from typing import Any, Protocol
 
 from pgjax.data.sources import files, foreign_rows, image_values
 from pgjax.data.sources.columns import Columns
 from pgjax.errors import UserError
+
+_MAX_IDS = 1_000_000  # Ids of images that are compared.
 
 
 class Rows(Protocol):
@@ -20,7 +23,10 @@ class Rows(Protocol):
     """All columns."""
 
   def texts(self, i: int) -> dict[str, Any]:
-    """The columns without encoded images; an image is a dict with its path, or missing."""
+    """The columns without encoded images; an image is a dict with its path, or missing.
+
+    The dict has "bytes" (None) if the path is that of a file.
+    """
 
   def at(self, i: int) -> str:
     """The start of an error about row i."""
@@ -45,6 +51,8 @@ class LazyTable:
     self._columns, self._allow_urls = columns, allow_urls
     if not self._indices:
       raise UserError(f"{self.fname} has no examples.")
+    self._paths: dict[str, str] = {}  # Of names of files.
+    self._digests: dict[int | str, tuple[bytes, int]] = {}  # Of the image of each image_id.
     first = self._rows[self._indices[0]]  # Reports a wrong column before a run.
     self._row(first, 0)
 
@@ -55,6 +63,7 @@ class LazyTable:
     row = self._row(self._rows[self._indices[i]], i)
     values, several = image_values.of(row.get("image"), self._line(i), allow_urls=self._allow_urls)
     encoded = [image_values.read(value, self._path(value, i)) for value in values]
+    self._check_image_id(row.get("image_id"), encoded, i)
     return row | {"image": encoded if several else encoded[0]}
 
   def texts(self, i):
@@ -72,14 +81,30 @@ class LazyTable:
     """Raises for the first missing file; images inside of the rows are not read."""
     if not getattr(self._rows, "names_files", True):
       return
-    paths = []
+    named = []
     for i in range(len(self)):
       row = self._row(self._rows.texts(self._indices[i]), i, is_whole=False)
       value = row.get("image")
-      if isinstance(value, str | list) or (isinstance(value, dict) and value.get("path")):
+      if isinstance(value, str | list) or (isinstance(value, dict) and "bytes" in value):
         values, _ = image_values.of(value, self._line(i), allow_urls=self._allow_urls)
-        paths += [(path, self._line(i)) for v in values if (path := self._path(v, i))]
-    files.check_present(self.root, paths)
+        named += [(v.name, self._line(i)) for v in values if isinstance(v, image_values.File)]
+    paths = files.locate(self.root, named, self.fname or self.root)
+    files.check_present(self.root, zip(paths, (where for _, where in named), strict=True))
+    self._paths = {name: path for (name, _), path in zip(named, paths, strict=True)}
+
+  def _check_image_id(self, key, encoded: list[bytes], i: int) -> None:
+    """Raises if one `image_id` has different images: their rows would be scored as one image."""
+    if not isinstance(key, int | str):
+      return
+    digest = hashlib.blake2b(b"".join(encoded), digest_size=8).digest()
+    if key not in self._digests and len(self._digests) >= _MAX_IDS:
+      return
+    other, first = self._digests.setdefault(key, (digest, i))
+    if other != digest:
+      raise UserError(
+        f"{self._line(first)} and {self._line(i)} have the same image_id {key!r} and different"
+        " images; give each image its own."
+      )
 
   def _line(self, i):
     return self._rows.at(self._indices[i])
@@ -97,5 +122,8 @@ class LazyTable:
   def _path(self, value: image_values.Value, i: int) -> str | None:
     if not isinstance(value, image_values.File):
       return None
-    (path,) = files.locate(self.root, [(value.name, self._line(i))], self.fname)
-    return path
+    if value.name not in self._paths:
+      where = self._line(i)
+      (path,) = files.locate(self.root, [(value.name, where)], self.fname or self.root)
+      self._paths[value.name] = path
+    return self._paths[value.name]

@@ -33,6 +33,8 @@ class RowFile:
       raise UserError(f"{self.fname} is {kind.name}; {wanted}{kind.as_rows}.")
     text = typed_json.text(data, self.fname)
     del data
+    if self._as_csv and "\0" in text:
+      raise UserError(f"{self.fname} has NUL characters, as UTF-16 text has; it must be UTF-8.")
     yield from self._csv(text) if self._as_csv else self._json(text)
 
   def at(self, number: int) -> str:

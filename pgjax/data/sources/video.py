@@ -72,6 +72,7 @@ class Video:
     prefix=None,
     suffix=None,
     id=None,
+    prompt=None,
   ):
     self._num_frames = _whole(num_frames, "num_frames")
     self._stride = None if stride is None else _whole(stride, "stride")
@@ -81,7 +82,7 @@ class Video:
     self.fname, part = _file(fname, dataset_name, split, data_dir)
     self.root = os.path.abspath(os.path.expanduser(root or os.path.dirname(self.fname)))
     self._names = dict(video=video, start=start, end=end)
-    self._columns = columns.Columns(prefix=prefix, suffix=suffix, id=id)
+    self._columns = columns.Columns(prefix=prefix, suffix=suffix, id=id, prompt=prompt)
     file = row_files.RowFile(self.fname)
     rows = list(file)
     rows = rows[part(len(rows))]

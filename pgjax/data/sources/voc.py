@@ -9,7 +9,7 @@ split, or `split` is its subfolder. Boxes are xmin, ymin, xmax, ymax in pixels, 
 import os
 from xml.etree import ElementTree
 
-from pgjax.data.sources import annotated, coco_file, image_folder
+from pgjax.data.sources import annotated, coco_file, files, image_folder
 from pgjax.errors import UserError, cut, naming
 from pgjax.formats import input_files, xml_file
 
@@ -43,8 +43,9 @@ class Voc(annotated.Annotated):
     available, entries = set(image_folder.walk(root)), []
     for name in names[start:stop]:
       path = os.path.join(folder.xml, name)
+      content = xml_file.read(path)
       with naming(path):
-        entry = _entry(xml_file.parse(input_files.file_bytes(path), path), name, one_based)
+        entry = _entry(content, name, one_based)
         if skip_difficult:
           rest = [o for o in entry.objects if not o.is_crowd]
           if len(rest) < len(entry.objects):
@@ -52,7 +53,7 @@ class Voc(annotated.Annotated):
             omitted[why] = omitted.get(why, 0) + len(entry.objects) - len(rest)
           entry = entry._replace(objects=rest)
       objects = [o._replace(is_crowd=False) for o in entry.objects]
-      file_name = _present(available, entry.file_name, name)
+      file_name = image_folder.nearest(available, entry.file_name, name)
       entries.append(entry._replace(objects=objects, file_name=file_name, where=path))
     super().__init__(
       coco_file.File(entries, folder.classes()),
@@ -89,7 +90,7 @@ class _Folder:
     if self._split is None or not self._lists:
       return image_folder.walk(self.xml, (".xml",))
     path = os.path.join(self._lists, f"{self._split}.txt")
-    lines = input_files.file_bytes(path).decode(errors="replace").splitlines()
+    lines = files.text(path, "a list of images").splitlines()
     names = [f"{line.split()[0]}.xml" for line in lines if line.strip()]
     for number, name in enumerate(names, 1):
       input_files.inside(self.xml, name, f"{path}, line {number}", what="file")
@@ -146,12 +147,3 @@ def _number(text: str | None, name: str, *, needed: bool = False) -> float:
   if not abs(value) < 1e7:
     raise UserError(f"<{name}> is {text!r:.60}, not a number of pixels")
   return value
-
-
-def _present(available: set[str], file_name: str, xml_name: str) -> str:
-  """The image that the file names, else the one with the name of the XML file."""
-  base = os.path.basename(file_name.replace("\\", "/"))
-  folder, stem = os.path.dirname(xml_name), os.path.splitext(xml_name)[0]
-  near = [os.path.normpath(os.path.join(folder, name)) for name in (file_name, base)]
-  near += [file_name, base, *(stem + ending for ending in image_folder.ENDINGS)]
-  return next((name for name in near if name in available), file_name)

@@ -7,6 +7,7 @@ is beside images/, or in the images' own. annotated.py lists the columns.
 """
 
 import os
+import re
 from typing import Any
 
 import yaml
@@ -16,8 +17,10 @@ from pgjax.errors import UserError, cut, naming
 from pgjax.formats import input_files
 
 SPLITS = {"valid": "val", "validation": "val"}  # Other names of a split.
-_MAX_BYTES = 16 << 20  # Of data.yaml, and of a label file.
+_MAX_BYTES = 16 << 20  # Of a label file.
+_MAX_YAML_BYTES = 1 << 20
 _SHARE_LIMIT = 2  # Numbers beyond are pixels.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ROUNDING = 1.5e-6  # Of a share with six decimals.
 
 
@@ -73,6 +76,7 @@ class Yolo(annotated.Annotated):
     sizes = image_folder.sizes(paths, paths)
     entries = []
     present = files.present(map(_label_path, paths))
+    image_folder.check_unique(map(_label_path, paths), listed)
     for name, path, (width, height) in zip(listed, paths, sizes, strict=True):
       label_path, objects = _label_path(path), []
       if label_path in present:
@@ -101,11 +105,24 @@ def _yaml_path(fname: str) -> str:
   return os.path.join(fname, listed[0] if len(listed) == 1 else "data.yaml")
 
 
+class _Loader(yaml.SafeLoader):
+  """Refuses a key that is given twice, of which YAML would silently take the last."""
+
+  def construct_mapping(self, node, deep=False):
+    keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+    repeated = [key for k, key in enumerate(keys) if key in keys[:k]]
+    if repeated:
+      raise UserError(f"line {node.start_mark.line + 1}: {repeated[0]!r} is given twice")
+    return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
-  data = input_files.file_bytes(path, most=_MAX_BYTES)
+  text = files.text(path, "the description of a YOLO data set", most=_MAX_YAML_BYTES)
   try:
-    content = yaml.safe_load(data)
-  except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    content = yaml.load(text, _Loader)
+  except UserError:
+    raise
+  except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
     raise UserError(f"this is not YAML ({cut(' '.join(str(error).split()))})") from None
   if not isinstance(content, dict):
     raise UserError("a YOLO data set is described by fields such as train:, val: and names:")
@@ -122,6 +139,11 @@ def _names(content: dict[str, Any], given) -> tuple[str, ...]:
     names = [names[i] for i in range(len(names))]
   if not isinstance(names, list | tuple) or not names:
     raise UserError("there are no names of classes (names:); give them with names=[...]")
+  for i, name in enumerate(names):
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+      raise UserError(f"names: class {i} is {name!r}, no text; write it in quotes, such as 'yes'")
+    if isinstance(name, str) and _SURROGATE.search(name):
+      raise UserError(f"names: class {i}, {name!r}, has half of a surrogate pair; remove it")
   texts = tuple(" ".join(str(name).split()) for name in names)
   if repeated := sorted({name for name in texts if texts.count(name) > 1}):
     raise UserError(f"two classes have the same name, {repeated[0]!r}; rename one of them")
@@ -167,7 +189,7 @@ def _listed(entry: str, base: str, root: str, path: str) -> list[str]:
     if not os.path.isdir(here):
       raise UserError(f"{cut(repr(entry))} is no folder in {root}")
     return [os.path.relpath(os.path.join(here, name), root) for name in image_folder.walk(here)]
-  lines = input_files.file_bytes(here).decode(errors="replace").splitlines()
+  lines = files.text(here, "a list of images").splitlines()
   named = [
     (os.path.join(os.path.dirname(here), line.strip()), f"{here}, line {n}")
     for n, line in enumerate(lines, 1)
@@ -185,9 +207,8 @@ def _label_path(image: str) -> str:
 
 
 def _objects(path: str, names: tuple[str, ...], width: int, height: int) -> list[coco_file.Object]:
-  text = input_files.file_bytes(path, most=_MAX_BYTES).decode(errors="replace")
-  objects = []
-  for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+  text, objects = files.text(path, "a file of labels", most=_MAX_BYTES), []
+  for number, line in enumerate(text.splitlines(), 1):
     if line.strip():
       with naming(f"{path}, line {number}"):
         objects.append(_object(line.split(), names, width, height))
