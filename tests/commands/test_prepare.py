@@ -123,9 +123,10 @@ def test_splits_and_parts_are_checked_when_read(raw, tmp_path):
   prepare("chartqa", f"--raw={raw}", f"--out={tmp_path}", "--parts=augmented")
   for name, split, message in [
     ("chartqa/augmented", "trian", "no split"),
-    ("chartqa/augmented", "train[", "cannot be read"),
+    ("chartqa/augmented", "train[", r"has no split 'train\['"),
     ("chartqa", "train", "write 'chartqa/augmented'"),
-    ("chartqa/human", "train", "is not prepared"),
+    ("chartqa/human", "train", "is not prepared .* pgjax.prepare chartqa --raw="),
+    ("docvqa", "train", "is not prepared .* pgjax.prepare docvqa --raw="),
   ]:
     with pytest.raises(ValueError, match=message):
       registry.open(dict(name=name, split=split, data_dir=str(tmp_path)))

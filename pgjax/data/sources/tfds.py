@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from pgjax.data import images
+from pgjax.datasets import registry
 from pgjax.errors import UserError
-
-PREPARED_HERE = ("chartqa",)  # By pgjax.prepare, from their official downloads.
 
 
 class Tfds:
@@ -208,9 +207,11 @@ def _prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
     names = " or ".join(f"'{name}/{part}'" for part in inner)
     raise UserError(f"Data set '{name}' in {data_dir} has parts: write {names}.")
   dataset = name.split("/")[0]
+  known = registry.all_data_sets().get(dataset)
+  raw = " --raw=FOLDER_OF_ITS_DOWNLOAD" if known is None or known.needs_raw else ""
   how = (
-    f"python -m pgjax.prepare {dataset} --raw=FOLDER_OF_ITS_DOWNLOAD --out={data_dir}"
-    if dataset in PREPARED_HERE
+    f"python -m pgjax.prepare {dataset}{raw} --out={data_dir}"
+    if known
     else "prepare it with TFDS as ArrayRecord (docs of tensorflow_datasets: download_and_prepare)"
   )
   raise UserError(
