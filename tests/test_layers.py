@@ -54,7 +54,7 @@ IMPORT_DOORS = {
   "grain": {"data"},
   "matplotlib": {"planning/figure"},
   "PIL": {"api", "data", "datasets", "visualization", "metrics/segmentation"},
-  "simplejpeg": {"data/images"},
+  "simplejpeg": {"data/images", "datasets/textvqa"},
   "pycocotools": {"metrics/detection", "datasets/coco_instances"},
   "google_crc32c": {"formats/tfrecord"},
   "pycocoevalcap": {"metrics/caption"},

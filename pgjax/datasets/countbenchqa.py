@@ -23,10 +23,10 @@ class _Stored(msgspec.Struct):
   bytes: bytes | None
 
 
-class _Row(msgspec.Struct):
-  image_url: str
-  text: str
-  number: base.Int32
+class _Row(msgspec.Struct):  # Rows without an image may lack more.
+  image_url: str | None
+  text: str | None
+  number: base.Int32 | None
   image: _Stored | None
 
 

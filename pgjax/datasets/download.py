@@ -37,6 +37,7 @@ def check(data: DataSet, folder: pathlib.Path, parts: Sequence[str | None], spli
     (part, split): [name for name in data.files(part, split) if not _exists(folder, name)]
     for part in parts
     for split in splits
+    if split in data.counts(part)
   }
   missing = list(dict.fromkeys(name for names in lacking.values() for name in names))
   if not missing:

@@ -156,9 +156,15 @@ def prepared_splits(folder: pathlib.Path, data: DataSet) -> dict[str, int]:
     builder = tfds.builder_from_directory(folder)
     splits = {name: info.num_examples for name, info in builder.info.splits.items()}
     same = _plain(builder.info.features) == _plain(base.to_tfds(data.features))
+    kind = builder.info.file_format.value
   except Exception as error:
     reason = " ".join(str(error).split())[:200]
     raise UserError(f"{folder} cannot be read as a data set: {reason}. Delete it.") from error
+  if kind != "array_record":
+    raise UserError(
+      f"{folder} holds {kind} files, as tfds build writes them: use another --out=, or make "
+      "ArrayRecord of them with --from_tfrecord."
+    )
   if not same:
     raise UserError(
       f"{folder} was prepared with other features, by another version of pgjax or by TFDS: delete "

@@ -19,7 +19,7 @@ _GONE = "covers that can no longer be downloaded"
 class _Book(msgspec.Struct):
   imageURL: str
   questions: list[str]
-  answers: list[str]
+  answers: list[str | int | float]
   split: int
 
 
@@ -43,7 +43,7 @@ def _rows(raw: base.Raw, part: None, split: str):
           "image/id": book_id,
           "image": image,
           "question": question,
-          "answer": answer,
+          "answer": str(answer),
         },
       )
 

@@ -18,17 +18,17 @@ _IMAGES = "Images_LR"
 class _Question(msgspec.Struct):  # Only the active ones have all fields.
   id: base.Int32
   active: bool
-  type: str = ""
-  question: str = ""
-  img_id: int = -1
-  answers_ids: list[int] = []
+  type: str | None = None
+  question: str | None = None
+  img_id: int | None = None
+  answers_ids: list[int] | None = None
 
 
 class _Answer(msgspec.Struct):
   id: int
   active: bool
-  question_id: int = -1
-  answer: str = ""
+  question_id: int | None = None
+  answer: str | None = None
 
 
 class _Questions(msgspec.Struct):
@@ -56,6 +56,8 @@ def active(raw: base.Raw, prefix: str, split: str) -> Iterator[tuple[str, _Quest
     raw.check(asked.active == answer.active, where, f"{names[1]} has another value of active")
     if not asked.active:
       continue
+    fields = asked.type, asked.question, asked.img_id, asked.answers_ids, answer.answer
+    raw.check(None not in fields, where, "a field of this question or its answer is missing")
     fit = asked.answers_ids[:1] == [answer.id] and asked.id == answer.question_id
     raw.check(fit, where, f"answer {i} of {names[1]} is to another question")
     yield where, asked, answer

@@ -17,7 +17,7 @@ class _Row(msgspec.Struct):
   question: str
   question_id: base.Int32
   answer: base.Int32 | str
-  issimple: bool | None = None
+  issimple: bool | base.Int32 | None = None
 
 
 def _rows(raw: base.Raw, part: None, split: str):

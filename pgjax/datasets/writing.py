@@ -155,7 +155,7 @@ def _write_split(
 
 
 def _plan(data: DataSet, raw: Raw, part: str | None, split: str, how: Options) -> _Plan:
-  rows = list(data.rows(raw, part, split))
+  rows = list(_bar(f"{data.full_name(part)} {split}: reading", data.rows(raw, part, split)))
   if not rows:
     raise UserError(f"{data.full_name(part)}: the download has no rows for the split '{split}'.")
   rows, dropped, sizes = _with_images(data, part, split, rows, how)
@@ -263,11 +263,8 @@ def _run(data: DataSet, plan: _Plan, paths: dict, name: str, how: Options) -> No
     return
   bounds = {i: plan.bounds(i) for i in paths}
   total, written = len(plan.rows), sum(end - start for start, end in bounds.values())
-  stop, seconds = threading.Event(), 0.5 if sys.stderr.isatty() else 30
-  bar = tqdm.tqdm(
-    total=total, initial=total - written, desc=name, unit=" rows", file=sys.stderr, leave=False,
-    mininterval=seconds, maxinterval=seconds, dynamic_ncols=True,
-  )  # fmt: skip
+  stop = threading.Event()
+  bar = _bar(name, total=total, initial=total - written)
   encoder = encoding.Encoder(data, skip_bad=how.skip_bad_images)
   with bar, concurrent.futures.ThreadPoolExecutor(how.workers) as pool:
     jobs = [
@@ -281,6 +278,13 @@ def _run(data: DataSet, plan: _Plan, paths: dict, name: str, how: Options) -> No
       stop.set()
       pool.shutdown(wait=True, cancel_futures=True)
       raise
+
+
+def _bar(text: str, *rows: Iterator, **more: int) -> tqdm.tqdm:
+  """A line of progress on stderr: rows a second and the time that is left."""
+  seconds = 0.5 if sys.stderr.isatty() else 30  # In a log, not so often.
+  look = dict(unit=" rows", file=sys.stderr, leave=False, dynamic_ncols=True)
+  return tqdm.tqdm(*rows, desc=text, mininterval=seconds, maxinterval=seconds, **look, **more)
 
 
 def _write_shard(encoder, rows, path: pathlib.Path, stop: threading.Event, bar: tqdm.tqdm) -> None:

@@ -7,6 +7,7 @@ repository.
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pgjax import cli, prepare as command
 from pgjax.data import images
 from pgjax.data.sources import registry
 from pgjax.datasets import base, chartqa, writing
@@ -24,8 +26,8 @@ SHARED = pathlib.Path(os.environ.get("PGJAX_SHARED_DATA", ROOT.parent / "shared/
 
 
 def prepare(*args):
-  command = [sys.executable, "-m", "pgjax.prepare", *map(str, args)]
-  return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+  line = [sys.executable, "-m", "pgjax.prepare", *map(str, args)]
+  return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 @pytest.fixture
@@ -85,11 +87,35 @@ def test_a_mistake_is_one_sentence(args, message):
   assert "Traceback" not in done.stderr
 
 
+def test_splits_and_options_are_checked_before_files():
+  for name, flags, message in [
+    ("docvqa", ["--splits=val,tset"], "no split 'tset'. There are: train, val, test."),
+    ("gqa", ["--splits=train"], "no split 'train'. There are: train_balanced, val_balanced,"),
+    ("docvqa", ["--val_ids=x"], "--val_ids is not an option of docvqa."),
+    ("docvqa", ["--parts=human"], "docvqa has no parts: leave --parts out."),
+    ("easyvqa", ["--raw=."], "takes no --raw"),
+  ]:
+    args = cli.parse(["prepare", name, "--raw=.", *flags], command.FLAGS, "none")
+    with pytest.raises(UserError, match=re.escape(message)):
+      command.main(args)
+
+
+def test_without_a_folder_it_prints_what_to_download():
+  done = prepare("stvqa")
+  assert done.stdout.startswith("stvqa: ST-VQA: ")
+  assert "rrc.cvc.uab.es" in done.stdout
+  assert "test (4,070 rows): test_task_3.json test_task3_images/ train2014/" in done.stdout
+  assert done.stderr == "error: pgjax.prepare stvqa needs --raw=DIR, the folder of its download.\n"
+  assert done.returncode == 1
+
+
 def test_without_a_data_set_the_command_line_is_wrong():
   done = prepare("--raw=.")
   assert done.returncode == 2
   assert done.stderr == "error: DATASET must be given. (--help lists the flags)\n"
-  assert "pgjax.prepare DATASET [flags]" in prepare("--help").stdout
+  page = prepare("--help").stdout
+  assert "pgjax.prepare DATASET [flags]" in page
+  assert "  aokvqa           A-OKVQA: questions that need outside knowledge" in page
 
 
 def test_a_missing_chart_raises_with_its_entry(raw, tmp_path):
@@ -123,9 +149,10 @@ def test_splits_and_parts_are_checked_when_read(raw, tmp_path):
   prepare("chartqa", f"--raw={raw}", f"--out={tmp_path}", "--parts=augmented")
   for name, split, message in [
     ("chartqa/augmented", "trian", "no split"),
-    ("chartqa/augmented", "train[", "cannot be read"),
+    ("chartqa/augmented", "train[", r"has no split 'train\['"),
     ("chartqa", "train", "write 'chartqa/augmented'"),
-    ("chartqa/human", "train", "is not prepared"),
+    ("chartqa/human", "train", "is not prepared .* pgjax.prepare chartqa --raw="),
+    ("docvqa", "train", "is not prepared .* pgjax.prepare docvqa --raw="),
   ]:
     with pytest.raises(ValueError, match=message):
       registry.open(dict(name=name, split=split, data_dir=str(tmp_path)))

@@ -146,6 +146,14 @@ def test_a_split_can_be_added_later(raw):
     prepare(raw, other)
 
 
+def test_what_tfds_build_wrote_is_not_taken_for_prepared(raw):
+  prepare(raw)
+  info = raw.folder.parent / "drawn/1.0.0/dataset_info.json"
+  info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+  with pytest.raises(UserError, match="holds tfrecord files, as tfds build writes them"):
+    prepare(raw)
+
+
 def test_bad_images_are_an_error_or_dropped_and_counted(raw, caplog):
   image = raw.folder / "images/1.png"
   image.write_bytes(image.read_bytes()[:-30])

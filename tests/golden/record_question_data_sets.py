@@ -5,21 +5,19 @@ PYTHONPATH=tests:BIG_VISION python tests/golden/record_question_data_sets.py \
   tests/golden/question_data_sets.json
 """
 
-import hashlib
 import importlib
-import io
 import json
 import pathlib
 import sys
 import tempfile
 import types
 
-import numpy as np
+import data_set_rows
 import raw_questions
 import tensorflow_datasets as tfds
 import tifffile
 from absl import flags
-from PIL import Image
+from array_record.python import array_record_module
 
 # name -> (module, class, parts or splits to read, {constant: path below the raw folder}).
 BUILDERS = {
@@ -115,31 +113,12 @@ def builder_of(name: str, part: str | None, raw: pathlib.Path, out: str):
   return cls(data_dir=out, config=part, file_format="array_record")
 
 
-def value(feature, name: str, raw: str) -> object:
-  """A value as JSON, paths below the raw folder; an image as the hashes of bytes and pixels."""
-  if isinstance(feature, bytes) and name == "image":
-    pixels = np.asarray(Image.open(io.BytesIO(feature)))
-    return [hashlib.sha256(feature).hexdigest()[:16], hashlib.sha256(pixels).hexdigest()[:16]]
-  if isinstance(feature, bytes):
-    return feature.decode().removeprefix(f"{raw}/")
-  if isinstance(feature, np.ndarray | list):
-    return [value(inner, "", raw) for inner in feature]
-  return feature.item() if isinstance(feature, np.generic) else feature
-
-
-def rows(builder, split: str, raw: str) -> list[dict]:
-  """The rows of a split in their order."""
-  decoders = dict(image=tfds.decode.SkipDecoding())
-  found = builder.as_data_source(split=split, decoders=decoders)
-  return [{k: value(v, k, raw) for k, v in sorted(row.items())} for row in found]
-
-
-def features(builder) -> dict[str, list]:
-  """{name: [shape, dtype]} of all features, and the encoding of the image."""
-  found = {}
-  for name, info in builder.info.features.get_tensor_info().items():
-    found[name] = [list(info.shape), np.dtype(info.np_dtype).name]
-  found["image"].append(builder.info.features["image"].to_json_content().encoding_format)
+def records(info) -> list[bytes]:
+  """The records of a split, in their order."""
+  found = []
+  for path in info.filepaths:
+    reader = array_record_module.ArrayRecordReader(str(path))
+    found += reader.read([*range(reader.num_records())])
   return found
 
 
@@ -158,13 +137,19 @@ def main():
         builder.download_and_prepare(
           download_config=tfds.download.DownloadConfig(manual_dir=str(raw))
         )
-        splits = [s for s in builder.info.splits if "_fs" not in s]
         full = name if part in (None, name) else f"{name}/{part}"
         recorded[full] = dict(
-          features=features(builder), splits={s: rows(builder, s, raw) for s in sorted(splits)}
+          version=str(builder.info.version),
+          encoding=builder.info.features["image"].to_json_content().encoding_format,
+          features=data_set_rows.features(builder.info),
+          splits={
+            split: data_set_rows.normal(records(info), raw)
+            for split, info in builder.info.splits.items()
+            if "_fs" not in split
+          },
         )
-  text = json.dumps(recorded, sort_keys=True)
-  pathlib.Path(sys.argv[1]).write_text(text.replace('{"features"', '\n{"features"') + "\n")
+  lines = [f"{json.dumps(n)}: {json.dumps(v, ensure_ascii=False)}" for n, v in recorded.items()]
+  pathlib.Path(sys.argv[1]).write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import numpy as np
 
 from pgjax.data import images
 from pgjax.errors import UserError
-from pgjax.formats import input_files
 
 
 class Tfds:
@@ -232,9 +231,11 @@ def _prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
   from pgjax.datasets import registry  # Takes a moment.
 
   dataset = re.split("[/:]", name)[0]
+  known = registry.all_data_sets().get(dataset)
+  raw = " --raw=FOLDER_OF_ITS_DOWNLOAD" if known is None or known.needs_raw else ""
   how = (
-    f"python -m pgjax.prepare {dataset} --raw=FOLDER_OF_ITS_DOWNLOAD --out={data_dir}"
-    if dataset in registry.all_data_sets()
+    f"python -m pgjax.prepare {dataset}{raw} --out={data_dir}"
+    if known
     else "prepare it with TFDS as ArrayRecord (docs of tensorflow_datasets: download_and_prepare)"
   )
   raise UserError(
