@@ -40,6 +40,7 @@ class Flag(NamedTuple):
   help: str = ""  # Without a full stop.
   positional: bool = False  # Written without --name=, before or between the flags.
   least: int | None = None  # The smallest value.
+  instead: str = ""  # Of a required flag: another that makes it optional.
 
 
 STEP = Flag("step", int, help="which step of the workdir; without it the newest")
@@ -139,7 +140,8 @@ def parse(argv: Sequence[str], flags: Sequence[Flag], config: str) -> SimpleName
       values[flag.name].value = rest.pop(0)
   if rest:
     raise UserError(f"{rest[0]!r} is not a flag; write --name=value.")
-  missing = [_name(flag) for flag in flags if flag.required and not values[flag.name].value]
+  given = {flag.name for flag in flags if values[flag.name].value}
+  missing = [_name(f) for f in flags if f.required and not given & {f.name, f.instead}]
   if missing:
     raise UserError(f"{' and '.join(missing)} must be given.")
   return SimpleNamespace(
@@ -196,7 +198,7 @@ def _left(flag: Flag) -> str:
 
 def _right(flag: Flag) -> str:
   if flag.required:
-    return f"{flag.help} (required)"
+    return f"{flag.help} (required{flag.instead and f', or --{flag.instead}'})"
   plain = flag.default in (None, "", []) or flag.kind is bool
   return flag.help if plain else f"{flag.help} (default: {flag.default})"
 

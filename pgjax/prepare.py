@@ -3,6 +3,7 @@
 python -m pgjax.prepare NAME                       prints where its files come from
 python -m pgjax.prepare NAME --raw=DIR [--out=DIR] [--parts=A,B] [--splits=train,val]
 python -m pgjax.prepare jsonl --data='coco(fname="a.json")' --out=DIR [--to=array_record]
+python -m pgjax.prepare [NAME] --from_tfrecord=DIR --out=DIR      a data set that tfds build wrote
 
 --out is $TFDS_DATA_DIR or ~/tensorflow_datasets by default. A config then names the data set as
 "chartqa/augmented", with data_dir= for another folder. A run that was stopped continues when it is
@@ -21,24 +22,33 @@ if __name__ == "__main__":  # Before the imports below, which take a moment.
 
 import os
 import pathlib
+import re
 from typing import Any
 
 from etils import epy
 
 from pgjax import cli, disk
 from pgjax.datasets import base, download, registry
-from pgjax.errors import UserError
+from pgjax.errors import UserError, cut
 
 with epy.lazy_imports():  # Not for --help or a mistake in the command line.
   from absl import logging
 
   from pgjax.data import export
-  from pgjax.datasets import writing
+  from pgjax.datasets import from_tfrecord, writing
 
 WORKERS = min(16, 4 + (os.cpu_count() or 1))
 FLAGS = [
-  cli.Flag("dataset", str, required=True, positional=True, help="a name of the table above"),
+  cli.Flag(
+    "dataset",
+    str,
+    required=True,
+    positional=True,
+    instead="from_tfrecord",
+    help="a name of the table above",
+  ),
   cli.Flag("raw", str, help="folder of the official download"),
+  cli.Flag("from_tfrecord", str, help="a folder that `tfds build` wrote, to make ArrayRecord of"),
   cli.Flag("out", str, help="folder of prepared data sets, if not $TFDS_DATA_DIR"),
   cli.Flag("parts", list, help="the parts to prepare, if not all"),
   cli.Flag("splits", list, help="the splits to prepare, if not all"),
@@ -57,8 +67,11 @@ OPTIONS = ("val_ids",)  # Flags of single data sets.
 
 def main(args: Any) -> None:
   """Writes the data set; prints a line for each part."""
+  if args.from_tfrecord:
+    _from_tfrecord(args)
+    return
   if args.dataset == "jsonl":
-    write_own(args)
+    _write_own(args)
     return
   data = registry.find(args.dataset)
   parts = _parts(data, args)
@@ -72,15 +85,30 @@ def main(args: Any) -> None:
   elif args.raw:
     raise UserError(f"pgjax.prepare {data.name} takes no --raw: it comes from {data.source}.")
   logging.set_verbosity(logging.WARNING)
-  out = args.out or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  folder = disk.open_folder(out, "--out")
+  folder = disk.open_folder(_out(args), "--out")
   how = writing.Options(args.workers, args.skip_bad_images)
   for part in parts:
     if here := [split for split in splits if split in data.counts(part)]:
       cli.say(writing.prepare(data, raw, folder, part, here, how))
 
 
-def write_own(args: Any) -> None:
+def _from_tfrecord(args: Any) -> None:
+  """Copies a data set of TFDS; NAME is its name in the copy, if not the same."""
+  if strange := [flag for flag in ("raw", "parts", "splits", *OPTIONS) if getattr(args, flag)]:
+    raise UserError(f"--from_tfrecord copies a whole data set: leave --{strange[0]} out.")
+  if args.dataset and not re.fullmatch(r"[A-Za-z_]\w*(/[\w.-]+)?", args.dataset):
+    raise UserError(f"{cut(args.dataset)!r} is no name of a data set, such as 'set' or 'set/part'.")
+  logging.set_verbosity(logging.WARNING)
+  folder = disk.open_folder(_out(args), "--out")
+  for line in from_tfrecord.convert(args.from_tfrecord, folder, args.dataset, args.workers):
+    cli.say(line)
+
+
+def _out(args: Any) -> str:
+  return args.out or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+
+
+def _write_own(args: Any) -> None:
   """Writes the data of --data as JSONL or ArrayRecord."""
   if not args.data:
     raise UserError("pgjax.prepare jsonl needs --data=, such as --data='coco(fname=\"a.json\")'.")
@@ -89,8 +117,7 @@ def write_own(args: Any) -> None:
   if args.to == "jsonl" and not args.out:
     raise UserError("pgjax.prepare jsonl needs --out=, the folder of the file and its images.")
   rows = export.Rows(export.data_of(args.data), args.pp, args.keep or ())
-  out = args.out or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  folder = disk.open_folder(out, "--out")
+  folder = disk.open_folder(_out(args), "--out")
   if args.to == "jsonl":
     cli.say(export.to_jsonl(rows, folder, args.split, args.workers))
   else:

@@ -128,8 +128,11 @@ class Raw:
       self._last = (name, kind), typed_json.read(self.path(name), kind)
     return self._last[1]
 
-  def json_lines(self, name: str, kind: Any) -> Iterator[tuple[int, Any]]:
-    """(number from 1, row) of each line that is not empty; the file is not held in memory."""
+  def json_lines(self, name: str, kind: Any, only: bytes = b"") -> Iterator[tuple[int, Any]]:
+    """(number from 1, row) of each line that is not empty; the file is not held in memory.
+
+    only: whole lines without these bytes are passed over, which is faster than decoding them.
+    """
     decoder, path = msgspec.json.Decoder(kind), self.path(name)
     try:
       input_files.check_regular(path.stat())
@@ -138,7 +141,7 @@ class Raw:
       raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     with file:
       for number, line in enumerate(file, 1):
-        if not line.strip():
+        if (only not in line and line.endswith(b"}\n")) or not line.strip():
           continue
         try:
           yield number, decoder.decode(line)

@@ -39,22 +39,21 @@ def _coco35l_rows(raw: base.Raw, part: None, split: str):
   wanted = _SOURCE_OF_ENGLISH if english else language
   images = {image.cocoid: image for image in karpathy.images(raw)}
   captions: dict[int, list[str]] = {}
-  for number, row in raw.json_lines(name, _Translation):
+  for number, row in raw.json_lines(name, _Translation, only=f'"{wanted}"'.encode()):
+    if row.trg_lang != wanted:
+      continue
     digits = row.image_id.split("_")[0]
     raw.check(digits.isascii() and digits.isdigit(), f"{name}, line {number}", "image_id has no id")
-    of_image = captions.setdefault(int(digits), [])
-    if row.trg_lang == wanted:
-      of_image.append(row.caption_tokenized if english else row.translation_tokenized)
+    text = row.caption_tokenized if english else row.translation_tokenized
+    captions.setdefault(int(digits), []).append(text)
   with Dropped(COCO35L.name, part, split) as dropped:
     for image_id, texts in captions.items():
       key = f"{image_id}_{language}"
       if image_id not in images:
         dropped.add(f"images that {karpathy.FILE} does not have", key)
-      elif not texts:
-        dropped.add(f"images without a caption in '{language}'", key)
-      else:
-        image = karpathy.file(raw, images[image_id])
-        yield key, {"image/id": key, "image": image, "captions": texts, "language": language}
+        continue
+      image = karpathy.file(raw, images[image_id])
+      yield key, {"image/id": key, "image": image, "captions": texts, "language": language}
 
 
 class _Captions(msgspec.Struct):

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 from typing import Any, NamedTuple
 
 import msgspec
@@ -84,15 +85,25 @@ class Instances(NamedTuple):
 
 def read(raw: base.Raw, name: str) -> Instances:
   """The content of a file."""
-  data = raw.json(name, _File)
+  path = raw.path(name)
+  info = path.stat()
+  return _read(os.fspath(path), info.st_mtime_ns, info.st_size)
+
+
+@functools.lru_cache(maxsize=1)  # A file of 450 MB, which every split needs.
+def _read(path: str, time: int, size: int) -> Instances:
+  data = typed_json.read(path, _File)
   images = {image.id: image for image in data.images}
   categories = {category.id: category for category in data.categories}
   of_image: dict[int, list[Instance]] = {}
   for instance in data.annotations:
-    if instance.image_id in images:
-      known = instance.category_id in categories
-      raw.check(known, f"{name}, annotation {instance.id}", "its category is not in the file")
-      of_image.setdefault(instance.image_id, []).append(instance)
+    if instance.image_id not in images:
+      continue
+    if instance.category_id not in categories:
+      raise UserError(
+        f"{path}, annotation {instance.id}: its category {instance.category_id} is not in the file."
+      )
+    of_image.setdefault(instance.image_id, []).append(instance)
   return Instances(images, of_image, categories)
 
 

@@ -7,7 +7,10 @@ import pgjax.datasets
 from pgjax.datasets.base import DataSet
 from pgjax.errors import UserError, did_you_mean
 
-_MACHINERY = {"base", "download", "encoding", "registry", "writing"}
+_MACHINERY = {
+  *("base", "download", "encoding", "registry", "writing", "from_tfrecord"),
+  *("coco_instances", "dropped", "karpathy", "tables"),
+}
 
 
 def all_data_sets() -> dict[str, DataSet]:

@@ -77,7 +77,7 @@ def prepare(
     _compare(data, part, sizes)
     return f"{_line(data, part, sizes)} in {folder} (prepared earlier; delete it to write it anew)"
   work = folder.with_name(f".{data.version}.incomplete")
-  with _trouble(work), _lock(work):
+  with trouble(work), lock(work):
     written = {split: _write_split(data, raw, work, part, split, how) for split in wanted}
     encoding.publish(data, part, work, folder, written)
   sizes = {split: sum(lengths) for split, lengths in written.items()}
@@ -103,7 +103,7 @@ def _compare(data: DataSet, part: str | None, sizes: dict[str, int]) -> None:
 
 
 @contextlib.contextmanager
-def _lock(work: pathlib.Path) -> Iterator[None]:
+def lock(work: pathlib.Path) -> Iterator[None]:
   """Two runs may not write one folder."""
   work.mkdir(parents=True, exist_ok=True)
   with open(work / ".lock", "w") as file:
@@ -117,7 +117,7 @@ def _lock(work: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _trouble(work: pathlib.Path) -> Iterator[None]:
+def trouble(work: pathlib.Path) -> Iterator[None]:
   """Errors of the disk, which ArrayRecord raises as RuntimeError, as a UserError."""
   try:
     yield

@@ -15,6 +15,7 @@ import raw_captions
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from pgjax.data.sources import registry as sources
 from pgjax.datasets import base, registry, writing
 from pgjax.errors import UserError
 
@@ -53,6 +54,14 @@ def test_records_and_their_order_are_those_of_the_builder(name, raw, tmp_path):
     assert data_set_rows.features(info) == golden["features"]
     for split, rows in golden["splits"].items():
       assert data_set_rows.normal(records(info.splits[split]), raw) == rows, (part, split)
+
+
+def test_the_name_of_a_prepared_data_set_is_not_that_of_a_source(raw, tmp_path):
+  """coco_captions also names files in COCO's format, which have an fname."""
+  raw_captions.coco_captions(raw)
+  prepare("coco_captions", raw, tmp_path, splits=["val"])
+  source = sources.open(dict(name="coco_captions", split="val", data_dir=str(tmp_path)))
+  assert len(source) == 3
 
 
 def test_pairs_have_both_images_and_the_label_as_a_word(raw, tmp_path):

@@ -48,7 +48,7 @@ SOURCES = {
   "video": video.Video,
   "<add_your_data_loader_here>": video.Video,  # In big_vision's configs.
 }
-_ALSO_TFDS = ("voc", "kitti")  # Without fname they are TFDS data sets.
+_ALSO_TFDS = ("coco_captions", "voc", "kitti")  # Without fname they are TFDS data sets.
 _OWN_ORDER = ("coco", "easy_vqa", "bv:jsonl")
 _HUB = "hf:"  # Before the name of a data set on the Hugging Face hub.
 

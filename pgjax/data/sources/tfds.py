@@ -12,6 +12,7 @@ import numpy as np
 
 from pgjax.data import images
 from pgjax.errors import UserError
+from pgjax.formats import input_files
 
 
 class Tfds:
