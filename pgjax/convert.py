@@ -179,6 +179,7 @@ def _tokenizer(source: source_lib.Source) -> tokenizer_lib.Tokenizer:
 
 def _description(source: source_lib.Source) -> str:
   kinds = dict(orbax="a checkpoint of pgjax", bv="big_vision's .npz", hf="a Hugging Face folder")
+  kinds["trainer"] = "a checkpoint folder of another trainer"
   kinds["peft"] = f"a PEFT adapter on {source.folder and source.folder.base}"
   count = sum(int(np.prod(leaf.shape)) for leaf in source.leaves.values())
   dtypes = sorted({leaf.dtype.name for leaf in source.leaves.values()})

@@ -43,7 +43,7 @@ IMPORT_DOORS = {
   "tensorflow_datasets": {"data/sources", "datasets", "prepare"},
   "datasets": {"data/sources"},
   "huggingface_hub": {"huggingface/hub"},
-  "tensorstore": {"checkpoints/orbax_params"},
+  "tensorstore": {"checkpoints/orbax_params", "checkpoints/trainer_folder"},
   "tensorboardX": {"training/run_log"},
   "av": {"data/video"},
   "pyarrow": {"data/sources", "datasets"},

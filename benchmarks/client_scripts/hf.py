@@ -64,8 +64,8 @@ def main(path, work):
   rows = model.get_input_embeddings().weight.shape[0]
   if len(processor.tokenizer) > rows:
     model.resize_token_embeddings(len(processor.tokenizer))
-  model.save_pretrained(work / "back")
-  processor.save_pretrained(work / "back")
+  model.save_pretrained(work / "saved")
+  processor.save_pretrained(work / "saved")
   texts = [text if i % 2 else WORDS[i % 3 % 2] + text for i, text in enumerate(texts)]
   (work / "back_texts.json").write_text(json.dumps(texts))
   (work / "back.json").write_text(json.dumps(token_ids(processor.tokenizer, texts)))

@@ -31,7 +31,7 @@ def main(path, work):
     for name, parameter in adapted.named_parameters():
       if "lora_" in name:
         parameter.copy_(0.2 * torch.randn(parameter.shape))
-  adapted.save_pretrained(work / "back")
+  adapted.save_pretrained(work / "saved")
   np.savez(work / "back.npz", **hf.answers(adapted, path))
 
 

@@ -1,8 +1,8 @@
 """Opens a user's CKPT: which format is it, and which model?
 
 One reader for --ckpt, --src and model_init: a workdir of pgjax.train or one of its step folders, a
-big_vision `.npz`, a folder in Hugging Face format, a folder of PEFT with an adapter. Only headers
-and small files are read.
+big_vision `.npz`, a checkpoint folder of big_vision or openpi, a folder in Hugging Face format, a
+folder of PEFT with an adapter. Only headers and small files are read.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pgjax.checkpoints import orbax_params, resolve, workdir
+from pgjax.checkpoints import orbax_params, resolve, trainer_folder, workdir
 from pgjax.config import load as config_load
 from pgjax.data import sentencepiece_model, tokenizer as tokenizer_lib, tokenizer_folder
 from pgjax.errors import UserError, naming
@@ -50,7 +50,7 @@ class Source(NamedTuple):
 
   name: str  # As the user wrote it.
   path: pathlib.Path
-  kind: str  # "orbax", "bv", "hf" or "peft"
+  kind: str  # "orbax", "bv", "hf", "peft", or "trainer" (trainer_folder.py)
   leaves: dict[str, LazyArray]  # Quantized ones are decoded.
   model: dict[str, Any]  # {"img": fields, "llm": fields} of paligemma.Model.
   res: int
@@ -94,17 +94,21 @@ def open_source(
   if is_adapter:
     return _open_peft(name, path, base)
   if path.suffix == ".npz" and not path.is_dir():
-    source = _open_npz(name, path)
+    source = _open_bv(name, path, npz.read_npz(path))
   elif not path.is_dir():
     foreign.check_file(path, name)
   elif _has_safetensors(path):
     source = _open_hf(name, path, weights)
+  elif arrays := trainer_folder.find(path):
+    params = trainer_folder.read(arrays)
+    source = _open_bv(name, arrays, params.leaves)._replace(kind="trainer", path=path)
+    source = source._replace(notes=(*params.notes, *source.notes))
   else:
     if not (path / "run.json").is_file() and not (path / workdir.FOLDER).is_dir():
       foreign.check_folder(path, name)
     source = _open_run(name, path, step, ema)
   facts = path.with_name(path.name + SIDECARS[0])
-  if source.kind != "bv":
+  if source.kind not in ("bv", "trainer"):
     facts = source.path / ("run.json" if source.run else "config.json")
   with naming(facts if facts.is_file() else path):
     shapes = _shapes_of(source.model, source.res)
@@ -278,8 +282,8 @@ def _only_model(folder: pathlib.Path) -> str | None:
   return others[0] if len(others) == 1 else None
 
 
-def _open_npz(name: str, path: pathlib.Path) -> Source:
-  leaves = npz.read_npz(path)
+def _open_bv(name: str, path: pathlib.Path, leaves: dict[str, LazyArray]) -> Source:
+  """Arrays by big_vision's names; a file beside them has what their shapes leave open."""
   beside = path.with_name(path.name + SIDECARS[0])
   image_token, notes, images = None, (), None
   if beside.is_file():

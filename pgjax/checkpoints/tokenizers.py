@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from pgjax.checkpoints import resolve, source as source_lib, workdir
+from pgjax.checkpoints import resolve, source as source_lib, trainer_folder, workdir
 from pgjax.config import contents, model_init as model_init_lib
 from pgjax.data import tokenizer as tokenizer_lib, tokenizer_folder
 from pgjax.errors import UserError
@@ -33,6 +33,8 @@ def tokenizer_of(model_init: str) -> bytes | None:
     return tokenizer_folder.source_of(path) or tokenizer_of(base)
   if not local or any(path.glob("*.safetensors*")):
     return tokenizer_folder.source_of(path)
+  if arrays := trainer_folder.find(path):
+    return source_lib.tokenizer_beside(arrays)
   tokenizer = workdir.find(str(path), spec.step).tokenizer
   return pathlib.Path(tokenizer).read_bytes() if tokenizer else None
 
