@@ -121,8 +121,10 @@ class Stop:
       text = self.last_words.replace("{}", signal.Signals(number).name)
       with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode(errors="replace"))
-    with contextlib.suppress(OSError):  # The main thread may fail over the clean-up: no trace,
-      os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    with contextlib.suppress(OSError):  # The main thread goes on, and may fail over the clean-up.
+      null = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(null, 1)
+      os.dup2(null, 2)
     workers = sys.modules.get("multiprocessing")
     children = workers.active_children() if workers else ()
     for clean_up in [*self.clean_up, *(child.kill for child in children)]:

@@ -14,7 +14,8 @@ from pgjax.distributed import signals
 
 ROOT = pathlib.Path(pgjax.__path__[0]).parent
 START = (
-  "from pgjax.distributed import signals; stop = signals.Stop(); stop.install('Left by {}.'); "
+  "import os; from pgjax.distributed import signals; out = os.dup(1); "
+  "stop = signals.Stop(); stop.install('Left by {}.'); "
 )
 READY = "print('ready', flush=True); "
 # A library that does not let Python run its handlers, as a compilation.
@@ -33,7 +34,7 @@ def start(program, **options):
 @pytest.mark.parametrize("name", NAMES)
 def test_before_there_is_something_to_save_a_signal_ends_even_a_busy_process(name):
   process = start(
-    f"{START}stop.clean_up.append(lambda: print('cleaned', flush=True)); {READY}{BUSY}"
+    f"{START}stop.clean_up.append(lambda: os.write(out, b'cleaned\\n')); {READY}{BUSY}"
   )
   time.sleep(0.1)
   process.send_signal(getattr(signal, name))
@@ -45,7 +46,7 @@ def test_unfinished_work_is_removed_and_what_the_main_thread_says_then_is_lost()
   """The main thread finds its files gone, and its trace and its exit status reach nobody."""
   program = (
     f"{START}import threading, time; gone = threading.Event();"
-    "remove = lambda: (gone.set(), time.sleep(0.5), print('removed', flush=True));"
+    "remove = lambda: (gone.set(), time.sleep(0.5), os.write(out, b'removed\\n'));"
     "context = signals.on_stop(remove, 'Stopped by {}; {x was not written.'); context.__enter__();"
     f"{READY}gone.wait(); 1 / 0"
   )
@@ -58,7 +59,7 @@ def test_unfinished_work_is_removed_and_what_the_main_thread_says_then_is_lost()
 
 def test_after_the_context_a_signal_removes_nothing():
   program = (
-    f"{START}context = signals.on_stop(lambda: print('removed', flush=True), 'No {{}}.')\n"
+    f"{START}context = signals.on_stop(lambda: os.write(out, b'removed\\n'), 'No {{}}.')\n"
     f"with context: pass\n{READY}{BUSY}"
   )
   process = start(program.replace("{{}}", "{}"))
