@@ -14,6 +14,8 @@ from configs import common, published
 from pgjax.config import load as config_load, validate as config_validate
 from pgjax.data import tokenizer
 from pgjax.data.pp import parse
+from pgjax.data.sources import registry
+from pgjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPEC = ROOT.parent / "shared/spec"
@@ -316,6 +318,16 @@ def test_every_size_and_resolution_is_valid_and_its_ops_parse():
       parsed |= {re.sub("caption [a-z]+'", "caption en'", pp) for pp in pps}  # Many languages.
   for pp in parsed:
     parse.parse(pp.replace("|refcoco_mask2str", ""), tokenizer=tiny)  # Which needs its weights.
+
+
+def test_data_sets_are_read_as_prepared():
+  """Also where a source for files has the same name: coco_captions."""
+  for name in TRANSFERS:
+    for data in [config(name).input.data, *(e.data for e in config(name).evals.values())]:
+      known = data.get("name")
+      if known not in (None, "jsonl", "video"):
+        with pytest.raises(UserError, match="is not prepared in /nowhere"):
+          registry.open({"name": known, "split": "train", "data_dir": "/nowhere"})
 
 
 def test_arguments_change_what_they_name():
