@@ -189,6 +189,9 @@ def check_evaluators(name, original):
     assert ours.decode == (f"beam({beams})" if beams else None), where
     assert ours.max_decode_len == e["pred_kw"]["max_decode_len"], where
     assert ours.to_lower == e.get("to_lower", False), where
+    if "out_question_key" in e:
+      assert ours.out_question_key == e["out_question_key"], where
+      assert ours.out_answer_key == e.get("out_answer_key", "answer"), where
     metrics = tuple(m.removesuffix("-4") for m in e.get("metrics", ["cider"]))
     assert tuple(ours.caption_metrics) == metrics, where
     lang = key.split("/")[1].removeprefix("test_").removeprefix("zs_") if "languages" in e else ""
@@ -301,6 +304,8 @@ def test_every_score_has_its_evaluator():
         assert shown == pytest.approx((mean / unit, deviation and deviation / unit), abs=1e-9)
   known = {e: task for task, scores in published.RESULTS.items() for _, e, _ in scores}
   assert set(known) >= published.ON_A_SERVER | published.FINAL_SPLIT
+  for name in published.ON_A_SERVER:  # Writes what is uploaded.
+    assert config(name.split("/")[0]).evals[name].out_question_key
   for task in {known[name] for name in published.FINAL_SPLIT}:
     assert config(task, "final_split").input.data != config(task).input.data
   assert not config("ai2d", "variant=tiny").evals["ai2d/eval"].published
