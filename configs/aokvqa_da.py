@@ -22,7 +22,7 @@ def get_config(arg=None):
   pp = common.eval_pp(image, prompt, answers, keep=("answers", "question_id", "id"))
   for name, split, every in SPLITS:
     data = transfer.data(a, "aokvqa", split)
-    fields = dict(type="vqa", answer="answers")
+    fields = dict(type="vqa", answer="answers", out_question_key="question_id")
     c.evals[f"aokvqa_da/{name}"] = transfer.answers(c, data, pp, every, **fields)
     if name != "test":
       c.evals[f"aokvqa_da/{name}/pplx"] = transfer.pplx(c, data, 0.05)

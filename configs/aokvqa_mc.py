@@ -30,6 +30,8 @@ def get_config(arg=None):
   pp = common.eval_pp(*ops, right_choice("answer"), keep=("answer", "question_id", "id"))
   for name, split, every in SPLITS:
     data = transfer.data(a, "aokvqa", split)
-    c.evals[f"aokvqa_mc/{name}"] = transfer.answers(c, data, pp, every, type="vqa")
+    c.evals[f"aokvqa_mc/{name}"] = transfer.answers(
+      c, data, pp, every, type="vqa", out_question_key="question_id"
+    )
     c.evals[f"aokvqa_mc/{name}/pplx"] = transfer.pplx(c, data, 0.05)
   return transfer.finish(c, a, "aokvqa_mc")

@@ -17,7 +17,7 @@ def get_config(arg=None):
   image = common.image_pp(c)
   c.input.data = transfer.data(a, "docci", "train")
   c.input.pp = common.train_pp(image, prompt, transfer.one_of("captions"))
-  pp = common.eval_pp(image, prompt, keep=("captions", "image/id"))
+  pp = common.eval_pp(image, prompt, keep=("captions", "image/id", "id"))
   scores = ("length", "cider", "bleu", "rouge")
   for name, split, every in (("val", "qual_dev", 0.1), ("test", "test", 1)):
     fields = dict(type="caption", answer="captions", caption_metrics=scores)

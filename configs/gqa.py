@@ -12,6 +12,7 @@ SPLITS = [
   ("val_balanced", "val_balanced", dict(log_percent=1 / 8, skip_first=True)),
   ("testdev_balanced", "testdev_balanced", dict(log_percent=1.0, skip_first=True)),
 ]
+SUBMISSION = dict(out_question_key="question_id", out_answer_key="prediction")
 
 
 def get_config(arg=None):
@@ -27,7 +28,9 @@ def get_config(arg=None):
   pp = common.eval_pp(image, transfer.copied("example_id", "question_id"), prompt, keep=keep)
   for name, split, when in SPLITS:
     data = transfer.data(a, "gqa", split)
-    c.evals[f"gqa/{name}/decode"] = transfer.answers(c, data, pp, 1 / 8, type="vqa", **when)
+    c.evals[f"gqa/{name}/decode"] = transfer.answers(
+      c, data, pp, 1 / 8, type="vqa", **when, **SUBMISSION
+    )
   for name, split in dict(minitrain="train_balanced", minival="val_balanced").items():
     c.evals[f"gqa/{name}/pplx"] = transfer.pplx(c, transfer.data(a, "gqa", f"{split}[:5%]"), 0.05)
   for split in [f"test_zs_{language}" for language in published.LANGUAGES["xgqa"].split()]:

@@ -24,6 +24,7 @@ def get_config(arg=None):
   pp = common.eval_pp(*ops, keep=("answers", "question_id", "id"))
   for name, split, every in SPLITS:
     data, fields = transfer.data(a, "infovqa", split), dict(answer="answers", to_lower=True)
+    fields["out_question_key"] = "questionId"  # Of the server.
     c.evals[f"infovqa/{name}"] = transfer.answers(c, data, pp, every, type="vqa", **fields)
     if name != "test":
       c.evals[f"infovqa/{name}/pplx"] = transfer.pplx(c, data, 0.05)

@@ -24,6 +24,7 @@ def get_config(arg=None):
   pp = common.eval_pp(*ops, keep=("answers", "question_id", "id"))
   for name, split, every in SPLITS:
     data, fields = transfer.data(a, "stvqa", split), dict(answer="answers", to_lower=True)
+    fields["out_question_key"] = "question_id"  # Of the server.
     c.evals[f"stvqa/{name}"] = transfer.answers(c, data, pp, every, type="vqa", **fields)
     if name != "test":
       c.evals[f"stvqa/{name}/pplx"] = transfer.pplx(c, data, 0.05)

@@ -23,6 +23,7 @@ def get_config(arg=None):
   pp = common.eval_pp(image, prompt, transfer.prompt("other", "answer_type"), keep=keep)
   for name, split, every in SPLITS:
     data, fields = transfer.data(a, "textvqa", split), dict(type="vqav2", answer="answers")
+    fields["out_question_key"] = "question_id"  # Of the server.
     c.evals[f"textvqa/{name}"] = transfer.answers(c, data, pp, every, **fields)
   for name, split in dict(minitrain="train[:5%]", eval="val").items():
     c.evals[f"textvqa/{name}/pplx"] = transfer.pplx(c, transfer.data(a, "textvqa", split), 0.05)

@@ -22,6 +22,7 @@ def get_config(arg=None):
   pp = common.eval_pp(*ops, keep=("answers", "question_id", "id"))
   for name, split, every in SPLITS:
     data, fields = transfer.data(a, "vizwizvqa", split), dict(answer="answers", skip_first=False)
+    fields["out_question_key"] = "image"  # Of the server.
     c.evals[f"vizwizvqa/{name}"] = transfer.answers(c, data, pp, every, type="vqa", **fields)
   for name, split in dict(minitrain="train", minival="val").items():
     data = transfer.data(a, "vizwizvqa", split)

@@ -27,6 +27,7 @@ def get_config(arg=None):
   pp = common.eval_pp(image, prompt, keep=keep)
   for name, split, every in SPLITS:
     data, fields = transfer.data(a, "vqa", split), dict(type="vqav2", answer="answers")
+    fields["out_question_key"] = "question_id"  # Of the server.
     c.evals[f"vqav2/{name}"] = transfer.answers(c, data, pp, every, **fields)
   for name, split in dict(minitrain="train[:20864]", minival=MINIVAL).items():
     c.evals[f"vqav2/{name}/pplx"] = transfer.pplx(c, transfer.data(a, "vqa", split), 1 / 4)

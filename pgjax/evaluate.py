@@ -51,7 +51,8 @@ def once(args: Any, out: pathlib.Path) -> Any:
   )
   source_lib.check_base(source, args.base)
   if listed := quantizations.ways(args.quantize):
-    return quantizations.compare(args, source, out, listed)
+    table = quantizations.compare(args, source, out, listed)
+    return cli.say(table) if processes.is_main() else None
   return score_checkpoint.Scoring(args, source).score(source, out)
 
 

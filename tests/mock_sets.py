@@ -22,7 +22,10 @@ TEXTS = {
 }  # fmt: skip
 LISTS = {"choices": ["red", "blue", "green"]}
 CHOICES = "multiple_choice_possible_answers"
-NUMBERS = {"multiple_choice_correct_idx": 1, "answer": 1, "number": 3, "issimple": 1}
+NUMBERS = {
+  "multiple_choice_correct_idx": 1, "answer": 1, "number": 3, "issimple": 1, "width": 48,
+  "height": 40,
+}  # fmt: skip
 
 
 def write(data_sets, out, folder):
@@ -65,11 +68,11 @@ def _value(kind, name, i, pictures):
       return LISTS.get(name, [i, i + 1])
     if kind[0] is str:
       captions = name in ("captions", "texts", "summary")
-      listed = ["a dog", "a brown dog"] if captions else [ANSWER] * 10
+      listed = [caption(i)] * 2 if captions else [ANSWER] * 10
       return LISTS.get(name, ["a", "b", "c", "d"] if name == CHOICES else listed)
     return [_value(kind[0], name, i, pictures) for _ in range(2)]
   if isinstance(kind, dict):
-    text = {"text": f"a dog {i}"} if name == "captions" else {}
+    text = {"text": caption(i)} if name == "captions" else {}
     return {key: text.get(key) or _value(v, key, i, pictures) for key, v in kind.items()}
   if isinstance(kind, base.Image):
     return pictures["mask" if name == "mask" else kind.encoding or "jpeg"]
@@ -79,9 +82,16 @@ def _value(kind, name, i, pictures):
     return _box()
   if isinstance(kind, base.Array):
     return np.zeros([2 if n is None else n for n in kind.shape], kind.dtype)
+  if kind is str and name.startswith("caption/"):
+    return caption(i)
   if kind is str:
     return TEXTS.get(name, f"{name.split('/')[-1]} {i}")
   return np.dtype(kind).type(NUMBERS.get(name, i))
+
+
+def caption(i):
+  """Another one for each image, so that CIDEr has something to weigh."""
+  return f"dog{i} eats apple{i} on a bench{i}"
 
 
 def _box():
@@ -94,13 +104,13 @@ def write_videos(folder, names, splits=("train", "valid", "test")):
   """For each name a folder of that name with a JSONL a split, and clips as folders of frames."""
   rng = np.random.default_rng(0)
   for name in names:
-    for clip in range(4):
+    for clip in range(ROWS):
       (place := folder / name / f"clip{clip}").mkdir(parents=True)
-      for frame in range(5):
+      for frame in range(2 + clip % 3):
         Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).save(place / f"{frame}.jpg")
     lines = [
       dict(
-        video=f"clip{i % 4}", question="what is it?", answer=ANSWER, captions=["a dog"], id=str(i)
+        video=f"clip{i}", question="what is it?", answer=ANSWER, captions=[caption(i)], id=str(i)
       )
       for i in range(ROWS)
     ]

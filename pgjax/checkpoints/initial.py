@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pgjax.checkpoints import load as load_params, resolve, source as source_lib
-from pgjax.checkpoints.saver import under
+from pgjax.checkpoints.orbax_items import under
 from pgjax.config import model_init as model_init_lib
 from pgjax.errors import UserError, naming
 from pgjax.formats import npz

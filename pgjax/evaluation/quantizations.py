@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pgjax import cli, disk
+from pgjax import disk
 from pgjax.distributed import processes
 from pgjax.errors import UserError
 from pgjax.evaluation import score_checkpoint
@@ -42,8 +42,8 @@ def ways(text: str | None) -> list[str]:
   return listed if len(listed) > 1 else []
 
 
-def compare(args: Any, source: Any, out: pathlib.Path, listed: Sequence[str]) -> list[Line]:
-  """Scores the source in each way, into OUT/WAY; prints the table and writes quantization.json."""
+def compare(args: Any, source: Any, out: pathlib.Path, listed: Sequence[str]) -> str:
+  """Scores the source in each way, into OUT/WAY; writes quantization.json and returns the table."""
   parts: dict[str, dict[str, list]] = {}
   scores: dict[str, Mapping[str, float]] = {}
   for way in listed:
@@ -53,9 +53,8 @@ def compare(args: Any, source: Any, out: pathlib.Path, listed: Sequence[str]) ->
     parts[way] = {name: result.parts for name, result in scoring.results.items()}
   made = lines(scores, parts)
   if processes.is_main():
-    cli.say(table(made))
     disk.write(out / "quantization.json", json.dumps([line._asdict() for line in made], indent=2))
-  return made
+  return table(made)
 
 
 def lines(scores: Mapping[str, Mapping[str, float]], parts: Mapping[str, Mapping]) -> list[Line]:

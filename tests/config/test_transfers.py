@@ -14,6 +14,8 @@ from configs import common, published
 from pgjax.config import load as config_load, validate as config_validate
 from pgjax.data import tokenizer
 from pgjax.data.pp import parse
+from pgjax.data.sources import registry
+from pgjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPEC = ROOT.parent / "shared/spec"
@@ -187,6 +189,9 @@ def check_evaluators(name, original):
     assert ours.decode == (f"beam({beams})" if beams else None), where
     assert ours.max_decode_len == e["pred_kw"]["max_decode_len"], where
     assert ours.to_lower == e.get("to_lower", False), where
+    if "out_question_key" in e:
+      assert ours.out_question_key == e["out_question_key"], where
+      assert ours.out_answer_key == e.get("out_answer_key", "answer"), where
     metrics = tuple(m.removesuffix("-4") for m in e.get("metrics", ["cider"]))
     assert tuple(ours.caption_metrics) == metrics, where
     lang = key.split("/")[1].removeprefix("test_").removeprefix("zs_") if "languages" in e else ""
@@ -299,6 +304,8 @@ def test_every_score_has_its_evaluator():
         assert shown == pytest.approx((mean / unit, deviation and deviation / unit), abs=1e-9)
   known = {e: task for task, scores in published.RESULTS.items() for _, e, _ in scores}
   assert set(known) >= published.ON_A_SERVER | published.FINAL_SPLIT
+  for name in published.ON_A_SERVER:  # Writes what is uploaded.
+    assert config(name.split("/")[0]).evals[name].out_question_key
   for task in {known[name] for name in published.FINAL_SPLIT}:
     assert config(task, "final_split").input.data != config(task).input.data
   assert not config("ai2d", "variant=tiny").evals["ai2d/eval"].published
@@ -316,6 +323,16 @@ def test_every_size_and_resolution_is_valid_and_its_ops_parse():
       parsed |= {re.sub("caption [a-z]+'", "caption en'", pp) for pp in pps}  # Many languages.
   for pp in parsed:
     parse.parse(pp.replace("|refcoco_mask2str", ""), tokenizer=tiny)  # Which needs its weights.
+
+
+def test_data_sets_are_read_as_prepared():
+  """Also where a source for files has the same name: coco_captions."""
+  for name in TRANSFERS:
+    for data in [config(name).input.data, *(e.data for e in config(name).evals.values())]:
+      known = data.get("name")
+      if known not in (None, "jsonl", "video"):
+        with pytest.raises(UserError, match="is not prepared in /nowhere"):
+          registry.open({"name": known, "split": "train", "data_dir": "/nowhere"})
 
 
 def test_arguments_change_what_they_name():
