@@ -28,10 +28,11 @@ IGNORED = {
   "prefetch": "always on",
   "prefetch_to_device": "always on",
   "tokenizer": "the run's tokenizer is used",
-  "outfile": "predictions.jsonl and submission.json are always written",
+  "outfile": "see predictions.jsonl and submission.json",
   "key": "the text is the label",
   "shift_labels": "always on",
   "pad_token": "padding has no loss",
+  "eos_look_behind": "decoding stops at once",
   "name": "the workdir names a run",
 }
 # What the video configs of big_vision name where a reader has to be put in.
@@ -70,7 +71,7 @@ def translated(config: ConfigDict, arguments: Iterable[str] = ()) -> tuple[Confi
   if "text_len" not in c:  # From the op string, whose training rows have one token more.
     c["text_len"] = max([int(n) for pp in pps for n in _found(r"tolen\((\d+)", pp)], default=65) - 1
   pps += [entry["pp_fn"] for entry in c["evals"].values()]
-  frames = [int(n) for pp in pps for n in _found(r"video_ensure_shape\([^()]*\((\d+),", pp)]
+  frames = [int(n) for pp in pps for n in _found(r"video_ensure_shape\([^()\[]*[(\[](\d+),", pp)]
   if frames:
     c["num_frames"] = max(frames)
   for entry in c["evals"].values():
@@ -151,6 +152,9 @@ def _evaluator(entry: dict, batch_size: int) -> None:
     entry["decode"] = f"beam({arguments.pop('beam_size')})"
   elif how not in ("decode", "logits"):
     raise UserError(f"pred={how!r} is not supported; only decode and beam_decode are.")
+  elif "sampler" in arguments or "best_of_n" in arguments:
+    sampler, n = arguments.pop("sampler", "greedy"), arguments.pop("best_of_n", 1)
+    entry["decode"] = sampler if n == 1 else f"best_of({n}, {sampler})"
   entry.update(arguments)
   pp = entry.pop("pp_fn")
   entry["pp"] = _scored(pp) if kind == "perplexity" else _without_answer(pp)

@@ -117,6 +117,7 @@ def forked(c):
       pp_fn=base + '|' + combine_and_keep_eval(48))
   c.evals['qa'] = dict(
       type='proj.paligemma.transfers.vqa', pred='decode', data=dict(data), log_percent=0.5,
+      pred_kw=dict(sampler='nucleus(0.9)', best_of_n=4, eos_look_behind=1),
       out_question_key='questionId', outfile='{workdir}/qa.json', pp_fn=base + '|' + packed)
   c.evals['cap'] = dict(
       type='proj.paligemma.transfers.coco_caption', pred='beam_decode', data=dict(data),
@@ -220,6 +221,7 @@ def test_fields_of_the_originals_have_a_meaning(tmp_path):
   assert config.num_frames == 2
   assert config.evals["cap"].caption_metrics == ["cider", "bleu"]
   assert config.evals["cap"].decode == "beam(2)"
+  assert config.evals["qa"].decode == "best_of(4, nucleus(0.9))"
   keys = {n: (e.out_question_key, e.out_answer_key) for n, e in config.evals.items()}
   assert keys["qa"] == ("questionId", "answer")
   assert keys["cap"] == ("image_id", "caption")

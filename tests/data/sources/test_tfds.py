@@ -17,6 +17,7 @@ from PIL import Image
 
 from pgjax.data import loader, locations, tokenizer as tokenizer_lib
 from pgjax.data.sources import registry, tfds as tfds_source
+from pgjax.data_check import scan
 from pgjax.errors import UserError
 from pgjax.evaluation import scorers
 from pgjax.formats import input_files, seg_vae_npz
@@ -349,6 +350,9 @@ def test_images_of_any_name_are_decoded_when_they_are_wanted(pairs, monkeypatch)
   assert row["right"].shape == (4, 6, 3)
   for mask in row["objects"]["mask"]:
     np.testing.assert_array_equal(mask[:, :, 1], 255 * np.eye(5, dtype=np.uint8))
+
+  [(_, looked)] = scan._read(source, [0], known := {}, 1)  # noqa: SLF001
+  assert sorted(known[digest].size for digest in looked.digests) == [(4, 6), (8, 8)]
 
   def decoded(*_):
     raise AssertionError("an image was decoded")
