@@ -58,6 +58,7 @@ class File:
   path: str
   where: str  # What names it: a file and an entry.
   edit: Callable[[bytes], bytes] | None = None
+  checked: bool = False  # It is an image, and whole; so that it is looked at once.
 
 
 @dataclasses.dataclass(frozen=True)
