@@ -18,7 +18,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # Before the imports below, which take a moment.
   from pgjax.distributed import signals
 
-  signals.begin()
+  signals.begin("Stopped by {}; the same command continues.")
 
 import os
 import pathlib
@@ -45,7 +45,7 @@ FLAGS = [
     required=True,
     positional=True,
     instead="from_tfrecord",
-    help="a name of the table above",
+    help="a name of the table above, or of a transfer's config",
   ),
   cli.Flag("raw", str, help="folder of the official download"),
   cli.Flag("from_tfrecord", str, help="a folder that `tfds build` wrote, to make ArrayRecord of"),
@@ -73,7 +73,20 @@ def main(args: Any) -> None:
   if args.dataset == "jsonl":
     _write_own(args)
     return
-  data = registry.find(args.dataset)
+  if strange := [flag for flag in ("data", "pp", "keep") if getattr(args, flag)]:
+    raise UserError(f"--{strange[0]} is only for pgjax.prepare jsonl.")
+  jobs = [_checked(data, args) for data in registry.of_name(args.dataset)]
+  logging.set_verbosity(logging.WARNING)
+  folder = disk.open_folder(_out(args), "--out")
+  how = writing.Options(args.workers, args.skip_bad_images)
+  for data, raw, parts, splits in jobs:
+    for part in parts:
+      if here := [split for split in splits if split in data.counts(part)]:
+        cli.say(writing.prepare(data, raw, folder, part, here, how))
+
+
+def _checked(data: base.DataSet, args: Any) -> tuple[base.DataSet, base.Raw, list, list]:
+  """(data set, its download, parts, splits), where nothing is missing."""
   parts = _parts(data, args)
   splits = base.chosen("split", args.splits, data.split_names(parts), _default(data, parts))
   raw = base.Raw(args.raw or ".", _options(data, args))
@@ -84,12 +97,7 @@ def main(args: Any) -> None:
     download.check(data, raw.folder, parts, splits)
   elif args.raw:
     raise UserError(f"pgjax.prepare {data.name} takes no --raw: it comes from {data.source}.")
-  logging.set_verbosity(logging.WARNING)
-  folder = disk.open_folder(_out(args), "--out")
-  how = writing.Options(args.workers, args.skip_bad_images)
-  for part in parts:
-    if here := [split for split in splits if split in data.counts(part)]:
-      cli.say(writing.prepare(data, raw, folder, part, here, how))
+  return data, raw, parts, splits
 
 
 def _from_tfrecord(args: Any) -> None:

@@ -58,6 +58,7 @@ class File:
   path: str
   where: str  # What names it: a file and an entry.
   edit: Callable[[bytes], bytes] | None = None
+  checked: bool = False  # It is an image, and whole; so that it is looked at once.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class DataSet:
   # dict of features.
   features: Mapping[str, Any]
   # The files that a part's split needs, below the raw folder: "a.json", "images/" (a folder that
-  # is not empty), "data/*.parquet".
+  # is not empty), "data/*.parquet", and "other/?", which only some rows need.
   files: Callable[[str | None, str], list[str]]
   # (key, example) of each row; the order of the rows is TFDS's: by a hash of the split and the key.
   rows: Callable[["Raw", str | None, str], Iterator[tuple[Key, dict[str, Any]]]]

@@ -34,7 +34,7 @@ def check(data: DataSet, folder: pathlib.Path, parts: Sequence[str | None], spli
   if not folder.is_dir():
     raise UserError(f"--raw={folder} is not a folder; {_folders(data, parts, splits)}.")
   lacking = {
-    (part, split): [name for name in data.files(part, split) if not _exists(folder, name)]
+    (part, split): [name for name in _needed(data, part, split) if not _exists(folder, name)]
     for part in parts
     for split in splits
     if split in data.counts(part)
@@ -71,9 +71,13 @@ def _all(lacking: dict, axis: int, name: str) -> bool:
 
 
 def _folders(data: DataSet, parts: Sequence[str | None], splits: Sequence[str]) -> str:
-  names = dict.fromkeys(name for part in parts for s in splits for name in data.files(part, s))
+  names = dict.fromkeys(n for part in parts for s in splits for n in _needed(data, part, s))
   shown = ", ".join(list(names)[:4]) + (", ..." if len(names) > 4 else "")
   return f"it is the folder that holds {shown}, from {data.source}"
+
+
+def _needed(data: DataSet, part: str | None, split: str) -> list[str]:
+  return [name for name in data.files(part, split) if not name.endswith("?")]
 
 
 def _exists(folder: pathlib.Path, name: str) -> bool:
@@ -95,4 +99,6 @@ def _archive(folder: pathlib.Path, name: str) -> pathlib.Path | None:
 
 
 def _quoted(name: str) -> str:
+  if name.endswith("?"):
+    return f"{name[:-1]} (for some rows)"
   return f"'{name}'" if " " in name else name

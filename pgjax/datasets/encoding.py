@@ -98,23 +98,28 @@ def _damaged(file: File, reason: str) -> _DamagedError:
 
 
 def _check_image(data: bytes, file: File) -> None:
-  """Raises for what is no image, and for a JPEG or PNG that is cut short."""
-  reason = None
+  """Raises for what is no image, or lacks pixels; decodes only what has an unusual end."""
+  if file.checked:
+    return
+  if not data:
+    raise _damaged(file, "empty")
   try:
     with PIL.Image.open(io.BytesIO(data)) as image:
-      kind = image.format
+      if not _ends_as_usual(image.format, data):
+        image.load()
   except PIL.Image.DecompressionBombError:
-    return  # An image, only larger than is decoded by default.
+    pass  # An image, only larger than is decoded by default.
+  except PIL.UnidentifiedImageError:
+    raise _damaged(file, "not an image") from None
   except Exception as error:  # PIL raises many types.
-    kind, reason = None, f"not an image ({type(error).__name__})"
-  if not data:
-    reason = "empty"
-  elif kind in ("JPEG", "MPO") and data.rfind(_PHOTO_END) < data.rfind(_PHOTO_START):
-    reason = "a JPEG that is cut short"
-  elif kind == "PNG" and b"IEND" not in data[-4096:]:
-    reason = "a PNG that is cut short"
-  if reason:
-    raise _damaged(file, reason)
+    raise _damaged(file, f"damaged or cut short ({type(error).__name__}: {error})") from None
+  file.checked = True
+
+
+def _ends_as_usual(kind: str, data: bytes) -> bool:
+  if kind in ("JPEG", "MPO"):
+    return data.rfind(_PHOTO_END) > data.rfind(_PHOTO_START)
+  return kind == "PNG" and data.rfind(b"IEND") > 0
 
 
 def key_hash(split: str) -> Callable[[base.Key], int]:

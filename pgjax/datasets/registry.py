@@ -25,6 +25,25 @@ def all_data_sets() -> dict[str, DataSet]:
   return dict(sorted(found.items()))
 
 
+# The transfers whose config has another name than its data.
+_TRANSFERS = {
+  "aokvqa_da": ("aokvqa",),
+  "aokvqa_mc": ("aokvqa",),
+  "cococap": ("coco_captions",),
+  "ocrvqa": ("ocrvqa_id",),
+  "pope": ("pope_random", "pope_popular", "pope_adversarial"),
+  "refcoco_seg": ("ref_coco_bv",),
+  "screen2words": ("screen2_words",),
+  "textcaps": ("text_caps",),
+  "vqav2": ("vqa",),
+}
+
+
+def of_name(name: str) -> list[DataSet]:
+  """The data set of this name, or those of the transfer of this name; raises UserError."""
+  return [find(data) for data in _TRANSFERS.get(name, (name,))]
+
+
 def find(name: str) -> DataSet:
   """The data set of this name; raises UserError."""
   known = all_data_sets()

@@ -89,7 +89,7 @@ def _listed(path: pathlib.Path, images: set[str]) -> set[str]:
 
 def _files(part: None, split: str) -> list[str]:
   images = "test_task3_images/" if split == "test" else "train_images/"
-  return [_file(split), images, "train2014/"]
+  return [_file(split), images, "train2014/?"]
 
 
 DATA = base.DataSet(

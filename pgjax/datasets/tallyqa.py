@@ -45,7 +45,7 @@ def _rows(raw: base.Raw, part: None, split: str):
 
 def _files(part: None, split: str) -> list[str]:
   folders = _FOLDERS if split == "train" else _FOLDERS[:2]
-  return [f"{split}.json", *(f"{folder}/" for folder in folders)]
+  return [f"{split}.json", *(f"{folder}/?" for folder in folders)]
 
 
 DATA = base.DataSet(

@@ -190,14 +190,18 @@ def _with_images(data: DataSet, part: str | None, split: str, rows: list, how: O
   if first is None:
     return rows, 0, sizes
   here = [row for row in rows if all(sizes[file.path] for file in files_of(row[1]))]
-  lost = sum(size is None for size in sizes.values())
   if not here or not (how.skip_bad_images or split in data.lost_images):
     raise UserError(
       f"{first.where}: {first.path} does not exist; {data.full_name(part)}, split '{split}', lacks "
-      f"{lost:,} of {len(sizes):,} images. Complete the download, or drop their rows with "
-      "--skip_bad_images."
+      f"{_lost(sizes)}. Complete the download, or drop their rows with --skip_bad_images."
     )
   return here, len(rows) - len(here), sizes
+
+
+def _lost(sizes: dict[str, Any]) -> str:
+  lost = [path for path, size in sizes.items() if size is None]
+  folders = sorted({os.path.basename(os.path.dirname(path)) for path in lost})[:5]
+  return f"{len(lost):,} of {len(sizes):,} images (in {', '.join(folders)})"
 
 
 def _stat(path: str) -> tuple[int, int] | None:

@@ -93,7 +93,9 @@ def test_splits_and_options_are_checked_before_files():
     ("gqa", ["--splits=train"], "no split 'train'. There are: train_balanced, val_balanced,"),
     ("docvqa", ["--val_ids=x"], "--val_ids is not an option of docvqa."),
     ("docvqa", ["--parts=human"], "docvqa has no parts: leave --parts out."),
+    ("docvqa", ["--pp=copy('a', 'b')"], "--pp is only for pgjax.prepare jsonl."),
     ("easyvqa", ["--raw=."], "takes no --raw"),
+    ("pope", [], "The download of pope_random lacks"),
   ]:
     args = cli.parse(["prepare", name, "--raw=.", *flags], command.FLAGS, "none")
     with pytest.raises(UserError, match=re.escape(message)):

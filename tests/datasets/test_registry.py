@@ -21,6 +21,14 @@ def data_of(config):
     yield from data_of(inner)
 
 
+def test_the_name_of_a_transfer_stands_for_its_data(root):
+  for config in ("aokvqa_mc", "cococap", "ocrvqa", "refcoco_seg", "textcaps", "vqav2", "docvqa"):
+    module = importlib.import_module(f"configs.{config}")
+    names = [data.name for data in registry.of_name(config)]
+    assert names[0] in {name.split("/")[0] for name, _ in data_of(module.get_config())}
+  assert len(registry.of_name("pope")) == 3
+
+
 def test_the_names_of_the_configs_can_be_prepared(root):
   known, seen = registry.all_data_sets(), set()
   for path in sorted((root / "configs").glob("*.py")):
