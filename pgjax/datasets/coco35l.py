@@ -5,7 +5,7 @@
 
 A split is one language, such as train_de, dev_de, and de of xm3600. COCO-35L's captions are
 translated from English, so that English is the source of one language's rows. coco35l stores each
-image once a language: all 35 need about 600 GB, --splits=train_en,dev_en a 35th of it.
+image once a language: all 35 need about 700 GB, --splits=train_en,dev_en about 20 GB.
 """
 
 import msgspec

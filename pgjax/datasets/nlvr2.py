@@ -36,6 +36,10 @@ def _official(split: str) -> str:
   return "test1" if split == "test" else split
 
 
+def _train_images(split: str) -> list[str]:
+  return ["images/train/"] if split == "train" else []  # Those of dev and test have two places.
+
+
 def _nlvr2_rows(raw: base.Raw, part: None, split: str):
   name, official = f"data/{_official(split)}.json", _official(split)
   folders = [
@@ -108,10 +112,10 @@ def _example(left, right, sentence, label, key, raw, where):
 NLVR2 = base.DataSet(
   name="nlvr2",
   about="sentences that are true or false of two photographs",
-  source="github.com/lil-lab/nlvr, folder nlvr2 (data/, and a form for the images)",
+  source="github.com/lil-lab/nlvr, folder nlvr2: data/, and a form for images/train/, dev/, test1/",
   features=_FEATURES,
   splits={"train": 86_373, "dev": 6_982, "test": 6_967},
-  files=lambda part, split: [f"data/{_official(split)}.json"],
+  files=lambda part, split: [f"data/{_official(split)}.json", *_train_images(split)],
   rows=_nlvr2_rows,
 )
 MARVL = base.DataSet(

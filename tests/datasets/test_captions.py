@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from pgjax.data.sources import registry as sources
-from pgjax.datasets import base, registry, writing
+from pgjax.datasets import base, registry, tables, writing
 from pgjax.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # pycocotools.
@@ -182,3 +182,10 @@ def test_rows_that_fall_out_are_counted(raw, tmp_path, caplog):
     "xm3600 sw: 2 dropped: images without a caption in 'sw' (the first: 000411001ff7dd40)",
   ):
     assert message in caplog.text
+
+
+def test_odd_csv_is_read_as_builders_read_it(tmp_path, caplog):
+  (tmp_path / "a.csv").write_text('id,text\n1,"a" b\n2,"c, d"\n3,e,f\n')
+  expected = [{"id": "1", "text": "a b"}, {"id": "2", "text": "c, d"}, {"id": "3", "text": "e"}]
+  assert [row for _, row in tables.rows(base.Raw(tmp_path), "a.csv", ("id", "text"))] == expected
+  assert "a.csv: 1 rows have more columns than names" in caplog.text
