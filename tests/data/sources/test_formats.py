@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pgjax.data import image_size
+from pgjax.config import load
+from pgjax.data import image_size, loader as loader_lib, pipeline, tokenizer
 from pgjax.data.sources import registry
 from pgjax.errors import UserError
 
@@ -39,6 +40,38 @@ def write(path, content):
 
 def opened(name, fname, **fields):
   return registry.open(dict(name=name, fname=str(fname), **fields))
+
+
+def test_odd_texts_are_counted_in_every_format(folder):
+  """<image> and <eos>, a newline at the end, a null: as in JSONL."""
+  png = (folder / "a.png").read_bytes()
+  rows = [("<image>what?", "a"), ("what?", "a<eos>"), ("what?\n", "a"), ("what?", "a")]
+  table = dict(image=[png] * 4, prefix=[p for p, _ in rows], suffix=[s for _, s in rows])
+  pq.write_table(pa.table(table), folder / "rows.parquet")
+  lines = "".join(f'a.png,"{prefix}",{suffix}\n' for prefix, suffix in rows)
+  members = []
+  for i, (prefix, suffix) in enumerate(rows):
+    text = json.dumps(dict(prefix=prefix, suffix=suffix)).encode()
+    members += [(f"{i}.png", png), (f"{i}.json", text)]
+  layout = loader_lib.Layout(res=8, text_len=64, num_frames=0, for_training=True)
+  for source in (
+    opened("csv", write(folder / "rows.csv", CSV + lines)),
+    opened("parquet", folder / "rows.parquet"),
+    opened("webdataset", tar(folder, *members)),
+  ):
+    part = loader_lib.Part("rows", source, 1.0)
+    loader = loader_lib.Loader(part, "decode", tokenizer.load("tiny"), layout, 0)
+    (scan,) = pipeline.scan([loader], allow_truncated=False)
+    begins = [note.split(":")[0] for note in scan.notes]
+    assert begins == ["1 of 4 texts", "2 of 4 texts"], scan.notes
+  table["suffix"][2] = None
+  pq.write_table(pa.table(table), folder / "rows.parquet")
+  part = loader_lib.Part("rows", opened("parquet", folder / "rows.parquet"), 1.0)
+  loader = loader_lib.Loader(
+    part, "decode|resize(8)|value_range(-1, 1)", tokenizer.load("tiny"), layout, 0
+  )
+  with pytest.raises(UserError, match=r"rows.parquet, row 2: 'suffix' is null"):
+    loader(0, 2)
 
 
 # Boxes
@@ -431,3 +464,13 @@ def test_urls_are_read_where_the_config_allows_them(folder, monkeypatch):
   write(folder / "rows.jsonl", json.dumps(dict(row, image="memory://x/none::file://a")) + "\n")
   with pytest.raises(UserError, match="chains several file systems"):
     opened("jsonl", path, allow_urls=True)[0]
+
+
+def test_detect_reads_other_formats_by_name():
+  c = load.load("configs/detect.py:train=yolo:a/data.yaml:train,val=yolo:a/data.yaml:val")
+  assert c.input.data.to_dict() == dict(name="yolo", fname="a/data.yaml", split="train")
+  assert c.evals.val.data.to_dict() == dict(name="yolo", fname="a/data.yaml", split="val")
+  c = load.load("configs/detect.py:train=labelme:a,val=labelme:b")
+  assert c.evals.val.data.to_dict() == dict(name="labelme", fname="b", classes_from="a")
+  c = load.load("configs/detect.py:train=voc:a:train,val=voc:a:val,classes=x+y")
+  assert c.evals.val.data.to_dict() == dict(name="voc", fname="a", split="val", classes=["x", "y"])
