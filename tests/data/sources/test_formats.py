@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pgjax.config import load
 from pgjax.data import image_size, loader as loader_lib, pipeline, tokenizer
 from pgjax.data.sources import registry
 from pgjax.errors import UserError
@@ -464,13 +463,3 @@ def test_urls_are_read_where_the_config_allows_them(folder, monkeypatch):
   write(folder / "rows.jsonl", json.dumps(dict(row, image="memory://x/none::file://a")) + "\n")
   with pytest.raises(UserError, match="chains several file systems"):
     opened("jsonl", path, allow_urls=True)[0]
-
-
-def test_detect_reads_other_formats_by_name():
-  c = load.load("configs/detect.py:train=yolo:a/data.yaml:train,val=yolo:a/data.yaml:val")
-  assert c.input.data.to_dict() == dict(name="yolo", fname="a/data.yaml", split="train")
-  assert c.evals.val.data.to_dict() == dict(name="yolo", fname="a/data.yaml", split="val")
-  c = load.load("configs/detect.py:train=labelme:a,val=labelme:b")
-  assert c.evals.val.data.to_dict() == dict(name="labelme", fname="b", classes_from="a")
-  c = load.load("configs/detect.py:train=voc:a:train,val=voc:a:val,classes=x+y")
-  assert c.evals.val.data.to_dict() == dict(name="voc", fname="a", split="val", classes=["x", "y"])
