@@ -124,7 +124,7 @@ def _write_own(args: Any) -> None:
     raise UserError(f"--to={args.to} must be jsonl or array_record.")
   if args.to == "jsonl" and not args.out:
     raise UserError("pgjax.prepare jsonl needs --out=, the folder of the file and its images.")
-  rows = export.Rows(export.data_of(args.data), args.pp, args.keep or ())
+  rows = export.opened(args.data, args.pp, args.keep or ())
   folder = disk.open_folder(_out(args), "--out")
   if args.to == "jsonl":
     cli.say(export.to_jsonl(rows, folder, args.split, args.workers))

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from typing import Any
 import tqdm
 
 from pgjax import call_syntax, disk
+from pgjax.config import load, validate
 from pgjax.data import image_size, images, notes, pipeline, signatures
 from pgjax.data.pp import parse
 from pgjax.data.sources import registry
@@ -35,6 +37,14 @@ NEEDED = ("prefix", "suffix")
 _Field = str | int | float | bool | None | list[str] | Mapping[str, Any]
 _ENDINGS = {"a JPEG": ".jpg", "a PNG": ".png", "a GIF": ".gif", "a BMP": ".bmp", "a TIFF": ".tif",
             "a WebP": ".webp"}  # fmt: skip
+
+
+def opened(data: str, pp: str, keep: Sequence[str]) -> "Rows":
+  """The rows of `coco(fname="a.json")`, or of the training data of `configs/mine.py:args`."""
+  if not re.match(r"[^()'\"]*\.py(:|$)", data):
+    return Rows(data_of(data), pp, keep)
+  section = validate.validated(load.load(data)).input
+  return Rows(section.data.to_dict(), "|".join(filter(None, (section.pp, pp))), keep)
 
 
 def data_of(text: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ WARNINGS = {
   "contradiction": "same image and prefix as an earlier example, another answer",
   "example in training": "image and prefix are those of a training example",
   "image in training": "same image as a training example, another prefix",
-  "left out": "the source skips boxes",
+  "left out": "the source leaves out boxes or rows",
 }
 FINDING_KINDS = ERRORS | WARNINGS
 

@@ -219,10 +219,14 @@ def _stored(dataset: Any, identity: str, rows: int) -> arrow_rows.ArrowRows:
     log.warning("Storing %d rows of a stream in %s.", rows, target)
     part, schema = f"{target}.{os.getpid()}", dataset.features.arrow_schema
     stream = dataset.take(rows).iter(batch_size=_STREAM_BATCH)
-    with pyarrow.OSFile(part, "wb") as sink, pyarrow.ipc.new_file(sink, schema) as out:
-      for columns in stream:
-        out.write_batch(pyarrow.record_batch(columns, schema=schema))
-    os.replace(part, target)
+    try:
+      with pyarrow.OSFile(part, "wb") as sink, pyarrow.ipc.new_file(sink, schema) as out:
+        for columns in stream:
+          out.write_batch(pyarrow.record_batch(columns, schema=schema))
+      os.replace(part, target)
+    finally:
+      if os.path.exists(part):
+        os.remove(part)
   return arrow_rows.ArrowRows([target], labels=[f"hf:{cut(identity)}"])
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pgjax.data import image_size
+from pgjax.data import image_size, loader as loader_lib, pipeline, tokenizer
 from pgjax.data.sources import registry
 from pgjax.errors import UserError
 
@@ -39,6 +39,38 @@ def write(path, content):
 
 def opened(name, fname, **fields):
   return registry.open(dict(name=name, fname=str(fname), **fields))
+
+
+def test_odd_texts_are_counted_in_every_format(folder):
+  """<image> and <eos>, a newline at the end, a null: as in JSONL."""
+  png = (folder / "a.png").read_bytes()
+  rows = [("<image>what?", "a"), ("what?", "a<eos>"), ("what?\n", "a"), ("what?", "a")]
+  table = dict(image=[png] * 4, prefix=[p for p, _ in rows], suffix=[s for _, s in rows])
+  pq.write_table(pa.table(table), folder / "rows.parquet")
+  lines = "".join(f'a.png,"{prefix}",{suffix}\n' for prefix, suffix in rows)
+  members = []
+  for i, (prefix, suffix) in enumerate(rows):
+    text = json.dumps(dict(prefix=prefix, suffix=suffix)).encode()
+    members += [(f"{i}.png", png), (f"{i}.json", text)]
+  layout = loader_lib.Layout(res=8, text_len=64, num_frames=0, for_training=True)
+  for source in (
+    opened("csv", write(folder / "rows.csv", CSV + lines)),
+    opened("parquet", folder / "rows.parquet"),
+    opened("webdataset", tar(folder, *members)),
+  ):
+    part = loader_lib.Part("rows", source, 1.0)
+    loader = loader_lib.Loader(part, "decode", tokenizer.load("tiny"), layout, 0)
+    (scan,) = pipeline.scan([loader], allow_truncated=False)
+    begins = [note.split(":")[0] for note in scan.notes]
+    assert begins == ["1 of 4 texts", "2 of 4 texts"], scan.notes
+  table["suffix"][2] = None
+  pq.write_table(pa.table(table), folder / "rows.parquet")
+  part = loader_lib.Part("rows", opened("parquet", folder / "rows.parquet"), 1.0)
+  loader = loader_lib.Loader(
+    part, "decode|resize(8)|value_range(-1, 1)", tokenizer.load("tiny"), layout, 0
+  )
+  with pytest.raises(UserError, match=r"rows.parquet, row 2: 'suffix' is null"):
+    loader(0, 2)
 
 
 # Boxes
