@@ -48,8 +48,8 @@ def overfit(tmp_path, config, data, steps, evaluator="val", others=(), **setting
   """
   fields = {
     "input.data": data,
-    f"evals.{evaluator}.data": data,
-    **{f"evals.{name}.log_percent": None for name in (evaluator, *others)},
+    f"evals.{evaluator.removesuffix('.*')}.data": data,
+    **{f"evals.{name}.log_percent": None for name in (evaluator.removesuffix(".*"), *others)},
     "total_epochs": None,
     "total_steps": steps,
     "lr": 3e-3,
@@ -177,3 +177,39 @@ def test_the_masks_of_eight_pictures_are_as_good_as_their_codes(tmp_path):
   assert metrics["val/best_miou"] > 0.8  # Otherwise equality would say little.
   assert metrics["val/miou"] >= metrics["val/best_miou"] - 0.02
   assert metrics["val/f1"] == 1
+
+
+@pytest.mark.long
+def test_forty_sprites_are_captioned_word_for_word(tmp_path):
+  run("prepare", "sprites", f"--out={tmp_path}")
+  data = dict(name="sprites", split="train[:40]", data_dir=str(tmp_path))
+  recipe = f"variant=tiny,tune=full,res=64,batch_size=40,data_dir={tmp_path}"
+  config, others = f"configs/sprites.py:{recipe}", ["test", "test/pplx"]
+  _, rows = overfit(tmp_path, config, data, 250, "test/exact", others)
+  assert [[row["prediction"]] for row in rows] == [row["answer"] for row in rows]
+  assert len({row["prediction"] for row in rows}) == 40
+
+
+@pytest.mark.long
+def test_the_crossings_of_thirty_pictures_are_counted(tmp_path):
+  run("prepare", "intersections", f"--out={tmp_path}", "--splits=val")
+  data = dict(name="intersections", split="val[:30]", data_dir=str(tmp_path))
+  recipe = f"variant=tiny,res=96,batch_size=30,data_dir={tmp_path}"
+  config, others = f"configs/intersections.py:{recipe}", ["val/pplx"]
+  metrics, rows = overfit(tmp_path, config, data, 200, "val", others)
+  assert metrics["val/acc"] == 1
+  assert {row["prediction"] for row in rows} == {"0", "1", "2"}
+
+
+@pytest.mark.long
+@needs("sroie")
+def test_receipts_are_extracted_by_beams_with_a_frozen_image_tower(tmp_path):
+  fname = SHARED / "sroie/train/annotations.jsonl"
+  data = dict(name="jsonl", fname=str(fname), stop=4)
+  recipe = f"variant=tiny,tune=no_vit,train={fname},val={fname},res=64,text_len=125,batch_size=4"
+  settings = {"evals.val/text.data": data, "evals.val/text.log_percent": None}
+  config = f"configs/extract.py:{recipe}"
+  metrics, rows = overfit(tmp_path, config, data, 350, "val.*", ["val/pplx"], **settings)
+  assert metrics["val/field_f1"] == metrics["val/exact"] == 1
+  assert metrics["val/text/bleu-4"] == metrics["val/text/rouge"] == pytest.approx(1)
+  assert len({row["prediction"] for row in rows}) == 4
