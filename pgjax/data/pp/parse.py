@@ -68,7 +68,9 @@ def parse(pp: str, *, tokenizer=None) -> Pipeline:
   calls = call_syntax.parse(pp, OPS, "pp")
   for call in calls:
     for name in ("key", "outkey"):
-      if str(call.bound.arguments.get(name)).startswith("_"):
+      if (
+        str(call.bound.arguments.get(name)).startswith("_") and call.bound.arguments[name] != "_id"
+      ):
         raise UserError(
           f"{call.where}: {name} must not begin with an underscore: such names are the pipeline's."
         )
