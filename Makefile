@@ -26,7 +26,8 @@ WORKDIR ?= workdir/easyvqa
 WORKERS ?= 2
 PYTEST = $(PY) -m pytest -n $(WORKERS) --dist=loadgroup -q
 
-.PHONY: help install install-test quickstart test test-slow test-long test-demo test-gpu test-parity lint format docs clean
+.PHONY: help install install-test quickstart test test-slow test-long test-demo test-gpu test-parity test-tf \
+  lint format docs clean
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
 
@@ -70,13 +71,13 @@ quickstart: $(VENV)/.installed
 	@echo "Config, checkpoints, metrics.jsonl and TensorBoard files are in $(WORKDIR)"
 
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow and not long and not gpu and not parity" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not long and not gpu and not parity and not tf" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test
-	$(PYTEST) -m "slow and not gpu and not parity" $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not gpu and not parity and not tf" $(PYTEST_ARGS)
 
 test-long: $(VENV)/.installed-test
-	$(PYTEST) -m "long and not gpu and not parity" $(PYTEST_ARGS)
+	$(PYTEST) -m "long and not gpu and not parity and not tf" $(PYTEST_ARGS)
 
 # Gradio takes half a minute to install and to import: too much for every change.
 test-demo: $(VENV)/.installed-demo
@@ -89,6 +90,18 @@ test-gpu: $(VENV)/.installed-test
 test-parity: $(VENV)/.installed-parity
 	$(if $(TRANSFORMERS),$(PY) -m pip install --quiet --disable-pip-version-check transformers==$(TRANSFORMERS))
 	$(PYTEST) -m parity $(PYTEST_ARGS)
+
+# TensorFlow in an environment of its own, on top of the other one's packages: with it, tensorflow-datasets works
+# in another way. PGJAX_BIG_VISION=FOLDER compares with the ops of that checkout of big_vision instead.
+$(VENV)-tf/.installed: requirements-tf.txt $(VENV)/.installed-test
+	$(PY) -m venv $(VENV)-tf
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(VENV)-tf/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pgjax.pth"
+	$(VENV)-tf/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+test-tf: $(VENV)-tf/.installed
+	$(VENV)-tf/bin/python -m pytest -n $(WORKERS) --dist=worksteal -q -m tf tests/tf $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check .

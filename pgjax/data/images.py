@@ -64,8 +64,9 @@ def _fast_jpeg(encoded: bytes, image: Image.Image) -> np.ndarray:
 
 def through_jpeg(image: np.ndarray, quality: int, *, fast: bool) -> np.ndarray:
   """uint8 [H, W, 3] encoded as JPEG at this quality and decoded with the fast or accurate DCT."""
-  encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, colorsubsampling="420")
-  return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=fast)
+  file = io.BytesIO()  # By Pillow, because simplejpeg has no accurate DCT for it.
+  Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+  return simplejpeg.decode_jpeg(file.getvalue(), "RGB", fastdct=fast)
 
 
 def _without_black(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
