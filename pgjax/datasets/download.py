@@ -20,7 +20,7 @@ def describe(data: DataSet) -> str:
     size = f" ({n:,} rows)" if n and parts == [None] else ""
     files = dict.fromkeys(name for part in parts for name in data.files(part, split))
     extra = ", only with --splits" if split in data.extra_splits else ""
-    lines.append(f"  {split}{size}{extra}: {' '.join(_quoted(name) for name in files)}")
+    lines.append(f"  {split}{size}{extra}: {', '.join(map(_quoted, files))}")
   if parts != [None]:
     lines.append(f"parts: {', '.join(map(str, parts))}")
   if data.lost_images:
