@@ -60,8 +60,10 @@ def test_the_name_of_a_prepared_data_set_is_not_that_of_a_source(raw, tmp_path):
   """coco_captions also names files in COCO's format, which have an fname."""
   raw_captions.coco_captions(raw)
   prepare("coco_captions", raw, tmp_path, splits=["val"])
-  source = sources.open(dict(name="coco_captions", split="val", data_dir=str(tmp_path)))
-  assert len(source) == 3
+  spec = dict(name="coco_captions", split="val", data_dir=str(tmp_path))
+  assert len(sources.open(spec)) == 3
+  assert sources.order_name("coco_captions", spec) == "coco_captions"
+  assert sources.order_name("coco_captions", dict(fname="captions.json")) == "jsonl"
 
 
 def test_pairs_have_both_images_and_the_label_as_a_word(raw, tmp_path):
