@@ -14,6 +14,7 @@ import pytest
 import raw_captions
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from PIL import Image
 
 from pgjax.data.sources import registry as sources
 from pgjax.datasets import base, registry, tables, writing
@@ -197,3 +198,13 @@ def test_odd_csv_is_read_as_builders_read_it(tmp_path, caplog):
   expected = [{"id": "1", "text": "a b"}, {"id": "2", "text": "c, d"}, {"id": "3", "text": "e"}]
   assert [row for _, row in tables.rows(base.Raw(tmp_path), "a.csv", ("id", "text"))] == expected
   assert "a.csv: 1 rows have more columns than names" in caplog.text
+
+
+def test_the_size_of_a_screen_is_read_behind_a_large_profile(raw, tmp_path):
+  raw_captions.widgetcap(raw)
+  path = raw / "combined/30000.jpg"
+  with Image.open(path) as image:
+    image.save(path, icc_profile=b"x" * 200_000)
+  info = prepare("widgetcap", raw, tmp_path, splits=["train"])
+  for row in data_set_rows.normal(records(info.splits["train"]), raw):
+    assert (row["width"], row["height"]) == ([54], [96])
