@@ -50,7 +50,7 @@ def parts(data, *, check_images: bool = True) -> list[loader_lib.Part]:
   data = data.to_dict() if hasattr(data, "to_dict") else dict(data)
   if isinstance(data.get("name"), str):
     source = registry.open(data, check_images=check_images)
-    order = registry.order_name(data["name"])
+    order = registry.order_name(data["name"], data)
     return [loader_lib.Part(data["name"], source, 1.0, order=order)]
   shared = {key: data.pop(key) for key in ("split", "data_dir", "root") if key in data}
   opened = []

@@ -3,11 +3,12 @@
 import functools
 import io
 import os
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 import PIL.Image
+from msgspec import Meta
 
 from pgjax.datasets import base
 from pgjax.errors import UserError
@@ -30,6 +31,9 @@ SUPERCATEGORIES = (
   *("accessory", "animal", "appliance", "electronic", "food", "furniture", "indoor", "kitchen"),
   *("outdoor", "person", "sports", "vehicle"),
 )
+
+
+_Coordinate = Annotated[float, Meta(ge=-(2**20), le=2**20)]  # Time and memory grow with it.
 
 
 class Image(msgspec.Struct):
@@ -127,13 +131,15 @@ def pycocotools() -> Any:
 
 def mask_png(segmentation: bytes, height: int, width: int, where: str) -> bytes:
   """A segmentation's JSON (polygons or run lengths) as a PNG of 1 bit a pixel."""
-  value = typed_json.decode(segmentation, list[list[float]] | _Runs, where)
+  value = typed_json.decode(segmentation, list[list[_Coordinate]] | _Runs, where)
   file = io.BytesIO()
   PIL.Image.fromarray(_drawn(value, height, width, where)).save(file, "png")
   return file.getvalue()
 
 
-def _drawn(value: list[list[float]] | _Runs, height: int, width: int, where: str) -> np.ndarray:
+def _drawn(
+  value: list[list[_Coordinate]] | _Runs, height: int, width: int, where: str
+) -> np.ndarray:
   """bool [height, width]."""
   masks = pycocotools()
   try:
@@ -142,10 +148,12 @@ def _drawn(value: list[list[float]] | _Runs, height: int, width: int, where: str
     else:
       runs = {"size": list(value.size), "counts": value.counts}
       if isinstance(value.counts, list):
+        if sum(value.counts) != value.size[0] * value.size[1]:
+          raise ValueError("its runs do not add up to its size")
         runs = masks.frPyObjects(runs, *value.size)
     pixels = masks.decode(runs)
   except Exception as error:  # The library raises many types.
-    reason = " ".join(str(error).split())[:100] or type(error).__name__
+    reason = " ".join(str(error).split())[:100].rstrip(".") or type(error).__name__
     raise UserError(f"{where}: pycocotools cannot draw this segmentation: {reason}.") from error
   if pixels.shape != (height, width):
     raise UserError(f"{where}: the mask is {pixels.shape}, the image {(height, width)}.")

@@ -6,6 +6,7 @@
 The box of a widget is in the view tree, in units of a screen of 2,560 pixels height.
 """
 
+import contextlib
 import functools
 import io
 from typing import Optional
@@ -20,7 +21,7 @@ from pgjax.formats import input_files, typed_json
 
 _CAPTIONS = "widget_captions.csv"
 _HEIGHT = 2560  # Of the screens in the view trees.
-_HEADER_BYTES = 1 << 16  # Enough for a JPEG's size.
+_HEADER_BYTES = 1 << 16  # Mostly enough for a JPEG's size; not behind a large profile.
 
 
 class _Node(msgspec.Struct):
@@ -102,12 +103,11 @@ def _tree(path: str) -> _View:
 @functools.lru_cache(maxsize=8)
 def _size(path: str) -> tuple[int, int] | None:
   """(width, height) of an image; None if it cannot be read."""
-  try:
-    head = input_files.head(path, _HEADER_BYTES)
-    with PIL.Image.open(io.BytesIO(head)) as image:
+  for read in (lambda: input_files.head(path, _HEADER_BYTES), lambda: input_files.read(path)):
+    # PIL raises many types.
+    with contextlib.suppress(Exception), PIL.Image.open(io.BytesIO(read())) as image:
       return image.size
-  except Exception:  # PIL raises many types.
-    return None
+  return None
 
 
 DATA = base.DataSet(

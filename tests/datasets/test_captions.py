@@ -14,6 +14,7 @@ import pytest
 import raw_captions
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from PIL import Image
 
 from pgjax.data.sources import registry as sources
 from pgjax.datasets import base, registry, tables, writing
@@ -60,8 +61,10 @@ def test_the_name_of_a_prepared_data_set_is_not_that_of_a_source(raw, tmp_path):
   """coco_captions also names files in COCO's format, which have an fname."""
   raw_captions.coco_captions(raw)
   prepare("coco_captions", raw, tmp_path, splits=["val"])
-  source = sources.open(dict(name="coco_captions", split="val", data_dir=str(tmp_path)))
-  assert len(source) == 3
+  spec = dict(name="coco_captions", split="val", data_dir=str(tmp_path))
+  assert len(sources.open(spec)) == 3
+  assert sources.order_name("coco_captions", spec) == "coco_captions"
+  assert sources.order_name("coco_captions", dict(fname="captions.json")) == "jsonl"
 
 
 def test_pairs_have_both_images_and_the_label_as_a_word(raw, tmp_path):
@@ -129,7 +132,7 @@ BAD = [  # Data set, file, what happens to its bytes (None: it is missing), and 
   ("screen2_words", "screen2words/screen_summaries.csv", lambda _: b"a,b", "no column screenId"),
   ("screen2_words", "screen2words/split/dev_screens.txt", lambda _: b"ten", "'ten' is not a whole"),
   ("widgetcap", "combined/30010.json", half, "30010.json: not JSON"),
-  ("widgetcap", "combined/30010.jpg", half, "30010.jpg is a JPEG that is cut short"),
+  ("widgetcap", "combined/30010.jpg", half, "30010.jpg is damaged or cut short"),
   ("nlvr2", "data/dev.json", swap(b'"True"', b'"Yes"'), "dev.json, line 1: label is 'Yes'"),
   ("nlvr2", "dev/dev-1-0-img1.png", None, "dev.json, line 3: .*img1.png does not exist"),
   ("marvl", "marvl-images/sw/images/1-Kürbis/1-2.jpg", None, "marvl-sw.jsonl, line 2: .* exist"),
@@ -141,6 +144,12 @@ BAD = [  # Data set, file, what happens to its bytes (None: it is missing), and 
     "annotations/instances_train2017.json",
     swap(b"[5, 7,", b"[5, 9,"),
     r"annotation \d+: pycocotools cannot draw",
+  ),
+  (
+    "ref_coco_bv",
+    "annotations/instances_train2017.json",
+    swap(b"[2, 2, 6.5,", b"[2, 2e30, 6.5,"),
+    r"annotation \d+: .* is 2e\+30; expected",
   ),
 ]
 
@@ -189,3 +198,13 @@ def test_odd_csv_is_read_as_builders_read_it(tmp_path, caplog):
   expected = [{"id": "1", "text": "a b"}, {"id": "2", "text": "c, d"}, {"id": "3", "text": "e"}]
   assert [row for _, row in tables.rows(base.Raw(tmp_path), "a.csv", ("id", "text"))] == expected
   assert "a.csv: 1 rows have more columns than names" in caplog.text
+
+
+def test_the_size_of_a_screen_is_read_behind_a_large_profile(raw, tmp_path):
+  raw_captions.widgetcap(raw)
+  path = raw / "combined/30000.jpg"
+  with Image.open(path) as image:
+    image.save(path, icc_profile=b"x" * 200_000)
+  info = prepare("widgetcap", raw, tmp_path, splits=["train"])
+  for row in data_set_rows.normal(records(info.splits["train"]), raw):
+    assert (row["width"], row["height"]) == ([54], [96])

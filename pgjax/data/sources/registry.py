@@ -62,7 +62,7 @@ def open(spec: Mapping, *, check_images: bool = True):
     raise UserError(f"data={fields!r} has no name; it is {names} or a TFDS name.")
   if name.startswith(_HUB):
     name, fields = "hf", {"fname": name.removeprefix(_HUB), **fields}
-  is_tfds = name not in SOURCES or (name in _ALSO_TFDS and "fname" not in fields)
+  is_tfds = _is_tfds(name, fields)
   make, fields = (tfds.Tfds, {"name": name, **fields}) if is_tfds else (SOURCES[name], fields)
   check_fields(make, name, fields)
   source = make(**fields)
@@ -71,10 +71,17 @@ def open(spec: Mapping, *, check_images: bool = True):
   return source
 
 
-def order_name(name: str) -> str:
+def _is_tfds(name: str, fields: Mapping) -> bool:
+  return name not in SOURCES or (name in _ALSO_TFDS and "fname" not in fields)
+
+
+def order_name(name: str, fields: Mapping | None = None) -> str:
   """The name whose hash seeds the order of a data set: one for all formats of rows.
 
-  So the same rows in another format are the same batches.
+  So the same rows in another format are the same batches. Without `fields`, those of its entry in
+  a config, a name of both a format and a TFDS data set is the format's.
   """
   is_file = name in SOURCES or name.startswith(_HUB)
+  if fields is not None and _is_tfds(name, fields):
+    is_file = name.startswith(_HUB)
   return "jsonl" if is_file and name not in _OWN_ORDER else name
