@@ -72,7 +72,7 @@ class DataSet:
   # dict of features.
   features: Mapping[str, Any]
   # The files that a part's split needs, below the raw folder: "a.json", "images/" (a folder that
-  # is not empty), "data/*.parquet", and "other/?", which only some rows need.
+  # is not empty), "data/*.parquet", "a/|b/" (one of them), "other/?", which only some rows need.
   files: Callable[[str | None, str], list[str]]
   # (key, example) of each row; the order of the rows is TFDS's: by a hash of the split and the key.
   rows: Callable[["Raw", str | None, str], Iterator[tuple[Key, dict[str, Any]]]]
@@ -117,6 +117,11 @@ class Raw:
   def names(self, folder: str, ending: str) -> list[str]:
     """The sorted names in a declared folder that end so."""
     return sorted(n for n in input_files.names(str(self.folder / folder)) if n.endswith(ending))
+
+  def first(self, names: str) -> str:
+    """The one that exists of declared alternatives, "a.json|b.json"; else the first."""
+    known = names.split("|")
+    return next((name for name in known if (self.folder / name).exists()), known[0])
 
   def path(self, name: str) -> pathlib.Path:
     """The path of a declared file, which may be a link."""

@@ -1,4 +1,7 @@
-"""DocVQA (arXiv:2007.00398): questions about scanned documents; the test split has no answers."""
+"""DocVQA (arXiv:2007.00398): questions about scanned documents; the test split has no answers.
+
+The archives of 2020 have a folder of images for each split, later ones spdocvqa_images for all.
+"""
 
 import msgspec
 
@@ -16,19 +19,22 @@ class _File(msgspec.Struct):
   data: list[_Row]
 
 
-def _file(split: str) -> str:
-  return "test_v1.0.json" if split == "test" else f"{split}_v1.0_withQT.json"
+def _files(part: None, split: str) -> list[str]:
+  name = "test_v1.0.json" if split == "test" else f"{split}_v1.0_withQT.json"
+  return [f"{name}|spdocvqa_qas/{name}", f"{split}/documents/|spdocvqa_images/"]
 
 
 def _rows(raw: base.Raw, part: None, split: str):
-  name = _file(split)
+  name, images = map(raw.first, _files(part, split))
   for i, row in enumerate(raw.json(name, _File).data):
     yield (
       row.questionId,
       {
         "question_id": row.questionId,
         "image/filename": row.image,
-        "image": raw.image(split, row.image, f"{name}, data {i}: image"),
+        "image": raw.image(
+          images, row.image.removeprefix("documents/"), f"{name}, data {i}: image"
+        ),
         "question": row.question,
         "answers": row.answers,
       },
@@ -47,6 +53,6 @@ DATA = base.DataSet(
     "answers": [str],
   },
   splits={"train": 39_463, "val": 5_349, "test": 5_188},
-  files=lambda part, split: [_file(split), f"{split}/documents/"],
+  files=_files,
   rows=_rows,
 )

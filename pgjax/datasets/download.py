@@ -20,7 +20,7 @@ def describe(data: DataSet) -> str:
     size = f" ({n:,} rows)" if n and parts == [None] else ""
     files = dict.fromkeys(name for part in parts for name in data.files(part, split))
     extra = ", only with --splits" if split in data.extra_splits else ""
-    lines.append(f"  {split}{size}{extra}: {' '.join(_quoted(name) for name in files)}")
+    lines.append(f"  {split}{size}{extra}: {', '.join(map(_quoted, files))}")
   if parts != [None]:
     lines.append(f"parts: {', '.join(map(str, parts))}")
   if data.lost_images:
@@ -42,13 +42,17 @@ def check(data: DataSet, folder: pathlib.Path, parts: Sequence[str | None], spli
   missing = list(dict.fromkeys(name for names in lacking.values() for name in names))
   if not missing:
     return
-  shown = ", ".join(str(folder / name) + ("/" if name.endswith("/") else "") for name in missing)
+  shown = ", ".join(_shown(folder, name) for name in missing[:_SHOWN])
   if len(missing) > _SHOWN:
-    shown = ", ".join(str(folder / name) for name in missing[:_SHOWN])
     shown += f" and {len(missing) - _SHOWN} more"
   raise UserError(
     f"The download of {data.name} lacks {shown}; {_advice(data, folder, missing, lacking)}."
   )
+
+
+def _shown(folder: pathlib.Path, name: str) -> str:
+  paths = [str(folder / one) + ("/" if one.endswith("/") else "") for one in name.split("|")]
+  return " or ".join(paths)
 
 
 def _advice(data: DataSet, folder: pathlib.Path, missing: list[str], lacking: dict) -> str:
@@ -72,7 +76,7 @@ def _all(lacking: dict, axis: int, name: str) -> bool:
 
 def _folders(data: DataSet, parts: Sequence[str | None], splits: Sequence[str]) -> str:
   names = dict.fromkeys(n for part in parts for s in splits for n in _needed(data, part, s))
-  shown = ", ".join(list(names)[:4]) + (", ..." if len(names) > 4 else "")
+  shown = ", ".join(map(_quoted, list(names)[:4])) + (", ..." if len(names) > 4 else "")
   return f"it is the folder that holds {shown}, from {data.source}"
 
 
@@ -81,6 +85,8 @@ def _needed(data: DataSet, part: str | None, split: str) -> list[str]:
 
 
 def _exists(folder: pathlib.Path, name: str) -> bool:
+  if "|" in name:
+    return any(_exists(folder, one) for one in name.split("|"))
   path = folder / name
   if "*" in name:
     return any(True for _ in folder.glob(name))
@@ -91,14 +97,16 @@ def _exists(folder: pathlib.Path, name: str) -> bool:
 
 def _archive(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   """The archive of a missing file or folder, if it is there and was not unpacked."""
-  stem = folder / name.rstrip("/")
-  for archive in (stem.with_name(stem.name + ending) for ending in _ARCHIVES):
-    if archive.is_file():
-      return archive
+  for stem in (folder / one.rstrip("/") for one in name.split("|")):
+    for archive in (stem.with_name(stem.name + ending) for ending in _ARCHIVES):
+      if archive.is_file():
+        return archive
   return None
 
 
 def _quoted(name: str) -> str:
   if name.endswith("?"):
     return f"{name[:-1]} (for some rows)"
+  if "|" in name:
+    return " or ".join(name.split("|"))
   return f"'{name}'" if " " in name else name

@@ -103,16 +103,18 @@ def _check_image(data: bytes, file: File) -> None:
     return
   if not data:
     raise _damaged(file, "empty")
+  reason = "damaged"
   try:
     with PIL.Image.open(io.BytesIO(data)) as image:
       if not _ends_as_usual(image.format, data):
+        reason = f"a {image.format} that is cut short"
         image.load()
   except PIL.Image.DecompressionBombError:
     pass  # An image, only larger than is decoded by default.
   except PIL.UnidentifiedImageError:
     raise _damaged(file, "not an image") from None
   except Exception as error:  # PIL raises many types.
-    raise _damaged(file, f"damaged or cut short ({type(error).__name__}: {error})") from None
+    raise _damaged(file, f"{reason} ({error})") from None
   file.checked = True
 
 

@@ -31,9 +31,15 @@ class _File(msgspec.Struct):
   data: list[_Row]
 
 
+def _files(part: None, split: str) -> list[str]:
+  name = _FILES[split]
+  return [f"{name}|infographicsvqa_qas/{name}", "images/|infographicsvqa_images/"]
+
+
 def _rows(raw: base.Raw, part: None, split: str):
-  for i, row in enumerate(raw.json(_FILES[split], _File).data):
-    where = f"{_FILES[split]}, data {i}"
+  name, images = map(raw.first, _files(part, split))
+  for i, row in enumerate(raw.json(name, _File).data):
+    where = f"{name}, data {i}"
     answers = row.answers
     if split == "val":
       answers = [order for answer in answers for order in _orders(answer, where)]
@@ -42,7 +48,7 @@ def _rows(raw: base.Raw, part: None, split: str):
       {
         "question_id": row.questionId,
         "filename": row.image_local_name,
-        "image": raw.image("images", row.image_local_name, f"{where}: image_local_name"),
+        "image": raw.image(images, row.image_local_name, f"{where}: image_local_name"),
         "question": row.question,
         "answers": answers,
       },
@@ -70,6 +76,6 @@ DATA = base.DataSet(
     "answers": [str],
   },
   splits={"train": 23_946, "val": 2_801, "test": 3_288},
-  files=lambda part, split: [_FILES[split], "images/"],
+  files=_files,
   rows=_rows,
 )

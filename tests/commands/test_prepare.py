@@ -106,7 +106,7 @@ def test_without_a_folder_it_prints_what_to_download():
   done = prepare("stvqa")
   assert done.stdout.startswith("stvqa: ST-VQA: ")
   assert "rrc.cvc.uab.es" in done.stdout
-  assert "test (4,070 rows): test_task_3.json test_task3_images/ train2014/" in done.stdout
+  assert "test (4,070 rows): test_task_3.json, test_task3_images/, train2014/" in done.stdout
   assert done.stderr == "error: pgjax.prepare stvqa needs --raw=DIR, the folder of its download.\n"
   assert done.returncode == 1
 

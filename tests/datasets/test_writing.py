@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -188,13 +189,13 @@ def test_what_is_no_whole_image_is_named(raw, tmp_path):
     kinds[kind] = (tmp_path / f"whole.{kind}").read_bytes()
     assert error(f"a.{kind}", kinds[kind]) is None
     cut = error(f"a.{kind}", kinds[kind][:-90])
-    assert cut.startswith(f"rows.json, entry 0: {raw.folder}/images/a.{kind} is damaged or cut"), (
-      cut
-    )
+    name = dict(jpg="JPEG").get(kind, kind.upper())
+    message = rf"rows.json, entry 0: \S+/images/a.{kind} is (a {name} that is cut short|damaged) \("
+    assert re.match(message, cut), cut
     assert "--skip_bad_images" in cut
   assert error("b.png", kinds["png"] + b"junk" * 2000) is None
   assert "c.jpg is empty" in error("c.jpg", b"")
-  assert "c.jpg is damaged or cut short" in error("c.jpg", kinds["jpg"][:10])
+  assert "c.jpg is damaged (" in error("c.jpg", kinds["jpg"][:10])
   for content in (b"<html>404</html>", b"PK\x03\x04"):
     assert "c.jpg is not an image" in error("c.jpg", content)
 
@@ -266,6 +267,6 @@ def test_every_data_set_is_described(capsys):
     assert name in table
     text = download.describe(data)
     part = data.part_names()[0]
-    files = {file.rstrip("?") for split in data.counts(part) for file in data.files(part, split)}
-    assert all(file in text for file in files)
+    files = {file for split in data.counts(part) for file in data.files(part, split)}
+    assert all(one.rstrip("?") in text for file in files for one in file.split("|"))
     assert data.source in text
