@@ -6,6 +6,7 @@ image without a .txt, or with an empty one, has no objects. Labels are in the fo
 is beside images/, or in the images' own. annotated.py lists the columns.
 """
 
+import collections
 import os
 import re
 from typing import Any
@@ -156,7 +157,7 @@ def _names(content: dict[str, Any], given) -> tuple[str, ...]:
         f"names: class {i}, {cut(ascii(name))}, has half of a surrogate pair; remove it"
       )
   texts = tuple(" ".join(str(name).split()) for name in names)
-  if repeated := sorted({name for name in texts if texts.count(name) > 1}):
+  if repeated := [name for name, count in collections.Counter(texts).items() if count > 1]:
     raise UserError(f"two classes have the same name, {repeated[0]!r}; rename one of them")
   return texts
 
