@@ -69,7 +69,7 @@ def test_columns_come_from_ops_and_what_is_missing_is_named(folder):
     export.Rows(data).texts(0)
   with pytest.raises(UserError, match=r"--data: there is no 'cvs'. Did you mean 'csv'"):
     export.data_of("cvs(fname='a')")
-  with pytest.raises(UserError, match="must be text"):
+  with pytest.raises(UserError, match="must be the name of a file"):
     registry.open(dict(name="csv", fname=3))
 
 

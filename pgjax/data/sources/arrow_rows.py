@@ -37,7 +37,10 @@ class ArrowRows:
     self._paths, self._labels, self._indices = tuple(paths), tuple(labels or paths), indices
     with _errors(self._paths[0]):
       tables = _tables(self._paths)
-    schema = tables[0].schema
+      schema = tables[0].schema
+      self._names = _class_names(schema)
+      self._texts = [field.name for field in schema if not _has_bytes(field.type)]
+      self._paths_of = [field.name for field in schema if _is_image(field.type)]
     for path, table in zip(self._paths[1:], tables[1:], strict=True):
       if not table.schema.equals(schema):
         raise UserError(
@@ -47,9 +50,6 @@ class ArrowRows:
     self._batches = [b for table in tables for b in table.to_batches() if b.num_rows]
     self._starts = [0, *itertools.accumulate(b.num_rows for b in self._batches)]
     self._file_starts = [0, *itertools.accumulate(table.num_rows for table in tables)]
-    self._names = _class_names(schema)
-    self._texts = [field.name for field in schema if not _has_bytes(field.type)]
-    self._paths_of = [field.name for field in schema if _is_image(field.type)]
 
   def __reduce__(self):  # Worker processes map the files themselves.
     return ArrowRows, (self._paths, self._labels, self._indices)
@@ -58,19 +58,18 @@ class ArrowRows:
     return self._starts[-1] if self._indices is None else len(self._indices)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    batch, row = self._located(i)
-    return self._named(self._values(batch.slice(row, 1), i))
+    with self._reading(i) as row:
+      return self._named(row.to_pylist()[0])
 
   def texts(self, i: int) -> dict[str, Any]:
     """Without columns of bytes; an image is a dict with its path, and "bytes" if it has none."""
-    batch, row = self._located(i)
-    one = batch.slice(row, 1)
-    columns = self._values(one.select(self._texts), i) if self._texts else {}
-    for name in self._paths_of:
-      image = one.column(name)
-      inside = image.field("bytes")[0].is_valid
-      columns[name] = {"path": image.field("path")[0].as_py(), **({} if inside else _NO_BYTES)}
-    return self._named(columns)
+    with self._reading(i) as row:
+      columns = row.select(self._texts).to_pylist()[0] if self._texts else {}
+      for name in self._paths_of:
+        image = row.column(name)
+        inside = image.field("bytes")[0].is_valid
+        columns[name] = {"path": image.field("path")[0].as_py(), **({} if inside else _NO_BYTES)}
+      return self._named(columns)
 
   def at(self, i: int) -> str:
     """File and row."""
@@ -78,16 +77,19 @@ class ArrowRows:
     k = bisect.bisect_right(self._file_starts, i) - 1
     return f"{self._labels[k]}, row {i - self._file_starts[k]}"
 
-  def _values(self, one: Any, i: int) -> dict[str, Any]:
+  @contextlib.contextmanager
+  def _reading(self, i: int) -> Iterator[Any]:
+    """Row i as a batch of one, checked: a damaged file could lead to any place in memory."""
     try:
-      return one.to_pylist()[0]
+      number = i if self._indices is None else int(self._indices[i])
+      if not 0 <= number < self._starts[-1]:
+        raise ValueError(f"its indices name row {number} of {self._starts[-1]}")
+      k = bisect.bisect_right(self._starts, number) - 1
+      row = self._batches[k].slice(number - self._starts[k], 1)
+      row.validate(full=True)
+      yield row
     except (ValueError, OverflowError) as error:  # A text that is not UTF-8, a date out of range.
       raise UserError(f"{self.at(i)} cannot be read: {cut(str(error))}.") from None
-
-  def _located(self, i: int):
-    i = i if self._indices is None else int(self._indices[i])
-    k = bisect.bisect_right(self._starts, i) - 1
-    return self._batches[k], i - self._starts[k]
 
   def _named(self, row: dict[str, Any]) -> dict[str, Any]:
     for name, names in self._names.items():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pgjax.errors import UserError, cut
 
 _MAPPED = ("image", "prefix", "suffix", "id")
+_TEXTS = ("fname", "root", "images")
 
 
 class Columns(NamedTuple):
@@ -50,7 +51,12 @@ def check_fields(make: Callable, name: str, fields: Mapping[str, Any]) -> None:
   except TypeError as error:
     known = ", ".join(key for key in inspect.signature(make).parameters if key != "name")
     raise UserError(f"data='{name}': {error}; its fields are {known}.") from None
-  for key in ("fname", "root", "images", "split"):
+  for key in _TEXTS:
     value = fields.get(key)
-    if value is not None and (not isinstance(value, str) or "\0" in value):
-      raise UserError(f"data='{name}': {key}={cut(repr(value))} must be text.")
+    required = key == "fname" and key in fields
+    if value is None and not required:
+      continue
+    if not isinstance(value, str) or "\0" in value or (required and not value):
+      raise UserError(
+        f"data='{name}': {key}={cut(repr(value))} must be the name of a file or folder."
+      )

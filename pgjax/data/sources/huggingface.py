@@ -134,11 +134,10 @@ class HubRows:
 
   def __init__(self, dataset: Any, name: str):
     self._dataset, self._name = dataset, name
-    columns = dataset.column_names
-    encoded = {"Image", "Audio", "Video"}
-    kinds = {c: type(dataset.features[c]).__name__ for c in columns}
-    self._classes = {c: dataset.features[c].names for c in columns if kinds[c] == "ClassLabel"}
-    self._texts = dataset.select_columns([c for c in columns if kinds[c] not in encoded])
+    features = dataset.features
+    self._classes = {c: f.names for c, f in features.items() if type(f).__name__ == "ClassLabel"}
+    texts = [c for c, f in features.items() if not re.search(r"\b(Image|Audio|Video)\(", repr(f))]
+    self._texts = dataset.select_columns(texts)
     self.names_files = False
 
   def __len__(self):
@@ -203,9 +202,19 @@ def require(name: str) -> Any:
 def _undecoded(dataset: Any, datasets: Any) -> Any:
   """Images stay encoded."""
   for name, feature in (dataset.features or {}).items():
-    if isinstance(feature, datasets.Image):
-      dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    if (plain := _plain(feature, datasets)) is not feature:
+      dataset = dataset.cast_column(name, plain)
   return dataset
+
+
+def _plain(feature: Any, datasets: Any) -> Any:
+  """The feature, or list of them, with images that stay encoded."""
+  if isinstance(feature, datasets.Image):
+    return datasets.Image(decode=False)
+  inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
+  if inner is None or (plain := _plain(inner, datasets)) is inner:
+    return feature
+  return [plain] if isinstance(feature, list) else type(feature)(plain)
 
 
 def _stored(dataset: Any, identity: str, rows: int) -> arrow_rows.ArrowRows:

@@ -3,6 +3,7 @@
 Each row comes with the number of its line (or entry), and errors name it. All texts are UTF-8.
 """
 
+import collections
 import csv
 import io
 import re
@@ -84,7 +85,7 @@ class RowFile:
       raise UserError(f"{self.at(last + 1)}: not CSV ({error}).") from None
 
   def _header(self, names: list[str], number: int) -> list[str]:
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated or "" in names:
       fault = f"has {repeated[0]!r} twice" if repeated and repeated[0] else "has one without a name"
       raise UserError(

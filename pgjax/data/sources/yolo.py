@@ -6,6 +6,7 @@ image without a .txt, or with an empty one, has no objects. Labels are in the fo
 is beside images/, or in the images' own. annotated.py lists the columns.
 """
 
+import collections
 import os
 import re
 from typing import Any
@@ -42,11 +43,13 @@ class Yolo(annotated.Annotated):
     start=None,
     stop=None,
   ):
-    path = _yaml_path(os.path.expanduser(fname))
+    fname = os.path.expanduser(fname)
+    path = _yaml_path(fname)
+    has_yaml = not os.path.isdir(fname) or os.path.exists(path)
     root = os.path.abspath(os.path.expanduser(root or os.path.dirname(path)))
     self._labelled = 0
     with naming(path):
-      content = _read_yaml(path) if os.path.isfile(path) else {}
+      content = _read_yaml(path) if has_yaml else {}
       classes_of = _names(content, names)
       listed = _images_of(content, split, root, path)
     entries = self._entries_of(listed[start:stop], root, classes_of)
@@ -109,10 +112,16 @@ class _Loader(yaml.SafeLoader):
   """Refuses a key that is given twice, of which YAML would silently take the last."""
 
   def construct_mapping(self, node, deep=False):
-    keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-    repeated = [key for k, key in enumerate(keys) if key in keys[:k]]
-    if repeated:
-      raise UserError(f"line {node.start_mark.line + 1}: {repeated[0]!r} is given twice")
+    keys: set[Any] = set()
+    for node_of_key, _ in node.value:
+      key = self.construct_object(node_of_key, deep=True)
+      if not isinstance(key, str | int | float):
+        raise UserError(
+          f"line {node.start_mark.line + 1}: a key is a {type(key).__name__}, no text"
+        )
+      if key in keys:
+        raise UserError(f"line {node.start_mark.line + 1}: {key!r} is given twice")
+      keys.add(key)
     return super().construct_mapping(node, deep)
 
 
@@ -141,11 +150,14 @@ def _names(content: dict[str, Any], given) -> tuple[str, ...]:
     raise UserError("there are no names of classes (names:); give them with names=[...]")
   for i, name in enumerate(names):
     if isinstance(name, bool) or not isinstance(name, str | int | float):
-      raise UserError(f"names: class {i} is {name!r}, no text; write it in quotes, such as 'yes'")
+      shown = name if isinstance(name, bool) else f"a {type(name).__name__}"
+      raise UserError(f"names: class {i} is {shown}, no text; write it in quotes, such as 'yes'")
     if isinstance(name, str) and _SURROGATE.search(name):
-      raise UserError(f"names: class {i}, {name!r}, has half of a surrogate pair; remove it")
+      raise UserError(
+        f"names: class {i}, {cut(ascii(name))}, has half of a surrogate pair; remove it"
+      )
   texts = tuple(" ".join(str(name).split()) for name in names)
-  if repeated := sorted({name for name in texts if texts.count(name) > 1}):
+  if repeated := [name for name, count in collections.Counter(texts).items() if count > 1]:
     raise UserError(f"two classes have the same name, {repeated[0]!r}; rename one of them")
   return texts
 
@@ -162,10 +174,10 @@ def _images_of(content: dict[str, Any], split: str, root: str, path: str) -> lis
   listed: dict[str, None] = {}
   for entry in value if isinstance(value, list) else [value or "."]:
     if not isinstance(entry, str):
-      raise UserError(f"{split}: {cut(repr(entry))} is no path")
+      raise UserError(f"{split}: a {type(entry).__name__} is no path")
     listed |= dict.fromkeys(_listed(entry, base, root, path))
   if not listed:
-    raise UserError(f"split {split!r} has no images in {cut(repr(value))}")
+    raise UserError(f"split {split!r} has no images in its folders")
   return list(listed)
 
 
