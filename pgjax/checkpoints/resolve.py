@@ -31,10 +31,10 @@ _ENDINGS = {
   "f16": (".f16.npz",),
 }
 ALLOWED = (
-  "allowed are a workdir of pgjax.train or one of its step folders, a big_vision .npz, a folder in"
-  " Hugging Face format, a folder of PEFT, a name such as pt_224 (PaliGemma 1), pt_3b_448"
-  " (PaliGemma 2) or paligemma2-3b-mix-448, and a hub id such as google/paligemma2-3b-pt-224 or"
-  " google/paligemma-3b-pt-224@bfloat16"
+  "allowed are a workdir of pgjax.train or one of its step folders, a big_vision .npz, a checkpoint"
+  " folder of big_vision or openpi, a folder in Hugging Face format, a folder of PEFT, a name such"
+  " as pt_224 (PaliGemma 1), pt_3b_448 (PaliGemma 2) or paligemma2-3b-mix-448, and a hub id such as"
+  " google/paligemma2-3b-pt-224 or google/paligemma-3b-pt-224@bfloat16"
 )
 
 
