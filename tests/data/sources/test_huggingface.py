@@ -7,7 +7,9 @@ from PIL import Image
 from pgjax.data import images
 from pgjax.data.sources import registry
 
-datasets = pytest.importorskip("datasets", reason="datasets (requirements-data.txt) is missing")
+# Without it, `datasets` would be the folder of that name in tests/.
+pytest.importorskip("datasets.features", reason="datasets (requirements-data.txt) is missing")
+import datasets  # noqa: E402
 
 
 @pytest.fixture
