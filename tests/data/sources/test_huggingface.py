@@ -9,7 +9,7 @@ from pgjax.data.sources import registry
 
 # Without it, `datasets` would be the folder of that name in tests/.
 pytest.importorskip("datasets.features", reason="datasets (requirements-data.txt) is missing")
-import datasets  # noqa: E402
+import datasets
 
 
 @pytest.fixture
