@@ -74,7 +74,7 @@ def docci(folder):
 @pytest.mark.parametrize("recipe", [colab, chartqa_blog, docci])
 def test_a_recipe_trains_and_scores_at_tiny_size(tmp_path, recipe):
   config = f"{recipe(tmp_path)},variant=tiny,res=32,batch_size=4"
-  flags = ["--config.total_epochs=None", "--config.total_steps=2", "--config.log_training_steps=1"]
+  flags = ["--config.total_epochs=None", "--config.total_steps=3", "--config.log_training_steps=1"]
   run("train", f"--config={config}", f"--workdir={tmp_path / 'run'}", *flags)
   run("evaluate", f"--ckpt={tmp_path / 'run'}", f"--out={tmp_path / 'scores'}")
   metrics = json.loads((tmp_path / "scores/metrics.json").read_text())
