@@ -32,7 +32,7 @@ def main(args: Any) -> None:
   read = [result for folder in args.results or () for result in results.read(folder)]
   found = rows.matched(listed, read)
   cli.say(rows.text_table(listed, found))
-  for note in rows.unmatched(read, found):
+  for note in rows.unmatched(listed, read):
     cli.say(note)
   recipes = _recipes(args, listed) if args.task else []
   for recipe in recipes:

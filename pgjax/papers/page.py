@@ -54,8 +54,8 @@ def html(rows: Sequence[Row], found: Mapping[Row, Ours]) -> str:
     f"<tbody>{body}</tbody></table></div>"
   )
   note = (
-    '<p class="note">In percent, CIDEr times 100; ± is the deviation over training runs. Ours are'
-    " coloured where they differ by more than two of them.</p>"
+    '<p class="note">In percent, CIDEr times 100, but #char and #sent; ± is the standard deviation'
+    " (sd) over training runs. Ours are below, coloured where they differ by more than 2 sd.</p>"
   )
   facts = {
     "published": "PaliGemma 1, arXiv:2407.07726; PaliGemma 2, arXiv:2412.03555",

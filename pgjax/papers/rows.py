@@ -68,28 +68,30 @@ def published_rows(task: str | None = None) -> list[Row]:
 
 def matched(rows: Sequence[Row], results: Sequence[Result]) -> dict[Row, Ours]:
   """The newest result of each row that has any."""
-  table = config_load.shared("published")
-  averages = table.AVERAGES
   found: dict[Row, Ours] = {}
   for result in sorted(results, key=lambda r: r.seconds):
     for row in rows:
-      if (row.size, row.res) != (result.size, result.res):
-        continue
-      names = averages.get(row.evaluator, [row.evaluator])
-      values = [result.scores.get(f"{name}/{row.metric}") for name in names]
-      if None not in values:
+      if (value := _value(row, result)) is not None:
         others = found[row].others + 1 if row in found else 0
-        unit = 1 if row.metric in table.ABSOLUTE else 100
-        found[row] = Ours(unit * sum(values) / len(values), result, others)
+        found[row] = Ours(value, result, others)
   return found
 
 
-def unmatched(results: Sequence[Result], found: Mapping[Row, Ours]) -> Iterator[str]:
+def _value(row: Row, result: Result) -> float | None:
+  """A result's score in the row's unit; None if it is of another model, or lacks the score."""
+  if (row.size, row.res) != (result.size, result.res):
+    return None
+  table = config_load.shared("published")
+  names = table.AVERAGES.get(row.evaluator, [row.evaluator])
+  values = [result.scores.get(f"{name}/{row.metric}") for name in names]
+  unit = 1 if row.metric in table.ABSOLUTE else 100
+  return None if None in values else unit * sum(values) / len(values)
+
+
+def unmatched(rows: Sequence[Row], results: Sequence[Result]) -> Iterator[str]:
   """A sentence for each result that is beside no row."""
-  used = {id(ours.result) for ours in found.values()}
-  rows = {(row.size, row.res) for row in found}
   for result in results:
-    if id(result) not in used and (result.size, result.res) not in rows:
+    if not any(_value(row, result) is not None for row in rows):
       what = SIZES.get(result.size, f"a model of size {result.size}")
       yield f"{result.folder}: {what} at {result.res} px has no published score of its evaluators."
 

@@ -116,6 +116,13 @@ def test_scores_have_intervals_where_rows_have_parts_and_published_numbers_where
   assert [interval for _, _, interval, _ in cells[1:]] == ["", ""]
 
 
+def test_a_published_score_has_its_deviation_and_our_difference():
+  paper = {"val/acc": (0.42, 0.003), "val/anls": [0.5, 0.0]}  # From JSON, a list.
+  document = report.page("t", {}, {"val/acc": 0.417, "val/anls": 0.6}, [], paper=paper)
+  assert "<td>0.42 ± 0.003 (ours -1.0 sd)</td>" in document
+  assert "<td>0.5 ± 0</td>" in document or "<td>0.5 ± 0.0</td>" in document
+
+
 def test_worst_and_best_are_by_score_and_then_by_confidence():
   rows = [
     row(0, score=1.0, logp=-2.0),

@@ -98,13 +98,16 @@ def test_a_mix_checkpoint_is_known_by_its_name(folder):
 
 def test_what_is_beside_no_row_is_reported(folder, tmp_path, caplog, capsys):
   root = folder("tiny", {"ai2d/eval/acc": 0.2}, "tiny", 32)
+  folder("own", {"mine/acc": 0.2})
   (tmp_path / "results/broken").mkdir()
   (tmp_path / "results/broken/metrics.json").write_text("{")
   (tmp_path / "results/alone").mkdir()
   (tmp_path / "results/alone/metrics.json").write_text("{}")
   with caplog.at_level(logging.WARNING, "pgjax"):
     papers.main(args(results=[root]))
-  assert "a model of size tiny at 32 px has no published score" in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert "a model of size tiny at 32 px has no published score" in said
+  assert "results/own: PaliGemma 2 3B at 224 px has no published score" in said
   assert "broken/metrics.json: not JSON" in caplog.text
   assert "there is no config.json beside it or above" in caplog.text
 
