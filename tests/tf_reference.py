@@ -76,6 +76,8 @@ def tensors(value):
   """A row as TFDS gives it: texts and numbers as tensors, lists of lists as ragged tensors."""
   if isinstance(value, dict):
     return {name: tensors(inner) for name, inner in value.items()}
+  if isinstance(value, list) and value and isinstance(value[0], np.ndarray):
+    return tf.constant(np.stack(value))
   if isinstance(value, list) and value and isinstance(value[0], list):
     return tf.ragged.constant(value)
   return tf.constant(value, tf.float32) if isinstance(value, float) else tf.constant(value)

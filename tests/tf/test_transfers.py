@@ -125,7 +125,7 @@ def of_transfer(name, values):
   if name.startswith("tallyqa"):
     values["answer"] = np.int64(3)
   if name.startswith(("science_qa train",)):
-    values["answer"] = np.int64(1)
+    values["answer"] = np.int32(1)
   if name.startswith("coco35l"):
     values["captions"] = ["eins", "zwei", "drei"]
   if name.startswith(("forkme train", "vertexai_l4")):
