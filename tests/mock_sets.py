@@ -23,7 +23,7 @@ TEXTS = {
 LISTS = {"choices": ["red", "blue", "green"]}
 CHOICES = "multiple_choice_possible_answers"
 NUMBERS = {
-  "multiple_choice_correct_idx": 1, "answer": 1, "number": 3, "issimple": 1, "width": 48,
+  "multiple_choice_correct_idx": 1, "answer": 1, "number": 3, "width": 48,
   "height": 40,
 }  # fmt: skip
 
@@ -86,7 +86,8 @@ def _value(kind, name, i, pictures):
     return caption(i)
   if kind is str:
     return TEXTS.get(name, f"{name.split('/')[-1]} {i}")
-  return np.dtype(kind).type(NUMBERS.get(name, i))
+  number = i % 2 if name == "issimple" else NUMBERS.get(name, i)
+  return np.dtype(kind).type(number)
 
 
 def caption(i):
