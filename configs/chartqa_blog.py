@@ -25,8 +25,7 @@ def get_config(arg=None):
   image, prompt = common.image_pp(c), f"strfmt({PROMPT!r}, outkey='prefix')"
   learned = common.train_pp(image, prompt)
   c.input.data, c.input.pp = dict(where, split=a.train), learned
-  c.input.batch_size, c.microbatches = a.batch_size, a.microbatches
-  c.total_epochs = 3
+  c.input.batch_size, c.microbatches, c.total_epochs = a.batch_size, a.microbatches, 3
   c.lr, c.optax = 2e-5, dict(b2=0.999)
   c.wd, c.wd_mults = 1e-6 * c.lr, [(".*", 1.0)]  # AdamW of torch multiplies decay by the rate.
   common.set_model(c, size=a.size, variant=a.variant)

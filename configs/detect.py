@@ -1,9 +1,8 @@
 r"""Boxes around your own classes: copy this file and change it.
 
 train= and val= are COCO files, PaliGemma's JSONL, YOLO's data.yaml, voc:FOLDER, roboflow:FOLDER ...
-Images are in the folder of each file, or in images=. All prompts name the training data's classes,
-or classes=cat+dog. num_boxes=30 is the recipe of PaliGemma 2's paper: answers are filled up with
-noise boxes. docs/boxes.md describes it, the formats, other sources of boxes, and masks.
+Images are in the folder of each file, or in images=. Prompts name the training data's classes, or
+classes=cat+dog. num_boxes=30 fills answers up with noise boxes, as PaliGemma 2 (docs/boxes.md).
 
 python -m pgjax.train --workdir=/tmp/detect --config=configs/detect.py:train=data/train.json,val=data/valid.json
 """  # noqa: E501
@@ -23,9 +22,7 @@ def get_config(arg=None):
   filled = f", num_boxes={a.num_boxes}" if a.num_boxes else ""
   answer = f"boxes_to_suffix(order={a.order!r}{filled})"
   c.input.pp = common.train_pp(common.image_pp(c), *boxes, answer)
-  c.input.batch_size = a.batch_size
-
-  c.total_epochs = 50 if filled else 15
+  c.input.batch_size, c.total_epochs = a.batch_size, 50 if filled else 15
   c.lr, c.wd, c.ckpt_steps = 1e-5, 3e-7, 200
   common.set_model(c, size=a.size, variant=a.variant)
   common.set_tune(c, a.tune)

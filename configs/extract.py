@@ -2,8 +2,7 @@ r"""JSON from documents, such as receipts and forms, from JSONL files as Roboflo
 
 Each line is {"image": "a.png", "prefix": "extract data in JSON format", "suffix": "{...}"}. Answers
 are searched with beams, as valid JSON, and scored by field, and as text by BLEU and ROUGE-L (with
-meteor=true by METEOR, which needs Java). tune=lora fits one 24 GB GPU, tune=qlora 16 GB, tune=no_vit
-trains the decoder and the connector.
+meteor=true by METEOR, which needs Java). tune= is lora, qlora, or no_vit (all but the image tower).
 
 python -m pgjax.train --workdir=/tmp/extract --config=configs/extract.py:train=data/_annotations.train.jsonl,val=data/_annotations.valid.jsonl
 """  # noqa: E501
@@ -22,9 +21,7 @@ def get_config(arg=None):
   root = dict(root=a.root) if a.root else {}
   c.input.data = dict(name="jsonl", fname=a.train, **root)
   c.input.pp = common.train_pp(common.image_pp(c))
-  c.input.batch_size = a.batch_size
-
-  c.total_epochs = 10
+  c.input.batch_size, c.total_epochs = a.batch_size, 10
   c.lr, c.wd, c.ckpt_steps = 2e-5, 1e-6, 200
   common.set_model(c, size=a.size, variant=a.variant)
   common.set_tune(c, a.tune)

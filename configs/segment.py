@@ -22,9 +22,7 @@ def get_config(arg=None):
   answer = f"masks_to_suffix({a.masks!r}, order={{!r}})"
   c.input.data, _ = common.boxes_data(a, a.train)
   c.input.pp = common.train_pp(common.image_pp(c), prompt, answer.format(a.order))
-  c.input.batch_size = a.batch_size
-
-  c.total_epochs = 15
+  c.input.batch_size, c.total_epochs = a.batch_size, 15
   c.lr, c.wd, c.ckpt_steps = 1e-5, 3e-7, 200
   common.set_model(c, size=a.size, variant=a.variant)
   common.set_tune(c, a.tune)

@@ -1,5 +1,7 @@
+import functools
 import importlib
 import pathlib
+import tempfile
 
 import jax
 import ml_collections
@@ -11,7 +13,8 @@ from pgjax.data import tokenizer
 from pgjax.data.pp import parse
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
-from pgjax.models import gemma, paligemma, siglip
+from pgjax.formats import seg_vae_npz
+from pgjax.models import gemma, paligemma, seg_vae, siglip
 from pgjax.params import of_model, rules as param_rules, tree as param_tree
 from pgjax.training import optimizer, state as train_state
 
@@ -26,11 +29,23 @@ SPECS = [
   "forkme.py:tune=connector",
   *("detect.py", "detect.py:variant=tiny,classes=cat+guinea pig,order=area,tune=lora"),
   "detect.py:variant=tiny,train=a/_annotations.train.jsonl,val=a/_annotations.valid.jsonl",
+  *("detect.py:train=yolo:a.yaml,val=voc:b,num_boxes=9", "segment.py:variant=tiny,masks=MASKS"),
+  *("extract.py:tune=qlora", "extract.py:tune=no_vit,beams=1,meteor=true", "colab.py"),
+  *("chartqa_blog.py", "sprites.py", "intersections.py:variant=tiny"),
   *(f"forkme.py:tune={name}" for name in common.TUNE if "lora" in name),
 ]
 
 
+@functools.cache
+def mask_weights():
+  """A small random VQ-VAE in a file."""
+  path = pathlib.Path(tempfile.mkdtemp()) / "masks.npz"
+  seg_vae_npz.save(path, seg_vae.init(jax.random.key(0), width=8, embed_dim=8))
+  return str(path)
+
+
 def built(spec, **overrides):
+  spec = spec.replace("MASKS", mask_weights()) if "MASKS" in spec else spec
   return config_validate.validated(config_load.load(str(ROOT / "configs" / spec), overrides))
 
 
@@ -74,11 +89,12 @@ def test_the_true_answer_is_no_part_of_a_prompt(spec):
   for entry in built(spec).evals.values():
     if entry.type != "perplexity":
       example = dict(image=None, question="what?", prefix="say", answer="secret", suffix="secret")
+      example |= {"classes": "cat", "query": "what?", entry.answer: "secret"}
       text_ops = "|".join(op for op in entry.pp.split("|") if "keep" in op or "prefix" in op)
       got = parse.parse(text_ops, tokenizer=None)(example)
       assert "secret" not in got["prefix"]
       assert "answer_start" not in got
-      if entry.type != "detection":  # Which compares boxes.
+      if entry.type not in ("detection", "instances"):  # Which compare boxes.
         assert got[entry.answer] == "secret"
 
 
@@ -187,5 +203,5 @@ def test_all_prompts_of_boxes_name_the_classes_of_the_training_file():
   assert "classes_from" not in c.evals.val.data
   c = built("detect.py:train=a.json,val=b.jsonl,images=c")
   assert c.evals.val.data.to_dict() == dict(name="jsonl", root="c", fname="b.jsonl")
-  with pytest.raises(UserError, match="classes= is for COCO files"):
+  with pytest.raises(UserError, match="classes= is for files of boxes"):
     built("detect.py:train=a.jsonl,val=,classes=cat")
