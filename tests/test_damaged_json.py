@@ -31,7 +31,7 @@ from pgjax.checkpoints import (
 )
 from pgjax.data import loader as loader_lib, masks, tokenizer
 from pgjax.data.sources import registry
-from pgjax.datasets import chartqa
+from pgjax.datasets import base, chartqa
 from pgjax.errors import UserError
 from pgjax.evaluation import journal, score_checkpoint
 from pgjax.formats import lazy_array, npz as npz_lib, safetensors
@@ -282,7 +282,7 @@ def test_questions_of_chartqa(walk, tmp_path):
   (folder / "png/a.png").write_bytes(b"")
   file = folder / "train_human.json"
   file.write_text(json.dumps([dict(imgname="a.png", query="q", label="l")]))
-  walk(file, lambda _: list(chartqa._rows(tmp_path, "train", "human")))().check()  # noqa: SLF001
+  walk(file, lambda _: list(chartqa._rows(base.Raw(tmp_path), "human", "train")))().check()  # noqa: SLF001
 
 
 def test_a_json_schema(walk, tmp_path, monkeypatch):

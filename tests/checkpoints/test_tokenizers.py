@@ -101,29 +101,29 @@ def test_weights_that_came_with_more_words_later_are_an_error(hf):
 def test_images_that_are_prepared_in_another_way_are_reported_at_the_start(hf):
   ours = tokenizer.load("tiny")
   [note] = tokenizers.notes_on_start(start(hf, 'resize(48, method="bicubic")'), ours)
-  assert "prepares images as resize(res, antialias=True)" in note
-  assert 'this config as resize(res, method="bicubic")' in note
+  assert "prepares images as decode(precise=True)|resize(res, antialias=True)" in note
+  assert 'this config as decode|resize(res, method="bicubic")' in note
 
 
 def start(hf, resize="resize(48, antialias=True)"):
   fields = config(hf)
-  fields.input = dict(pp=f"decode|{resize}|value_range(-1, 1)")
+  fields.input = dict(data={}, pp=f"decode|{resize}|value_range(-1, 1)")
   return fields
 
 
 def test_questions_use_the_words_and_the_images_of_a_folder(hf):
   opened = engine.open_checkpoint(str(hf))
-  assert opened.pp == "decode|resize(48, antialias=True)|value_range(-1, 1)"
+  assert opened.pp == "decode(precise=True)|resize(48, antialias=True)|value_range(-1, 1)"
   edit(hf / "preprocessor_config.json", lambda c: c.update(resample=3))
   opened = engine.open_checkpoint(str(hf))
-  assert opened.pp == 'decode|resize(48, method="bicubic")|value_range(-1, 1)'
+  assert opened.pp == 'decode(precise=True)|resize(48, method="bicubic")|value_range(-1, 1)'
   assert f"Images are resized as {hf / 'preprocessor_config.json'} says" in opened.notes[-1]
   opened = engine.open_checkpoint(str(hf), resize="bilinear")
   assert opened.pp == "decode|resize(48)|value_range(-1, 1)"
   edit(hf / "preprocessor_config.json", lambda c: c.update(resample=0))
   with pytest.raises(UserError, match=r"resample is 0, .* --resize=METHOD"):
     engine.open_checkpoint(str(hf))
-  assert engine.open_checkpoint(str(hf), resize="bicubic").pp.startswith("decode|resize(48, method")
+  assert engine.open_checkpoint(str(hf), resize="bicubic").pp.startswith("decode(precise=True)|")
   with pytest.raises(UserError, match="--resize=area must be one of"):
     engine.open_checkpoint("nowhere", resize="area")
 

@@ -132,7 +132,10 @@ def huge_png(width, height):
 BROKEN = dict(huge=huge_png(100_000, 100_000), broken=b"\x89PNG\r\n\x1a\n broken", empty=b"")
 
 
-@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize(
+  "content",
+  [pytest.param(c, id=n, marks=[pytest.mark.slow] * (n == "huge")) for n, c in BROKEN.items()],
+)
 def test_an_image_that_cannot_be_read_in_the_first_batch(attempt, tmp_path, content):
   rows(tmp_path)
   (tmp_path / "2.png").write_bytes(content)

@@ -69,7 +69,7 @@ def full():
   "fields",
   [
     pytest.param({}, marks=pytest.mark.long),
-    {"params": ADAPTERS},
+    pytest.param({"params": ADAPTERS}, marks=pytest.mark.slow),
     pytest.param({"optax_name": "big_vision.sgd", "optax": {}}, marks=pytest.mark.long),
   ],
 )
@@ -411,6 +411,7 @@ TRUTHS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_plan_cache_depends_on_every_source_of_the_package(monkeypatch, tmp_path):
   package = tmp_path / "pgjax"
   shutil.copytree(pathlib.Path(pgjax.__file__).parent, package)

@@ -9,7 +9,7 @@ import pytest
 from pgjax.data import images, resizing
 from pgjax.data.pp import parse, text_ops
 
-RECORDED = pathlib.Path(__file__).resolve().parents[1] / "golden/tf_pixels.npz"
+RECORDED = pathlib.Path(__file__).resolve().parents[1] / "golden/pixels/tf_pixels.npz"
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ BAD = [  # Data set, file, what happens to its bytes (None: it is missing), and 
   ("screen2_words", "screen2words/screen_summaries.csv", lambda _: b"a,b", "no column screenId"),
   ("screen2_words", "screen2words/split/dev_screens.txt", lambda _: b"ten", "'ten' is not a whole"),
   ("widgetcap", "combined/30010.json", half, "30010.json: not JSON"),
-  ("widgetcap", "combined/30010.jpg", half, "30010.jpg is damaged or cut short"),
+  ("widgetcap", "combined/30010.jpg", half, "30010.jpg is a JPEG that is cut short"),
   ("nlvr2", "data/dev.json", swap(b'"True"', b'"Yes"'), "dev.json, line 1: label is 'Yes'"),
   ("nlvr2", "dev/dev-1-0-img1.png", None, "dev.json, line 3: .*img1.png does not exist"),
   ("marvl", "marvl-images/sw/images/1-Kürbis/1-2.jpg", None, "marvl-sw.jsonl, line 2: .* exist"),

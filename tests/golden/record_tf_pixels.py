@@ -1,4 +1,4 @@
-"""Records what TensorFlow decodes, resizes, draws and prints: tests/golden/tf_pixels.npz.
+"""Records what TensorFlow decodes, resizes, draws and prints: tests/golden/pixels/tf_pixels.npz.
 
 .venv-tf/bin/python tests/golden/record_tf_pixels.py   (`make test-tf` makes .venv-tf)
 """
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-FILE = pathlib.Path(__file__).with_name("tf_pixels.npz")
+FILE = pathlib.Path(__file__).with_name("pixels") / "tf_pixels.npz"
 METHODS = ("bilinear", "bicubic", "area", "mitchellcubic", "gaussian")
 NUMBERS = (0.1, 1 / 3, 1e6, 1e-5, 123456.789, 16777216.0, 2.0, -7.25)
 BOXES = ((0.1, 0.2, 0.7, 0.93), (-0.5, 0.5, 0.4, 1.5), (1.2, 0, 1.4, 1), (0.6, 0.1, 0.2, 0.9))

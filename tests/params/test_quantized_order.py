@@ -4,6 +4,8 @@ A model is quantized here and exported; each linear module of the unquantized ex
 the rule of bitsandbytes in numpy, must be the module of the quantized one.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,9 +72,17 @@ def test_every_module_of_a_model_is_quantized_as_hugging_face_stores_it(llm, tmp
   check_whole_model(llm, tmp_path, reference)
 
 
-@pytest.mark.parametrize("double", [False, True])
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-@pytest.mark.parametrize("llm", ["gemma2", "odd"])
+@pytest.mark.parametrize(
+  ("llm", "kind", "double"),
+  [
+    ("odd", "nf4", True),
+    pytest.param("gemma2", "int8", False, marks=pytest.mark.slow),
+    *(
+      pytest.param(llm, kind, double, marks=pytest.mark.long)
+      for llm, kind, double in itertools.product(("gemma2", "odd"), ("nf4", "int8"), (False, True))
+    ),
+  ],
+)
 def test_the_model_reads_what_is_exported(llm, kind, double):
   """Decoded on the device inside the model and decoded on the host: the same matrices."""
   leaves = random_leaves(vocabulary(LLM[llm]))

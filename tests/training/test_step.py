@@ -45,9 +45,8 @@ def losses(log):
   return [measured["training_loss"] for measured in log]
 
 
-@pytest.mark.parametrize(
-  "mesh", [pytest.param(m, marks=() if m == "fsdp" else pytest.mark.slow) for m in MESHES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
 def test_losses_of_eight_devices_equal_those_of_one(mesh, values, one_log):
   spec, strategy, parts = MESHES[mesh]
   run = tiny.Run(tiny.config(sharding_strategy=strategy), tiny.model(), tiny.mesh(spec, 8))

@@ -121,7 +121,7 @@ def is_texts(value) -> bool:
   )
 
 
-def strjoin(glue: str, axis: int | None = None, **route: Unpack[Route]):
+def strjoin(glue: str, axis: Annotated[int, Between(-8, 7)] | None = None, **route: Unpack[Route]):
   """Joins a list of texts to one, with `glue` between them."""
   inkey, outkey = routed(route, "image")
 
