@@ -64,11 +64,11 @@ def convert(source: str, out: pathlib.Path, name: str | None, workers: int) -> l
   name: "set" or "set/part" instead of the data set's own; for a single one.
   """
   tfrecord.crc32c()  # Fails here, not after the first file.
-  found = _data_sets(pathlib.Path(source).expanduser().absolute())
-  if name and len(found) > 1:
-    names = ", ".join(str(folder) for folder in found[:5])
+  folders = _data_sets(pathlib.Path(source).expanduser().absolute())
+  if name and len(folders) > 1:
+    names = ", ".join(str(folder) for folder in folders[:5])
     raise UserError(f"{name} can be the name of one data set, and {source} has {names}.")
-  return [_convert(folder, out, name, workers) for folder in found]
+  return [_convert(folder, out, name, workers) for folder in folders]
 
 
 def _data_sets(source: pathlib.Path) -> list[pathlib.Path]:
@@ -149,7 +149,7 @@ def _format(folder: pathlib.Path) -> str:
 
 def _shards(source: pathlib.Path, work: pathlib.Path, info: _Info, name: str) -> list[_Shard]:
   """Every file, in order; raises for those that are missing, all at once."""
-  found = []
+  shards = []
   for split in info.splits:
     n = len(split.shard_lengths)
     for i, rows in enumerate(split.shard_lengths):
@@ -161,11 +161,11 @@ def _shards(source: pathlib.Path, work: pathlib.Path, info: _Info, name: str) ->
         file_name = file_name.replace(f"{{{field}}}", value)
       path = input_files.inside(os.fspath(source), file_name, f"{source / _INFO}, splits")
       target = disk.inside(work, f"{name}-{split.name}.array_record-{of}", "The file")
-      found.append(_Shard(pathlib.Path(path), target, int(rows)))
-  if missing := [shard.source.name for shard in found if not shard.source.exists()]:
+      shards.append(_Shard(pathlib.Path(path), target, int(rows)))
+  if missing := [shard.source.name for shard in shards if not shard.source.exists()]:
     shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" * (len(missing) > 10))
     raise UserError(f"{source} lacks {shown}: it is half of a copy, or was not built to its end.")
-  return found
+  return shards
 
 
 def _complete(shard: _Shard) -> bool:

@@ -58,10 +58,10 @@ def _files(split: str) -> tuple[str, str, str]:
 
 def _rows(raw: base.Raw, part: None, split: str):
   questions, annotations, images = _files(split)
-  found = {row.question_id: row for row in raw.json(annotations, _Annotations).annotations}
+  by_question = {row.question_id: row for row in raw.json(annotations, _Annotations).annotations}
   for i, asked in enumerate(raw.json(questions, _Questions).questions):
     where = f"{questions}, question {i}"
-    row = found.get(asked.question_id)
+    row = by_question.get(asked.question_id)
     raw.check(row is not None, where, f"{annotations} has no question_id {asked.question_id}")
     same = asked.image_id == row.image_id
     raw.check(same, where, f"{annotations} has image {row.image_id}, not {asked.image_id}")

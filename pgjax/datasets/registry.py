@@ -15,14 +15,14 @@ _MACHINERY = {
 
 def all_data_sets() -> dict[str, DataSet]:
   """{name: data set}; a file of this package declares one as DATA, or several as a list DATA."""
-  found = {}
+  known = {}
   for module in pkgutil.iter_modules(pgjax.datasets.__path__):
     if module.name in _MACHINERY:
       continue
     declared = getattr(importlib.import_module(f"pgjax.datasets.{module.name}"), "DATA", [])
     for data in declared if isinstance(declared, list | tuple) else [declared]:
-      found[data.name] = data
-  return dict(sorted(found.items()))
+      known[data.name] = data
+  return dict(sorted(known.items()))
 
 
 # The transfers whose config has another name than its data.

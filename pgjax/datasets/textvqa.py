@@ -52,7 +52,7 @@ def _rows(raw: base.Raw, part: None, split: str):
 def _rotations(raw: base.Raw, name: str, images: set[str]) -> dict[str, int]:
   """{image: degrees to turn it counter-clockwise}, of those of the file that are asked for."""
   reader = csv.DictReader(io.StringIO(raw.text(name)))
-  found = {}
+  turns = {}
   missing = {"ImageID", "Rotation"} - set(reader.fieldnames or ())
   raw.check(not missing, name, f"the columns {sorted(missing)} are missing")
   for row in reader:
@@ -63,8 +63,8 @@ def _rotations(raw: base.Raw, name: str, images: set[str]) -> dict[str, int]:
     where = f"{name}, line {reader.line_num}"
     known = whole in ("0", "90", "180", "270")
     raw.check(known, where, f"Rotation {value!r} is not 0, 90, 180 or 270")
-    found[row["ImageID"]] = int(whole)
-  return found
+    turns[row["ImageID"]] = int(whole)
+  return turns
 
 
 def _turned(quarters: int, data: bytes) -> bytes:

@@ -59,12 +59,12 @@ def _files(part: None, split: str) -> list[str]:
 def _rows(raw: base.Raw, part: None, split: str):
   questions, folder, *annotations = _files(part, split)
   folder = folder.rstrip("/")
-  found = {
+  by_question = {
     row.question_id: row for name in annotations for row in raw.json(name, _Annotations).annotations
   }
   for i, asked in enumerate(raw.json(questions, _Questions).questions):
     where, key = f"{questions}, question {i}", asked.question_id
-    row = found.get(key) if annotations else _NONE
+    row = by_question.get(key) if annotations else _NONE
     raw.check(row is not None, where, f"{'/'.join(annotations)} has no question_id {key}")
     file = f"COCO_{folder}_{asked.image_id:012d}.jpg"
     yield (

@@ -30,8 +30,8 @@ def main(args: Any) -> None:
   _check(args)
   listed = rows.published_rows(args.task)
   read = [result for folder in args.results or () for result in results.read(folder)]
-  found = rows.matched(listed, read)
-  cli.say(rows.text_table(listed, found))
+  measured = rows.matched(listed, read)
+  cli.say(rows.text_table(listed, measured))
   for note in rows.unmatched(listed, read):
     cli.say(note)
   recipes = _recipes(args, listed) if args.task else []
@@ -42,10 +42,10 @@ def main(args: Any) -> None:
       need = memory.compiled(recipe, args.devices) if args.plan else memory.of_shapes(recipe)
       cli.say(f"\n{need}")
   if args.json:
-    data = dict(rows=rows.as_json(listed, found), recipes=[page.recipe_json(r) for r in recipes])
+    data = dict(rows=rows.as_json(listed, measured), recipes=[page.recipe_json(r) for r in recipes])
     disk.write(pathlib.Path(args.json), json.dumps(data, indent=2) + "\n")
   if args.page:
-    disk.write(pathlib.Path(args.page), page.html(listed, found))
+    disk.write(pathlib.Path(args.page), page.html(listed, measured))
 
 
 def _check(args: Any) -> None:

@@ -35,7 +35,7 @@ def recipe_json(recipe: Recipe) -> dict[str, Any]:
   return dict(config=recipe.spec, scores=[row.paper for row in recipe.rows], steps=steps)
 
 
-def html(rows: Sequence[Row], found: Mapping[Row, Ours]) -> str:
+def html(rows: Sequence[Row], measured: Mapping[Row, Ours]) -> str:
   """The page with all rows."""
   text = html_page.text
   sizes = [size for size in SIZES if any(row.size == size for row in rows)]
@@ -47,7 +47,7 @@ def html(rows: Sequence[Row], found: Mapping[Row, Ours]) -> str:
       name = f'<th scope="rowgroup" colspan="{len(heads)}">{text(task)}</th>'
       body += f'<tr class="group">{name}</tr>'
     before = task
-    cells = "".join(f"<td>{_cell(by_size.get(size), found)}</td>" for size in sizes)
+    cells = "".join(f"<td>{_cell(by_size.get(size), measured)}</td>" for size in sizes)
     body += f'<tr><th scope="row">{text(paper)}</th><td>{res}</td>{cells}</tr>'
   table = (
     f'<div class="wide"><table class="papers"><thead><tr>{head}</tr></thead>'
@@ -59,17 +59,17 @@ def html(rows: Sequence[Row], found: Mapping[Row, Ours]) -> str:
   )
   facts = {
     "published": "PaliGemma 1, arXiv:2407.07726; PaliGemma 2, arXiv:2412.03555",
-    "ours": f"{len(found)} of {len(rows)} scores",
+    "ours": f"{len(measured)} of {len(rows)} scores",
   }
   return html_page.page("Transfers of the papers", facts, note + table)
 
 
-def _cell(row: Row | None, found: Mapping[Row, Ours]) -> str:
+def _cell(row: Row | None, measured: Mapping[Row, Ours]) -> str:
   if row is None:
     return ""
   published = html_page.text(shown(row.mean, row.deviation))
-  if row not in found:
+  if row not in measured:
     return published
-  deviations = found[row].deviations(row) or 0.0
+  deviations = measured[row].deviations(row) or 0.0
   kind = "right" if deviations > 2 else "wrong" if deviations < -2 else "near"
-  return f'{published}<br><b class="{kind}">{html_page.text(compared(row, found[row]))}</b>'
+  return f'{published}<br><b class="{kind}">{html_page.text(compared(row, measured[row]))}</b>'

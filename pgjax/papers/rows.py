@@ -68,13 +68,13 @@ def published_rows(task: str | None = None) -> list[Row]:
 
 def matched(rows: Sequence[Row], results: Sequence[Result]) -> dict[Row, Ours]:
   """The newest result of each row that has any."""
-  found: dict[Row, Ours] = {}
+  measured: dict[Row, Ours] = {}
   for result in sorted(results, key=lambda r: r.seconds):
     for row in rows:
       if (value := _value(row, result)) is not None:
-        others = found[row].others + 1 if row in found else 0
-        found[row] = Ours(value, result, others)
-  return found
+        others = measured[row].others + 1 if row in measured else 0
+        measured[row] = Ours(value, result, others)
+  return measured
 
 
 def _value(row: Row, result: Result) -> float | None:
@@ -96,11 +96,11 @@ def unmatched(rows: Sequence[Row], results: Sequence[Result]) -> Iterator[str]:
       yield f"{result.folder}: {what} at {result.res} px has no published score of its evaluators."
 
 
-def as_json(rows: Sequence[Row], found: Mapping[Row, Ours]) -> list[dict[str, Any]]:
+def as_json(rows: Sequence[Row], measured: Mapping[Row, Ours]) -> list[dict[str, Any]]:
   """The rows as data."""
   made = []
   for row in rows:
-    ours = found.get(row)
+    ours = measured.get(row)
     fields = None if ours is None else dict(
       value=ours.value, difference=ours.value - row.mean, deviations=ours.deviations(row),
       folder=ours.result.folder, step=ours.result.step, others=ours.others,
@@ -129,7 +129,7 @@ def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[str, Row]]:
   return lines
 
 
-def text_table(rows: Sequence[Row], found: Mapping[Row, Ours]) -> str:
+def text_table(rows: Sequence[Row], measured: Mapping[Row, Ours]) -> str:
   """A line for each score and resolution, a column for each size; ours below the published."""
   sizes = [size for size in SIZES if any(row.size == size for row in rows)]
   heads = [_HEADS[size] for size in sizes]
@@ -138,8 +138,8 @@ def text_table(rows: Sequence[Row], found: Mapping[Row, Ours]) -> str:
     cells = [shown(r.mean, r.deviation) if (r := by_size.get(size)) else "" for size in sizes]
     lines.append(f"{task:<16}{paper:<27}{res:>4}" + "".join(f"{cell:>13}" for cell in cells))
     for row in by_size.values():
-      if row in found:
-        ours = found[row]
+      if row in measured:
+        ours = measured[row]
         more = f" and {ours.others} older" if ours.others else ""
         where = f"{ours.result.folder}, step {ours.result.step:,}{more}"
         lines.append(f"{'':<16}  ours, {row.size}: {compared(row, ours)}  {where}")
