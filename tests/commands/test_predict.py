@@ -297,7 +297,10 @@ def test_bare_weights_report_the_image_ops_and_answer_the_same(checkpoint, asked
     out = capsys.readouterr()
     answers.append(out.out)
   assert answers[0] == answers[1]
-  assert "preprocessor_config.json says: decode(precise=True)|resize(48, antialias=True)|value" in out.err
+  assert (
+    "preprocessor_config.json says: decode(precise=True)|resize(48, antialias=True)|value"
+    in out.err
+  )
   (tmp_path / "hf/preprocessor_config.json").unlink()
   assert run(predict, f"--ckpt={tmp_path}/hf", *one) == 0
   out = capsys.readouterr()
