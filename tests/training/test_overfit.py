@@ -212,5 +212,6 @@ def test_receipts_are_extracted_by_beams_with_a_frozen_image_tower(tmp_path):
   config = f"configs/extract.py:{recipe}"
   metrics, rows = overfit(tmp_path, config, data, 350, "val.*", ["val/pplx"], **settings)
   assert metrics["val/field_f1"] == metrics["val/exact"] == 1
-  assert metrics["val/text/bleu-4"] == metrics["val/text/rouge"] == pytest.approx(1)
+  assert metrics["val/text/bleu-4"] == pytest.approx(1)
+  assert metrics["val/text/rouge"] == pytest.approx(1)
   assert len({row["prediction"] for row in rows}) == 4
