@@ -69,9 +69,13 @@ def translated(config: ConfigDict, arguments: Iterable[str] = ()) -> tuple[Confi
   ignored += _drop(c["input"], "input.", schema.INPUT)
   pps = [c["input"]["pp"], *(part["pp"] for part in _parts(c["input"]) if "pp" in part)]
   if "text_len" not in c:  # From the op string, whose training rows have one token more.
-    c["text_len"] = max([int(n) for pp in pps for n in _found(r"tolen\((\d+)", pp)], default=65) - 1
+    c["text_len"] = (
+      max([int(n) for pp in pps for n in re.findall(r"tolen\((\d+)", pp)], default=65) - 1
+    )
   pps += [entry["pp_fn"] for entry in c["evals"].values()]
-  frames = [int(n) for pp in pps for n in _found(r"video_ensure_shape\([^()\[]*[(\[](\d+),", pp)]
+  frames = [
+    int(n) for pp in pps for n in re.findall(r"video_ensure_shape\([^()\[]*[(\[](\d+),", pp)
+  ]
   if frames:
     c["num_frames"] = max(frames)
   for entry in c["evals"].values():
@@ -79,10 +83,6 @@ def translated(config: ConfigDict, arguments: Iterable[str] = ()) -> tuple[Confi
     _evaluator(entry, c["input"]["batch_size"])
     ignored += _drop(entry, "evals.*.", schema.EVAL)
   return ConfigDict(c, type_safe=False), sorted(set(ignored))
-
-
-def _found(pattern: str, pp: str) -> list[str]:
-  return re.findall(pattern, pp)
 
 
 def _drop(section: dict, where: str, known: Container[str]) -> list[str]:

@@ -5,8 +5,8 @@ other columns stay on the host. Errors name file and line.
 
 `pp` ends with `image`, `prefix` and `suffix` (texts), which are packed here; or, as in big_vision's
 configs, with `text`, `mask_ar` and `mask_loss` or `mask_input`, which are used unchanged. When
-decoding, the prompt excludes the suffix and includes `answer_start` if pp sets it. A likelihood of
-tokens without `mask_loss` is that of the answer, the real tokens whose `mask_ar` is 1.
+decoding, the prompt excludes the suffix and includes `answer_start` if pp sets it. The perplexity
+of tokens without `mask_loss` is that of the answer, the real tokens whose `mask_ar` is 1.
 """
 
 import logging
@@ -46,6 +46,7 @@ class Layout(NamedTuple):
   text_len: int
   num_frames: int
   for_training: bool  # Text with suffix and mask_loss; else only the prompt.
+  for_perplexity: bool = False  # As in training, and tokens may come without mask_loss.
 
 
 class Part(NamedTuple):
@@ -129,7 +130,7 @@ class Loader:
     if "text" in example and "mask_ar" in example:
       arrays = {k: np.asarray(example[k]) for k in TEXT_KEYS if k in example}
       needed = "mask_loss" if self.layout.for_training else "mask_input"
-      if needed == "mask_loss" and needed not in arrays and "mask_input" in arrays:
+      if self.layout.for_perplexity and needed not in arrays and "mask_input" in arrays:
         arrays[needed] = arrays["mask_ar"] * arrays.pop("mask_input")
       if needed not in arrays or len({np.shape(array) for array in arrays.values()}) > 1:
         shapes = {key: np.shape(array) for key, array in arrays.items()}

@@ -105,11 +105,12 @@ def _answers(decoders, section, config):
 
 
 def _open(config, section, tokenizer) -> pipeline.EvalBatches:
-  for_training = section.type == "perplexity"
+  scored = section.type == "perplexity"
+  sizes = (config.res, config.text_len, config.num_frames)
   return pipeline.eval_batches(
     section,
     tokenizer,
-    layout=loader.Layout(config.res, config.text_len, config.num_frames, for_training=for_training),
+    layout=loader.Layout(*sizes, for_training=scored, for_perplexity=scored),
     num_threads=config.input.num_threads,
     allow_truncated=config.input.allow_truncated,
     seed=config.seed,

@@ -51,16 +51,18 @@ def compare(args: Any, source: Any, out: pathlib.Path, listed: Sequence[str]) ->
     scoring = score_checkpoint.Scoring(one, source)
     scores[way] = scoring.score(source, out / way)
     parts[way] = {name: result.parts for name, result in scoring.results.items()}
-  made = lines(scores, parts)
+  compared = lines(scores, parts)
   if processes.is_main():
-    disk.write(out / "quantization.json", json.dumps([line._asdict() for line in made], indent=2))
-  return table(made)
+    disk.write(
+      out / "quantization.json", json.dumps([line._asdict() for line in compared], indent=2)
+    )
+  return table(compared)
 
 
 def lines(scores: Mapping[str, Mapping[str, float]], parts: Mapping[str, Mapping]) -> list[Line]:
   """A line for each score and way; differences are to the first way."""
   first, *_ = scores
-  made = []
+  compared = []
   for name in scores[first]:
     evaluator = max((e for e in parts[first] if name.startswith(f"{e}/")), key=len)
     metric = name.removeprefix(f"{evaluator}/")
@@ -70,7 +72,7 @@ def lines(scores: Mapping[str, Mapping[str, float]], parts: Mapping[str, Mapping
       rows, before = parts[way][evaluator], parts[first][evaluator]
       value, reference = scores[way][name], scores[first][name]
       pairs = zip(rows, before, strict=True)
-      made.append(
+      compared.append(
         Line(
           name, way, value, interval.intervals(rows).get(metric), value - reference,
           None if way == first else interval.intervals(
@@ -78,7 +80,7 @@ def lines(scores: Mapping[str, Mapping[str, float]], parts: Mapping[str, Mapping
           ).get(metric),
         )
       )  # fmt: skip
-  return made
+  return compared
 
 
 def _paired(row: Mapping, other: Mapping, metric: str) -> dict[str, tuple[float, float]]:
@@ -88,14 +90,14 @@ def _paired(row: Mapping, other: Mapping, metric: str) -> dict[str, tuple[float,
   return {metric: (row[metric][0] - other[metric][0], row[metric][1])}
 
 
-def table(made: Sequence[Line]) -> str:
+def table(compared: Sequence[Line]) -> str:
   """A line for each, in columns."""
-  width = max(len(line.score) for line in made) + 2
+  width = max(len(line.score) for line in compared) + 2
   head = f"{'score':<{width}}{'stored':<8}{'value':>8}  {'95% interval':<18}"
   rows = [head + "difference, 95% interval (paired)"]
-  for line in made:
+  for line in compared:
     text = f"{line.score:<{width}}{line.how:<8}{line.value:>8.4f}  {_ends(line.interval):<18}"
-    if line.how != made[0].how:
+    if line.how != compared[0].how:
       text += f"{line.difference:+.4f}  {_ends(line.difference_interval, '+')}"
     rows.append(text.rstrip())
   return "\n".join(rows)

@@ -209,7 +209,7 @@ def test_a_likelihood_packed_as_a_prompt_is_that_of_the_answer(tmp_path):
   config, tok = config_load.load(fork(tmp_path)), tokenizer.load("tiny")
   row = ids(config.evals["pplx"].pp, tok, suffix="a bar")
   part = loader.Part("own", [0], 1.0)
-  layout = loader.Layout(16, 48, 0, for_training=True)
+  layout = loader.Layout(16, 48, 0, for_training=True, for_perplexity=True)
   packed = loader.Loader(part, "", tok, layout, 0)._pack(row, row).arrays  # noqa: SLF001
   want = prefix_lm.for_training(tok, "caption en", "a bar", 47).arrays
   for name in ("text", "mask_loss"):

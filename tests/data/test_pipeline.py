@@ -195,8 +195,8 @@ def test_incomplete_original_op_strings_raise():
   concat = '|masked_concat(["prefix", "suffix"], mask_ar=[0, 1], {})'
   message = error(run_config(**{"input.pp": PP + tok + concat.format("mask_loss=[0, 1]")}))
   assert "texts have different lengths" in message
-  message = error(run_config(**{"input.pp": PP + tok + concat.replace(", {}", "")}))
-  assert "must make mask_loss too" in message
+  for masks in (concat.format("mask_input=[1, 1]"), concat.replace(", {}", "")):
+    assert "must make mask_loss too" in error(run_config(**{"input.pp": PP + tok + masks}))
   one_cut = concat.format("mask_loss=[0, 1]") + '|tolen(17, key="text")'
   assert "of equal length" in error(run_config(**{"input.pp": PP + tok + one_cut}))
 
