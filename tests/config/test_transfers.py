@@ -315,8 +315,7 @@ def test_every_size_and_resolution_is_valid_and_its_ops_parse():
   tiny, parsed = tokenizer.load("tiny"), set()
   for name in TRANSFERS:
     sizes = {s: by for rows in published.RESULTS[name].values() for s, by in rows.items()}
-    last = list(sizes)[-1]
-    args = [f"size={last},res={max(sizes[last])}"]
+    args = [f"size={size},res={res}" for size, by in sizes.items() for res in by]
     args += ["variant=tiny,res=32,batch_size=8"] if name in ("aokvqa_mc", "msvd_qa") else []
     for arg in args:  # tests/papers/test_commands_run.py runs all at variant=tiny.
       path = ROOT / "configs" / f"{name}.py"
