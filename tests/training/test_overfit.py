@@ -117,9 +117,9 @@ def test_noise_boxes_do_not_hide_the_boxes_of_eight_blood_images(tmp_path):
   data = dict(name="coco", fname=str(fname), stop=8)
   recipe = f"variant=tiny,train={fname},val={fname},res=64,text_len=170,batch_size=8,order=given"
   config = f"configs/detect.py:{recipe},num_boxes=24"
-  metrics, rows = overfit(tmp_path, config, data, 400, "val", ["val/pplx"])
+  metrics, rows = overfit(tmp_path, config, data, 550, "val", ["val/pplx"])
   assert metrics["val/AP"] >= 0.95
-  assert metrics["val/precision"] >= 0.9  # The label alone separates most noise from objects.
+  assert metrics["val/precision"] >= 0.95  # Noise is recognised by its label's probability.
   assert metrics["val/malformed"] == 0
   assert all(len(row["objects"]) == 24 for row in rows)
 
