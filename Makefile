@@ -84,7 +84,7 @@ test-demo: $(VENV)/.installed-demo
 	$(PYTEST) tests/web tests/commands/test_demo.py tests/commands/test_demo_http.py $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-test
-	$(PY) -m pytest -q -m gpu $(PYTEST_ARGS)
+	PGJAX_TEST_REAL_DEVICES=1 JAX_DEFAULT_MATMUL_PRECISION=highest $(PY) -m pytest -q -m "gpu" $(PYTEST_ARGS)
 
 # TRANSFORMERS=4.57.6 compares with that version instead, and leaves it installed.
 test-parity: $(VENV)/.installed-parity

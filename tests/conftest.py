@@ -8,13 +8,12 @@ import json
 import os
 import pathlib
 import signal
-import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# Before jax is imported. `pytest -m gpu` sees the real devices instead.
-if not any(arg == "gpu" for arg in sys.argv):
+# Before jax is imported. `make test-gpu` sees the real devices instead.
+if "PGJAX_TEST_REAL_DEVICES" not in os.environ:
   os.environ["JAX_PLATFORMS"] = "cpu"
   flags = os.environ.get("XLA_FLAGS", "")
   if "xla_force_host_platform_device_count" not in flags:
