@@ -33,6 +33,7 @@ from benchmarks.gpu_cases import NEW_TOKENS, Case
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GB, TERA = 1e9, 1e12
+ATTENTION, TRANSFORMERS = "attention", "transformers"  # Names for --only.
 ROUNDS, STEPS = 3, 4  # The median of rounds of this many calls each.
 
 
@@ -273,7 +274,7 @@ def of_pgjax(args: Any, end: float, report: Report) -> None:
     steps_table(run, cases)
   if cases := chosen(gpu_cases.DECODES, args):
     decode_table(run, cases)
-  if re.fullmatch(args.only, "attention"):
+  if re.fullmatch(args.only, ATTENTION):
     attention_table(run)
 
 
@@ -299,6 +300,9 @@ def main() -> None:
     re.compile(args.only)
   except re.error as error:
     sys.exit(f"error: --only={args.only} is not a regular expression: {error}.")
+  known = [case.name for case in [*gpu_cases.STEPS, *gpu_cases.DECODES]] + [ATTENTION, TRANSFORMERS]
+  if not any(re.fullmatch(args.only, name) for name in known):
+    sys.exit(f"error: --only={args.only} matches none of {', '.join(known)}.")
   name = device_name()
   if name == "cpu" and not args.tiny:
     sys.exit("error: nvidia-smi finds no GPU here. --tiny tests this program itself on a CPU.")
@@ -317,7 +321,7 @@ def main() -> None:
   process.join()
   if process.exitcode:
     sys.exit(process.exitcode)
-  if re.fullmatch(args.only, "transformers"):
+  if re.fullmatch(args.only, TRANSFORMERS):
     transformers_table(report, args, end)
 
 

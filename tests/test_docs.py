@@ -247,6 +247,7 @@ def test_a_benchmark_describes_itself_from_any_folder(script, tmp_path):
     ),
     ("memory.py --only=nothing", "", "matches none of full_f32_b32"),
     ("memory.py --only=(", "", "is not a regular expression"),
+    ("gpu.py --only=nothing --tiny", "", "matches none of full_224_b32"),
     ("hf_images.py --images=/nowhere", "transformers", "pip install -r requirements-parity.txt"),
   ],
 )
