@@ -5,6 +5,7 @@ after another in float32. Weights and order follow TensorFlow's kernels (scale_a
 resize_bicubic_op, resize_area_op and resize_bilinear_op), because float32 sums depend on both.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +20,7 @@ METHODS = (
   "bilinear", "nearest", "keyscubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic"
 )  # fmt: skip
 _F32 = np.float32
+_BLOCK = 32  # Output rows computed at once, so that intermediate values stay in the cache.
 _CUBIC_STEPS = 1024  # Of TensorFlow's table of the cubic kernel.
 
 
@@ -36,19 +38,12 @@ def resize(
     rows, columns = _nearest(image.shape[0], height), _nearest(image.shape[1], width)
     return image[rows][:, columns]
   if method == "bilinear" and not antialias:
-    resized = _interpolated(image, height, width)
-  elif method == "area":
-    resized = _area(image, height, width)
-  else:
-    tables = ((n, m, method, antialias) for n, m in zip(image.shape, (height, width), strict=False))
-    rows, columns = (_kernel_weights(*table) for table in tables)
-    resized = _along_columns(_along_rows(image, rows), columns)
-  if image.dtype == _F32:
-    return resized
-  if np.issubdtype(image.dtype, np.integer):
-    limits = np.iinfo(image.dtype)
-    np.clip(resized, limits.min, limits.max, out=resized)
-  return resized.astype(image.dtype)
+    return _interpolated(image, height, width)
+  if method == "area":
+    return _area(image, height, width)
+  rows = _kernel_weights(image.shape[0], height, method, antialias)
+  columns = _kernel_weights(image.shape[1], width, method, antialias)
+  return _weighted(image, rows, columns, image.dtype)
 
 
 def resize_pillow_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -67,19 +62,35 @@ def resize_pillow_bicubic(image: np.ndarray, height: int, width: int) -> np.ndar
   return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def _converted(values: np.ndarray, dtype) -> np.ndarray:
+  """float32 values, which may be overwritten, as dtype."""
+  if np.issubdtype(dtype, np.integer):
+    limits = np.iinfo(dtype)
+    np.clip(values, limits.min, limits.max, out=values)
+  return values.astype(dtype, copy=False)
+
+
 def _interpolated(image, height, width):
   """Half-pixel centres and two neighbours per axis, even when shrinking, so it aliases."""
-  top, bottom, down = _neighbours(image.shape[0], height)
-  left, right, across = _neighbours(image.shape[1], width)
-  across = across[:, None]
+  size_in, width_in, channels = image.shape
+  left, right, across = _neighbours(width_in, width)
+  flat = image.reshape(size_in, width_in * channels)
+  resized = np.empty((height, width * channels), image.dtype)
+  for block, used, top, bottom, down in _neighbour_blocks(size_in, height):
+    turned = flat[used].T.reshape(width_in, -1)
+    columns = _between(turned[left], turned[right], across)
+    rows = np.ascontiguousarray(columns.reshape(width * channels, -1).T)
+    resized[block] = _converted(_between(rows[top], rows[bottom], down), image.dtype)
+  return resized.reshape(height, width, channels)
 
-  def rows(index):
-    picked = image[index]
-    from_left = picked[:, left].astype(_F32)
-    return from_left + (picked[:, right].astype(_F32) - from_left) * across
 
-  upper = rows(top)
-  return upper + (rows(bottom) - upper) * down[:, None, None]
+def _between(low, high, share):
+  """float32 low + (high - low) * share, with one share a row; float32 input is overwritten."""
+  low, high = low.astype(_F32, copy=False), high.astype(_F32, copy=False)
+  high -= low
+  high *= share[:, None]
+  high += low
+  return high
 
 
 @functools.lru_cache(maxsize=512)
@@ -93,33 +104,81 @@ def _neighbours(size_in: int, size_out: int):
   return lower, upper, centre - floor
 
 
+@functools.lru_cache(maxsize=512)
+def _neighbour_blocks(size_in: int, size_out: int):
+  """Per block of outputs: its slice, the sources it uses, and _neighbours as indices of those."""
+  lower, upper, share = _neighbours(size_in, size_out)
+  blocks = []
+  for block in _slices(size_out):
+    used, (low, high) = np.unique([lower[block], upper[block]], return_inverse=True)
+    blocks.append((block, used, low, high, share[block]))
+  return blocks
+
+
+def _slices(size_out: int) -> list[slice]:
+  return [slice(i, min(i + _BLOCK, size_out)) for i in range(0, size_out, _BLOCK)]
+
+
 def _nearest(size_in: int, size_out: int):
   centre = (np.arange(size_out, dtype=_F32) + _F32(0.5)) * _F32(size_in / size_out)
   return np.minimum(np.floor(centre).astype(np.int64), size_in - 1)
 
 
-def _along_rows(image, weights):
-  """float32 [height, W, C] from [H, W, C]; scipy adds the taps of an output in their order."""
-  size_in, width, channels = image.shape
-  flat = image.reshape(size_in, width * channels).astype(_F32, copy=False)
-  return (weights @ flat).reshape(-1, width, channels)
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+  """The taps of each output along one axis: [size_out, taps] weights and source indices."""
+
+  weight: np.ndarray  # float32; 0 where an output has fewer taps.
+  source: np.ndarray  # int32
+  size_in: int
+
+  @functools.cached_property
+  def matrix(self) -> scipy.sparse.csr_array:
+    """[size_out, size_in]; scipy adds the taps of an output in their order."""
+    return self._part(slice(None), 0, self.size_in)
+
+  @functools.cached_property
+  def blocks(self) -> list[tuple[slice, slice, scipy.sparse.csr_array]]:
+    """Per block of outputs: its slice, that of its sources, and the matrix between the two."""
+    blocks = []
+    for block in _slices(len(self.source)):
+      first, past = int(self.source[block].min()), int(self.source[block].max()) + 1
+      blocks.append((block, slice(first, past), self._part(block, first, past)))
+    return blocks
+
+  def _part(self, block, first, past):
+    weight, source = self.weight[block], self.source[block] - np.int32(first)
+    starts = np.arange(0, source.size + 1, source.shape[1], dtype=np.int32)
+    return scipy.sparse.csr_array(
+      (weight.ravel(), source.ravel(), starts), (len(source), past - first)
+    )
 
 
-def _along_columns(image, weights):
-  turned = _along_rows(np.ascontiguousarray(image.transpose(1, 0, 2)), weights)
-  return np.ascontiguousarray(turned.transpose(1, 0, 2))
+def _weighted(image, rows: _Weights, columns: _Weights, dtype):
+  """Sums over rows, then over columns. Transposed in between: scipy adds contiguous rows."""
+  size_in, width_in, channels = image.shape
+  height, width = len(rows.source), len(columns.source)
+  flat = image.reshape(size_in, width_in * channels)
+  resized = np.empty((height, width * channels), dtype)
+  for block, sources, weights in rows.blocks:
+    summed = weights @ flat[sources].astype(_F32, copy=False)
+    turned = columns.matrix @ summed.T.reshape(width_in, -1)
+    resized[block] = _converted(turned, dtype).reshape(width * channels, -1).T
+  return resized.reshape(height, width, channels)
 
 
 def _area(image, height, width):
   """The mean over the source area of each output pixel; columns first."""
   rows, columns = _area_weights(image.shape[0], height), _area_weights(image.shape[1], width)
   scale = _F32(image.shape[0] / height) * _F32(image.shape[1] / width)
-  return _along_rows(_along_columns(image, columns), rows) * (_F32(1) / scale)
+  turned = _weighted(image.transpose(1, 0, 2), columns, rows, _F32)
+  turned *= _F32(1) / scale
+  return np.ascontiguousarray(_converted(turned, image.dtype).transpose(1, 0, 2))
 
 
 @functools.lru_cache(maxsize=512)
-def _area_weights(size_in: int, size_out: int) -> scipy.sparse.csr_array:
-  """float32 [size_out, size_in]: the length of each source pixel inside each output pixel."""
+def _area_weights(size_in: int, size_out: int) -> _Weights:
+  """The length of each source pixel inside each output pixel."""
   scale = _F32(size_in / size_out)
   begin = np.arange(size_out, dtype=_F32)[:, None] * scale
   end = np.arange(1, size_out + 1, dtype=_F32)[:, None] * scale
@@ -132,7 +191,7 @@ def _area_weights(size_in: int, size_out: int) -> scipy.sparse.csr_array:
     np.where(is_cut_last, scale, after - begin),
     np.where(is_cut_last, end - position, _F32(1)),
   )
-  return _sparse(weight * (source < past), np.minimum(source, size_in - 1), size_in)
+  return _Weights(weight * (source < past), np.minimum(source, size_in - 1), size_in)
 
 
 class _Kernel(NamedTuple):
@@ -184,10 +243,8 @@ _KERNELS = {
 
 
 @functools.lru_cache(maxsize=512)
-def _kernel_weights(
-  size_in: int, size_out: int, method: str, antialias: bool
-) -> scipy.sparse.csr_array:
-  """float32 [size_out, size_in]; each row sums to 1, also at the borders."""
+def _kernel_weights(size_in: int, size_out: int, method: str, antialias: bool) -> _Weights:
+  """The weights of an output sum to 1, also at the borders."""
   if method == "keyscubic" and not antialias:
     return _table_cubic_weights(size_in, size_out)
   kernel, half, one = _KERNELS[method], _F32(0.5), _F32(1)
@@ -201,10 +258,10 @@ def _kernel_weights(
   distance = np.abs((source.astype(_F32) + half - centre) * (one / widening))
   weight = kernel.weight(distance) * (source <= last)
   weight *= one / np.cumsum(weight, axis=1, dtype=_F32)[:, -1:]
-  return _sparse(weight, np.minimum(source, size_in - 1), size_in)
+  return _Weights(weight, np.minimum(source, size_in - 1), size_in)
 
 
-def _table_cubic_weights(size_in: int, size_out: int) -> scipy.sparse.csr_array:
+def _table_cubic_weights(size_in: int, size_out: int) -> _Weights:
   """Four taps with weights from a table, as in TensorFlow's bicubic without antialiasing."""
   table = _cubic_table()
   centre = (np.arange(size_out, dtype=_F32) + _F32(0.5)) * _F32(size_in / size_out) - _F32(0.5)
@@ -215,7 +272,7 @@ def _table_cubic_weights(size_in: int, size_out: int) -> scipy.sparse.csr_array:
   source = floor.astype(np.int32)[:, None] + np.arange(-1, 3, dtype=np.int32)
   weight *= (source >= 0) & (source < size_in)
   weight *= _F32(1) / np.cumsum(weight, axis=1, dtype=_F32)[:, -1:]
-  return _sparse(weight, np.clip(source, 0, size_in - 1), size_in)
+  return _Weights(weight, np.clip(source, 0, size_in - 1), size_in)
 
 
 @functools.cache
@@ -228,11 +285,3 @@ def _cubic_table() -> np.ndarray:
   x = x + 1
   far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
   return np.stack([near, far]).astype(_F32)
-
-
-def _sparse(weight, source, size_in) -> scipy.sparse.csr_array:
-  """A matrix from the taps of each output, [size_out, taps]; weights outside are 0."""
-  starts = np.arange(0, source.size + 1, source.shape[1], dtype=np.int32)
-  return scipy.sparse.csr_array(
-    (weight.astype(_F32, copy=False).ravel(), source.ravel(), starts), (len(source), size_in)
-  )
