@@ -8,6 +8,8 @@ the ops are those of the checkout, which draw as they like.
 import ast
 import importlib
 import os
+import pathlib
+import re
 import string
 import sys
 
@@ -23,6 +25,9 @@ MODULES = (
   "proj.paligemma.segmentation", "proj.paligemma.sciqa_ops", "proj.paligemma.widgetcap",
   "proj.paligemma.robustness",
 )  # fmt: skip
+FOLDER = "big_vision/configs/proj/paligemma/transfers"
+# Of get_config, where an argument changes more of the pp string than the resolution.
+ARGUMENTS = {"science_qa": ["", "qfmt=simple,afmt=simple", "qfmt=QM,afmt=AL", "qfmt=CQM,afmt=ALE"]}
 
 
 def pipeline(pp, *, tokenizer=None, vae=None, pick=None):
@@ -70,6 +75,32 @@ def _of_checkout(pp, tokenizer, vae):
   segmentation.get_checkpoint = lambda model: vae
   run = builder.get_preprocess_fn(pp, log_data=False)
   return lambda data: run(dict(data))
+
+
+def original_strings():
+  """{name of a transfer and its data: pp} of the checkout's own configs, each string once.
+
+  Six raise where a reader of videos has to be added, which no pp string depends on.
+  """
+  sys.path.insert(0, CHECKOUT)
+  found = {}
+  for path in sorted(pathlib.Path(CHECKOUT, FOLDER).glob("*.py")):
+    names = {}
+    source = re.sub(r"raise NotImplementedError\(.*\)", "pass", path.read_text())
+    exec(compile(source, path, "exec"), names)
+    for argument in ARGUMENTS.get(path.stem, [""]) if "get_config" in names else ():
+      config = names["get_config"](argument)
+      for key, part in [("train", config.input), *config.get("evals", {}).items()]:
+        for pp in _strings_in(part):
+          found.setdefault((path.stem, pp), f"{path.stem} {key} {argument}".strip())
+  return {name: pp for (_, pp), name in found.items()}
+
+
+def _strings_in(part):
+  """The pp strings of a data set, of each of a mixture's, or of an evaluator."""
+  of_mixture = [part[name].pp for name in part.get("data", {}) if "pp" in part.get(name, {})]
+  both = part.get("pp"), part.get("pp_fn"), *of_mixture
+  return [pp for pp in both if isinstance(pp, str)]
 
 
 def tensors(value):

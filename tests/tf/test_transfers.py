@@ -14,7 +14,7 @@ from PIL import Image
 
 pytest.importorskip("tensorflow", reason="`make test-tf` installs TensorFlow")
 import tensorflow as tf
-from tf_reference import CHECKOUT, pipeline, plain, tensors
+from tf_reference import CHECKOUT, original_strings, pipeline, plain, tensors
 
 from pgjax.data import sentencepiece_model, tokenizer
 from pgjax.data.pp import parse
@@ -56,7 +56,12 @@ def written(ops):
 
 @functools.cache
 def strings():
-  """{name of a transfer and its data: pp}; <lang> stands for part of a name there."""
+  """{name of a transfer and its data: pp}; <lang> stands for part of a name there.
+
+  With PGJAX_BIG_VISION, those of the checkout's configs.
+  """
+  if CHECKOUT:
+    return original_strings()
   path = SHARED / "spec/transfers.json"
   if not path.is_file():
     return {}
@@ -110,6 +115,7 @@ def row(format):
     "multiple_choice_possible_answers": ["w", "x", "y"], "multiple_choice_correct_idx": np.int64(2),
     "choices": ["dog", "cat", "cow"], "indexed_choices": "(A) dog", "indexed_answer": "A",
     "language": "de", "summary": ["list of songs", "player"], "bbox": np.float32([.1, .2, .7, .93]),
+    "lecture": "Light bends.", "solution": "It is B.",
     "captions": {"text": ["one", "two"]}, "width": np.int64(210), "height": np.int64(150),
     "objects": {"mask": masks, "bbox": np.float32([[.1, .2, .77, .9], [0, .3, 1, 1.0]]),
                 "refs": {"sentence": [["left one", "the dog"], ["right"]]}},
@@ -137,7 +143,7 @@ def of_transfer(name, values):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-  """(path of a VQ-VAE's random weights, its arrays)."""
+  """(folder of a VQ-VAE's random weights, their arrays)."""
   rng = np.random.default_rng(0)
   params = seg_vae.init(jax.random.key(0), embed_dim=32)
   arrays = {
@@ -148,7 +154,7 @@ def weights(tmp_path_factory):
   path = tmp_path_factory.mktemp("vae") / "vae-oid.npz"
   seg_vae_npz.save(path, seg_vae.from_arrays(arrays))
   os.environ["PGJAX_TF_SCRATCH"] = str(path.parent)
-  return path, arrays
+  return path.parent, arrays
 
 
 @functools.cache
@@ -193,14 +199,13 @@ def columns(example):
 @pytest.mark.parametrize(
   "name", strings() or [pytest.param("", marks=pytest.mark.skip("no shared"))]
 )
-def test_arrays_and_columns_are_those_of_tensorflow(name, weights):
+def test_arrays_and_columns_are_those_of_tensorflow(name, weights, monkeypatch):
+  monkeypatch.setenv("PGJAX_WEIGHTS_DIR", str(weights[0]))
   pp = strings()[name]
   for format in ("JPEG", "PNG"):
     values = of_transfer(name, row(format))
     theirs = outcomes(pp, values, weights[1])
-    ours = parse.parse(
-      pp.replace("refcoco_mask2str()", f"refcoco_mask2str('{weights[0]}')"), tokenizer=tiny()[0]
-    )
+    ours = parse.parse(pp, tokenizer=tiny()[0])
     expected = {columns(each) for each in theirs}
     done = ours(of_transfer(name, row(format)) | seeded(0))
     np.testing.assert_array_equal(done["image"], theirs[0]["image"].numpy())
