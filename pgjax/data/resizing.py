@@ -93,7 +93,7 @@ def _between(low, high, share):
   return high
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=256)
 def _neighbours(size_in: int, size_out: int):
   """Lower and upper source index of each output, and the float32 weight of the upper one."""
   half, scale = _F32(0.5), _F32(size_in / size_out)
@@ -104,7 +104,7 @@ def _neighbours(size_in: int, size_out: int):
   return lower, upper, centre - floor
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=256)
 def _neighbour_blocks(size_in: int, size_out: int):
   """Per block of outputs: its slice, the sources it uses, and _neighbours as indices of those."""
   lower, upper, share = _neighbours(size_in, size_out)
@@ -176,7 +176,7 @@ def _area(image, height, width):
   return np.ascontiguousarray(_converted(turned, image.dtype).transpose(1, 0, 2))
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=256)
 def _area_weights(size_in: int, size_out: int) -> _Weights:
   """The length of each source pixel inside each output pixel."""
   scale = _F32(size_in / size_out)
@@ -242,7 +242,7 @@ _KERNELS = {
 }
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=256)
 def _kernel_weights(size_in: int, size_out: int, method: str, antialias: bool) -> _Weights:
   """The weights of an output sum to 1, also at the borders."""
   if method == "keyscubic" and not antialias:
