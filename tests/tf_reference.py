@@ -6,28 +6,27 @@ the ops are those of the checkout, which draw as they like.
 """
 
 import ast
+import functools
 import importlib
-import os
-import pathlib
-import re
+import itertools
 import string
 import sys
+import tempfile
 
 import numpy as np
 import sentencepiece
 import tensorflow as tf
+from transfer_strings import CHECKOUT
 
 tf.config.threading.set_intra_op_parallelism_threads(1)
 
-CHECKOUT = os.environ.get("PGJAX_BIG_VISION")
 MODULES = (
   "ops_general", "ops_image", "ops_text", "proj.paligemma.ops", "proj.paligemma.video",
   "proj.paligemma.segmentation", "proj.paligemma.sciqa_ops", "proj.paligemma.widgetcap",
   "proj.paligemma.robustness",
 )  # fmt: skip
-FOLDER = "big_vision/configs/proj/paligemma/transfers"
-# Of get_config, where an argument changes more of the pp string than the resolution.
-ARGUMENTS = {"science_qa": ["", "qfmt=simple,afmt=simple", "qfmt=QM,afmt=AL", "qfmt=CQM,afmt=ALE"]}
+PIXELS = ("decode", "resize(", "value_range", "video_d", "video_r", "video_e", "stack", "draw")
+DRAWS = 40  # Of big_vision's own random ops, which take no index.
 
 
 def pipeline(pp, *, tokenizer=None, vae=None, pick=None):
@@ -63,12 +62,12 @@ def _of_checkout(pp, tokenizer, vae):
     importlib.import_module(f"big_vision.pp.{name}")
     for name in ("builder", "registry", "ops_text", "tokenizer", "proj.paligemma.segmentation")
   )
-  path = os.path.join(os.environ["PGJAX_TF_SCRATCH"], "tokenizer.model")
-  with open(path, "wb") as file:
-    file.write(tokenizer or b"")
 
   def gemma(tokensets=()):
-    return text.SentencepieceTokenizer(model=path, tokensets=tokensets)
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+      file.write(tokenizer or b"")
+      file.flush()
+      return text.SentencepieceTokenizer(model=file.name, tokensets=tokensets)
 
   registry.Registry.register("tokenizers.gemma", replace=True)(gemma)
   bv_tokenizer.get_tokenizer.cache_clear()
@@ -77,30 +76,26 @@ def _of_checkout(pp, tokenizer, vae):
   return lambda data: run(dict(data))
 
 
-def original_strings():
-  """{name of a transfer and its data: pp} of the checkout's own configs, each string once.
+def outcomes(pp, values, tokenizer, vae):
+  """What TensorFlow gives: all of it once, then the texts for every outcome of the random ops.
 
-  Six raise where a reader of videos has to be added, which no pp string depends on.
+  big_vision's own ops take no index, so they draw a few times.
   """
-  sys.path.insert(0, CHECKOUT)
-  found = {}
-  for path in sorted(pathlib.Path(CHECKOUT, FOLDER).glob("*.py")):
-    names = {}
-    source = re.sub(r"raise NotImplementedError\(.*\)", "pass", path.read_text())
-    exec(compile(source, path, "exec"), names)
-    for argument in ARGUMENTS.get(path.stem, [""]) if "get_config" in names else ():
-      config = names["get_config"](argument)
-      for key, part in [("train", config.input), *config.get("evals", {}).items()]:
-        for pp in _strings_in(part):
-          found.setdefault((path.stem, pp), f"{path.stem} {key} {argument}".strip())
-  return {name: pp for (_, pp), name in found.items()}
+  options = dict(tokenizer=tokenizer, vae=vae)
+  data, sizes = tensors(values), []
+  first = pipeline(pp, pick=lambda n: sizes.append(n) or 0, **options)(data)
+  texts = "|".join(part for part in pp.split("|") if not part.startswith(PIXELS))
+  if CHECKOUT:
+    draws = DRAWS * ("choice" in pp or "shuffle" in pp)
+    run = pipeline(texts, **options)
+    return [first, *(run(data) for _ in range(draws))]
+  picks = itertools.product(*map(range, sizes)) if sizes else ()
+  given = [functools.partial(_next, iter(each)) for each in picks]
+  return [first, *(pipeline(texts, pick=pick, **options)(data) for pick in given)]
 
 
-def _strings_in(part):
-  """The pp strings of a data set, of each of a mixture's, or of an evaluator."""
-  of_mixture = [part[name].pp for name in part.get("data", {}) if "pp" in part.get(name, {})]
-  both = part.get("pp"), part.get("pp_fn"), *of_mixture
-  return [pp for pp in both if isinstance(pp, str)]
+def _next(given, n):
+  return next(given) % n
 
 
 def tensors(value):
@@ -112,16 +107,6 @@ def tensors(value):
   if isinstance(value, list) and value and isinstance(value[0], list):
     return tf.ragged.constant(value)
   return tf.constant(value, tf.float32) if isinstance(value, float) else tf.constant(value)
-
-
-def plain(value):
-  """Tensors as numpy arrays, texts and lists."""
-  value = value.numpy() if hasattr(value, "numpy") else value
-  if isinstance(value, bytes):
-    return value.decode("utf-8", "surrogateescape")
-  if isinstance(value, np.ndarray) and value.dtype.kind in "OS":
-    return [plain(each) for each in value.tolist()]
-  return value.tolist() if isinstance(value, tf.RaggedTensor) else value
 
 
 def _routed(compute):

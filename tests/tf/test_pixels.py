@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 pytest.importorskip("tensorflow", reason="`make test-tf` installs TensorFlow")
@@ -90,11 +91,19 @@ def kinds(rng):
   ycck = bytearray(adobe)
   ycck[at + 15] = 2
   yield "JPEG YCCK", bytes(ycck)
+  for sampling in ("422", "440", "411"):
+    pixels = np.ascontiguousarray(rgb)
+    yield f"JPEG {sampling}", simplejpeg.encode_jpeg(pixels, 60, colorsubsampling=sampling)
+  rotated = Image.Exif()
+  rotated[0x0112] = 6
+  yield "JPEG rotated", saved(rgb, "JPEG", exif=rotated)
   yield "JPEG RGB", saved(rgb, "JPEG", keep_rgb=True)
   yield "JPEG with more bytes", saved(rgb, "JPEG") + b"more"
   for mode in (rgb, rgba, grey, Image.fromarray(two, "LA"), grey.convert("1"), palette):
     yield f"PNG {mode.mode}", saved(mode, "PNG")
-  yield "PNG 16", saved(Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), "PNG")
+  deep = np.asarray(rgba).astype(np.uint16) * 251 + 77
+  for channels in (1, 2, 3, 4):
+    yield f"PNG 16 x {channels}", tf.io.encode_png(deep[:, :, :channels]).numpy()
   for transparency in (None, 1):
     options = {} if transparency is None else dict(transparency=transparency)
     yield "PNG palette", saved(palette, "PNG", **options)
