@@ -92,7 +92,7 @@ test-parity: $(VENV)/.installed-parity
 	$(PYTEST) -m parity $(PYTEST_ARGS)
 
 # TensorFlow in an environment of its own, on top of the other one's packages: with it, tensorflow-datasets works
-# in another way. PGJAX_BIG_VISION=FOLDER compares with the ops of that checkout of big_vision instead.
+# in another way. PGJAX_BIG_VISION=FOLDER compares with the ops of that checkout of big_vision, on its pp strings.
 $(VENV)-tf/.installed: requirements-tf.txt $(VENV)/.installed-test
 	$(PY) -m venv $(VENV)-tf
 	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \

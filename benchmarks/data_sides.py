@@ -19,10 +19,12 @@ import tempfile
 import time
 
 CASES = {
-  "224 px, antialias": (224, "decode|resize(224, antialias=True)|value_range(-1, 1)"),
-  "448 px, antialias": (448, "decode|resize(448, antialias=True)|value_range(-1, 1)"),
-  "224 px": (224, "decode|resize(224)|value_range(-1, 1)"),
-  "896 px, antialias": (896, "decode|resize(896, antialias=True)|value_range(-1, 1)"),
+  f"{side} px{', antialias' * antialias}": (
+    side,
+    f"decode|resize({side}, antialias={antialias})|value_range(-1, 1)",
+  )
+  for side in (224, 448, 896)
+  for antialias in (False, True)
 }
 
 

@@ -6,23 +6,27 @@ the ops are those of the checkout, which draw as they like.
 """
 
 import ast
+import functools
 import importlib
-import os
+import itertools
 import string
 import sys
+import tempfile
 
 import numpy as np
 import sentencepiece
 import tensorflow as tf
+from transfer_strings import CHECKOUT
 
 tf.config.threading.set_intra_op_parallelism_threads(1)
 
-CHECKOUT = os.environ.get("PGJAX_BIG_VISION")
 MODULES = (
   "ops_general", "ops_image", "ops_text", "proj.paligemma.ops", "proj.paligemma.video",
   "proj.paligemma.segmentation", "proj.paligemma.sciqa_ops", "proj.paligemma.widgetcap",
   "proj.paligemma.robustness",
 )  # fmt: skip
+PIXELS = ("decode", "resize(", "value_range", "video_d", "video_r", "video_e", "stack", "draw")
+DRAWS = 40  # Of big_vision's own random ops, which take no index.
 
 
 def pipeline(pp, *, tokenizer=None, vae=None, pick=None):
@@ -58,18 +62,40 @@ def _of_checkout(pp, tokenizer, vae):
     importlib.import_module(f"big_vision.pp.{name}")
     for name in ("builder", "registry", "ops_text", "tokenizer", "proj.paligemma.segmentation")
   )
-  path = os.path.join(os.environ["PGJAX_TF_SCRATCH"], "tokenizer.model")
-  with open(path, "wb") as file:
-    file.write(tokenizer or b"")
 
   def gemma(tokensets=()):
-    return text.SentencepieceTokenizer(model=path, tokensets=tokensets)
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+      file.write(tokenizer or b"")
+      file.flush()
+      return text.SentencepieceTokenizer(model=file.name, tokensets=tokensets)
 
   registry.Registry.register("tokenizers.gemma", replace=True)(gemma)
   bv_tokenizer.get_tokenizer.cache_clear()
   segmentation.get_checkpoint = lambda model: vae
   run = builder.get_preprocess_fn(pp, log_data=False)
   return lambda data: run(dict(data))
+
+
+def outcomes(pp, values, tokenizer, vae):
+  """What TensorFlow gives: all of it once, then the texts for every outcome of the random ops.
+
+  big_vision's own ops take no index, so they draw a few times.
+  """
+  options = dict(tokenizer=tokenizer, vae=vae)
+  data, sizes = tensors(values), []
+  first = pipeline(pp, pick=lambda n: sizes.append(n) or 0, **options)(data)
+  texts = "|".join(part for part in pp.split("|") if not part.startswith(PIXELS))
+  if CHECKOUT:
+    draws = DRAWS * ("choice" in pp or "shuffle" in pp)
+    run = pipeline(texts, **options)
+    return [first, *(run(data) for _ in range(draws))]
+  picks = itertools.product(*map(range, sizes)) if sizes else ()
+  given = [functools.partial(_next, iter(each)) for each in picks]
+  return [first, *(pipeline(texts, pick=pick, **options)(data) for pick in given)]
+
+
+def _next(given, n):
+  return next(given) % n
 
 
 def tensors(value):
@@ -81,16 +107,6 @@ def tensors(value):
   if isinstance(value, list) and value and isinstance(value[0], list):
     return tf.ragged.constant(value)
   return tf.constant(value, tf.float32) if isinstance(value, float) else tf.constant(value)
-
-
-def plain(value):
-  """Tensors as numpy arrays, texts and lists."""
-  value = value.numpy() if hasattr(value, "numpy") else value
-  if isinstance(value, bytes):
-    return value.decode("utf-8", "surrogateescape")
-  if isinstance(value, np.ndarray) and value.dtype.kind in "OS":
-    return [plain(each) for each in value.tolist()]
-  return value.tolist() if isinstance(value, tf.RaggedTensor) else value
 
 
 def _routed(compute):

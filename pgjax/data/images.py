@@ -29,7 +29,7 @@ _JPEG_MODES = ("L", "RGB", "CMYK")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # Pillow refuses those above 1 MiB.
 _ALMOST_BLACK = 15  # Of 255: the brightest of 12 bits in a type of 16.
-_DIM = 64
+_DIM = 64  # A quarter of the range, which samples of 14 bits use in a type of 16.
 
 
 def decode(encoded: bytes, *, precise: bool = False) -> np.ndarray:

@@ -1,25 +1,21 @@
 """How is an image resized as by tf.image.resize, bit for bit, without TensorFlow?
 
-Every method is separable: each output pixel is a sum of weighted source pixels ("taps"), added one
-after another in float32. Weights and order follow TensorFlow's kernels (scale_and_translate_op,
-resize_bicubic_op, resize_area_op and resize_bilinear_op), because float32 sums depend on both.
+Every method is separable: each output pixel is a sum of weighted source pixels, added one after
+another in float32, because float32 sums depend on the order; taps.py has weights and order. Output
+rows are computed in blocks, transposed between the two axes, so that both passes add contiguous
+rows that stay in the cache.
 """
 
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
-import scipy.sparse
 from PIL import Image
 
+from pgjax.data import taps
 from pgjax.errors import UserError
 
 METHODS = (
   "bilinear", "nearest", "keyscubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic"
 )  # fmt: skip
 _F32 = np.float32
-_CUBIC_STEPS = 1024  # Of TensorFlow's table of the cubic kernel.
 
 
 def resize(
@@ -33,22 +29,15 @@ def resize(
   if image.shape[:2] == (height, width):
     return image
   if method == "nearest":
-    rows, columns = _nearest(image.shape[0], height), _nearest(image.shape[1], width)
+    rows, columns = taps.nearest(image.shape[0], height), taps.nearest(image.shape[1], width)
     return image[rows][:, columns]
   if method == "bilinear" and not antialias:
-    resized = _interpolated(image, height, width)
-  elif method == "area":
-    resized = _area(image, height, width)
-  else:
-    tables = ((n, m, method, antialias) for n, m in zip(image.shape, (height, width), strict=False))
-    rows, columns = (_kernel_weights(*table) for table in tables)
-    resized = _along_columns(_along_rows(image, rows), columns)
-  if image.dtype == _F32:
-    return resized
-  if np.issubdtype(image.dtype, np.integer):
-    limits = np.iinfo(image.dtype)
-    np.clip(resized, limits.min, limits.max, out=resized)
-  return resized.astype(image.dtype)
+    return _interpolated(image, height, width)
+  if method == "area":
+    return _area(image, height, width)
+  rows = taps.kernel_taps(image.shape[0], height, method, antialias)
+  columns = taps.kernel_taps(image.shape[1], width, method, antialias)
+  return _weighted(image, rows, columns, image.dtype)
 
 
 def resize_pillow_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -67,172 +56,54 @@ def resize_pillow_bicubic(image: np.ndarray, height: int, width: int) -> np.ndar
   return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def _converted(values: np.ndarray, dtype) -> np.ndarray:
+  """float32 values, which may be overwritten, as dtype."""
+  if np.issubdtype(dtype, np.integer):
+    limits = np.iinfo(dtype)
+    np.clip(values, limits.min, limits.max, out=values)
+  return values.astype(dtype, copy=False)
+
+
 def _interpolated(image, height, width):
-  """Half-pixel centres and two neighbours per axis, even when shrinking, so it aliases."""
-  top, bottom, down = _neighbours(image.shape[0], height)
-  left, right, across = _neighbours(image.shape[1], width)
-  across = across[:, None]
-
-  def rows(index):
-    picked = image[index]
-    from_left = picked[:, left].astype(_F32)
-    return from_left + (picked[:, right].astype(_F32) - from_left) * across
-
-  upper = rows(top)
-  return upper + (rows(bottom) - upper) * down[:, None, None]
-
-
-@functools.lru_cache(maxsize=512)
-def _neighbours(size_in: int, size_out: int):
-  """Lower and upper source index of each output, and the float32 weight of the upper one."""
-  half, scale = _F32(0.5), _F32(size_in / size_out)
-  centre = (np.arange(size_out, dtype=_F32) + half) * scale - half
-  floor = np.floor(centre)
-  lower = np.maximum(floor.astype(np.int64), 0)
-  upper = np.minimum(np.ceil(centre).astype(np.int64), size_in - 1)
-  return lower, upper, centre - floor
+  """Two neighbours per axis, even when shrinking, so it aliases; columns first."""
+  size_in, width_in, channels = image.shape
+  left, right, across = taps.neighbours(width_in, width)
+  flat = image.reshape(size_in, width_in * channels)
+  resized = np.empty((height, width * channels), image.dtype)
+  for block, used, (top, bottom, down) in taps.neighbour_blocks(size_in, height):
+    turned = flat[used].T.reshape(width_in, -1)  # [width_in, C * used]
+    columns = _between(turned[left], turned[right], across)
+    rows = np.ascontiguousarray(columns.reshape(width * channels, -1).T)  # [used, width * C]
+    resized[block] = _converted(_between(rows[top], rows[bottom], down), image.dtype)
+  return resized.reshape(height, width, channels)
 
 
-def _nearest(size_in: int, size_out: int):
-  centre = (np.arange(size_out, dtype=_F32) + _F32(0.5)) * _F32(size_in / size_out)
-  return np.minimum(np.floor(centre).astype(np.int64), size_in - 1)
+def _between(low, high, share):
+  """float32 low + (high - low) * share, with one share a row; float32 input is overwritten."""
+  low, high = low.astype(_F32, copy=False), high.astype(_F32, copy=False)
+  high -= low
+  high *= share[:, None]
+  high += low
+  return high
 
 
-def _along_rows(image, weights):
-  """float32 [height, W, C] from [H, W, C]; scipy adds the taps of an output in their order."""
-  size_in, width, channels = image.shape
-  flat = image.reshape(size_in, width * channels).astype(_F32, copy=False)
-  return (weights @ flat).reshape(-1, width, channels)
-
-
-def _along_columns(image, weights):
-  turned = _along_rows(np.ascontiguousarray(image.transpose(1, 0, 2)), weights)
-  return np.ascontiguousarray(turned.transpose(1, 0, 2))
+def _weighted(image, rows: taps.Taps, columns: taps.Taps, dtype):
+  """Sums over rows, then over columns."""
+  size_in, width_in, channels = image.shape
+  height, width = len(rows.source), len(columns.source)
+  flat = image.reshape(size_in, width_in * channels)
+  resized = np.empty((height, width * channels), dtype)
+  for block, sources, weights in rows.blocks:
+    summed = weights @ flat[sources].astype(_F32, copy=False)  # [block, width_in * C]
+    turned = columns.matrix @ summed.T.reshape(width_in, -1)  # [width, C * block]
+    resized[block] = _converted(turned, dtype).reshape(width * channels, -1).T
+  return resized.reshape(height, width, channels)
 
 
 def _area(image, height, width):
   """The mean over the source area of each output pixel; columns first."""
-  rows, columns = _area_weights(image.shape[0], height), _area_weights(image.shape[1], width)
+  rows, columns = taps.area_taps(image.shape[0], height), taps.area_taps(image.shape[1], width)
   scale = _F32(image.shape[0] / height) * _F32(image.shape[1] / width)
-  return _along_rows(_along_columns(image, columns), rows) * (_F32(1) / scale)
-
-
-@functools.lru_cache(maxsize=512)
-def _area_weights(size_in: int, size_out: int) -> scipy.sparse.csr_array:
-  """float32 [size_out, size_in]: the length of each source pixel inside each output pixel."""
-  scale = _F32(size_in / size_out)
-  begin = np.arange(size_out, dtype=_F32)[:, None] * scale
-  end = np.arange(1, size_out + 1, dtype=_F32)[:, None] * scale
-  first, past = np.floor(begin).astype(np.int32), np.ceil(end).astype(np.int32)
-  source = first + np.arange((past - first).max(), dtype=np.int32)
-  position, after = source.astype(_F32), (source + 1).astype(_F32)
-  is_cut_first, is_cut_last = position < begin, after > end
-  weight = np.where(
-    is_cut_first,
-    np.where(is_cut_last, scale, after - begin),
-    np.where(is_cut_last, end - position, _F32(1)),
-  )
-  return _sparse(weight * (source < past), np.minimum(source, size_in - 1), size_in)
-
-
-class _Kernel(NamedTuple):
-  radius: float
-  weight: Callable[[np.ndarray], np.ndarray]  # Of the distances in source pixels, float32.
-
-
-def _lanczos(radius: float) -> _Kernel:
-  pi, lobes = _F32(np.pi), _F32(radius)
-
-  def weight(distance):
-    x = np.where(distance > 1e-3, distance, _F32(1))
-    peak = lobes * _sine(pi * x) * _sine(pi * x / lobes) / (pi * pi * x * x)
-    return np.where(distance > lobes, _F32(0), np.where(distance > 1e-3, peak, _F32(1)))
-
-  return _Kernel(radius, weight)
-
-
-def _sine(x):
-  """Rounded from float64, as in libm; numpy's own float32 sine differs in the last bit."""
-  return np.sin(x.astype(np.float64)).astype(_F32)
-
-
-def _gaussian(x):
-  exponent = (-x * x).astype(np.float64) / (2 * 0.5**2)
-  return np.where(x >= 1.5, _F32(0), np.exp(exponent).astype(_F32))
-
-
-def _keys_cubic(x):
-  near = ((_F32(1.5) * x - _F32(2.5)) * x) * x + _F32(1)
-  far = ((_F32(-0.5) * x + _F32(2.5)) * x - _F32(4)) * x + _F32(2)
-  return np.where(x >= 2, _F32(0), np.where(x >= 1, far, near))
-
-
-def _mitchell_cubic(x):
-  near = ((_F32(7 / 6) * x - _F32(2)) * x) * x + _F32(8 / 9)
-  far = ((_F32(-7 / 18) * x + _F32(2)) * x - _F32(10 / 3)) * x + _F32(16 / 9)
-  return np.where(x >= 2, _F32(0), np.where(x >= 1, far, near))
-
-
-_KERNELS = {
-  "bilinear": _Kernel(1, lambda x: np.maximum(_F32(1) - x, _F32(0))),
-  "keyscubic": _Kernel(2, _keys_cubic),
-  "lanczos3": _lanczos(3),
-  "lanczos5": _lanczos(5),
-  "gaussian": _Kernel(1.5, _gaussian),
-  "mitchellcubic": _Kernel(2, _mitchell_cubic),
-}
-
-
-@functools.lru_cache(maxsize=512)
-def _kernel_weights(
-  size_in: int, size_out: int, method: str, antialias: bool
-) -> scipy.sparse.csr_array:
-  """float32 [size_out, size_in]; each row sums to 1, also at the borders."""
-  if method == "keyscubic" and not antialias:
-    return _table_cubic_weights(size_in, size_out)
-  kernel, half, one = _KERNELS[method], _F32(0.5), _F32(1)
-  inverse = one / (_F32(size_out) / _F32(size_in))
-  widening = max(inverse, one) if antialias else one  # Enlarging does not widen.
-  reach = _F32(kernel.radius) * widening
-  centre = (np.arange(size_out, dtype=_F32)[:, None] + half) * inverse
-  first = np.maximum(np.ceil(centre - reach - half), 0).astype(np.int32)
-  last = np.minimum(np.floor(centre + reach - half), size_in - 1).astype(np.int32)
-  source = first + np.arange((last - first).max() + 1, dtype=np.int32)
-  distance = np.abs((source.astype(_F32) + half - centre) * (one / widening))
-  weight = kernel.weight(distance) * (source <= last)
-  weight *= one / np.cumsum(weight, axis=1, dtype=_F32)[:, -1:]
-  return _sparse(weight, np.minimum(source, size_in - 1), size_in)
-
-
-def _table_cubic_weights(size_in: int, size_out: int) -> scipy.sparse.csr_array:
-  """Four taps with weights from a table, as in TensorFlow's bicubic without antialiasing."""
-  table = _cubic_table()
-  centre = (np.arange(size_out, dtype=_F32) + _F32(0.5)) * _F32(size_in / size_out) - _F32(0.5)
-  floor = np.floor(centre)
-  offset = np.rint((centre - floor) * _F32(_CUBIC_STEPS)).astype(np.int64)
-  before, after = table[:, offset], table[:, _CUBIC_STEPS - offset]
-  weight = np.stack([before[1], before[0], after[0], after[1]], axis=1)
-  source = floor.astype(np.int32)[:, None] + np.arange(-1, 3, dtype=np.int32)
-  weight *= (source >= 0) & (source < size_in)
-  weight *= _F32(1) / np.cumsum(weight, axis=1, dtype=_F32)[:, -1:]
-  return _sparse(weight, np.clip(source, 0, size_in - 1), size_in)
-
-
-@functools.cache
-def _cubic_table() -> np.ndarray:
-  """float32 [2, 1025]: the kernel from 0 to 1 and from 1 to 2."""
-  a = np.float64(-0.5)
-  x = np.arange(_CUBIC_STEPS + 1, dtype=np.float64).astype(_F32) / _F32(_CUBIC_STEPS)
-  x = x.astype(np.float64)
-  near = ((a + 2) * x - (a + 3)) * x * x + 1
-  x = x + 1
-  far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-  return np.stack([near, far]).astype(_F32)
-
-
-def _sparse(weight, source, size_in) -> scipy.sparse.csr_array:
-  """A matrix from the taps of each output, [size_out, taps]; weights outside are 0."""
-  starts = np.arange(0, source.size + 1, source.shape[1], dtype=np.int32)
-  return scipy.sparse.csr_array(
-    (weight.astype(_F32, copy=False).ravel(), source.ravel(), starts), (len(source), size_in)
-  )
+  turned = _weighted(image.transpose(1, 0, 2), columns, rows, _F32)
+  turned *= _F32(1) / scale
+  return np.ascontiguousarray(_converted(turned, image.dtype).transpose(1, 0, 2))
