@@ -5,10 +5,13 @@ suffix="answer").
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pgjax.errors import UserError, cut
+
+log = logging.getLogger("pgjax")
 
 _MAPPED = ("image", "prefix", "suffix", "id")
 _TEXTS = ("fname", "root", "images")
@@ -42,6 +45,15 @@ def as_text(value: Any) -> Any:
     value = value[0]
   is_number = isinstance(value, int) and not isinstance(value, bool)
   return str(value) if is_number else value
+
+
+def unused_split(name: str, split: Any, fname: Any) -> list[str]:
+  """A note, which is logged, that `split` chooses nothing, unless the file's name has it."""
+  if not split or str(split) in str(fname):
+    return []
+  note = f"split={split!r} chooses nothing: all of {fname} is read"
+  log.warning("data='%s': %s.", name, note)
+  return [note]
 
 
 def check_fields(make: Callable, name: str, fields: Mapping[str, Any]) -> None:

@@ -69,8 +69,10 @@ class LazyTable:
   def texts(self, i):
     """The example without encoded images."""
     row = self._row(self._rows.texts(self._indices[i]), i, is_whole=False)
-    if isinstance(row.get("image"), dict):
-      row["image"] = row["image"].get("path")
+    if isinstance(image := row.get("image"), dict):
+      row["image"] = image.get("path")
+      if image.get("path") is None and "bytes" not in image:
+        del row["image"]  # Its bytes are in the row, and have no name.
     return row
 
   def where(self, i):
