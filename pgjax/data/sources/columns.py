@@ -63,6 +63,12 @@ def check_fields(make: Callable, name: str, fields: Mapping[str, Any]) -> None:
   except TypeError as error:
     known = ", ".join(key for key in inspect.signature(make).parameters if key != "name")
     raise UserError(f"data='{name}': {error}; its fields are {known}.") from None
+  for key in ("start", "stop"):
+    value = fields.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+      raise UserError(
+        f"data='{name}': {key}={cut(repr(value))} must be the number of a row, or None."
+      )
   for key in _TEXTS:
     value = fields.get(key)
     required = key == "fname" and key in fields

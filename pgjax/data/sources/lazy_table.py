@@ -61,7 +61,7 @@ class LazyTable:
 
   def __getitem__(self, i):
     row = self._row(self._rows[self._indices[i]], i)
-    values, several = image_values.of(row.get("image"), self._line(i), allow_urls=self._allow_urls)
+    values, several = image_values.of_row(row, self._line(i), allow_urls=self._allow_urls)
     encoded = [image_values.read(value, self._path(value, i)) for value in values]
     self._check_image_id(row.get("image_id"), encoded, i)
     return row | {"image": encoded if several else encoded[0]}

@@ -44,7 +44,7 @@ class Table:
     self._note(adapter.notes, len(numbered))
     self._numbers, self._rows = zip(*numbered, strict=True)
     self._images = [
-      image_values.of(row.get("image"), self._line(i), allow_urls=allow_urls)
+      image_values.of_row(row, self._line(i), allow_urls=allow_urls)
       for i, row in enumerate(self._rows)
     ]
     named = [

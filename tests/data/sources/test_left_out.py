@@ -199,3 +199,24 @@ def test_the_times_of_a_video_on_such_a_disk_are_not_waited_for(monkeypatch):
   thread.join(20)
   returns.set()
   assert "the video cannot be read: no answer for 0.1 s" in "".join(raised)
+
+
+def test_a_row_without_an_image_says_what_it_has(tmp_path):
+  path = write(tmp_path / "a.jsonl", '{"Image": "a.png", "prefix": "p", "suffix": "s"}\n')
+  with pytest.raises(UserError, match=r"not None; the row has 'Image', and image= names a column"):
+    opened("jsonl", path)
+
+
+def test_a_range_of_rows_has_whole_numbers(tmp_path):
+  for value in ("5", 1.5, True):
+    with pytest.raises(UserError, match=f"start={value!r} must be the number of a row"):
+      opened("csv", tmp_path / "a.csv", start=value)
+
+
+def test_a_file_is_named_once(tmp_path, image):
+  image("images/a.png")
+  path = tmp_path / "data.yaml"
+  path.write_bytes("train: images\nnames: [a]\n".encode("utf-16"))
+  with pytest.raises(UserError) as error:
+    opened("yolo", path)
+  assert str(error.value).count(str(path)) == 1
