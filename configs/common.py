@@ -259,7 +259,7 @@ def boxes_data(a, place, split="train", classes_from=""):
   voc:VOC2012:val; without SPLIT, `split`. The arguments `a` have images and classes; else sources
   whose splits may have other classes take those of `classes_from`, the training data's place.
   """
-  name, fname, split = _box_source(place, split)
+  name, fname, own = _box_source(place)
   data = dict(name=name, fname=fname)
   if name == "jsonl":  # Image, prefix "detect cat ; dog", suffix "<loc0100>... cat ; ...".
     if a.classes:
@@ -267,28 +267,25 @@ def boxes_data(a, place, split="train", classes_from=""):
         "argument classes= is for files of boxes; a JSONL names them in its prefixes."
       )
     return data | (dict(root=a.images) if a.images else {}), ["suffix_to_boxes"]
-  data |= {} if name == "coco" else dict(split=split)
+  if own or name in ("yolo", "voc", "roboflow"):  # Other files and folders are their own split.
+    data["split"] = own or split
   if a.images:
     data["root" if name == "yolo" else "images"] = a.images
   if a.classes:
     data["classes"] = a.classes.split("+")
   elif classes_from and name in ("coco", "voc", "kitti", "labelme"):
-    other, file, _ = _box_source(classes_from, split)
+    other, file, _ = _box_source(classes_from)
     data |= dict(classes_from=file) if other == name else {}
   return data, []
 
 
-def _box_source(place, split):
-  """(source, file, split)."""
+def _box_source(place):
+  """(source, file, split, if it is named)."""
   name, _, rest = place.partition(":")
   if name in BOX_SOURCES and rest:
     file, _, own = rest.partition(":")
-    return name, file, own or split
-  return (
-    next((kind for end, kind in BOX_FILES.items() if place.endswith(end)), "coco"),
-    place,
-    split,
-  )
+    return name, file, own
+  return (next((kind for end, kind in BOX_FILES.items() if place.endswith(end)), "coco"), place, "")
 
 
 VQA_PREFIX = 'copy(inkey="question", outkey="prefix")'

@@ -51,16 +51,16 @@ def main(args: Any) -> int:
   problems = sorted([*problems, *more], key=lambda f: f.level != findings.ERROR)
   training = [split.loader for split, _ in opened if not split.name.startswith("evals.")]
   pictures = list(draw(config, training, tokenizer, args.num))
-  report = check_page.report(facts)
   text = check_page.text(problems) or "No problems found."
+  report = "\n\n".join(filter(None, [check_page.report(facts), text]))
   for name, png, _ in pictures:
     disk.write(out / f"{name}.png", png)
   as_json = check_page.as_json(args.config_spec, facts, problems)
-  disk.write(out / "report.txt", f"{args.config_spec}\n\n{report}\n\n{text}\n")
+  disk.write(out / "report.txt", f"{args.config_spec}\n\n{report}\n")
   disk.write(out / "check.json", json.dumps(as_json, indent=2) + "\n")
   page = check_page.page(title_of(config), args.config_spec, facts, problems, pictures)
   disk.write(out / "check.html", page)
-  cli.say(f"\n{report}\n\n{text}\n\n{check_page.verdict(problems)}; {out / 'check.html'}")
+  cli.say(f"\n{report}\n\n{check_page.verdict(problems)}; {out / 'check.html'}")
   return int(any(f.level == findings.ERROR for f in problems))
 
 
@@ -173,6 +173,8 @@ def of_raw(split: scan.CheckedSplit, config: Any, rows: list[int], with_images: 
   facts: dict[str, Any] = dict(columns=scan.columns(split, rows, of_rows))
   if masked := box_check.objects_with_masks(source, rows, of_rows):
     facts["masks"] = mask_facts(masked, config, of_rows)
+  if read_as := getattr(source, "read_as", ()):
+    facts["read_as"] = list(read_as)
   if omitted := getattr(source, "omitted", ""):
     of_rows.add_to_data("left out", omitted)
   for note in getattr(source, "notes", ()):

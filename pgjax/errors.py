@@ -39,11 +39,13 @@ def cut(text: str) -> str:
 
 @contextlib.contextmanager
 def naming(where: Any) -> Iterator[None]:
-  """Prefixes every UserError raised inside with `where`, such as a file."""
+  """Prefixes every UserError raised inside with `where`, such as a file, if it has not begun so."""
   try:
     yield
   except UserError as error:
-    raise UserError(f"{where}: {error}") from error
+    if str(error).startswith(str(where)):
+      raise
+    raise type(error)(f"{where}: {error}") from error
 
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

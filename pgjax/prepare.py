@@ -63,6 +63,7 @@ FLAGS = [
   cli.Flag("val_ids", str, help="stvqa: a file with the images of its val split, one a line"),
 ]
 OPTIONS = ("val_ids",)  # Flags of single data sets.
+_OTHER = {"split": " Did you mean --splits?", "splits": " Did you mean --split?"}
 
 
 def main(args: Any) -> None:
@@ -73,8 +74,9 @@ def main(args: Any) -> None:
   if args.dataset == "jsonl":
     _write_own(args)
     return
-  if strange := [flag for flag in ("data", "pp", "keep") if getattr(args, flag)]:
-    raise UserError(f"--{strange[0]} is only for pgjax.prepare jsonl.")
+  own = dict(data=None, pp="", keep=None, split="train", to="jsonl", name="mine")
+  if strange := [flag for flag, value in own.items() if getattr(args, flag) != value]:
+    raise UserError(f"--{strange[0]} is only for pgjax.prepare jsonl.{_OTHER.get(strange[0], '')}")
   jobs = [_checked(data, args) for data in registry.of_name(args.dataset)]
   logging.set_verbosity(logging.WARNING)
   folder = disk.open_folder(_out(args), "--out")
@@ -120,6 +122,9 @@ def _write_own(args: Any) -> None:
   """Writes the data of --data as JSONL or ArrayRecord."""
   if not args.data:
     raise UserError("pgjax.prepare jsonl needs --data=, such as --data='coco(fname=\"a.json\")'.")
+  of_downloads = ("raw", "parts", "splits", "skip_bad_images", *OPTIONS)
+  if strange := [flag for flag in of_downloads if getattr(args, flag)]:
+    raise UserError(f"--{strange[0]} is not for pgjax.prepare jsonl.{_OTHER.get(strange[0], '')}")
   if args.to not in ("jsonl", "array_record"):
     raise UserError(f"--to={args.to} must be jsonl or array_record.")
   if args.to == "jsonl" and not args.out:

@@ -150,9 +150,10 @@ def _text(example, key, row) -> str:
   """example[key]; `row` is the example before pp, whose columns the message names."""
   if key not in example:
     names = ", ".join(sorted(k for k in example if not k.startswith("_")))
+    example_of = "('caption en', outkey='prefix')" if key == "prefix" else ""
     raise UserError(
-      f"there is no '{key}' after pp, only {names}; make it with copy(inkey, outkey) or strfmt"
-      f"{_other_columns(example, row)}"
+      f"there is no '{key}' after pp, only {names}; make it with copy(inkey, outkey) or"
+      f" strfmt{example_of}{_other_columns(example, row)}"
     )
   text = example[key]
   if text is None:

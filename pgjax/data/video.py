@@ -8,7 +8,6 @@ around the chosen frames is decoded. A phone's rotation is applied, as players d
 import contextlib
 import functools
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -63,7 +62,7 @@ class _Stamps(NamedTuple):
 
 def _stamps_of(path: str) -> _Stamps:
   with _errors():
-    info = os.stat(path)
+    info = input_files.status(path)
     return _remembered(path, info.st_mtime_ns, info.st_size)
 
 

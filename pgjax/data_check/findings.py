@@ -39,6 +39,7 @@ WARNINGS = {
   "rotated image": "an image has an EXIF rotation, which is not applied",
   "scaled size": "an image file is larger or smaller than declared; its boxes are scaled",
   "coarse mask": "a mask has less than 0.7 IoU after its codes",
+  "repeated id": "an id that an earlier example has, so their predictions cannot be told apart",
   "repeated": "image, prefix and answer are those of an earlier example",
   "contradiction": "same image and prefix as an earlier example, another answer",
   "example in training": "image and prefix are those of a training example",

@@ -48,6 +48,8 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
   if "columns" in facts:
     columns = [f"{name} ({_types(types)})" for name, types in facts["columns"].items()]
     lines.append(("columns", ", ".join(columns)))
+  if facts.get("read_as"):
+    lines.append(("read as", "; ".join(facts["read_as"])))
   if images := facts.get("images"):
     read = f"{images['read']:,} read in {images['looked_at']:,} examples"
     lines.append(("images", f"{read}, {images['different']:,} different"))
@@ -129,8 +131,7 @@ def page(
     )
   parts.append("<h2>The data</h2>")
   parts += [
-    f"<h3>{html.escape(name)}</h3>{html_page.facts_list(dict(_lines(of)))}"
-    for name, of in facts.items()
+    f"<h3>{html.escape(name)}</h3>{html_page.facts_list(_lines(of))}" for name, of in facts.items()
   ]
   parts.append("<h2>What the model receives</h2>")
   for name, png, texts in pictures:

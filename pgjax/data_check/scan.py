@@ -178,11 +178,16 @@ def common(values: Iterable[str]) -> dict[str, Any]:
 def columns(split: CheckedSplit, indices: Sequence[int], book: Book) -> dict[str, dict[str, int]]:
   """{column: {type: rows}} of the raw examples, before pp."""
   types: dict[str, dict[int, str]] = {}
+  first: dict[Any, int] = {}
+  predicted = split.name.startswith("evals.")
   for i in indices:
     try:
       example = split.source.texts(i)
     except ValueError:  # Reported by `texts`.
       continue
+    own = example.get("id")
+    if predicted and isinstance(own, int | str) and (k := first.setdefault(own, i)) != i:
+      book.add("repeated id", i, f"id {own!r}, as {split.source.where(k)}")
     for name, value in example.items():
       if name.startswith("_"):
         continue

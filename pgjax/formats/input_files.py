@@ -6,6 +6,7 @@ answer ends in an error after WAIT_SECONDS, instead of a thread that never retur
 """
 
 import contextlib
+import glob
 import os
 import pathlib
 import queue
@@ -13,7 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from pgjax.errors import UserError
 
@@ -52,9 +53,44 @@ def head(path: str | os.PathLike, size: int) -> bytes:
   return bounded(lambda _: _head(os.fspath(path), size))
 
 
+class Entry(NamedTuple):
+  """A name in a folder, and what it is; of a link, what it leads to."""
+
+  name: str
+  is_folder: bool
+  is_link: bool
+
+
+def entries(folder: str) -> list[Entry]:
+  """What is in a folder; empty if there is none; raises UserError if it cannot be listed."""
+  with _reported(folder, "listed"):
+    return bounded(lambda alive: _entries(folder, alive))
+
+
 def names(folder: str) -> list[str]:
-  """The names in a folder; empty if there is none."""
-  return bounded(lambda alive: _names(folder, alive))
+  """The names in a folder; empty if there is none; raises UserError if it cannot be listed."""
+  with _reported(folder, "listed"):
+    return bounded(lambda alive: [entry.name for entry in _scanned(folder, alive)])
+
+
+def exists(path: str | os.PathLike) -> bool:
+  """Whether there is such a file or folder; raises StalledError."""
+  return answering(path, lambda: os.path.exists(path))
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+  """Whether it is a folder; raises StalledError."""
+  return answering(path, lambda: os.path.isdir(path))
+
+
+def status(path: str | os.PathLike) -> os.stat_result:
+  """Size and time of change; raises OSError as `read` does."""
+  return bounded(lambda _: os.stat(path))
+
+
+def matching(pattern: str) -> list[str]:
+  """The paths that match a pattern with * or ?, sorted; raises StalledError."""
+  return answering(pattern, lambda: sorted(glob.glob(pattern)))
 
 
 def bounded(work: Callable[[Callable], Any], seconds: float | None = None) -> Any:
@@ -178,16 +214,25 @@ def _too_large(size: int, most: int) -> str:
   return f"it has {size:,} bytes or more, and up to {most:,} are read"
 
 
-def _names(folder: str, alive: Callable) -> list[str]:
-  listed = []
+def _scanned(folder: str, alive: Callable) -> Iterator[os.DirEntry]:
   try:
-    with os.scandir(folder) as entries:
-      for entry in entries:
-        listed.append(entry.name)
-        if len(listed) % _NAMES == 0:
+    with os.scandir(folder) as listed:
+      for number, entry in enumerate(listed, 1):
+        yield entry
+        if number % _NAMES == 0:
           alive()
   except (FileNotFoundError, NotADirectoryError):
-    return []
+    return
+
+
+def _entries(folder: str, alive: Callable) -> list[Entry]:
+  listed = []
+  for entry in _scanned(folder, alive):
+    try:
+      is_folder = entry.is_dir()
+    except OSError:  # Links in a circle.
+      is_folder = False
+    listed.append(Entry(entry.name, is_folder, entry.is_symlink()))
   return listed
 
 
@@ -259,11 +304,11 @@ def _part(path: str, offset: int, size: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _reported(path: str | pathlib.Path) -> Iterator[None]:
+def _reported(path: str | pathlib.Path, done: str = "read") -> Iterator[None]:
   """Errors of reading as UserError with the path."""
   try:
     yield
   except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
     raised = StalledError if isinstance(error, UnresponsiveError) else UserError
     reason = getattr(error, "strerror", None) or error
-    raise raised(f"{path} cannot be read: {reason}") from None
+    raise raised(f"{path} cannot be {done}: {reason}") from None

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import html
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 STYLE = pathlib.Path(__file__).with_name("page.css").read_text()
@@ -28,9 +28,10 @@ def page(title: str, facts: Mapping[str, Any], body: str, script: str = "") -> s
   return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
-def facts_list(facts: Mapping[str, Any]) -> str:
-  """Names and values in two columns; "" without facts."""
-  rows = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts.items())
+def facts_list(facts: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> str:
+  """Names and values in two columns; names may repeat in a sequence; "" without facts."""
+  pairs = facts.items() if isinstance(facts, Mapping) else facts
+  rows = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in pairs)
   return f"<dl>{rows}</dl>" if rows else ""
 
 

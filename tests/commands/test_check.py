@@ -226,8 +226,54 @@ def test_data_that_cannot_be_opened_is_reported_and_the_rest_is_checked(folder):
   result, by_kind = look(folder, status=1)
   assert by_kind["not opened"][0] == "training"
   assert "train.jsonl, line 1: not JSON" in by_kind["not opened"][1]
+  assert "\n\n\n" not in (folder / "out/report.txt").read_text()
   [missing] = [f for f in result["findings"] if f["kind"] == "unreadable image"]
   assert (missing["count"], len(missing["examples"])) == (7, findings.EXAMPLES)
+
+
+def test_a_report_of_nothing_has_no_empty_lines(folder, capsys):
+  (folder / "train.jsonl").write_text("{")
+  (folder / "val.jsonl").write_text("{")
+  look(folder, status=1)
+  assert "\n\n\n" not in capsys.readouterr().out
+  assert "\n\n\n" not in (folder / "out/report.txt").read_text()
+
+
+def test_what_is_read_as_something_else_is_in_the_report(folder):
+  rows = [dict(file_name=f".\\{i}.png", prefix="p", suffix=f"s {i}") for i in (0, 1)]
+  write(folder, "train.jsonl", rows)
+  result, by_kind = look(folder, status=0)
+  assert by_kind == {}
+  columns, names = result["data"]["training"]["read_as"]
+  assert columns == "image from 'file_name' (2)"
+  assert names.startswith("2 of 2 images have another name on the disk (2 by backslashes)")
+  page = (folder / "out/check.html").read_text()
+  assert "<dt>read as</dt><dd>image from &#x27;file_name&#x27; (2); 2 of 2 images" in page
+
+
+def test_an_id_of_two_examples_is_reported_where_answers_are_predicted(folder):
+  for name, first in (("train.jsonl", 0), ("val.jsonl", 20)):
+    write(folder, name, [good(first + i, id=f"q{i % 3}") for i in range(4)])
+  result, by_kind = look(folder, status=0)
+  assert by_kind.keys() == {"repeated id"}
+  data, examples = by_kind["repeated id"]
+  assert data == "evals.val"
+  assert "val.jsonl, line 4 (image 23.png): id 'q0', as" in examples
+  assert result["warnings"] == 1
+
+
+def test_all_facts_about_images_are_on_the_page(folder):
+  write(folder, "train.jsonl", [good(i, image=[f"{i}.png", "9.png"][: i + 1]) for i in (0, 1)])
+  argv = [
+    "check", f"--out={folder}/out", "--num=0",
+    f"--config=configs/forkme.py:variant=tiny,res=16,train={folder}/train.jsonl,val=",
+    "--config.num_frames=2",
+  ]  # fmt: skip
+  with pytest.raises(SystemExit):
+    cli.run(check.main, check.__doc__, check.FLAGS, config=check.CONFIG, argv=argv)
+  page = (folder / "out/check.html").read_text()
+  assert "of an example: min 1, median 1, 99% 2, max 2" in page
+  assert "width all 8; height all 8" in page
 
 
 def test_images_are_limited_and_evenly_spaced(folder):

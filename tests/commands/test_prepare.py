@@ -94,6 +94,8 @@ def test_splits_and_options_are_checked_before_files():
     ("docvqa", ["--val_ids=x"], "--val_ids is not an option of docvqa."),
     ("docvqa", ["--parts=human"], "docvqa has no parts: leave --parts out."),
     ("docvqa", ["--pp=copy('a', 'b')"], "--pp is only for pgjax.prepare jsonl."),
+    ("docvqa", ["--split=val"], "--split is only for pgjax.prepare jsonl. Did you mean --splits?"),
+    ("jsonl", ["--data=csv('a')"], "--raw is not for pgjax.prepare jsonl."),
     ("easyvqa", ["--raw=."], "takes no --raw"),
     ("pope", [], "The download of pope_random lacks"),
   ]:

@@ -25,7 +25,7 @@ from pgjax.formats import seg_vae_npz
 from pgjax.models import paligemma
 from pgjax.params import of_model
 from pgjax.planning import compiler
-from pgjax.training import state as train_state, step as step_lib
+from pgjax.training import optimizer, state as train_state, step as step_lib
 
 CHECKOUT = os.environ.get("PGJAX_BIG_VISION", "")
 FOLDER = pathlib.Path(CHECKOUT, "big_vision/configs/proj/paligemma/transfers")
@@ -134,13 +134,13 @@ def test_every_argument_is_taken(name, tmp_path, monkeypatch):
   def spied():
     module = common()
     real = module.parse_arg
-    monkeypatch.setattr(module, "parse_arg", lambda a, **kw: spec.update(kw) or real(a, **kw))
+    patch.setattr(module, "parse_arg", lambda a, **kw: spec.update(kw) or real(a, **kw))
     return module
 
   loaded(path)
-  monkeypatch.setattr(config_load, "_common", spied)
-  loaded(path)
-  monkeypatch.undo()
+  with monkeypatch.context() as patch:
+    patch.setattr(config_load, "_common", spied)
+    loaded(path)
   monkeypatch.setenv("PGJAX_BUCKETS", str(tmp_path))
   values = {n: [not v] if isinstance(v, bool) else VALUES[n] for n, v in spec.items()}
   if name == "refcoco_seg":
@@ -155,16 +155,19 @@ def test_every_argument_is_taken(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_the_step_is_traced_in_full_size(name, tmp_path):
+def test_the_step_is_lowered_in_full_size(name, tmp_path):
+  """The real step of 3B with its own optimizer, from shapes: without weights."""
   config = loaded(path_of(name, tmp_path))
   mesh = mesh_lib.make_mesh([("data", -1)], jax.devices()[:1])
   model = paligemma.Model(**config.model)
-  tx = optax.identity()
+  trained = of_model.trained_shapes(model, config)
+  tx = optimizer.make(config, 1000, trained, num_examples=1000 * config.input.batch_size)
   state = train_state.abstract_state(model, tx, config, mesh)
-  traced = step_lib.jitted(model, tx, config, mesh).trace(
-    state, compiler.abstract_batch(config, mesh)
-  )
-  assert traced.jaxpr is not None
+  step = step_lib.jitted(model, tx, config, mesh)
+  program = step.lower(state, compiler.abstract_batch(config, mesh))
+  leaves = jax.tree.leaves(program.out_info[0])
+  assert [leaf.shape for leaf in leaves] == [leaf.shape for leaf in jax.tree.leaves(state)]
+  assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(trained)) > 2e9
 
 
 @pytest.mark.parametrize("name", ORIGINALS)

@@ -107,6 +107,8 @@ def test_the_name_says_how_boxes_are_stored(name, kind, path):
   data, ops = common.boxes_data(SimpleNamespace(images="", classes=""), name)
   assert (data["name"], data["fname"]) == (kind, path)
   assert ops == (["suffix_to_boxes"] if kind == "jsonl" else [])
+  assert data.get("split") == {"yolo:a": "train", "a.yml": "train", "voc:a.json": "train",
+                               "kitti:a:b": "b"}.get(name)  # fmt: skip
 
 
 def test_the_noise_recipe_fills_answers_and_scores_by_label(tmp_path):

@@ -69,9 +69,12 @@ def recipe_of(task, folder, more=""):
 
 
 def shorter(command, recipe):
-  """The same, of two steps and with answers of a few tokens."""
+  """The same, of two steps, after which each split is scored once, with answers of a few tokens."""
   module = command.split()[2]
   fields = {f"evals.{name}.max_decode_len": 3 for name in recipe.config.evals}
+  for name, section in recipe.config.evals.items():
+    if section.log_percent:  # Else it is not scored while the model trains.
+      fields |= {f"evals.{name}.log_percent": 1, f"evals.{name}.skip_first": True}
   if module == "pgjax.train":
     fields |= {"total_steps": 2, "log_training_steps": 1, "lr": 1e-5}
   if module in ("pgjax.train", "pgjax.evaluate"):

@@ -214,4 +214,5 @@ def test_receipts_are_extracted_by_beams_with_a_frozen_image_tower(tmp_path):
   assert metrics["val/field_f1"] == metrics["val/exact"] == 1
   assert metrics["val/text/bleu-4"] == pytest.approx(1)
   assert metrics["val/text/rouge"] == pytest.approx(1)
-  assert len({row["prediction"] for row in rows}) == 4
+  said = {row["prediction"] for row in rows if "prediction" in row}  # val/pplx only scores.
+  assert len(said) == 4

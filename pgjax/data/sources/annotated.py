@@ -59,7 +59,8 @@ class Annotated:
       window = "" if start is None and stop is None else f" from {start or 0} to {stop}"
       raise UserError(f"{self.fname} has no images{window}.")
     named = ((entry.file_name, self.where(i)) for i, entry in enumerate(self._entries))
-    self._paths = files.locate(self.root, named, self.fname, field=field)
+    self.read_as: list[str] = []
+    self._paths = files.locate(self.root, named, self.fname, field=field, read_as=self.read_as)
     self._check_repeated()
     self.dropped: dict[str, int] = collections.Counter(omitted or {})
     self._rows = [self._row(i) for i in range(len(self._entries))]

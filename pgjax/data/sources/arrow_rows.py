@@ -30,7 +30,8 @@ _NO_BYTES = {"bytes": None}
 class ArrowRows:
   """The rows of several files, one after the other.
 
-  Columns of ClassLabel (datasets) are read as their names. `indices` selects rows, in its order.
+  Columns of ClassLabel (datasets) are read as their names, and -1, which is no label, as None.
+  `indices` selects rows, in its order.
   """
 
   def __init__(self, paths: Sequence[str], labels: Sequence[str] | None = None, indices=None):
@@ -94,8 +95,8 @@ class ArrowRows:
   def _named(self, row: dict[str, Any]) -> dict[str, Any]:
     for name, names in self._names.items():
       value = row.get(name)
-      if isinstance(value, int) and 0 <= value < len(names):
-        row[name] = names[value]
+      if isinstance(value, int) and -1 <= value < len(names):
+        row[name] = None if value == -1 else names[value]
     return row
 
 
@@ -156,7 +157,8 @@ def _cached(path: str) -> str:
       f"{path} is larger than {MEMORY_BYTES:,} bytes and is stored as an Arrow file first, but no"
       " cache folder can be written: set PGJAX_CACHE_DIR."
     )
-  info = os.stat(path)
+  with _errors(path):
+    info = input_files.status(path)
   identity = f"{os.path.realpath(path)} {info.st_size} {info.st_mtime_ns}"
   target = str(folder / (hashlib.sha256(identity.encode()).hexdigest()[:32] + ".arrow"))
   if os.path.exists(target):

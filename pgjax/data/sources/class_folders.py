@@ -11,6 +11,7 @@ from pgjax.data.sources.columns import Columns
 from pgjax.errors import UserError
 from pgjax.formats import input_files
 
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 _METADATA = ("metadata.jsonl", "metadata.csv")  # Of Hugging Face's imagefolder.
 
 
@@ -25,9 +26,10 @@ class ClassFolders(table.Table):
     root = os.path.abspath(os.path.expanduser(fname))
     if split is not None:
       root = input_files.inside(root, split, f"split={split!r}", what="folder")
-    listed = image_folder.walk(root)
+    found = image_folder.listing(root)
+    listed = found.names
     loose = [name for name in listed if os.sep not in name]
-    metadata = next((n for n in _METADATA if os.path.exists(os.path.join(root, n))), None)
+    metadata = next((n for n in _METADATA if input_files.exists(os.path.join(root, n))), None)
     if metadata or loose:
       advice = (
         f"it has {metadata}: read that file, with name='{'csv' if 'csv' in metadata else 'jsonl'}'"
@@ -35,6 +37,7 @@ class ClassFolders(table.Table):
         else f"{len(loose):,} images, such as {loose[0]!r}, are in no folder of a class"
       )
       raise UserError(f"{root} is not a folder with a folder for each class: {advice}.")
+    self._check_split(root, listed)
     rows = [self._row(name, names or {}) for name in listed]
     super().__init__(
       root,
@@ -45,6 +48,20 @@ class ClassFolders(table.Table):
       wanted="it needs a folder of images for each class",
     )
     self.fname = os.path.join(root, "")  # Caches are inside of it.
+    self.omitted = found.left_out
+    if self.omitted:
+      table.log.warning("%s: left out are %s.", root, self.omitted)
+
+  @staticmethod
+  def _check_split(root: str, listed: list[str]) -> None:
+    """Raises if the folders are splits, each with folders of classes in it."""
+    parts = [name.split(os.sep) for name in listed]
+    top = sorted({part[0] for part in parts})
+    if parts and set(top) <= _SPLITS and all(len(part) > 2 for part in parts):
+      raise UserError(
+        f"{root} has the splits {', '.join(top)}, each with folders of classes: choose one, with"
+        f" split={top[0]!r}."
+      )
 
   def _row(self, name: str, names: dict[str, str]) -> dict[str, str]:
     label = name.split(os.sep)[0]

@@ -5,10 +5,13 @@ suffix="answer").
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pgjax.errors import UserError, cut
+
+log = logging.getLogger("pgjax")
 
 _MAPPED = ("image", "prefix", "suffix", "id")
 _TEXTS = ("fname", "root", "images")
@@ -44,6 +47,15 @@ def as_text(value: Any) -> Any:
   return str(value) if is_number else value
 
 
+def unused_split(name: str, split: Any, fname: Any) -> list[str]:
+  """A note, which is logged, that `split` chooses nothing, unless the file's name has it."""
+  if not split or str(split) in str(fname):
+    return []
+  note = f"split={split!r} chooses nothing: all of {fname} is read"
+  log.warning("data='%s': %s.", name, note)
+  return [note]
+
+
 def check_fields(make: Callable, name: str, fields: Mapping[str, Any]) -> None:
   """Raises unless a source takes these fields."""
   try:
@@ -51,6 +63,12 @@ def check_fields(make: Callable, name: str, fields: Mapping[str, Any]) -> None:
   except TypeError as error:
     known = ", ".join(key for key in inspect.signature(make).parameters if key != "name")
     raise UserError(f"data='{name}': {error}; its fields are {known}.") from None
+  for key in ("start", "stop"):
+    value = fields.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+      raise UserError(
+        f"data='{name}': {key}={cut(repr(value))} must be the number of a row, or None."
+      )
   for key in _TEXTS:
     value = fields.get(key)
     required = key == "fname" and key in fields

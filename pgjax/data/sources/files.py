@@ -43,11 +43,13 @@ def locate(
   *,
   field: str = "root",
   what: str = "image",
+  read_as: list[str] | None = None,
 ) -> list[str]:
   """The path below `root` of each (name, start of the error), whether the file exists or not.
 
-  A name in another spelling is replaced by the one file that matches it; the log counts them.
-  Raises for a name outside of `root`, for a URL, and if several files match.
+  A name in another spelling is replaced by the one file that matches it; the log counts them, and
+  so does a sentence that is added to `read_as`. Raises for a name outside of `root`, for a URL, and
+  if several files match.
   """
   folders = _Folders()
   paths, respelled = [], collections.Counter()
@@ -61,11 +63,13 @@ def locate(
     paths.append(path)
   if respelled:
     kinds = ", ".join(f"{count:,} by {how}" for how, count in respelled.most_common())
-    log.warning(
-      "%s: %d of %d %ss have another name on the disk (%s), such as %s; exactly one file matches"
-      " each.",
-      *(source, respelled.total(), len(paths), what, kinds, example),
+    sentence = (
+      f"{respelled.total():,} of {len(paths):,} {what}s have another name on the disk ({kinds}),"
+      f" such as {example}; exactly one file matches each"
     )
+    log.warning("%s: %s.", source, sentence)
+    if read_as is not None:
+      read_as.append(sentence)
   return paths
 
 
@@ -88,10 +92,7 @@ class _Folders:
 
 
 def _listed(folder: str) -> frozenset[str]:
-  try:
-    return frozenset(input_files.names(folder))
-  except OSError as error:
-    raise UserError(f"{folder} cannot be listed: {error.strerror or error}") from None
+  return frozenset(input_files.names(folder))
 
 
 def _exact(root: str, name: str, folders: _Folders) -> str | None:

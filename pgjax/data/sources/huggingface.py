@@ -20,7 +20,7 @@ import msgspec
 
 from pgjax import cache_dir
 from pgjax.data.sources import arrow_rows, lazy_table, parquet
-from pgjax.data.sources.columns import Columns
+from pgjax.data.sources.columns import Columns, unused_split
 from pgjax.errors import UserError, cut
 from pgjax.formats import input_files, typed_json
 
@@ -61,7 +61,8 @@ class HuggingFace(lazy_table.LazyTable):
         " disk, as training reads them at random positions."
       )
     path = os.path.expanduser(fname)
-    if os.path.exists(path):
+    is_local = input_files.exists(path)
+    if is_local:
       opened, root = _local(path, split), root or path
     else:
       opened = _from_hub(fname, split, config, revision, rows if streaming else None)
@@ -75,7 +76,7 @@ class HuggingFace(lazy_table.LazyTable):
       stop=stop,
       allow_urls=allow_urls,
     )
-    if not os.path.exists(path):
+    if not is_local:
       self.fname = None  # There is no folder beside the data.
 
 
@@ -94,14 +95,16 @@ class _Splits(msgspec.Struct):
 
 def _local(path: str, split: str | None) -> arrow_rows.ArrowRows:
   """What save_to_disk wrote, or Parquet files."""
-  if os.path.isdir(path) and os.path.exists(os.path.join(path, _DICT)):
+  if input_files.exists(os.path.join(path, _DICT)):
     known = typed_json.read(os.path.join(path, _DICT), _Splits).splits
     if split not in known:
       raise UserError(f"{path} has no split {split!r}; it has {', '.join(known)}.")
     path = input_files.inside(os.path.abspath(path), split, path, what="folder")
-  if os.path.isdir(path) and os.path.exists(os.path.join(path, _STATE)):
+  if input_files.exists(os.path.join(path, _STATE)):
+    unused_split("hf", split, path)
     return _saved(os.path.abspath(path))
-  if os.path.isfile(path) and path.endswith(".arrow"):
+  if path.endswith(".arrow") and not input_files.is_folder(path):
+    unused_split("hf", split, path)
     return arrow_rows.ArrowRows([path])
   try:
     return arrow_rows.of_parquet(parquet.parquet_files(path, split))
@@ -156,8 +159,8 @@ class HubRows:
 
   def _named(self, row: dict[str, Any]) -> dict[str, Any]:
     for name, names in self._classes.items():
-      if isinstance(row.get(name), int) and row[name] >= 0:
-        row[name] = names[row[name]]
+      if isinstance(row.get(name), int):  # -1 is no label.
+        row[name] = names[row[name]] if row[name] >= 0 else None
     return row
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Container, Iterable, Sequence
 from concurrent import futures
+from typing import NamedTuple
 
 from pgjax.data import images
 from pgjax.errors import UserError, naming
@@ -10,8 +11,13 @@ from pgjax.formats import input_files
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 MAX_DEPTH = 10
+_UNREAD = (  # Pictures whose names do not end as those that are read.
+  *(".avif", ".dng", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".mpo", ".pgm", ".psd"),
+  ".svg",
+)
 _HEAD_BYTES = 1 << 16  # Mostly enough for the size in a header.
 _THREADS = 16
+_MAX_NAMED = 5  # Files that a message lists.
 
 
 def is_image(name: str) -> bool:
@@ -21,16 +27,39 @@ def is_image(name: str) -> bool:
 
 def walk(folder: str, endings: tuple[str, ...] = ENDINGS, depth: int = MAX_DEPTH) -> list[str]:
   """Paths of the files with these endings, relative to the folder, sorted; hidden ones are not."""
-  names = []
-  for name in sorted(input_files.names(folder)):
+  return listing(folder, endings, depth).names
+
+
+class Listing(NamedTuple):
+  """Paths relative to a folder."""
+
+  names: list[str]
+  unread: list[str]  # Pictures of other formats, links to folders, and folders that are too deep.
+
+  @property
+  def left_out(self) -> str:
+    """What `unread` has, such as "2 of other kinds (a.heic, ...)"; empty without."""
+    more = ", ..." * (len(self.unread) > _MAX_NAMED)
+    named = ", ".join(self.unread[:_MAX_NAMED]) + more
+    return f"{len(self.unread):,} that are not read ({named})" if self.unread else ""
+
+
+def listing(folder: str, endings: tuple[str, ...] = ENDINGS, depth: int = MAX_DEPTH) -> Listing:
+  """The files of `walk`, and what looks like more of them."""
+  found = Listing([], [])
+  for entry in sorted(input_files.entries(folder)):
+    name = entry.name
     if name.startswith((".", "__MACOSX")):
       continue
-    path = os.path.join(folder, name)
-    if name.lower().endswith(endings):
-      names.append(name)
-    elif depth and os.path.isdir(path) and not os.path.islink(path):
-      names += [os.path.join(name, inner) for inner in walk(path, endings, depth - 1)]
-  return names
+    if name.lower().endswith(endings) and not entry.is_folder:
+      found.names.append(name)
+    elif entry.is_folder and depth and not entry.is_link:
+      inner = listing(os.path.join(folder, name), endings, depth - 1)
+      for ours, theirs in zip(found, inner, strict=True):
+        ours += [os.path.join(name, one) for one in theirs]
+    elif entry.is_folder or name.lower().endswith(_UNREAD):
+      found.unread.append(name)
+  return found
 
 
 def sizes(paths: Sequence[str], wheres: Iterable[str]) -> list[tuple[int, int]]:
@@ -58,6 +87,12 @@ def nearest(available: Container[str], name: str, of: str) -> str:
   near = [os.path.normpath(os.path.join(folder, one)) for one in (name, base)]
   near += [name, base, *(stem + ending for ending in ENDINGS)]
   return next((one for one in near if one in available), near[0])
+
+
+def without(what: str, available: Iterable[str], used: Iterable[str]) -> dict[str, int]:
+  """{"images without an XML file": 3} of the images that no label file is of; {} if none is."""
+  count = len(set(available) - set(used))
+  return {f"image{'s' * (count > 1)} without {what}": count} if count else {}
 
 
 def check_unique(keys: Iterable[str], names: Iterable[str]) -> None:

@@ -41,6 +41,17 @@ class Inline(NamedTuple):
 Value = File | Url | Inline
 
 
+def of_row(row: Mapping, where: str, *, allow_urls: bool = False) -> tuple[list[Value], bool]:
+  """(the images in the column `image`, whether they are a list); raises UserError without any."""
+  if row.get("image") is None:
+    own = [name for name in row if name not in ("prefix", "suffix", "id")]
+    there = (
+      f"; the row has {cut(', '.join(map(repr, own)))}, and image= names a column" if own else ""
+    )
+    raise UserError(f"{where}: 'image' must be a file name (or a list of them), not None{there}.")
+  return of(row["image"], where, allow_urls=allow_urls)
+
+
 def of(column: Any, where: str, *, allow_urls: bool = False) -> tuple[list[Value], bool]:
   """(the images of one row, whether they are a list); raises UserError for anything else."""
   several = isinstance(column, list | tuple)

@@ -10,6 +10,7 @@ import os
 
 from pgjax.data.sources import annotated, coco_file, files, image_folder
 from pgjax.errors import UserError, cut, naming
+from pgjax.formats import input_files
 
 _FOLDERS = (("label_2", "image_2"), ("labels", "images"))
 _IGNORED = "DontCare"
@@ -36,6 +37,7 @@ class Kitti(annotated.Annotated):
       stem = os.path.splitext(name)[0]
       file_name = listed.get(stem, f"{stem}.png")
       entries.append(coco_file.Image(stem, file_name, None, None, objects, path))
+    omitted = image_folder.without("labels", names, (entry.file_name for entry in entries))
     super().__init__(
       coco_file.File(entries, _classes(entries)),
       folder,
@@ -46,7 +48,7 @@ class Kitti(annotated.Annotated):
       start=start,
       stop=stop,
       field="fname",
-      omitted={f"called {_IGNORED}": ignored} if ignored else {},
+      omitted=omitted | ({f"called {_IGNORED}": ignored} if ignored else {}),
     )
 
 
@@ -61,7 +63,7 @@ def read_classes(fname: str) -> coco_file.Classes:
 def _folders(folder: str) -> tuple[str, str]:
   for pair in _FOLDERS:
     labels, images = (os.path.join(folder, name) for name in pair)
-    if os.path.isdir(labels) and os.path.isdir(images):
+    if input_files.is_folder(labels) and input_files.is_folder(images):
       return labels, images
   wanted = " or ".join(" and ".join(pair) for pair in _FOLDERS)
   raise UserError(f"{folder} has no folders {wanted}, as a KITTI data set has.")

@@ -49,6 +49,9 @@ class LabelMe(annotated.Annotated):
     ]
     if not entries:
       raise UserError(f"{folder} has no JSON files.")
+    omitted.update(
+      image_folder.without("a JSON file", available, (entry.file_name for entry in entries))
+    )
     super().__init__(
       coco_file.File(entries, _classes(entries)),
       folder,

@@ -61,7 +61,7 @@ class LazyTable:
 
   def __getitem__(self, i):
     row = self._row(self._rows[self._indices[i]], i)
-    values, several = image_values.of(row.get("image"), self._line(i), allow_urls=self._allow_urls)
+    values, several = image_values.of_row(row, self._line(i), allow_urls=self._allow_urls)
     encoded = [image_values.read(value, self._path(value, i)) for value in values]
     self._check_image_id(row.get("image_id"), encoded, i)
     return row | {"image": encoded if several else encoded[0]}
@@ -69,8 +69,10 @@ class LazyTable:
   def texts(self, i):
     """The example without encoded images."""
     row = self._row(self._rows.texts(self._indices[i]), i, is_whole=False)
-    if isinstance(row.get("image"), dict):
-      row["image"] = row["image"].get("path")
+    if isinstance(image := row.get("image"), dict):
+      row["image"] = image.get("path")
+      if image.get("path") is None and "bytes" not in image:
+        del row["image"]  # Its bytes are in the row, and have no name.
     return row
 
   def where(self, i):

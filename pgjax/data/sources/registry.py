@@ -20,12 +20,13 @@ from pgjax.data.sources import (
   webdataset,
   yolo,
 )
-from pgjax.data.sources.columns import check_fields
+from pgjax.data.sources.columns import check_fields, unused_split
 from pgjax.errors import UserError
 
 # A source has len, [i] (an example), texts(i) (without its image) and where(i) (for messages), and
-# may have check_images(), sample(i, seed) for what it draws at random, `notes` and `omitted`. Any
-# other name is that of a TFDS data set.
+# may have check_images(), sample(i, seed) for what it draws at random, and sentences on the data:
+# `notes` (doubts), `omitted` (what is left out), `read_as` (names and columns that are read as
+# others). Any other name is that of a TFDS data set.
 SOURCES = {
   "jsonl": jsonl.Jsonl,
   "bv:jsonl": jsonl.Jsonl,  # big_vision's name for it.
@@ -50,6 +51,9 @@ SOURCES = {
 }
 _ALSO_TFDS = ("coco_captions", "voc", "kitti")  # Without fname they are TFDS data sets.
 _OWN_ORDER = ("coco", "easy_vqa", "bv:jsonl")
+# Their file or folder is its own split; big_vision's configs have a `split` there all the same.
+_ONE_SPLIT = {"jsonl", "json", "llava", "chat", "csv", "webdataset", "coco", "coco_captions",
+              "kitti", "labelme"}  # fmt: skip
 _HUB = "hf:"  # Before the name of a data set on the Hugging Face hub.
 
 
@@ -66,6 +70,8 @@ def open(spec: Mapping, *, check_images: bool = True):
   make, fields = (tfds.Tfds, {"name": name, **fields}) if is_tfds else (SOURCES[name], fields)
   check_fields(make, name, fields)
   source = make(**fields)
+  if name in _ONE_SPLIT and (unused := unused_split(name, fields.get("split"), fields["fname"])):
+    source.notes = [*getattr(source, "notes", ()), *unused]
   if check_images and hasattr(source, "check_images"):
     source.check_images()
   return source

@@ -10,6 +10,7 @@ import os
 from pgjax.data.sources import coco, jsonl, voc, yolo
 from pgjax.data.sources.columns import check_fields
 from pgjax.errors import UserError
+from pgjax.formats import input_files
 
 _SPLITS = {"val": "valid", "validation": "valid"}
 _COCO = "_annotations.coco.json"
@@ -22,7 +23,9 @@ def open_folder(fname, split="train", **fields):
   for reader in (_coco, _paligemma, _jsonl, _yolo, _voc):
     if (source := reader(root, split, fields)) is not None:
       return source
-  present = [name for name in ("train", "valid", "test") if os.path.isdir(os.path.join(root, name))]
+  present = [
+    name for name in ("train", "valid", "test") if input_files.is_folder(os.path.join(root, name))
+  ]
   raise UserError(
     f"{root} has no split {split!r} that Roboflow writes as COCO, PaliGemma, JSONL, YOLO or Pascal"
     f" VOC; its splits are {', '.join(present) or 'none'}."
@@ -31,9 +34,9 @@ def open_folder(fname, split="train", **fields):
 
 def _coco(root, split, fields):
   path, train = (os.path.join(root, name, _COCO) for name in (split, "train"))
-  if not os.path.exists(path):
+  if not input_files.exists(path):
     return None
-  if split != "train" and os.path.exists(train) and fields.get("classes") is None:
+  if split != "train" and input_files.exists(train) and fields.get("classes") is None:
     fields = {"classes_from": train, **fields}
   return _opened(coco.Coco, path, fields)
 
@@ -41,29 +44,29 @@ def _coco(root, split, fields):
 def _paligemma(root, split, fields):
   for folder in ("dataset", ""):
     path = os.path.join(root, folder, f"_annotations.{split}.jsonl")
-    if os.path.exists(path):
+    if input_files.exists(path):
       return _opened(jsonl.Jsonl, path, fields)
   return None
 
 
 def _jsonl(root, split, fields):
   for name in ("_annotations.jsonl", "annotations.jsonl"):
-    if os.path.exists(path := os.path.join(root, split, name)):
+    if input_files.exists(path := os.path.join(root, split, name)):
       return _opened(jsonl.Jsonl, path, fields)
   return None
 
 
 def _yolo(root, split, fields):
   path = os.path.join(root, "data.yaml")
-  return _opened(yolo.Yolo, path, {"split": split, **fields}) if os.path.exists(path) else None
+  return _opened(yolo.Yolo, path, {"split": split, **fields}) if input_files.exists(path) else None
 
 
 def _voc(root, split, fields):
   folder = os.path.join(root, split)
-  if not os.path.isdir(folder) or not any(n.endswith(".xml") for n in os.listdir(folder)):
+  if not any(n.endswith(".xml") for n in input_files.names(folder)):
     return None
   train = os.path.join(root, "train")
-  if split != "train" and os.path.isdir(train) and fields.get("classes") is None:
+  if split != "train" and input_files.is_folder(train) and fields.get("classes") is None:
     fields = {"classes_from": train, **fields}
   return _opened(voc.Voc, folder, fields)
 

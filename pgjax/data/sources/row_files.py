@@ -43,8 +43,9 @@ class RowFile:
     return f"{self.fname}, {self.unit} {number}"
 
   def _json(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    if text.lstrip()[:1] == "[" and (rows := _whole_list(text)) is not None:
+    if text.lstrip()[:1] == "[":
       self.unit = "entry"
+      rows = typed_json.decode(text, list[Any], self.fname, _bad_list)
       for number, row in enumerate(rows, 1):
         typed = typed_json.check(row, dict[str, Any], self.at(number), _bad_line)
         yield number, self._checked(typed, number)
@@ -101,12 +102,8 @@ def _delimiter(text: str) -> str:
   return max((",", ";", "\t"), key=first.count)
 
 
-def _whole_list(text: str) -> list | None:
-  """The rows of a file that is one JSON list; None if it is not."""
-  try:
-    return typed_json.decode(text, list[Any], "")
-  except UserError:
-    return None
+def _bad_list(message: str) -> UserError:
+  return UserError(f"{message} It begins as one JSON list of all rows.")
 
 
 def _bad_line(message: str) -> UserError:

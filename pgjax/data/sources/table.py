@@ -40,10 +40,11 @@ class Table:
     if not numbered:
       raise UserError(f"{self.fname} has no examples; {wanted}.")
     self.omitted = adapter.omitted
-    self._log(adapter.notes, len(numbered))
+    self.read_as: list[str] = []
+    self._note(adapter.notes, len(numbered))
     self._numbers, self._rows = zip(*numbered, strict=True)
     self._images = [
-      image_values.of(row.get("image"), self._line(i), allow_urls=allow_urls)
+      image_values.of_row(row, self._line(i), allow_urls=allow_urls)
       for i, row in enumerate(self._rows)
     ]
     named = [
@@ -52,7 +53,7 @@ class Table:
       for value in values
       if isinstance(value, image_values.File)
     ]
-    paths = iter(files.locate(self.root, named, self.fname))
+    paths = iter(files.locate(self.root, named, self.fname, read_as=self.read_as))
     self._paths = [
       [next(paths) if isinstance(value, image_values.File) else None for value in values]
       for values, _ in self._images
@@ -86,10 +87,10 @@ class Table:
   def _line(self, i):
     return self._at(self._numbers[i])
 
-  def _log(self, notes: collections.Counter, total: int) -> None:
+  def _note(self, notes: collections.Counter, total: int) -> None:
     if notes:
-      counts = ", ".join(f"{what} ({count:,})" for what, count in notes.items())
-      log.warning("%s, of %d rows: %s.", self.fname, total, counts)
+      self.read_as.append(", ".join(f"{what} ({count:,})" for what, count in notes.items()))
+      log.warning("%s, of %d rows: %s.", self.fname, total, self.read_as[-1])
     if self.omitted:
       log.warning("%s: left out are %s.", self.fname, self.omitted)
 

@@ -92,6 +92,7 @@ class Video:
       raise UserError(f"{self.fname} has no examples; {_WANTED}.")
     self._at = file.at
     self._clips = [self._checked(number, row) for number, row in rows]
+    self.read_as: list[str] = []
     self._paths = self._located()
     self.omitted = ""
     if skip_missing:
@@ -164,7 +165,8 @@ class Video:
 
   def _located(self) -> list[list[str]]:
     named = ((name, self._at(clip.number)) for clip in self._clips for name in clip.names)
-    paths = iter(files.locate(self.root, named, self.fname, what="video"))
+    located = files.locate(self.root, named, self.fname, what="video", read_as=self.read_as)
+    paths = iter(located)
     return [[next(paths) for _ in clip.names] for clip in self._clips]
 
   def _skip_missing(self) -> None:
@@ -256,7 +258,7 @@ def _file(fname, dataset_name, split, data_dir):
   root = os.path.abspath(os.path.expanduser(data_dir))
   folder = input_files.inside(root, dataset_name, f"dataset_name={dataset_name!r}", "data_dir")
   for ending in row_files.ENDINGS:
-    if os.path.exists(path := os.path.join(folder, name + ending)):
+    if input_files.exists(path := os.path.join(folder, name + ending)):
       return path, part
   raise UserError(
     f"There is no {os.path.join(folder, name)}.jsonl (or .json, .csv), the rows of {dataset_name},"
@@ -279,7 +281,7 @@ def _seconds(row: dict[str, Any], name: str, default: float, where: str) -> floa
     seconds = float(value)
   except (TypeError, ValueError):
     seconds = math.nan
-  if isinstance(value, bool) or not 0 <= seconds < 1e7:
+  if isinstance(value, bool) or not (0 <= seconds < 1e7 or seconds == default):
     raise UserError(f"{where}: {name!r} must be a time in seconds, not {value!r:.80}.")
   return seconds
 
@@ -291,12 +293,12 @@ def _video_id(video: str | list[str]) -> str:
 
 def _is_video(path: str) -> bool:
   """Whether it is a file, and no single frame."""
-  return not os.path.isdir(path) and not path.lower().endswith(_FRAME_ENDINGS)
+  return not path.lower().endswith(_FRAME_ENDINGS) and not input_files.is_folder(path)
 
 
 def _frames_in(folder: str) -> list[str]:
   """The frames of a folder in the order of their names."""
-  if not os.path.isdir(folder):
+  if not input_files.is_folder(folder):
     return [folder]
   names = [n for n in input_files.names(folder) if n.lower().endswith(_FRAME_ENDINGS)]
   if not names:

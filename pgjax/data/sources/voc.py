@@ -55,6 +55,9 @@ class Voc(annotated.Annotated):
       objects = [o._replace(is_crowd=False) for o in entry.objects]
       file_name = image_folder.nearest(available, entry.file_name, name)
       entries.append(entry._replace(objects=objects, file_name=file_name, where=path))
+    if folder.is_whole and start is None and stop is None:
+      used = (entry.file_name for entry in entries)
+      omitted |= image_folder.without("an XML file", available, used)
     super().__init__(
       coco_file.File(entries, folder.classes()),
       folder.xml,
@@ -73,21 +76,26 @@ class _Folder:
   def __init__(self, folder: str, split: str | None):
     self._split, self._lists = split, ""
     annotations = os.path.join(folder, "Annotations")
-    if os.path.isdir(annotations):
+    if input_files.is_folder(annotations):
       self.xml, self.images = annotations, os.path.join(folder, "JPEGImages")
       self._lists = os.path.join(folder, "ImageSets", "Main")
-      if not os.path.isdir(self.images):
+      if not input_files.is_folder(self.images):
         self.images = folder
     else:
       if split is not None:
         folder = input_files.inside(folder, split, f"split={split!r}", what="folder")
       self.xml = self.images = folder
-    if not os.path.isdir(self.xml):
+    if not input_files.is_folder(self.xml):
       raise UserError(f"{self.xml} is no folder.")
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether all XML files are read, not those of a list."""
+    return self._split is None or not self._lists
 
   def of_split(self) -> list[str]:
     """The XML files of the split, relative to the folder."""
-    if self._split is None or not self._lists:
+    if self.is_whole:
       return image_folder.walk(self.xml, (".xml",))
     path = os.path.join(self._lists, f"{self._split}.txt")
     lines = files.text(path, "a list of images").splitlines()

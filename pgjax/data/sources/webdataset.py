@@ -106,10 +106,16 @@ class TarRows:
       if member.size > _MAX_TEXT_BYTES:
         raise UserError(f"{where} has {member.size:,} bytes; up to {_MAX_TEXT_BYTES:,} are read.")
       data = input_files.part(self._paths[k], member.offset, member.size)
-      if member.ending == "json":
-        columns |= typed_json.decode(data, dict[str, Any], where)
-      else:
-        columns[member.ending] = typed_json.text(data, where).strip()
+      own = (
+        typed_json.decode(data, dict[str, Any], where)
+        if member.ending == "json"
+        else {member.ending: typed_json.text(data, where).strip()}
+      )
+      if twice := [name for name in own if name in columns and own[name] != columns[name]]:
+        raise UserError(
+          f"{self.at(i)}: {twice[0]!r} is a column of its .json and a file of its own; rename one."
+        )
+      columns |= own
     if with_images:
       columns |= images
       if len(images) == 1:
@@ -126,9 +132,9 @@ def tar_files(fname: str) -> list[str]:
     numbers = range(int(first), int(last) + 1)
     names = (f"{fname[: braces.start()]}{n:0{len(first)}d}{fname[braces.end() :]}" for n in numbers)
     return list(itertools.chain.from_iterable(map(tar_files, names)))
-  if os.path.isdir(fname):
+  if input_files.is_folder(fname):
     fname = os.path.join(fname, "*.tar")
-  paths = sorted(glob.glob(fname)) if glob.has_magic(fname) else [fname]
+  paths = input_files.matching(fname) if glob.has_magic(fname) else [fname]
   if not paths:
     raise UserError(f"{fname} has no tar files.")
   return paths

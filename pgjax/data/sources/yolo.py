@@ -22,6 +22,7 @@ _MAX_BYTES = 16 << 20  # Of a label file.
 _MAX_YAML_BYTES = 1 << 20
 _SHARE_LIMIT = 2  # Numbers beyond are pixels.
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_NO_LABELS = ("classes.txt", "obj.names.txt", "train.txt", "val.txt", "test.txt", "README.txt")
 _ROUNDING = 1.5e-6  # Of a share with six decimals.
 
 
@@ -45,13 +46,14 @@ class Yolo(annotated.Annotated):
   ):
     fname = os.path.expanduser(fname)
     path = _yaml_path(fname)
-    has_yaml = not os.path.isdir(fname) or os.path.exists(path)
+    has_yaml = not input_files.is_folder(fname) or input_files.exists(path)
     root = os.path.abspath(os.path.expanduser(root or os.path.dirname(path)))
     self._labelled = 0
     with naming(path):
       content = _read_yaml(path) if has_yaml else {}
       classes_of = _names(content, names)
-      listed = _images_of(content, split, root, path)
+      found = _images_of(content, split, root)
+      listed = found.names
     entries = self._entries_of(listed[start:stop], root, classes_of)
     if entries and not self._labelled:
       raise UserError(
@@ -69,10 +71,14 @@ class Yolo(annotated.Annotated):
       read_classes=read_classes,
       field="root",
     )
+    notes = [f"left out are images {found.left_out}"] if found.unread else []
     if unlabelled:
-      note = f"{unlabelled:,} of {len(entries):,} images have no label file, so no object"
-      self.notes.append(note)
+      notes.append(f"{unlabelled:,} of {len(entries):,} images have no label file, so no object")
+    if orphans := _without_image(root, listed):
+      notes.append(f"{len(orphans):,} label files have no image, such as {orphans[0]}")
+    for note in notes:
       files.log.warning("%s: %s.", path, note)
+    self.notes += notes
 
   def _entries_of(self, listed, root, names) -> list[coco_file.Image]:
     paths = [os.path.join(root, name) for name in listed]
@@ -100,7 +106,7 @@ def read_classes(fname: str) -> coco_file.Classes:
 
 def _yaml_path(fname: str) -> str:
   """data.yaml itself, or that of a folder."""
-  if not os.path.isdir(fname):
+  if not input_files.is_folder(fname):
     return fname
   listed = [n for n in sorted(input_files.names(fname)) if n.endswith((".yaml", ".yml"))]
   if len(listed) > 1 and "data.yaml" not in listed:
@@ -162,7 +168,7 @@ def _names(content: dict[str, Any], given) -> tuple[str, ...]:
   return texts
 
 
-def _images_of(content: dict[str, Any], split: str, root: str, path: str) -> list[str]:
+def _images_of(content: dict[str, Any], split: str, root: str) -> image_folder.Listing:
   """The images of a split, relative to `root`."""
   splits = {SPLITS.get(key, key): value for key, value in content.items()}
   key = SPLITS.get(split, split)
@@ -171,36 +177,43 @@ def _images_of(content: dict[str, Any], split: str, root: str, path: str) -> lis
     known = [name for name in ("train", "val", "test") if splits.get(name)]
     raise UserError(f"there is no split {split!r}; it has {', '.join(known) or 'none'}")
   base = _base(content.get("path"), root)
-  listed: dict[str, None] = {}
+  listed, unread = {}, []
   for entry in value if isinstance(value, list) else [value or "."]:
     if not isinstance(entry, str):
       raise UserError(f"{split}: a {type(entry).__name__} is no path")
-    listed |= dict.fromkeys(_listed(entry, base, root, path))
+    found = _listed(entry, base, root)
+    listed |= dict.fromkeys(found.names)
+    unread += found.unread
   if not listed:
     raise UserError(f"split {split!r} has no images in its folders")
-  return list(listed)
+  return image_folder.Listing(list(listed), unread)
 
 
 def _base(path: Any, root: str) -> str:
   """The folder that paths of data.yaml are relative to: `path:` if it is below root, else root."""
   base = input_files.below(root, path) if isinstance(path, str) else None
-  return base if base is not None and os.path.isdir(base) else root
+  return base if base is not None and input_files.is_folder(base) else root
 
 
-def _listed(entry: str, base: str, root: str, path: str) -> list[str]:
+def _listed(entry: str, base: str, root: str) -> image_folder.Listing:
   """The images of an entry: a folder, or a text file of names."""
   entry = entry.replace("\\", "/")
   here = input_files.below(root, os.path.join(base, entry))
-  if (here is None or not os.path.exists(here)) and entry.startswith("../"):  # As Roboflow writes.
+  if (here is None or not input_files.exists(here)) and entry.startswith(
+    "../"
+  ):  # As Roboflow writes.
     here = input_files.below(root, os.path.join(base, entry.removeprefix("../")))
   if here is None:
     raise UserError(
       f"{cut(repr(entry))} is outside of {root}; set root= to a folder that has all images"
     )
   if not here.endswith(".txt"):
-    if not os.path.isdir(here):
+    if not input_files.is_folder(here):
       raise UserError(f"{cut(repr(entry))} is no folder in {root}")
-    return [os.path.relpath(os.path.join(here, name), root) for name in image_folder.walk(here)]
+    found = image_folder.listing(here)
+    return image_folder.Listing(
+      *([os.path.relpath(os.path.join(here, name), root) for name in names] for names in found)
+    )
   lines = files.text(here, "a list of images").splitlines()
   named = [
     (os.path.join(os.path.dirname(here), line.strip()), f"{here}, line {n}")
@@ -209,7 +222,20 @@ def _listed(entry: str, base: str, root: str, path: str) -> list[str]:
   ]
   located = files.locate(root, named, here, field="root")
   files.check_present(root, zip(located, (where for _, where in named), strict=True))
-  return [os.path.relpath(one, root) for one in located]
+  return image_folder.Listing([os.path.relpath(one, root) for one in located], [])
+
+
+def _without_image(root: str, listed: list[str]) -> list[str]:
+  """The label files beside those of these images that are of no image there."""
+  orphans = []
+  for folder in sorted({os.path.dirname(os.path.join(root, name)) for name in listed}):
+    labels = os.path.dirname(_label_path(os.path.join(folder, "a")))
+    stems = {os.path.splitext(n)[0] for n in input_files.names(folder) if image_folder.is_image(n)}
+    for name in sorted(input_files.names(labels)):
+      stem, ending = os.path.splitext(name)
+      if ending == ".txt" and stem not in stems and name not in _NO_LABELS:
+        orphans.append(os.path.join(labels, name))
+  return orphans
 
 
 def _label_path(image: str) -> str:

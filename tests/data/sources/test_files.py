@@ -100,7 +100,7 @@ def test_a_folder_that_may_not_be_listed_is_a_sentence(folder, monkeypatch):
   def refused(path):
     raise PermissionError(13, "Permission denied")
 
-  monkeypatch.setattr(files.input_files, "names", refused)
+  monkeypatch.setattr(files.os, "scandir", refused)
   with pytest.raises(UserError, match="cannot be listed: Permission denied"):
     source(folder, "Images/a.jpg")
 

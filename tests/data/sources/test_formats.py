@@ -217,7 +217,8 @@ def test_classes_of_voc_kitti_and_labelme_may_be_those_of_another_folder(folder,
     opened("kitti", val)
   labelme(val, shape_type="circle")
   labelme(train)
-  assert opened("labelme", val, classes_from=str(train)).omitted == "1 of the shape circle"
+  omitted = opened("labelme", val, classes_from=str(train)).omitted
+  assert omitted == "1 image without a JSON file, 1 of the shape circle"
 
 
 def test_roboflow_asks_for_the_classes_of_training(folder):

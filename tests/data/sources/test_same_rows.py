@@ -23,7 +23,10 @@ PP = "decode|resize(16)|value_range(-1, 1)|drop('boxes')|flip_lr(0.5)|drop('segm
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """images/00.png ... of 60 x 44 pixels."""
-  folder = tmp_path_factory.mktemp("rows")
+  return write_images(tmp_path_factory.mktemp("rows"))
+
+
+def write_images(folder):
   (folder / "images").mkdir()
   rng = np.random.default_rng(0)
   for i in range(ROWS):
@@ -61,9 +64,12 @@ def rows_in_training_order(spec, pp=PP):
 
 @pytest.fixture(scope="module")
 def expected(folder):
+  return rows_in_training_order(dict(name="jsonl", fname=write_rows(folder)))
+
+
+def write_rows(folder):
   rows = [dict(image=f"images/{i:02d}.png", **texts(i)) for i in range(ROWS)]
-  lines(folder / "rows.jsonl", rows)
-  return rows_in_training_order(dict(name="jsonl", fname=str(folder / "rows.jsonl")))
+  return lines(folder / "rows.jsonl", rows)
 
 
 def assert_same(expected, spec, pp=PP):
