@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pgjax.data import signatures
@@ -140,28 +140,35 @@ def tar_files(fname: str) -> list[str]:
   return paths
 
 
+def _members(path: str, alive: Callable) -> list[tuple[str, _Member]]:
+  """(name of the example, member) of the files in a tar file, in order."""
+  members: list[tuple[str, _Member]] = []
+  with (
+    input_files.opened(path, most=_MAX_TAR_BYTES) as file,
+    tarfile.open(fileobj=file, mode="r:") as tar,
+  ):
+    end = os.fstat(file.fileno()).st_size
+    for info in tar:
+      alive()
+      folder, _, base = info.name.rpartition("/")
+      stem, dot, ending = base.partition(".")
+      if not info.isreg() or info.sparse or not stem or not dot:
+        continue  # Folders, links and hidden files.
+      if info.offset_data + info.size > end:
+        raise UserError(f"{path} is cut off in {info.name!r}; copy or download it again.")
+      key = f"{folder}/{stem}" if folder else stem
+      members.append((key, _Member(ending.lower(), info.offset_data, info.size)))
+  return members
+
+
 def _examples(path: str) -> Iterator[tuple[str, list[_Member]]]:
   """(name, members) of the examples of one file."""
   kind = signatures.of(input_files.file_head(path, 1024))
   if kind is not None:
     raise UserError(f"{path} is {kind.name}, and rows are read at random from a plain tar file"
                     f"{kind.as_rows or '; unpack it'}.")  # fmt: skip
-  members: list[tuple[str, _Member]] = []
   try:
-    with (
-      input_files.opened(path, most=_MAX_TAR_BYTES) as file,
-      tarfile.open(fileobj=file, mode="r:") as tar,
-    ):
-      end = os.fstat(file.fileno()).st_size
-      for info in tar:
-        folder, _, base = info.name.rpartition("/")
-        stem, dot, ending = base.partition(".")
-        if not info.isreg() or info.sparse or not stem or not dot:
-          continue  # Folders, links and hidden files.
-        if info.offset_data + info.size > end:
-          raise UserError(f"{path} is cut off in {info.name!r}; copy or download it again.")
-        key = f"{folder}/{stem}" if folder else stem
-        members.append((key, _Member(ending.lower(), info.offset_data, info.size)))
+    members = input_files.bounded(lambda alive: _members(path, alive))
   except UserError:
     raise
   except (tarfile.TarError, OSError, ValueError, EOFError) as error:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pgjax.data import video as video_files
 from pgjax.data.sources import registry
-from pgjax.errors import UserError
+from pgjax.errors import UserError, naming
 from pgjax.formats import input_files
 
 
@@ -220,3 +220,5 @@ def test_a_file_is_named_once(tmp_path, image):
   with pytest.raises(UserError) as error:
     opened("yolo", path)
   assert str(error.value).count(str(path)) == 1
+  with pytest.raises(input_files.StalledError, match=r"^row 1: no answer$"), naming("row 1"):
+    raise input_files.StalledError("no answer")
