@@ -85,7 +85,7 @@ test-demo: $(VENV)/.installed-demo
 
 # Needs root and Debian's slurm-wlm, munge, openmpi-bin and iproute2; tests skip what is not there.
 test-cluster: $(VENV)/.installed-test
-	$(PY) -m pytest -q -n 0 -rs -m cluster tests/cluster $(PYTEST_ARGS)
+	$(PY) -m pytest -q -n 0 -rs -m cluster tests/cluster tests/launch $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-test
 	PGJAX_TEST_REAL_DEVICES=1 JAX_DEFAULT_MATMUL_PRECISION=highest $(PY) -m pytest -q -m "gpu" $(PYTEST_ARGS)

@@ -65,3 +65,9 @@ def losses(workdir):
 def state_sums(workdir):
   """The sums of all arrays of the last checkpoint."""
   return workdir_lib.read(pathlib.Path(workdir) / "checkpoints" / str(STEPS)).sums
+
+
+def answers(out):
+  """The rows of predictions.jsonl without log-probabilities, whose last digits depend on sums."""
+  rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+  return [{n: row[n] for n in ("id", "prompt", "answer", "prediction", "score")} for row in rows]
