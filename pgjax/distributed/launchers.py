@@ -6,6 +6,7 @@ is not one of its tasks, and variables that say nothing about the number of proc
 This module imports no JAX: a half-set environment is reported at once.
 """
 
+import logging
 import os
 import pathlib
 import re
@@ -37,11 +38,19 @@ class Launch(NamedTuple):
   devices: tuple[int, ...] | None = ()  # GPUs of its host; () for all, None for JAX's choice.
   notes: tuple[str, ...] = ()  # What was ignored.
 
-  def sentence(self) -> str:
-    """What was detected, for the log."""
+  def report(self) -> list[tuple[int, str]]:
+    """(level, sentence) for the log: what was detected, by the first process, and what ignored."""
+    lines = [(logging.WARNING, note) for note in self.notes]
+    if self.index == 0 and self.launcher:
+      lines.insert(0, (logging.INFO, self._sentence()))
+    return lines
+
+  def _sentence(self) -> str:
+    if self.count == 1:
+      return f"One process, started by {self.launcher}."
     where = f", coordinator {self.coordinator}" if self.coordinator else ""
     gpus = f", GPUs {', '.join(map(str, self.devices))} of its host" if self.devices else ""
-    return f"Process {self.index} of {self.count}, started by {self.launcher}{where}{gpus}."
+    return f"Process 0 of {self.count}, started by {self.launcher}{where}{gpus}."
 
 
 def detect(environ: Environ | None = None, gpus: int | None = None) -> Launch:

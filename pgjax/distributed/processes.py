@@ -16,6 +16,7 @@ from pgjax.distributed import launchers, rendezvous, signals
 AGREE_STEPS = 10  # How often several processes agree on whether to stop.
 
 log = logging.getLogger("pgjax")
+_logged: set[str] = set()  # A command may join more than once.
 
 
 def join() -> None:
@@ -23,12 +24,12 @@ def join() -> None:
   if jax.distributed.is_initialized():
     return
   launch = launchers.detect()
-  for note in launch.notes:
-    log.warning(note)
+  for level, text in launch.report():
+    if text not in _logged:
+      _logged.add(text)
+      log.log(level, text)
   if launch.count == 1:
     return
-  if launch.index == 0:
-    log.info(launch.sentence())
   rendezvous.check_port(launch)
   os.environ["JAX_COORDINATOR_PORT"] = str(launch.port)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -61,7 +61,9 @@ def test_every_launcher_is_recognised():
     launch = launchers.detect(environ, gpus=0)
     assert (launch.launcher, launch.coordinator, launch.port) == (launcher, coordinator, port)
     assert (launch.count, launch.index) == (4, 3), environ
-    assert launcher in launch.sentence()
+    assert launch.report() == []  # Only the first process talks.
+    [(_, sentence)] = launch._replace(index=0).report()
+    assert sentence.startswith(f"Process 0 of 4, started by {launcher}")
   assert launchers.detect({}) == launchers.Launch()
 
 
@@ -83,6 +85,8 @@ def test_what_is_not_one_of_several_processes():
   ):
     launch = launchers.detect(environ, gpus=0)
     assert (launch.count, launch.index) == (1, 0), environ
+    said = [f"One process, started by {launch.launcher}."] if launch.launcher else []
+    assert [text for _, text in launch.report()] == [*said, *launch.notes]
     assert len(launch.notes) == (note is not None), environ
     assert not note or re.search(note, launch.notes[0]), launch.notes
 
@@ -142,7 +146,7 @@ def test_the_gpus_of_a_host_are_shared_by_its_processes():
     (PGJAX | STEP, 8, ()),
   ):
     assert launchers.detect(environ, gpus).devices == devices, environ
-  assert "GPUs 4, 5, 6, 7 of its host" in launchers.detect(two, 8).sentence()
+  assert "GPUs 4, 5, 6, 7 of its host" in launchers.detect(two, 8)._replace(index=0).report()[0][1]
   with pytest.raises(UserError, match="7 GPUs cannot be shared evenly by the 2 processes"):
     launchers.detect(two, 7)
   assert launchers.visible_gpus(dict(CUDA_VISIBLE_DEVICES="0,2")) == 2
@@ -173,19 +177,19 @@ from pgjax.distributed import processes; processes.join()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("index", "reason"), [("0", "not all 2"), ("1", "be reached")])
-def test_a_process_that_waits_in_vain_says_so(index, reason):
+def test_a_process_that_waits_in_vain_says_so():
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
-  environ = dict(PGJAX_COORDINATOR=f"127.0.0.1:{port}", PGJAX_NUM_PROCESSES="2")
-  environ |= dict(PGJAX_PROCESS_ID=index, PGJAX_JOIN_SECONDS="3")
-  command = [sys.executable, "-c", MISSING]
-  ended = subprocess.run(
-    command, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, check=False
-  )
-  assert ended.returncode == 1
-  assert re.search(
-    rf"error: Process {index} of 2 .* waited 3 s at the start: .*{reason}", ended.stderr
-  )
-  assert "Check failure" not in ended.stderr
+  started = []
+  for index, host in (("0", "127.0.0.1"), ("1", "no-such-host")):  # They never meet.
+    environ = dict(PGJAX_COORDINATOR=f"{host}:{port}", PGJAX_NUM_PROCESSES="2")
+    environ |= dict(PGJAX_PROCESS_ID=index, PGJAX_JOIN_SECONDS="3")
+    command, pipe = [sys.executable, "-c", MISSING], dict(stderr=subprocess.PIPE, text=True)
+    started.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | environ, **pipe))
+  reasons = ("not all 2 processes came", "this host does not know the name no-such-host")
+  for index, (process, reason) in enumerate(zip(started, reasons, strict=True)):
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert re.search(rf"error: Process {index} of 2 .* waited 3 s at the start: {reason}", err)
+    assert "Check failure" not in err
