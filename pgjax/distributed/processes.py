@@ -40,7 +40,7 @@ def join() -> None:
       launch.index,
       None if launch.devices is None else list(launch.devices),
       launch.method,
-      initialization_timeout=int(rendezvous.SECONDS) + 60,
+      initialization_timeout=rendezvous.seconds() + 60,
     )
   _use_reachable_address()
   signals.of_process().retake_signals()  # JAX has set a handler of its own.

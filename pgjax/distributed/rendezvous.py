@@ -13,7 +13,13 @@ from collections.abc import Iterator
 from pgjax.distributed.launchers import Launch
 from pgjax.errors import UserError
 
-SECONDS = float(os.environ.get("PGJAX_JOIN_SECONDS") or 300)  # For all processes to come.
+
+def seconds() -> int:
+  """How long a process waits for the others: PGJAX_JOIN_SECONDS, or 300."""
+  text = os.environ.get("PGJAX_JOIN_SECONDS") or "300"
+  if not text.isdecimal() or int(text) < 1:
+    raise UserError(f"PGJAX_JOIN_SECONDS={text} must be a whole number of seconds from 1.")
+  return int(text)
 
 
 def check_port(launch: Launch) -> None:
@@ -34,8 +40,8 @@ def check_port(launch: Launch) -> None:
 
 @contextlib.contextmanager
 def limit(launch: Launch) -> Iterator[None]:
-  """In this context the other processes have SECONDS to come; then this one exits with status 1."""
-  timer = threading.Timer(SECONDS, _give_up, (launch,))
+  """In this context the others have `seconds` to come; after that, this one exits with status 1."""
+  timer = threading.Timer(seconds(), _give_up, (launch,))
   timer.daemon = True
   timer.start()
   try:
@@ -46,7 +52,7 @@ def limit(launch: Launch) -> Iterator[None]:
 
 def _give_up(launch: Launch) -> None:
   text = (
-    f"error: Process {launch.index} of {launch.count} ({launch.launcher}) waited {SECONDS:.0f} s at"
+    f"error: Process {launch.index} of {launch.count} ({launch.launcher}) waited {seconds()} s at"
     f" the start: {_reason(launch)}. docs/cluster.md lists what to check.\n"
   )
   with contextlib.suppress(OSError):

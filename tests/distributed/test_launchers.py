@@ -165,6 +165,13 @@ def test_a_port_in_use_is_one_sentence():
   rendezvous.check_port(launch)
 
 
+def test_how_long_to_wait_is_a_whole_number(monkeypatch):
+  assert rendezvous.seconds() == 300
+  monkeypatch.setenv("PGJAX_JOIN_SECONDS", "2m")
+  with pytest.raises(UserError, match="PGJAX_JOIN_SECONDS=2m must be a whole number"):
+    rendezvous.seconds()
+
+
 def test_the_address_towards_the_coordinator():
   assert rendezvous.own_address("127.0.0.1:1234") == ""
   assert isinstance(rendezvous.is_reachable_by_name(), bool)
