@@ -26,7 +26,7 @@ WORKDIR ?= workdir/easyvqa
 WORKERS ?= 2
 PYTEST = $(PY) -m pytest -n $(WORKERS) --dist=loadgroup -q
 
-.PHONY: help install install-test quickstart test test-slow test-long test-demo test-gpu test-parity test-tf \
+.PHONY: help install install-test quickstart test test-slow test-long test-demo test-cluster test-gpu test-parity test-tf \
   lint format docs clean
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
@@ -71,7 +71,7 @@ quickstart: $(VENV)/.installed
 	@echo "Config, checkpoints, metrics.jsonl and TensorBoard files are in $(WORKDIR)"
 
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow and not long and not gpu and not parity and not tf" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not long and not cluster and not gpu and not parity and not tf" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m "slow and not gpu and not parity and not tf" $(PYTEST_ARGS)
@@ -82,6 +82,10 @@ test-long: $(VENV)/.installed-test
 # Gradio takes half a minute to install and to import: too much for every change.
 test-demo: $(VENV)/.installed-demo
 	$(PYTEST) tests/web tests/commands/test_demo.py tests/commands/test_demo_http.py $(PYTEST_ARGS)
+
+# Needs root and Debian's slurm-wlm, munge, openmpi-bin and iproute2; tests skip what is not there.
+test-cluster: $(VENV)/.installed-test
+	$(PY) -m pytest -q -n 0 -rs -m cluster tests/cluster tests/launch $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-test
 	PGJAX_TEST_REAL_DEVICES=1 JAX_DEFAULT_MATMUL_PRECISION=highest $(PY) -m pytest -q -m "gpu" $(PYTEST_ARGS)

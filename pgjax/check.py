@@ -25,6 +25,7 @@ from etils import epy
 
 from pgjax import cli, disk
 from pgjax.config import contents
+from pgjax.distributed import launchers
 from pgjax.errors import UserError
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
@@ -42,6 +43,11 @@ MAX_TEXTS = 200_000  # Of each data set; beyond, an evenly spaced sample.
 
 def main(args: Any) -> int:
   """Writes the report and the pictures; returns the exit status."""
+  launch = launchers.detect()
+  if launch.index:
+    return 0
+  if launch.count > 1:
+    cli.say(f"One process checks the data; the other {launch.count - 1} have nothing to do.")
   jax.config.update("jax_platforms", "cpu")
   out = disk.open_folder(args.out, "--out")
   config = args.config

@@ -46,6 +46,7 @@ def once(args: Any, out: pathlib.Path) -> Any:
   """Scores one checkpoint; `args` are the flags of this command."""
   quantizations.ways(args.quantize)  # Reports a wrong one before a download.
   score_checkpoint.check_before_download(args)
+  processes.join()
   source = source_lib.open_source(
     args.ckpt, args.step, args.base, ema=args.ema, weights=args.weights
   )
@@ -67,7 +68,8 @@ def watch(args: Any, out: pathlib.Path) -> None:
     raise UserError("--watch takes the workdir of a run; --base and --weights are for other CKPTs.")
   if workdir.is_file() or (workdir / "run.json").exists():
     raise UserError(f"--watch takes the workdir of a run; --ckpt={args.ckpt} is something else.")
-  log, scoring = run_log.Log(None, main=True), None
+  processes.join()
+  log, scoring = run_log.Log(None, main=processes.is_main()), None
   if not workdir.is_dir():
     log.say(f"Waiting for {workdir}")
   unreadable, refused = set(), set()
@@ -83,17 +85,16 @@ def watch(args: Any, out: pathlib.Path) -> None:
     if not todo:
       time.sleep(POLL_SECONDS if workdir.is_dir() else FIRST_POLL_SECONDS)
       continue
-    try:
-      source = source_lib.open_source(args.ckpt, todo[0], ema=args.ema)
-    except workdir_lib.UnreadableError as error:  # Perhaps for the moment.
-      if todo[0] not in refused:
-        log.say(f"Step {todo[0]} will be tried again: {error}")
-      refused.add(todo[0])
-      time.sleep(POLL_SECONDS)
-      continue
-    except UserError as error:
-      log.say(f"Step {todo[0]} cannot be read and is skipped: {error}")
-      unreadable.add(todo[0])
+    source, unread, reason = _opened(args, todo[0])
+    if unread:
+      if unread == "for now" and todo[0] not in refused:
+        log.say(f"Step {todo[0]} will be tried again: {reason}")
+      if unread == "for now":
+        refused.add(todo[0])
+        time.sleep(POLL_SECONDS)
+      else:
+        log.say(f"Step {todo[0]} cannot be read and is skipped: {reason}")
+        unreadable.add(todo[0])
       continue
     if scoring is None or not scoring.fits(source):
       scoring = score_checkpoint.Scoring(args, source)
@@ -103,6 +104,19 @@ def watch(args: Any, out: pathlib.Path) -> None:
       if todo[0] in workdir_lib.steps(workdir):
         raise
       log.say(f"Step {todo[0]} was removed by the run before it knew of this evaluator.")
+
+
+def _opened(args: Any, step: int) -> tuple[Any, str, str]:
+  """(source or None, "", "for now" or "for ever", why it is unread); agreed on by all processes."""
+  source, unread, reason = None, "", ""
+  try:
+    source = source_lib.open_source(args.ckpt, step, ema=args.ema)
+  except workdir_lib.UnreadableError as error:  # Perhaps for the moment.
+    unread, reason = "for now", str(error)
+  except UserError as error:
+    unread, reason = "for ever", str(error)
+  troubles = [each for each in processes.gather_objects((unread, reason)) if each[0]]
+  return (source, *(max(troubles) if troubles else ("", "")))
 
 
 def _has_ended(workdir: pathlib.Path, steps: list[int]) -> bool:

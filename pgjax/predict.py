@@ -12,6 +12,7 @@ if __name__ == "__main__":  # Before the imports below, which take a moment.
 
   signals.begin()
 
+import collections
 import io
 import json
 import logging
@@ -30,6 +31,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.config import decode_method
   from pgjax.data import images
   from pgjax.data.sources import memory, registry
+  from pgjax.distributed import processes
   from pgjax.inference import decoder_cache, engine, grammar
   from pgjax.visualization import boxes as draw_boxes, images as draw_images
 
@@ -42,6 +44,7 @@ def main(args: Any) -> None:
   cache_dir.use_compilation_cache()
   check_flags(args)
   check_questions(args)
+  processes.join()
   choices = dict(base=args.base, weights=args.weights, resize=args.resize)
   opened = engine.open_checkpoint(
     args.ckpt, args.step, quantize=args.quantize, ema=args.ema, **choices
@@ -58,6 +61,9 @@ def main(args: Any) -> None:
     log.info(note)
   batch_size = args.batch_size or opened.batch_size
   answers = engine.Engine(opened).answers(questions, settings, batch_size)
+  if not processes.is_main():  # It answers its part of each batch; the main process writes.
+    collections.deque(answers, maxlen=0)
+    return
   if args.jsonl:
     source = questions.part.source
     write(args, lines(source, answers, sizes, opened, settings, everything=args.json))

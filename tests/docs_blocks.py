@@ -39,8 +39,12 @@ REASONS = {
   "data": "a data set that is not in the repository",
   "minutes": "too long for a test",
   "forever": "runs until it is interrupted",
+  "cluster": "a scheduler, or several hosts",
 }
 PROGRAMS = ("git", "gsutil", "export", "source", "kill")  # Not ours; never run.
+# What they start is checked.
+LAUNCHERS = ("sbatch", "mpirun", "torchrun", "launch/mpi.sh", "docker", "kubectl", "sky")
+SCHEDULERS = ("ssh", "squeue", "scancel", "tail")
 RESULTS = sorted((ROOT / "benchmarks/results").glob("*.md"))
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *RESULTS]
 FENCE = re.compile(
@@ -109,8 +113,13 @@ def check_command(command: str) -> None:
       check_module(rest[1], rest[2:])
   elif program == "python":
     check_script(rest[0], rest[1:])
+  elif program in LAUNCHERS:
+    files = [word for word in words if word.startswith("launch/")]
+    assert all((ROOT / file).is_file() for file in files), files
+    if "-m" in rest and "pgjax" in command:
+      check_command(shlex.join(["python", *rest[rest.index("-m") :]]))
   else:
-    assert program in PROGRAMS, f"{program} is none of the programs that docs may name"
+    assert program in PROGRAMS + SCHEDULERS, f"{program} is none of the programs that docs may name"
 
 
 def check_make(words: list[str]) -> None:

@@ -23,8 +23,8 @@ FIELDS = {
 }
 
 
-def write(folder, root, **settings):
-  """Saves what a run of configs/easyvqa.py might; `settings` are fields, a__b for a.b."""
+def write(folder, root, last=10, **settings):
+  """Saves step 7 of `last` of a run of configs/easyvqa.py; `settings` are fields, a__b for a.b."""
   fields = FIELDS | {name.replace("__", "."): value for name, value in settings.items()}
   config = config_validate.validated(config_load.load(str(root / "configs/easyvqa.py"), fields))
   saved = config.to_dict()
@@ -37,7 +37,7 @@ def write(folder, root, **settings):
     for name, leaf in stored.items()
   }
   run = dict(
-    step=7, config=saved, identity={}, position=dict(step=7, total_steps=10, evaluated=True)
+    step=7, config=saved, identity={}, position=dict(step=7, total_steps=last, evaluated=True)
   )
   orbax_params.write_params(folder, arrays, run, tokenizer.TINY.read_bytes())
   return str(folder)

@@ -1,6 +1,9 @@
 """Which processes take part, and which one is this? The only module that uses jax.distributed."""
 
+import contextlib
+import functools
 import json
+import logging
 import os
 from typing import Any
 
@@ -8,29 +11,54 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pgjax.distributed import signals
-from pgjax.errors import UserError
+from pgjax.distributed import launchers, rendezvous, signals
 
-_ENVIRONMENT = ("PGJAX_COORDINATOR", "PGJAX_NUM_PROCESSES", "PGJAX_PROCESS_ID")
 AGREE_STEPS = 10  # How often several processes agree on whether to stop.
+
+log = logging.getLogger("pgjax")
+_logged: set[str] = set()  # A command may join more than once.
 
 
 def join() -> None:
-  """Joins the processes that the environment names, if any."""
-  given = [name for name in _ENVIRONMENT if os.environ.get(name)]
-  if given and len(given) < len(_ENVIRONMENT):
-    missing = ", ".join(sorted(set(_ENVIRONMENT) - set(given)))
-    raise UserError(f"{given[0]} is set, but not {missing}; set all three of them, or none.")
-  if given and not jax.distributed.is_initialized():
-    coordinator, count, index = (os.environ[name] for name in _ENVIRONMENT)
-    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
-      raise UserError(
-        f"PGJAX_NUM_PROCESSES={count} and PGJAX_PROCESS_ID={index} must be whole numbers, "
-        "the second smaller than the first."
-      )
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, int(count), int(index))
-    signals.of_process().retake_signals()  # JAX has set a handler of its own.
+  """Joins the processes of the launcher that the environment names, if any (launchers.py)."""
+  if jax.distributed.is_initialized():
+    return
+  launch = launchers.detect()
+  for level, text in launch.report():
+    if text not in _logged:
+      _logged.add(text)
+      log.log(level, text)
+  if launch.count == 1:
+    return
+  rendezvous.check_port(launch)
+  os.environ["JAX_COORDINATOR_PORT"] = str(launch.port)
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  with rendezvous.limit(launch):
+    jax.distributed.initialize(
+      launch.coordinator,
+      launch.count,
+      launch.index,
+      None if launch.devices is None else list(launch.devices),
+      launch.method,
+      initialization_timeout=rendezvous.seconds() + 60,
+    )
+  _use_reachable_address()
+  signals.of_process().retake_signals()  # JAX has set a handler of its own.
+
+
+def _use_reachable_address() -> None:
+  """Of processes on CPUs, where this host's own name means a loopback address, as on Debian.
+
+  JAX has no option for it: Gloo takes what the name resolves to.
+  """
+  with contextlib.suppress(ImportError, AttributeError, OSError):
+    from jax._src import distributed
+    from jax._src.lib import _jax
+
+    own = rendezvous.own_address(distributed.global_state.coordinator_address)
+    if own and not rendezvous.is_reachable_by_name():
+      make = _jax.make_gloo_tcp_collectives
+      _jax.make_gloo_tcp_collectives = functools.partial(make, hostname=own)
 
 
 def process_index() -> int:

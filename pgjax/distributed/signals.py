@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from pgjax.distributed import console
+from pgjax.distributed import console, launchers
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h.
 AT_ONCE = 130  # As shells report Ctrl-C.
@@ -117,7 +117,7 @@ class Stop:
 
   def _leave(self, number: int) -> None:
     self._leaving = True
-    if os.environ.get("PGJAX_PROCESS_ID", "0") == "0":
+    if launchers.is_first():
       text = self.last_words.replace("{}", signal.Signals(number).name)
       with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode(errors="replace"))

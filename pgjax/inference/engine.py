@@ -6,6 +6,7 @@ run's own evaluation. Image and prompt seed a sample, not its place in the batch
 depend on the other questions.
 """
 
+import itertools
 import logging
 import zlib
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from pgjax.data import (
 )
 from pgjax.data.loader import Layout, Loader
 from pgjax.data.pp import parse
-from pgjax.distributed import mesh as mesh_lib, sharding
+from pgjax.distributed import mesh as mesh_lib, processes, sharding
 from pgjax.errors import UserError, naming, not_finite
 from pgjax.huggingface import image_config
 from pgjax.inference import grammar
@@ -190,23 +191,29 @@ class Engine:
   def answers(
     self, questions: Loader, settings: Settings, batch_size: int, *, num_threads: int = 8
   ) -> Iterator[Answer]:
-    """In the order of the questions."""
+    """In the order of the questions; the same on every process."""
     run, tokenizer = self._decoders.of(settings), self.opened.tokenizer
     for batch in self.batches(questions, batch_size, num_threads=num_threads):
-      outputs = map(np.asarray, run(self.params, batch.arrays, batch.rows))
-      for example, tokens, logp in zip(batch.rows, *outputs, strict=False):
-        ids = tokens.tolist()
+      prompts = [example["prefix"] for example in batch.rows]
+      outputs = map(mesh_lib.local_rows, run(self.params, batch.arrays, batch.rows))
+      rows = list(zip(prompts, *(a[: len(prompts)].tolist() for a in outputs), strict=True))
+      for prompt, ids, logp in itertools.chain(*processes.gather_objects(rows)):
         ids = ids[: ids.index(tokenizer.eos) + 1] if tokenizer.eos in ids else ids
         if np.isnan(logp[: len(ids)]).any():
-          raise not_finite(f"log p of the answer to {example['prefix']!r}", np.nan)
-        yield Answer(example["prefix"], tokenizer.decode(ids), ids, logp[: len(ids)].tolist())
+          raise not_finite(f"log p of the answer to {prompt!r}", np.nan)
+        yield Answer(prompt, tokenizer.decode(ids), ids, logp[: len(ids)])
 
   def batches(
     self, questions: Loader, batch_size: int, *, num_threads: int = 8
   ) -> Iterator[pipeline.EvalBatch]:
-    """On the mesh; the batch size is rounded up to a multiple of the number of devices."""
+    """On the mesh, with this process's `rows`.
+
+    The batch size is rounded up to a multiple of the number of devices.
+    """
     size = -(-min(batch_size, len(questions.part.source)) // self.mesh.size) * self.mesh.size
-    for batch in pipeline.split_of(questions, size, num_threads=num_threads) if size else ():
+    part = dict(process_index=processes.process_index(), process_count=processes.process_count())
+    part |= dict(num_threads=num_threads)
+    for batch in pipeline.split_of(questions, size, **part) if size else ():
       arrays = batch.arrays | dict(_index=_content_hashes(batch.arrays))
       yield batch._replace(arrays=mesh_lib.global_batch(arrays, self.mesh))
 
