@@ -96,16 +96,14 @@ def execute(
 
 def train(config, mesh, workdir, log, lock, stop: Stop) -> tuple[int, int, bool]:
   """Checks all inputs, loads, compiles, trains; returns as `execute`."""
-  mesh_lib.check_batch_size(config.input.batch_size, mesh)
+  mesh_lib.check_batch_size(config.input.batch_size, mesh, microbatches=config.microbatches)
   mesh_lib.check_opt_state_memory(config.opt_state_memory, mesh)
   if not workdir_lib.steps(workdir) and initial.needs_download(config.model_init):
     pipeline.check_opens(config)  # A mistake in the data, before a tokenizer is downloaded.
   tokenizer = tokenizers.tokenizer_of_run(config)
+  rows = mesh_lib.rows_of_process(mesh)
   data = pipeline.train_batches(
-    config,
-    tokenizer,
-    process_index=processes_lib.process_index(),
-    process_count=processes_lib.process_count(),
+    config, tokenizer, process_index=rows.index, process_count=rows.count
   )
   sizes = dict(batch_size=config.input.batch_size, num_examples=data.num_examples)
   total_steps = durations.total_steps(config, data.num_examples)
@@ -337,7 +335,7 @@ def write_start(workdir, config, position, log, first, tokenizer, model) -> None
 
 def compile_step(config, model, tx, mesh, abstract, first, log) -> Callable:
   """The training step, compiled before the loop for batches like `first`."""
-  batch_sharding, count = mesh_lib.batch_sharding(mesh), processes_lib.process_count()
+  batch_sharding, count = mesh_lib.batch_sharding(mesh), mesh_lib.rows_of_process(mesh).count
   batch = {
     name: jax.ShapeDtypeStruct((count * len(a), *a.shape[1:]), a.dtype, sharding=batch_sharding)
     for name, a in first.items()

@@ -1,8 +1,13 @@
-"""Which mesh do the devices form, and how is a batch split over it?"""
+"""Which mesh do the devices form, and how is a batch split over it?
+
+The axes of a mesh have meanings: `replica` and `data` split the batch, and the strategy may shard
+weights over them (distributed/sharding.py); `tensor` splits heads, hidden numbers and vocabulary,
+and `sequence` the tokens of each example (layers/placement.py).
+"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +15,12 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pgjax.distributed import processes
-from pgjax.errors import UserError
+from pgjax.errors import UserError, did_you_mean
+from pgjax.layers import placement
+
+AXES = (*placement.BATCH_AXES, placement.TENSOR, placement.SEQUENCE)
+_SYNONYMS = dict(fsdp="data", dp="data", batch="data", model="tensor", mp="tensor", tp="tensor",
+                 sp="sequence", seq="sequence", context="sequence", cp="sequence")  # fmt: skip
 
 
 def start(mesh_spec: Sequence[tuple[str, int]]) -> Mesh:
@@ -28,6 +38,7 @@ def make_mesh(mesh_spec: Sequence[tuple[str, int]], devices: Sequence[Any]) -> M
     )
   if any(size < 1 and size != -1 for size in sizes):
     raise UserError(f"config.mesh={list(mesh_spec)}: a size must be positive, or -1 for the rest.")
+  check_axis_names(names)
   fixed = math.prod(size for size in sizes if size != -1)
   if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
     raise UserError(
@@ -38,35 +49,101 @@ def make_mesh(mesh_spec: Sequence[tuple[str, int]], devices: Sequence[Any]) -> M
   return Mesh(mesh_utils.create_device_mesh(shape, devices), names)
 
 
+def check_axis_names(names: Sequence[str]) -> None:
+  """Raises for an axis without a meaning."""
+  for name in names:
+    if name not in AXES:
+      meant = _SYNONYMS.get(name)
+      hint = f" Did you mean {meant!r}?" if meant else did_you_mean(name, AXES)
+      raise UserError(f"config.mesh: there is no axis {name!r}, only {', '.join(AXES)}.{hint}")
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """A full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Axis 0 split over all devices."""
-  return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+  """Axis 0 split over `replica` and `data`; whole examples on every device along the others."""
+  return NamedSharding(mesh, PartitionSpec(placement.batch_axes(mesh) or None))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, where: str = "config.input.batch_size") -> None:
-  """Raises unless each device gets the same number of examples."""
-  if batch_size < 1 or batch_size % mesh.size:
-    below = batch_size // mesh.size * mesh.size
-    options = " or ".join(str(n) for n in (below, below + mesh.size) if n)
+def batch_devices(mesh: Mesh) -> int:
+  """Into how many parts a batch is split."""
+  return placement.size_of(mesh, placement.BATCH_AXES)
+
+
+def check_batch_size(
+  batch_size: int, mesh: Mesh, where: str = "config.input.batch_size", microbatches: int = 1
+) -> None:
+  """Raises unless each part of the mesh gets the same number of examples, of each microbatch."""
+  devices = batch_devices(mesh)
+  parts = devices * microbatches
+  if batch_size < 1 or batch_size % parts:
+    below = batch_size // parts * parts
+    options = " or ".join(str(n) for n in (below, below + parts) if n)
+    along = " along replica and data" if devices < mesh.size else ""
+    times = f" x {microbatches} microbatches" if microbatches > 1 else ""
     raise UserError(
-      f"{where}={batch_size} cannot be divided among {mesh.size} devices; try {options}."
+      f"{where}={batch_size} cannot be divided among {devices} devices{along}{times}; try"
+      f" {options}{_or_fewer(batch_size, mesh, microbatches)}."
     )
 
 
+def _or_fewer(batch_size: int, mesh: Mesh, microbatches: int) -> str:
+  """For a batch with fewer examples than devices: the mesh that takes it."""
+  if not 1 <= batch_size < batch_devices(mesh) or mesh.size % batch_size or microbatches > 1:
+    return ""
+  rest = mesh.size // batch_size
+  spec = [("data", batch_size), (placement.SEQUENCE, rest)]
+  return f", or a mesh such as {spec}, which splits the tokens of each example"
+
+
 def global_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Global arrays from each process's rows, in the order of the processes."""
-  rows = len(next(iter(host_batch.values())))
-  check_batch_size(rows * processes.process_count(), mesh, "batch_size")
+  """Global arrays from each process's rows, in the order of the parts of `rows_of_process`."""
+  rows, parts = len(next(iter(host_batch.values()))), rows_of_process(mesh).count
+  check_batch_size(rows * parts, mesh, "batch_size")
   sharding = batch_sharding(mesh)
-  return {
-    key: jax.make_array_from_process_local_data(sharding, np.asarray(value))
-    for key, value in host_batch.items()
-  }
+
+  def placed(value):
+    shape = (parts * rows, *value.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, value, shape)
+
+  return {key: placed(np.asarray(value)) for key, value in host_batch.items()}
+
+
+class Rows(NamedTuple):
+  """Which part of each batch a process reads. Processes whose devices share examples read one."""
+
+  index: int
+  count: int
+  is_first: bool  # Of the processes that read this part: it reports their answers.
+
+
+def rows_of_process(mesh: Mesh) -> Rows:
+  """The part of this process."""
+  if processes.process_count() == 1:
+    return Rows(0, 1, True)
+  devices, sharding = batch_devices(mesh), batch_sharding(mesh)
+  by_process: dict[int, set[int]] = {}
+  for device, index in sharding.devices_indices_map((devices,)).items():
+    by_process.setdefault(device.process_index, set()).add(index[0].start or 0)
+  parts = sorted({tuple(sorted(rows)) for rows in by_process.values()})
+  even = [tuple(range(i, i + len(parts[0]))) for i in range(0, devices, len(parts[0]))]
+  if parts != even:
+    raise UserError(
+      f"config.mesh={dict(mesh.shape)} gives a process rows of a batch that are not next to each"
+      " other, or shared by some; write the axes in the order replica, data, tensor, sequence."
+    )
+  mine = tuple(sorted(by_process[processes.process_index()]))
+  first = min(p for p, rows in by_process.items() if tuple(sorted(rows)) == mine)
+  return Rows(parts.index(mine), len(parts), first == processes.process_index())
+
+
+def gathered_dims(sharding: NamedSharding) -> list[bool]:
+  """Of a leaf: which dimensions are split along other axes than `tensor`, and gathered for use."""
+  axes = ((a,) if isinstance(a, str) else a or () for a in sharding.spec)
+  return [bool(set(names) - {placement.TENSOR}) for names in axes]
 
 
 def memory_limit(mesh: Mesh) -> int | None:
@@ -104,7 +181,6 @@ def check_opt_state_memory(wanted: str, mesh: Mesh) -> None:
     )
 
 
-def batch_constraint(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-  """A function that constrains axis 0 of an activation to be split over all devices."""
-  place = batch_sharding(mesh)
-  return lambda x: jax.lax.with_sharding_constraint(x, place)
+def batch_constraint(mesh: Mesh) -> placement.Placement:
+  """The model's `constrain`: splits batch, tokens, heads and hidden numbers over the mesh."""
+  return placement.Placement(mesh)

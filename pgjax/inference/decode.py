@@ -78,7 +78,7 @@ def decoded(
 ) -> Decoded:
   """What `jitted` compiles. It reads a copy of the weights if that fits `byte_budget`."""
   flat = param_tree.flatten(params)
-  fits = decode_weights.size(flat, model.dtype) <= byte_budget
+  fits = decode_weights.size(flat, model.dtype, mesh) <= byte_budget
   weights = decode_weights.gather_and_cast(flat, model.dtype, mesh) if fits else flat
   variables = {"params": readable(weights)}
   N, layers = method.branches, None

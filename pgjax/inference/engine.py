@@ -204,8 +204,9 @@ class Engine:
   def batches(
     self, questions: Loader, batch_size: int, *, num_threads: int = 8
   ) -> Iterator[pipeline.EvalBatch]:
-    """On the mesh; the batch size is rounded up to a multiple of the number of devices."""
-    size = -(-min(batch_size, len(questions.part.source)) // self.mesh.size) * self.mesh.size
+    """On the mesh; the batch size is rounded up to a multiple of the devices that split it."""
+    parts = mesh_lib.batch_devices(self.mesh)
+    size = -(-min(batch_size, len(questions.part.source)) // parts) * parts
     for batch in pipeline.split_of(questions, size, num_threads=num_threads) if size else ():
       arrays = batch.arrays | dict(_index=_content_hashes(batch.arrays))
       yield batch._replace(arrays=mesh_lib.global_batch(arrays, self.mesh))

@@ -1,0 +1,75 @@
+"""Where on a mesh is an activation? Each of its axes has a place, by the axis' letter.
+
+The batch is split over the mesh's axes `replica` and `data`; tokens over `sequence`; heads, hidden
+numbers of an MLP and the vocabulary over `tensor`. Keys and values are whole along `sequence`, so
+that every token attends to all others. A dimension that its axis does not divide is whole on every
+device. Axis letters are those of the models: B batch, T P L tokens, N K heads, F hidden, others
+whole.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+BATCH_AXES = ("replica", "data")
+TENSOR, SEQUENCE = "tensor", "sequence"
+_AXES = dict(B=BATCH_AXES, N=(TENSOR,), K=(TENSOR,), F=(TENSOR,)) | dict.fromkeys(
+  "TPL", (SEQUENCE,)
+)
+
+
+class Placement(NamedTuple):
+  """Constrains activations to their places on a mesh; without one it does nothing."""
+
+  mesh: Mesh | None = None
+  splits_tokens: bool = True  # False while decoding token by token.
+
+  def __call__(self, x: jax.Array, axes: str) -> jax.Array:
+    """x with its place, such as "BTD" for a residual stream."""
+    if self.mesh is None:
+      return x
+    spec = [self._mesh_axes(letter, size) for letter, size in zip(axes, x.shape, strict=True)]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
+
+  def inside(self, x: jax.Array, axes: str) -> jax.Array:
+    """The same for arrays inside a layer, whose place follows from the batch on other meshes."""
+    return self(x, axes) if self.tensor > 1 or self.sequence > 1 else x
+
+  @property
+  def tensor(self) -> int:
+    """Devices along `tensor`."""
+    return size_of(self.mesh, (TENSOR,))
+
+  @property
+  def sequence(self) -> int:
+    """Devices along `sequence` that share the tokens of an example."""
+    return size_of(self.mesh, (SEQUENCE,)) if self.splits_tokens else 1
+
+  def copies_of_kv(self, heads: int, kv_heads: int) -> int:
+    """How often key/value heads are repeated, so that every device has those of its own queries."""
+    copies = self.tensor // math.gcd(self.tensor, kv_heads)
+    return copies if heads % self.tensor == 0 else 1
+
+  def _mesh_axes(self, letter, size):
+    whole = letter in "TPL" and not self.splits_tokens
+    return None if whole else split_axes(self.mesh, letter, size) or None
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+  """The mesh's axes that split the batch."""
+  return tuple(axis for axis in mesh.shape if axis in BATCH_AXES)
+
+
+def split_axes(mesh: Mesh, letter: str, size: int) -> tuple[str, ...]:
+  """The mesh's axes that split a dimension with this letter; none where they do not divide it."""
+  axes = tuple(axis for axis in mesh.shape if axis in _AXES.get(letter, ()))
+  return axes if size % size_of(mesh, axes) == 0 else ()
+
+
+def size_of(mesh: Mesh | None, axes: tuple[str, ...]) -> int:
+  """Devices along these axes; an axis that the mesh lacks counts one."""
+  shape: Mapping[str, int] = mesh.shape if mesh is not None else {}
+  return math.prod(shape.get(axis, 1) for axis in axes)
