@@ -5,7 +5,7 @@ weights over them (distributed/sharding.py); `tensor` splits heads, hidden numbe
 and `sequence` the tokens of each example (layers/placement.py).
 """
 
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,48 +14,30 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pgjax.config import mesh_spec
 from pgjax.distributed import processes
-from pgjax.errors import UserError, did_you_mean
+from pgjax.errors import UserError
 from pgjax.layers import placement
 
-AXES = (*placement.BATCH_AXES, placement.TENSOR, placement.SEQUENCE)
-_SYNONYMS = dict(fsdp="data", dp="data", batch="data", model="tensor", mp="tensor", tp="tensor",
-                 sp="sequence", seq="sequence", context="sequence", cp="sequence")  # fmt: skip
 
-
-def start(mesh_spec: Sequence[tuple[str, int]]) -> Mesh:
+def start(spec: Sequence[tuple[str, int | str]]) -> Mesh:
   """Joins the processes in the environment, and builds the mesh before any device is used."""
   processes.join()
-  return make_mesh(mesh_spec, jax.devices())
+  return make_mesh(spec, jax.devices())
 
 
-def make_mesh(mesh_spec: Sequence[tuple[str, int]], devices: Sequence[Any]) -> Mesh:
+def make_mesh(spec: Sequence[tuple[str, int | str]], devices: Sequence[Any]) -> Mesh:
   """A mesh such as `[("replica", 2), ("data", -1)]`; -1 takes the remaining devices."""
-  names, sizes = [name for name, _ in mesh_spec], [size for _, size in mesh_spec]
-  if not sizes or len(set(names)) < len(names) or sizes.count(-1) > 1:
-    raise UserError(
-      f"config.mesh={list(mesh_spec)} must name each axis once, with at most one size of -1."
-    )
-  if any(size < 1 and size != -1 for size in sizes):
-    raise UserError(f"config.mesh={list(mesh_spec)}: a size must be positive, or -1 for the rest.")
-  check_axis_names(names)
-  fixed = math.prod(size for size in sizes if size != -1)
-  if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
-    raise UserError(
-      f"config.mesh={list(mesh_spec)} does not fit {len(devices)} devices; "
-      "the sizes must multiply to that number, and one of them may be -1."
-    )
-  shape = [len(devices) // fixed if size == -1 else size for size in sizes]
-  return Mesh(mesh_utils.create_device_mesh(shape, devices), names)
+  sizes = mesh_spec.sizes(spec, len(devices), devices_a_host(devices))
+  shape = tuple(sizes.values())
+  return Mesh(mesh_utils.create_device_mesh(shape, devices), tuple(sizes))
 
 
-def check_axis_names(names: Sequence[str]) -> None:
-  """Raises for an axis without a meaning."""
-  for name in names:
-    if name not in AXES:
-      meant = _SYNONYMS.get(name)
-      hint = f" Did you mean {meant!r}?" if meant else did_you_mean(name, AXES)
-      raise UserError(f"config.mesh: there is no axis {name!r}, only {', '.join(AXES)}.{hint}")
+def devices_a_host(devices: Sequence[Any]) -> int:
+  """Devices of a host: on GPUs those linked with each other, whatever process has them."""
+  linked = all(getattr(d, "slice_index", None) is not None and d.platform != "cpu" for d in devices)
+  hosts = Counter(d.slice_index if linked else d.process_index for d in devices)
+  return min(hosts.values())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -148,8 +130,14 @@ def gathered_dims(sharding: NamedSharding) -> list[bool]:
 
 def memory_limit(mesh: Mesh) -> int | None:
   """Memory of one device in bytes; None for CPUs and for compile-only devices."""
+  return memory_limit_of(mesh.local_devices)
+
+
+def memory_limit_of(devices: Sequence[Any]) -> int | None:
+  """The same for the first of these devices that this process has."""
+  own = [d for d in devices if d.process_index == processes.process_index()]
   try:
-    return (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+    return (own[0].memory_stats() or {}).get("bytes_limit")
   except jax.errors.JaxRuntimeError:
     return None
 

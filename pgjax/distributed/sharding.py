@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pgjax import call_syntax
 from pgjax.call_syntax import Between, Given
+from pgjax.config import mesh_spec
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError
 from pgjax.layers import placement
@@ -76,7 +77,7 @@ def parse_tactic(tactic: str, axis_sizes: Mapping[str, int]) -> list[Callable]:
 def _axes(axis: str | Sequence[str], axis_sizes: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
   """The axes of the mesh, and the number of devices along them."""
   axes = (axis,) if isinstance(axis, str) else tuple(axis)
-  known = [*axis_sizes, *mesh_lib.AXES]
+  known = [*axis_sizes, *mesh_spec.AXES]
   if unknown := [a for a in axes if a not in known]:
     raise UserError(f"the mesh has no axis {unknown[0]!r}, only {list(axis_sizes)}.")
   if len(set(axes)) < len(axes):

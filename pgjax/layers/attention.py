@@ -1,10 +1,11 @@
 """Grouped-query attention with a soft-cap and a mask, and its backward pass.
 
-The scores [B, K, G, T, S] are the widest array of a layer. The hand-written backward pass recomputes
-them once; it stores the output and the log of the softmax's denominator (attn_out, attn_lse).
+The scores [B, K, G, T, S] are the widest array of a layer. The hand-written backward pass
+recomputes them once; it stores the output and the log of the softmax's denominator (attn_out,
+attn_lse).
 
 Axes: B batch, T query, S key, K key/value heads, G query heads per key/value head, H head size. A
-mesh may split B, T, and K or G.
+mesh may split B, K and T; unless T is split, G and T are one axis: G is 1, and T has G * T rows.
 """
 
 import functools
@@ -18,7 +19,7 @@ MASKED = -2.3819763e38  # The reference's score of a masked key.
 _MAX_EXPONENT = 80.0  # exp(80), and its sum over any sequence, fit float32: no maximum needed.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def attend(
   q_BTKGH: Float[Array, "B T K G H"],
   k_BSKH: Float[Array, "B S K H"],
@@ -26,23 +27,27 @@ def attend(
   mask_BTS: Bool[Array, "B T S"] | None,
   softcap: float = 0.0,
   score_dtype: str = "float32",
+  splits_tokens: bool = False,
 ) -> Float[Array, "B T K G H"]:
   """Softmax(cap(q k)) v, where cap(x) is softcap * tanh(x / softcap), or x if softcap is 0.
 
   Queries come scaled; the products q k are rounded to `score_dtype`, then the softmax is float32. A
   query without keys gets zeros under a soft-cap, else the mean of all values, as in the reference;
-  nothing reads either. The result has v's dtype.
+  nothing reads either. The result has v's dtype. splits_tokens: a mesh splits T.
   """
-  return _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype)[0]
+  return _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype, splits_tokens)[0]
 
 
-def _rows(x_BTKGH):
+def _rows(x_BTKGH, splits_tokens):
   """[B, T, K, G, H] to [B, K, G, T, H], so that all products are plain batched ones."""
-  return jnp.transpose(x_BTKGH, (0, 2, 3, 1, 4))
+  x_BKGTH = jnp.transpose(x_BTKGH, (0, 2, 3, 1, 4))
+  B, K, G, T, H = x_BKGTH.shape
+  return x_BKGTH if splits_tokens else x_BKGTH.reshape(B, K, 1, G * T, H)
 
 
 def _unrows(x_BKGTH, like):
-  return jnp.transpose(x_BKGTH, (0, 3, 1, 2, 4)).astype(like.dtype)
+  B, T, K, G, H = like.shape
+  return jnp.transpose(x_BKGTH.reshape(B, K, G, T, H), (0, 3, 1, 2, 4)).astype(like.dtype)
 
 
 def _product(equation, a, b, dtype=jnp.float32):
@@ -61,12 +66,17 @@ def _capped(q_BKGTH, k_BSKH, mask_BTS, softcap, score_dtype):
   tanh = jnp.tanh(scores / softcap) if softcap else None
   scores = softcap * tanh if softcap else scores
   if mask_BTS is not None:
-    scores = scores + (mask_BTS[:, None, None].astype(jnp.float32) - 1.0) * -MASKED
+    B, T, S = mask_BTS.shape
+    bias_B1TS = (mask_BTS[:, None].astype(jnp.float32) - 1.0) * -MASKED
+    groups = scores.shape[3] // T  # That share an axis with T.
+    bias_B1TS = jnp.broadcast_to(bias_B1TS, (B, groups, T, S)).reshape(B, 1, -1, S)
+    scores = scores + bias_B1TS[:, :, None]
   return scores, tanh
 
 
-def _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype):
-  scores_BKGTS, _ = _capped(_rows(q_BTKGH), k_BSKH, mask_BTS, softcap, score_dtype)
+def _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype, splits_tokens):
+  q_BKGTH = _rows(q_BTKGH, splits_tokens)
+  scores_BKGTS, _ = _capped(q_BKGTH, k_BSKH, mask_BTS, softcap, score_dtype)
   if bounded := 0 < softcap <= _MAX_EXPONENT:
     probs_BKGTS = jnp.exp(scores_BKGTS).astype(v_BSKH.dtype)
   else:
@@ -83,17 +93,18 @@ def _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype):
   return checkpoint_name(out_BTKGH, "attn_out"), checkpoint_name(lse_BKGT, "attn_lse")
 
 
-def _forward_rule(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype):
-  out, lse = _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype)
+def _forward_rule(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype, splits_tokens):
+  out, lse = _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype, splits_tokens)
   return out, (q_BTKGH, k_BSKH, v_BSKH, mask_BTS, out, lse)
 
 
-def _backward_rule(softcap, score_dtype, residuals, dout_BTKGH):
+def _backward_rule(softcap, score_dtype, splits_tokens, residuals, dout_BTKGH):
   q_BTKGH, k_BSKH, v_BSKH, mask_BTS, out_BTKGH, lse_BKGT = residuals
   f32 = jnp.float32
   # Without the barrier XLA shares the scores with a recomputed forward pass and holds them.
   q_BTKGH, dout_BTKGH = jax.lax.optimization_barrier((q_BTKGH, dout_BTKGH))
-  q_BKGTH, out_BKGTH, dout_BKGTH = _rows(q_BTKGH), _rows(out_BTKGH), _rows(dout_BTKGH)
+  arrays = (q_BTKGH, out_BTKGH, dout_BTKGH)
+  q_BKGTH, out_BKGTH, dout_BKGTH = (_rows(a, splits_tokens) for a in arrays)
   scores, tanh = _capped(q_BKGTH, k_BSKH, mask_BTS, softcap, score_dtype)
   probs = jnp.exp(scores - lse_BKGT[..., None])
   dprobs = _product("BKGTH,BSKH->BKGTS", dout_BKGTH, v_BSKH, score_dtype).astype(f32)

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pgjax.layers.lora import Linear, dropped, product
-from pgjax.layers.placement import Placement
+from pgjax.layers.placement import NO_MESH, Placement
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -21,7 +21,7 @@ def geglu(
   x_BTD: Float[Array, "B T D"],
   gating_2DF: Linear,
   linear_FD: Linear,
-  constrain: Placement = Placement(),
+  constrain: Placement = NO_MESH,
 ) -> Float[Array, "B T D"]:
   """(gelu(x gate) * (x up)) linear; gate and up are the two parts of `gating_2DF`.
 
@@ -97,7 +97,7 @@ def chunked(
   gating_2DF: Linear,
   linear_FD: Linear,
   chunks: int,
-  constrain: Placement = Placement(),
+  constrain: Placement = NO_MESH,
 ) -> Float[Array, "B T D"]:
   """`geglu` on T / chunks tokens at a time, forwards and backwards; stores only x."""
   matrices, C = (_two(gating_2DF), linear_FD), x_BTD.shape[1] // chunks

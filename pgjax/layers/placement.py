@@ -7,6 +7,7 @@ device. Axis letters are those of the models: B batch, T P L tokens, N K heads, 
 whole.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -38,6 +39,10 @@ class Placement(NamedTuple):
     """The same for arrays inside a layer, whose place follows from the batch on other meshes."""
     return self(x, axes) if self.tensor > 1 or self.sequence > 1 else x
 
+  def gathered_keys(self, x: jax.Array, axes: str = "BTKH") -> jax.Array:
+    """Keys or values of all tokens, from those of a device's own; x has one of the axes "TPL"."""
+    return _gathered(self, axes, x) if self.tensor > 1 or self.sequence > 1 else x
+
   @property
   def tensor(self) -> int:
     """Devices along `tensor`."""
@@ -56,6 +61,22 @@ class Placement(NamedTuple):
   def _mesh_axes(self, letter, size):
     whole = letter in "TPL" and not self.splits_tokens
     return None if whole else split_axes(self.mesh, letter, size) or None
+
+
+NO_MESH = Placement()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(constrain, axes, x):
+  """x after a gather; the gradient is summed over devices and scattered, never whole."""
+  whole = axes.translate(str.maketrans("TPL", "SSS"))
+  return constrain(constrain(x, axes), whole)
+
+
+_gathered.defvjp(
+  lambda constrain, axes, x: (_gathered(constrain, axes, x), None),
+  lambda constrain, axes, _, dx: (constrain(dx, axes),),
+)
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:

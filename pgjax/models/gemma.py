@@ -225,7 +225,10 @@ class Attention(nn.Module):
       k_BTKH = jnp.transpose(cache.k_BKHS, (0, 3, 1, 2)).astype(self.dtype)
       v_BTKH = jnp.swapaxes(cache.v_BKSH, 1, 2).astype(self.dtype)
     q_BTKGH = q_BTNH.reshape(B, T, k_BTKH.shape[2], -1, c.head_dim)
-    out_BTKGH = attention.attend(q_BTKGH, k_BTKH, v_BTKH, mask_BTS, c.attn_logits_softcap)
+    splits_tokens = self.constrain.sequence > 1
+    out_BTKGH = attention.attend(
+      q_BTKGH, k_BTKH, v_BTKH, mask_BTS, c.attn_logits_softcap, "float32", splits_tokens
+    )
     out_BTNH = place(out_BTKGH.reshape(q_BTNH.shape), "BTNH")
     out_BTD = lora.product("BTNH,NHD->BTD", out_BTNH, self.attn_vec_einsum())
     return place(out_BTD, "BTD"), cache
@@ -234,7 +237,7 @@ class Attention(nn.Module):
     """Keys or values of all tokens and of the heads that a device's queries need."""
     copies = self.constrain.copies_of_kv(self.config.num_heads, self.config.num_kv_heads)
     x_BTKH = jnp.repeat(x_BTKH, copies, axis=2) if copies > 1 else x_BTKH
-    return self.constrain.inside(x_BTKH, "BSKH")
+    return self.constrain.gathered_keys(x_BTKH)
 
   def _weights(self):
     if self.config.num_kv_heads == self.config.num_heads:

@@ -46,7 +46,7 @@ class Model(nn.Module):
   dtype: str = "float32"  # The compute dtype; parameters may have another.
   remat: str | None = None  # The policy of a tower that names none.
   cache_dtype: str | None = None
-  constrain: placement.Placement = placement.Placement()
+  constrain: placement.Placement = placement.NO_MESH
 
   @property
   def llm_config(self) -> gemma.Config:

@@ -129,10 +129,11 @@ class Attention(nn.Module):
       checkpoint_name(dense("BPD,DNH->BPNH", shape, name=name)(x_BPD), name[0])
       for name in ("query", "key", "value")
     )
-    k_BPNH, v_BPNH = (self.constrain.inside(a, "BSNH") for a in (k_BPNH, v_BPNH))
+    k_BPNH, v_BPNH = (self.constrain.gathered_keys(a, "BPNH") for a in (k_BPNH, v_BPNH))
     q_BPNH = q_BPNH / jnp.asarray(heads[1] ** 0.5, self.dtype)
     # The reference rounds scores and softmax to the compute dtype here; this rounds the scores.
-    out = attention.attend(q_BPNH[:, :, :, None], k_BPNH, v_BPNH, None, 0.0, self.dtype)
+    q_BPN1H, splits_tokens = q_BPNH[:, :, :, None], self.constrain.sequence > 1
+    out = attention.attend(q_BPN1H, k_BPNH, v_BPNH, None, 0.0, self.dtype, splits_tokens)
     return dense("BPNH,NHD->BPD", (*heads, c.width), name="out")(out[:, :, :, 0])
 
 

@@ -29,7 +29,7 @@ QUANTIZED_PARTS = ("nf4", "int8", "scale")
 def of_leaf(name: str, ndim: int) -> int | None:
   """The dimension, of a leaf of the state such as "opt/0/mu/llm/layers/mlp/linear"; or None.
 
-  Of codes of a quantized matrix it is that of the codes, which are gathered before they are decoded.
+  Of a quantized matrix it is the one of the codes, which are gathered before they are decoded.
   """
   found = _NAME.fullmatch(name)
   if found is None:
