@@ -103,7 +103,7 @@ def decoded(
     stacked = model.apply(variables, method="layer_params")
     layers = [decode_weights.transpose_for_gemv(layer) for layer in stacked]
   L = caches[0].k_BKHS.shape[3] - max_decode_len * N
-  rules = search.rules(method, eos, batch, key, masks)
+  rules = search.rules(method, eos, batch, key, masks, mesh)
 
   def extend(state):
     """Reads the last token of each branch, then chooses the next."""

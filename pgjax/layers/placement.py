@@ -3,8 +3,8 @@
 The batch is split over the mesh's axes `replica` and `data`; tokens over `sequence`; heads, hidden
 numbers of an MLP and the vocabulary over `tensor`. Keys and values are whole along `sequence`, so
 that every token attends to all others. A dimension that its axis does not divide is whole on every
-device. Axis letters are those of the models: B batch, T P L tokens, N K heads, F hidden, others
-whole.
+device. Axis letters are those of the models: B batch, T P L tokens, N K heads, F hidden, V
+vocabulary, others whole.
 """
 
 import functools
@@ -17,9 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXES = ("replica", "data")
 TENSOR, SEQUENCE = "tensor", "sequence"
-_AXES = dict(B=BATCH_AXES, N=(TENSOR,), K=(TENSOR,), F=(TENSOR,)) | dict.fromkeys(
-  "TPL", (SEQUENCE,)
-)
+_AXES = dict(B=BATCH_AXES)
+_AXES |= dict.fromkeys("NKFV", (TENSOR,)) | dict.fromkeys("TPL", (SEQUENCE,))
 
 
 class Placement(NamedTuple):
