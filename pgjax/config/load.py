@@ -96,8 +96,11 @@ def _translated(
 
 
 def set_mesh(config: ConfigDict) -> None:
-  """Replaces the name of a preset in config.mesh by its mesh and, unless that is set, strategy."""
+  """Checks config.mesh; a preset's name becomes its mesh and, unless that is set, its strategy."""
   if config.mesh == mesh_spec.AUTO:
+    return
+  if not isinstance(config.mesh, str):
+    mesh_spec.check(config.mesh)
     return
   common = shared("common")
   preset = mesh_spec.named(config.mesh, common.STRATEGIES)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pgjax.config import contents, decode_method, durations, load, mesh_spec, model_init, schema
+from pgjax.config import contents, decode_method, durations, load, model_init, schema
 from pgjax.errors import UserError, cut
 from pgjax.params import names as param_names, rules as param_rules
 
@@ -80,10 +80,7 @@ def _check_training(config: ConfigDict) -> None:
   for _, spec in config.params:
     param_rules.parse_spec(spec)
   contents.check_optax(config.optax, "config.optax")
-  if isinstance(config.mesh, str):
-    load.set_mesh(config)
-  else:
-    mesh_spec.check(config.mesh)
+  load.set_mesh(config)
   for name in ("params", "lr_mults", "wd_mults", "sharding_strategy"):
     for pattern, _ in config[name] or ():
       param_names.compile_pattern(pattern, f"config.{name}")

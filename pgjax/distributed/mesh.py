@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pgjax.config import mesh_spec
 from pgjax.distributed import processes
@@ -33,6 +33,12 @@ def make_mesh(spec: Sequence[tuple[str, int | str]], devices: Sequence[Any]) -> 
   return Mesh(mesh_utils.create_device_mesh(shape, devices), tuple(sizes))
 
 
+def abstract_mesh(spec: Sequence[tuple[str, int | str]], num_devices: int) -> AbstractMesh:
+  """The mesh that devices of one host would form, without them."""
+  sizes = mesh_spec.sizes(spec, num_devices, num_devices)
+  return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
 def devices_a_host(devices: Sequence[Any]) -> int:
   """Devices of a host: on GPUs those linked with each other, whatever process has them."""
   linked = all(getattr(d, "slice_index", None) is not None and d.platform != "cpu" for d in devices)
@@ -40,23 +46,26 @@ def devices_a_host(devices: Sequence[Any]) -> int:
   return min(hosts.values())
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: placement.AnyMesh) -> NamedSharding:
   """A full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: placement.AnyMesh) -> NamedSharding:
   """Axis 0 split over `replica` and `data`; whole examples on every device along the others."""
   return NamedSharding(mesh, PartitionSpec(placement.batch_axes(mesh) or None))
 
 
-def batch_devices(mesh: Mesh) -> int:
+def batch_devices(mesh: placement.AnyMesh) -> int:
   """Into how many parts a batch is split."""
   return placement.size_of(mesh, placement.BATCH_AXES)
 
 
 def check_batch_size(
-  batch_size: int, mesh: Mesh, where: str = "config.input.batch_size", microbatches: int = 1
+  batch_size: int,
+  mesh: placement.AnyMesh,
+  where: str = "config.input.batch_size",
+  microbatches: int = 1,
 ) -> None:
   """Raises unless each part of the mesh gets the same number of examples, of each microbatch."""
   devices = batch_devices(mesh)
@@ -72,7 +81,7 @@ def check_batch_size(
     )
 
 
-def _or_fewer(batch_size: int, mesh: Mesh, microbatches: int) -> str:
+def _or_fewer(batch_size: int, mesh: placement.AnyMesh, microbatches: int) -> str:
   """For a batch with fewer examples than devices: the mesh that takes it."""
   if not 1 <= batch_size < batch_devices(mesh) or mesh.size % batch_size or microbatches > 1:
     return ""
@@ -106,20 +115,26 @@ def rows_of_process(mesh: Mesh) -> Rows:
   """The part of this process."""
   if processes.process_count() == 1:
     return Rows(0, 1, True)
-  devices, sharding = batch_devices(mesh), batch_sharding(mesh)
   by_process: dict[int, set[int]] = {}
-  for device, index in sharding.devices_indices_map((devices,)).items():
+  rows = batch_sharding(mesh).devices_indices_map((batch_devices(mesh),))
+  for device, index in rows.items():
     by_process.setdefault(device.process_index, set()).add(index[0].start or 0)
+  return part_of(by_process, processes.process_index())
+
+
+def part_of(by_process: Mapping[int, set[int]], process: int) -> Rows:
+  """The part of a process, given which of the rows, one for each part of the mesh, each needs."""
+  devices = len(set().union(*by_process.values()))
   parts = sorted({tuple(sorted(rows)) for rows in by_process.values()})
   even = [tuple(range(i, i + len(parts[0]))) for i in range(0, devices, len(parts[0]))]
   if parts != even:
     raise UserError(
-      f"config.mesh={dict(mesh.shape)} gives a process rows of a batch that are not next to each"
-      " other, or shared by some; write the axes in the order replica, data, tensor, sequence."
+      "config.mesh gives a process examples of a batch that are not next to each other, or that"
+      " others share in part; write its axes in the order replica, data, tensor, sequence."
     )
-  mine = tuple(sorted(by_process[processes.process_index()]))
-  first = min(p for p, rows in by_process.items() if tuple(sorted(rows)) == mine)
-  return Rows(parts.index(mine), len(parts), first == processes.process_index())
+  mine = by_process[process]
+  first = min(p for p, rows in by_process.items() if rows == mine)
+  return Rows(parts.index(tuple(sorted(mine))), len(parts), first == process)
 
 
 def gathered_dims(sharding: NamedSharding) -> list[bool]:

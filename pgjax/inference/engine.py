@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pgjax.checkpoints import load as load_params, restore, source as source_lib
-from pgjax.config import decode_method, load as config_load
+from pgjax.config import decode_method, load as config_load, mesh_spec, schema
 from pgjax.data import (
   images,
   loader as loader_lib,
@@ -25,7 +25,7 @@ from pgjax.data import (
 )
 from pgjax.data.loader import Layout, Loader
 from pgjax.data.pp import parse
-from pgjax.distributed import mesh as mesh_lib, sharding
+from pgjax.distributed import mesh as mesh_lib, mesh_notes, sharding
 from pgjax.errors import UserError, naming, not_finite
 from pgjax.huggingface import image_config
 from pgjax.inference import grammar
@@ -72,12 +72,13 @@ def open_checkpoint(
   base: str | None = None,
   weights: str | None = None,
   resize: str | None = None,
+  mesh: str | None = None,
 ) -> OpenCheckpoint:
   """Finds the checkpoint and its settings for images and decoding.
 
   dtype: of the computation, if not the checkpoint's own; no parameter is stored in more bits. base
   and weights: see source.open_source. resize: "bicubic", "antialias" or "bilinear", if not the
-  checkpoint's own.
+  checkpoint's own. mesh: as config.mesh; weights are sharded over all devices without it.
   """
   if resize:
     image_config.of_method(resize)  # Before weights are downloaded.
@@ -92,9 +93,20 @@ def open_checkpoint(
   fields = dict(model=model, res=source.res, dtype=dtype, text_len=saved.get("text_len", TEXT_LEN))
   fields |= {n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved}
   config = config_load.from_dict(fields)
+  config = _on_mesh(config, mesh) if mesh else config
   tokenizer = restore.tokenizer_of(source, config)
   as_evaluated = _as_evaluated(source, config, tokenizer, resize)
   return OpenCheckpoint(source, config, rules, tokenizer, *as_evaluated)
+
+
+def _on_mesh(config, mesh) -> Any:
+  """With another mesh than the default, which splits the batch."""
+  config = config_load.overridden(config, {"mesh": mesh})
+  if config.mesh == mesh_spec.AUTO:
+    raise UserError('mesh="auto" is for training; name a preset of docs/meshes.md, or the axes.')
+  schema.check(dict(mesh=config.mesh), schema.RUN, "config")
+  config_load.set_mesh(config)
+  return config
 
 
 def _as_evaluated(source, config, tokenizer, resize) -> tuple[str, Settings, int, tuple[str, ...]]:
@@ -180,6 +192,8 @@ class Engine:
     config, source = opened.config, opened.source
     self.opened, self.mesh = opened, mesh or mesh_lib.start(config.mesh)
     self.model = paligemma.Model(**config.model)
+    for note in mesh_notes.notes(self.model, config, self.mesh):
+      log.info("%s", note)
     self.leaves = storage.of_rules(of_model.param_shapes(self.model, config.res), opened.rules)
     abstract = load_params.abstract_params(self.leaves, config, self.mesh)
     places = sharding.shardings_of(abstract)

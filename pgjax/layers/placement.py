@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+AnyMesh = Mesh | AbstractMesh
 BATCH_AXES = ("replica", "data")
 TENSOR, SEQUENCE = "tensor", "sequence"
 _AXES = dict(B=BATCH_AXES)
@@ -24,7 +25,7 @@ _AXES |= dict.fromkeys("NKFV", (TENSOR,)) | dict.fromkeys("TPL", (SEQUENCE,))
 class Placement(NamedTuple):
   """Constrains activations to their places on a mesh; without one it does nothing."""
 
-  mesh: Mesh | None = None
+  mesh: AnyMesh | None = None
   splits_tokens: bool = True  # False while decoding token by token.
 
   def __call__(self, x: jax.Array, axes: str) -> jax.Array:
@@ -54,8 +55,7 @@ class Placement(NamedTuple):
 
   def copies_of_kv(self, heads: int, kv_heads: int) -> int:
     """How often key/value heads are repeated, so that every device has those of its own queries."""
-    copies = self.tensor // math.gcd(self.tensor, kv_heads)
-    return copies if heads % self.tensor == 0 else 1
+    return copies_of_kv(self.tensor, heads, kv_heads)
 
   def _mesh_axes(self, letter, size):
     whole = letter in "TPL" and not self.splits_tokens
@@ -63,6 +63,11 @@ class Placement(NamedTuple):
 
 
 NO_MESH = Placement()
+
+
+def copies_of_kv(tensor: int, heads: int, kv_heads: int) -> int:
+  """The same for that many devices along `tensor`; 1 where they do not divide the heads."""
+  return tensor // math.gcd(tensor, kv_heads) if heads % tensor == 0 else 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -78,18 +83,18 @@ _gathered.defvjp(
 )
 
 
-def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+def batch_axes(mesh: AnyMesh) -> tuple[str, ...]:
   """The mesh's axes that split the batch."""
   return tuple(axis for axis in mesh.shape if axis in BATCH_AXES)
 
 
-def split_axes(mesh: Mesh, letter: str, size: int) -> tuple[str, ...]:
+def split_axes(mesh: AnyMesh, letter: str, size: int) -> tuple[str, ...]:
   """The mesh's axes that split a dimension with this letter; none where they do not divide it."""
   axes = tuple(axis for axis in mesh.shape if axis in _AXES.get(letter, ()))
   return axes if size % size_of(mesh, axes) == 0 else ()
 
 
-def size_of(mesh: Mesh | None, axes: tuple[str, ...]) -> int:
+def size_of(mesh: AnyMesh | None, axes: tuple[str, ...]) -> int:
   """Devices along these axes; an axis that the mesh lacks counts one."""
   shape: Mapping[str, int] = mesh.shape if mesh is not None else {}
   return math.prod(shape.get(axis, 1) for axis in axes)

@@ -11,18 +11,18 @@ from pgjax.params import names as param_names
 
 _VISION = "img/Transformer/encoderblock/"
 _ATTENTION = f"{_VISION}MultiHeadDotProductAttention_0/"
-_AXES = {  # The axis in params.names.Matrix, or, of other leaves, the dimension.
-  "llm/embedder/input_embedding": 0,
+_AXES = {  # The axis in params.names.Matrix, or, of other leaves, the letter of all axes with it.
+  "llm/embedder/input_embedding": ("V", "VD"),
   "llm/layers/attn/(q_einsum|attn_vec_einsum)/w": "N",
   "llm/layers/attn/q?kv_einsum/w": "K",
   "llm/layers/mlp/(gating_einsum|linear)": "F",
   f"{_ATTENTION}(query|key|value|out)/kernel": "N",
-  f"{_ATTENTION}(query|key|value)/bias": 1,
+  f"{_ATTENTION}(query|key|value)/bias": ("N", "LNH"),
   f"{_VISION}MlpBlock_0/Dense_0/kernel": "F",
-  f"{_VISION}MlpBlock_0/Dense_0/bias": 1,
+  f"{_VISION}MlpBlock_0/Dense_0/bias": ("F", "LF"),
   f"{_VISION}MlpBlock_0/Dense_1/kernel": "D",
 }
-_NAME = re.compile(r"(?:.*/)?(lora/)?((?:llm|img)/.*)")
+_NAME = re.compile(r"(?:^|/)(lora/)?((?:llm|img)/.*)")
 QUANTIZED_PARTS = ("nf4", "int8", "scale")
 
 
@@ -31,29 +31,21 @@ def of_leaf(name: str, ndim: int) -> int | None:
 
   Of a quantized matrix it is the one of the codes, which are gathered before they are decoded.
   """
-  found = _NAME.fullmatch(name)
+  found = _NAME.search(name)
   if found is None:
     return None
   in_adapter, base = found.groups()
   if in_adapter:
     base, _, factor = base.rpartition("/")
-    return _of_factor(base, factor, ndim)
   owner, _, part = base.rpartition("/")
   if part in QUANTIZED_PARTS and param_names.matrix(owner):
     return 1
-  axis, matrix = _axis(base), param_names.matrix(base)
-  dim = axis if axis is None or isinstance(axis, int) else matrix.axes.index(axis)
-  expected = len(matrix.axes) if matrix else 2
-  return dim if ndim == expected else None  # A factored moment has fewer dimensions.
-
-
-def _of_factor(base, factor, ndim):
-  axis, matrix = _axis(base), param_names.matrix(base)
-  if axis is None or matrix is None:
+  axis = next((axis for pattern, axis in _AXES.items() if re.fullmatch(pattern, base)), None)
+  if axis is None:
     return None
-  axes = matrix.shared + (f"{matrix.summed}R" if factor == "a" else f"R{matrix.new}")
+  axis, axes = axis if isinstance(axis, tuple) else (axis, param_names.matrix(base).axes)
+  if in_adapter:
+    matrix = param_names.matrix(base)
+    axes = matrix.shared + (f"{matrix.summed}R" if factor == "a" else f"R{matrix.new}")
+  # A factored moment has fewer dimensions.
   return axes.index(axis) if axis in axes and len(axes) == ndim else None
-
-
-def _axis(base):
-  return next((axis for pattern, axis in _AXES.items() if re.fullmatch(pattern, base)), None)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jax.sharding import AbstractMesh
 
 from pgjax.config import load as config_load, mesh_spec
-from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import mesh as mesh_lib, processes
 from pgjax.models import paligemma
 from pgjax.params import of_model, rules as param_rules
 from pgjax.planning import compiler, flops, gpus, mesh_cost
@@ -58,10 +58,26 @@ def resolved(config: Any, devices: list[Any]) -> Any:
   if config.mesh != mesh_spec.AUTO:
     return config
   gpu = gpus.of_kind(devices[0].device_kind)
-  limit = mesh_lib.memory_limit_of(devices)
+  limits = filter(None, processes.gather_objects(mesh_lib.memory_limit_of(devices)))
+  limit = min(limits, default=None)
   cluster = Cluster(len(devices), mesh_lib.devices_a_host(devices), gpu or gpus.GPUS["H100"], limit)
   choice = choose(config, cluster)
   log.info("%s", choice.why)
+  return with_mesh(config, choice)
+
+
+def on(
+  config: Any,
+  num_devices: int,
+  gpu: gpus.Gpu,
+  limit_bytes: float | None,
+  say: Callable[[str], Any] = lambda why: None,
+) -> Any:
+  """The same for GPUs of one host that need not exist; `say` gets the reason."""
+  if config.mesh != mesh_spec.AUTO:
+    return config
+  choice = choose(config, Cluster(num_devices, num_devices, gpu, limit_bytes))
+  say(choice.why)
   return with_mesh(config, choice)
 
 
