@@ -23,7 +23,7 @@ def of_rows(
   by_vocabulary: the devices along `tensor` share V, as they do that of logits.
   """
   if mesh is None or mesh.size == 1:
-    return jax.lax.top_k(x_BNV, k)
+    return tuple(jax.lax.top_k(x_BNV, k))
   batch = placement.split_axes(mesh, "B", x_BNV.shape[0])
   vocabulary = placement.split_axes(mesh, "V", x_BNV.shape[2]) if by_vocabulary else ()
   rows, whole = PartitionSpec(batch or None), PartitionSpec(batch or None, None, vocabulary or None)
@@ -33,7 +33,7 @@ def of_rows(
 
 def _local(x_BNV, k, axes):
   if not axes:
-    return jax.lax.top_k(x_BNV, k)
+    return tuple(jax.lax.top_k(x_BNV, k))
   V = x_BNV.shape[2]
   largest_BNK, index_BNK = jax.lax.top_k(x_BNV, min(k, V))
   index_BNK += jax.lax.axis_index(axes) * V

@@ -23,7 +23,7 @@ class TableLayout(NamedTuple):
   vocab_axes: tuple[str, ...]  # Empty: every device has all rows.
   sequence_axes: tuple[str, ...] = ()  # Those that split T; none of them is in vocab_axes.
 
-  def of(self, tokens_BT: jax.Array) -> "TableLayout":
+  def of(self, tokens_BT: Int[Array, "B T"]) -> "TableLayout":
     """The layout of these tokens, whole along axes that do not divide T."""
     axes = placement.split_axes(self.mesh, "T", tokens_BT.shape[1])
     free = axes and not set(axes) & set(self.vocab_axes)
