@@ -7,10 +7,11 @@ device. Axis letters are those of the models: B batch, T P L tokens, N K heads, 
 vocabulary, others whole.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -43,6 +44,15 @@ class Placement(NamedTuple):
     """Keys or values of all tokens, from those of a device's own; x has one of the axes "TPL"."""
     return _gathered(self, axes, x) if self.tensor > 1 or self.sequence > 1 else x
 
+  def weight(self, linear: Any, axes: str) -> Any:
+    """A lora.Linear with its matrix, such as "DF", whole but for `tensor`; else XLA gathers both.
+
+    The gradient is not constrained: it is reduced to wherever the parameter is.
+    """
+    if not isinstance(getattr(linear, "w", None), jax.Array) or self.tensor * self.sequence == 1:
+      return linear
+    return dataclasses.replace(linear, w=_placed(self, axes, linear.w))
+
   @property
   def tensor(self) -> int:
     """Devices along `tensor`."""
@@ -68,6 +78,17 @@ NO_MESH = Placement()
 def copies_of_kv(tensor: int, heads: int, kv_heads: int) -> int:
   """The same for that many devices along `tensor`; 1 where they do not divide the heads."""
   return tensor // math.gcd(tensor, kv_heads) if heads % tensor == 0 else 1
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _placed(constrain, axes, w):
+  return constrain(w, axes)
+
+
+_placed.defvjp(
+  lambda constrain, axes, w: (_placed(constrain, axes, w), None),
+  lambda constrain, axes, _, dw: (dw,),
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -207,7 +207,8 @@ class Attention(nn.Module):
     """(output, cache): the given cache updated; with `fill_cache` a new one, else None."""
     c = self.config
     B, T, _ = x_BTD.shape
-    q_NDH, k_KDH, v_KDH = self._weights()
+    axes = ("NDH", "KDH", "KDH")
+    q_NDH, k_KDH, v_KDH = map(self.constrain.weight, self._weights(), axes)
     place = self.constrain.inside
     q_BTNH = place(lora.product("BTD,NDH->BTNH", x_BTD, q_NDH), "BTNH")
     k_BTKH = lora.product("BTD,KDH->BTKH", x_BTD, k_KDH)
@@ -230,7 +231,8 @@ class Attention(nn.Module):
       q_BTKGH, k_BTKH, v_BTKH, mask_BTS, c.attn_logits_softcap, "float32", splits_tokens
     )
     out_BTNH = place(out_BTKGH.reshape(q_BTNH.shape), "BTNH")
-    out_BTD = lora.product("BTNH,NHD->BTD", out_BTNH, self.attn_vec_einsum())
+    out_NHD = self.constrain.weight(self.attn_vec_einsum(), "NHD")
+    out_BTD = lora.product("BTNH,NHD->BTD", out_BTNH, out_NHD)
     return place(out_BTD, "BTD"), cache
 
   def _of_queries(self, x_BTKH):
@@ -261,6 +263,8 @@ class FeedForward(nn.Module):
     gating_init = init(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0)
     gating_2DF = read_weight.read(self, "gating_einsum", gating_init, (2, D, F), self.dtype)
     linear_FD = read_weight.read(self, "linear", init(1.0, "fan_in", "normal"), (F, D), self.dtype)
+    gating_2DF = self.constrain.weight(gating_2DF, "2DF")
+    linear_FD = self.constrain.weight(linear_FD, "FD")
     chunks = math.gcd(remat.policy(self.config.remat_policy).mlp_chunks, x_BTD.shape[1])
     if chunks == 1 or self.constrain.sequence > 1:  # Tokens are split over devices already.
       return geglu.geglu(x_BTD, gating_2DF, linear_FD, self.constrain)

@@ -107,6 +107,7 @@ class Dense(nn.Module):
       return self.kernel_init(key, matrix).reshape(shape)
 
     kernel = read_weight.read(self, "kernel", init, self.shape, self.dtype)
+    kernel = self.constrain.weight(kernel, kernel_axes)
     bias = self.param("bias", self.bias_init, self.shape[-new:])
     y = lora.product(self.equation, x.astype(self.dtype), kernel)
     return self.constrain.inside(y, result) + bias.astype(self.dtype)
