@@ -45,11 +45,13 @@ class Placement(NamedTuple):
     return _gathered(self, axes, x) if self.tensor > 1 or self.sequence > 1 else x
 
   def weight(self, linear: Any, axes: str) -> Any:
-    """A lora.Linear with its matrix, such as "DF", whole but for `tensor`; else XLA gathers both.
+    """A lora.Linear with its matrix, such as "DF", whole but for `tensor`.
 
-    The gradient is not constrained: it is reduced to wherever the parameter is.
+    Left to itself XLA gathers it once more in the backward pass, and along several axes of a mesh
+    with `tensor` too. The gradient is not constrained: it is reduced to where the parameter is.
     """
-    if not isinstance(getattr(linear, "w", None), jax.Array) or self.tensor * self.sequence == 1:
+    on_one = self.mesh is None or self.mesh.size == 1
+    if on_one or not isinstance(getattr(linear, "w", None), jax.Array):
       return linear
     return dataclasses.replace(linear, w=_placed(self, axes, linear.w))
 
