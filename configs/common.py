@@ -40,6 +40,22 @@ TUNE = {
   ],
 }  # fmt: skip
 
+# How devices share the work (docs/meshes.md): --config.mesh=NAME, or c.update(STRATEGIES[NAME]).
+# Sizes: -1 the remaining devices, "host" those of one host. `tensor` splits what it stands for
+# under every strategy.
+_FSDP = [(".*", 'fsdp(axis="data")')]
+_FSDP_2 = [(".*", 'fsdp(axis=["data", "sequence"])')]  # Devices along both share the weights.
+STRATEGIES = {
+  "fsdp": dict(mesh=[("data", -1)], sharding_strategy=_FSDP),
+  "hsdp": dict(mesh=[("replica", -1), ("data", "host")], sharding_strategy=_FSDP),
+  "replicated": dict(mesh=[("data", -1)], sharding_strategy=[(".*", "replicate()")]),
+  "tensor": dict(mesh=[("data", -1), ("tensor", "host")], sharding_strategy=_FSDP),
+  "sequence": dict(mesh=[("data", -1), ("sequence", "host")], sharding_strategy=_FSDP_2),
+  "tensor_sequence": dict(
+    mesh=[("data", -1), ("tensor", 2), ("sequence", 4)], sharding_strategy=_FSDP_2
+  ),
+}
+
 # One entry of `evals`: c.evals["val"] = dict(EVAL, type="vqa", data=..., pp=...). A whole split is
 # scored; docs/scores.md lists the types and the columns that they need. Without log_steps,
 # log_epochs, log_examples and log_percent the entry only runs in pgjax.evaluate; with one of them
@@ -119,8 +135,8 @@ def base():
   c.dtype = "float32"  # Compute dtype; trained parameters are stored in float32.
   c.remat = "balanced"  # Activations stored for the backward pass: see layers/remat.py.
   c.microbatches = 1  # Splits a batch that does not fit; results stay the same.
-  c.mesh = [("data", -1)]
-  c.sharding_strategy = [(".*", 'fsdp(axis="data")')]
+  c.mesh = [("data", -1)]  # Or the name of one of STRATEGIES, or "auto".
+  c.sharding_strategy = list(_FSDP)
 
   # Or beam(3), nucleus(0.9), top_k(40, t=0.7), temperature(1.0), best_of(4, nucleus(0.9)).
   c.decode = "greedy"

@@ -206,6 +206,15 @@ def transfer(task: str) -> list[str]:
   ]
 
 
+def meshes_table() -> str:
+  """The presets of config.mesh."""
+  rows = (
+    (f"`{name}`", code(preset["mesh"]), code(preset["sharding_strategy"]))
+    for name, preset in common.STRATEGIES.items()
+  )
+  return table(("name", "`mesh`", "`sharding_strategy`"), rows)
+
+
 BASE = common.base().to_dict()
 TABLES: dict[str, Callable[[], str]] = {
   "config-run": fields(schema.RUN, BASE),
@@ -215,6 +224,7 @@ TABLES: dict[str, Callable[[], str]] = {
   "config-schedule": fields(schema.SCHEDULE),
   "config-evals": fields(schema.EVAL, common.EVAL),
   "configs": config_table,
+  "meshes": meshes_table,
   "ops": op_table,
   "published": published_table,
   "transfers": transfers_table,

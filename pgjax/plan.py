@@ -29,12 +29,14 @@ from pgjax.errors import UserError
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
   import jax
 
-  from pgjax.distributed import mesh as mesh_lib
+  from pgjax.distributed import mesh as mesh_lib, mesh_notes
+  from pgjax.models import paligemma
   from pgjax.planning import (
     autotune,
     compiler as compiler_lib,
     figure as plan_figure,
     gpus,
+    mesh_choice,
     page as plan_page,
     table as plan_table,
   )
@@ -49,7 +51,7 @@ def main(args: Any) -> None:
   os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
   jax.config.update("jax_platforms", "cpu")
   target = device(args)
-  check(args)
+  check(args, target.gpu, target.limit_bytes)
   # Where a file was asked for, too, nobody has to read stdout.
   show = cli.say if args.json or args.picture else cli.result
   data = (table if args.table else search if args.suggest else one)(args, target, show)
@@ -144,15 +146,19 @@ def device(args: Any) -> Target:
   return Target(name, gpu, args.hbm_gb * 1e9 if args.hbm_gb else gpu.memory_bytes, compiled_for)
 
 
-def check(args: Any) -> None:
+def check(args: Any, gpu: gpus.Gpu, limit_bytes: float) -> None:
   """Checks the other flags before anything is compiled."""
   if not 0 < args.mfu <= 1:
     raise UserError(f"--mfu={args.mfu:g} must be above 0 and at most 1; a good run has 0.4.")
   if args.table and args.suggest:
     raise UserError("--table and --suggest are two questions; ask one at a time.")
   if not args.table:
-    mesh = jax.sharding.AbstractMesh((args.devices,), ("data",))
-    mesh_lib.check_batch_size(args.config.input.batch_size, mesh)
+    config = args.config = mesh_choice.on(args.config, args.devices, gpu, limit_bytes, cli.say)
+    mesh = mesh_lib.abstract_mesh(config.mesh, args.devices)
+    size, microbatches = config.input.batch_size, config.microbatches
+    mesh_lib.check_batch_size(size, mesh, microbatches=microbatches)
+    for note in mesh_notes.notes(paligemma.Model(**config.model), config, mesh):
+      cli.say(note)
   if wrong := [batch for batch in args.batches if not batch.isdigit() or int(batch) < 1]:
     raise UserError(f"--batches: {wrong[0]!r} must be a whole number >= 1.")
   if args.picture:

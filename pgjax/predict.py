@@ -45,7 +45,7 @@ def main(args: Any) -> None:
   check_flags(args)
   check_questions(args)
   processes.join()
-  choices = dict(base=args.base, weights=args.weights, resize=args.resize)
+  choices = dict(base=args.base, weights=args.weights, resize=args.resize, mesh=args.mesh)
   opened = engine.open_checkpoint(
     args.ckpt, args.step, quantize=args.quantize, ema=args.ema, **choices
   )
@@ -184,6 +184,7 @@ FLAGS = [
   cli.Flag("out", str, help="file for the answers to --jsonl; else stdout"),
   cli.Flag("batch_size", int, least=1, help="questions per batch; else the checkpoint's own"),
   cli.Flag("resize", str, help="bicubic, antialias or bilinear; else the checkpoint's own"),
+  cli.Flag("mesh", str, help="how several GPUs share the work, as config.mesh: docs/meshes.md"),
   cli.QUANTIZE,
   cli.STEP,
   cli.BASE,

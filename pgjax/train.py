@@ -44,11 +44,11 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   )
   from pgjax.config import durations
   from pgjax.data import device_feed, pipeline, workers
-  from pgjax.distributed import mesh as mesh_lib, processes as processes_lib, sharding
+  from pgjax.distributed import mesh as mesh_lib, mesh_notes, processes as processes_lib, sharding
   from pgjax.evaluation import evaluator as evaluator_lib, metric_names
   from pgjax.models import paligemma
   from pgjax.params import of_model, table as param_table
-  from pgjax.planning import flops, gpus, out_of_memory
+  from pgjax.planning import flops, gpus, mesh_choice, out_of_memory
   from pgjax.training import (
     ema,
     optimizer,
@@ -83,6 +83,8 @@ def execute(
   Returns the last step, the total number of steps, and whether the run is finished.
   """
   cache_dir.use_compilation_cache()
+  processes_lib.join()
+  config = mesh_choice.resolved(config, jax.devices())
   mesh = mesh_lib.start(config.mesh)
   stop = signals.of_process() if whole_process else Stop()
   workdir = disk.open_folder(folder, "--workdir")
@@ -96,22 +98,22 @@ def execute(
 
 def train(config, mesh, workdir, log, lock, stop: Stop) -> tuple[int, int, bool]:
   """Checks all inputs, loads, compiles, trains; returns as `execute`."""
-  mesh_lib.check_batch_size(config.input.batch_size, mesh)
+  mesh_lib.check_batch_size(config.input.batch_size, mesh, microbatches=config.microbatches)
   mesh_lib.check_opt_state_memory(config.opt_state_memory, mesh)
+  model = paligemma.Model(**config.model)
+  for note in mesh_notes.notes(model, config, mesh):
+    log.say(note)
   if not workdir_lib.steps(workdir) and initial.needs_download(config.model_init):
     pipeline.check_opens(config)  # A mistake in the data, before a tokenizer is downloaded.
   tokenizer = tokenizers.tokenizer_of_run(config)
+  rows = mesh_lib.rows_of_process(mesh)
   data = pipeline.train_batches(
-    config,
-    tokenizer,
-    process_index=processes_lib.process_index(),
-    process_count=processes_lib.process_count(),
+    config, tokenizer, process_index=rows.index, process_count=rows.count
   )
   sizes = dict(batch_size=config.input.batch_size, num_examples=data.num_examples)
   total_steps = durations.total_steps(config, data.num_examples)
   steps = functools.partial(durations.steps, config, total_steps=total_steps, **sizes)
   log_every = steps("log_training") or max(1, total_steps // 100)
-  model = paligemma.Model(**config.model)
   trained = of_model.trained_shapes(model, config)
   stochastic_rounding.check(config, trained)
   tx = optimizer.make(config, total_steps, trained, num_examples=data.num_examples)
@@ -337,7 +339,7 @@ def write_start(workdir, config, position, log, first, tokenizer, model) -> None
 
 def compile_step(config, model, tx, mesh, abstract, first, log) -> Callable:
   """The training step, compiled before the loop for batches like `first`."""
-  batch_sharding, count = mesh_lib.batch_sharding(mesh), processes_lib.process_count()
+  batch_sharding, count = mesh_lib.batch_sharding(mesh), mesh_lib.rows_of_process(mesh).count
   batch = {
     name: jax.ShapeDtypeStruct((count * len(a), *a.shape[1:]), a.dtype, sharding=batch_sharding)
     for name, a in first.items()

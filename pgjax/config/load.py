@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 import pgjax
 from pgjax import call_syntax
-from pgjax.config import big_vision, durations, original_modules, schema
+from pgjax.config import big_vision, durations, mesh_spec, original_modules, schema
 from pgjax.errors import UserError, cut, did_you_mean
 
 log = logging.getLogger("pgjax")
@@ -93,6 +93,21 @@ def _translated(
       f"{path}: it has model_name or pp_modules, as a config of big_vision, but not all that one"
       f" has ({type(e).__name__}: {e})."
     ) from None
+
+
+def set_mesh(config: ConfigDict) -> None:
+  """Checks config.mesh; a preset's name becomes its mesh and, unless that is set, its strategy."""
+  if config.mesh == mesh_spec.AUTO:
+    return
+  if not isinstance(config.mesh, str):
+    mesh_spec.check(config.mesh)
+    return
+  common = shared("common")
+  preset = mesh_spec.named(config.mesh, common.STRATEGIES)
+  plain = [tuple(pair) for pair in config.sharding_strategy]
+  if plain == common.base().sharding_strategy:
+    config.sharding_strategy = preset["sharding_strategy"]
+  config.mesh = preset["mesh"]
 
 
 def shared(name: str) -> Any:
@@ -185,7 +200,10 @@ def _unknown(dotted: str, name: str, known: list[str], value: Any) -> None:
 
 def _read(value: Any, before: Any, dotted: str) -> Any:
   """Parses the text of an override; for a text field it is returned unchanged."""
-  if not isinstance(value, str) or (isinstance(before, str) and value != "None"):
+  if not isinstance(value, str):
+    return value
+  is_text = isinstance(before, str) and value != "None"
+  if is_text if dotted != "mesh" else value.isidentifier():  # A mesh is a list or a name.
     return value
   if isinstance(before, bool) and value.lower() in ("true", "false"):
     return value.lower() == "true"

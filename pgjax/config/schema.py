@@ -58,8 +58,13 @@ _DTYPE = Literal[DTYPES]
 _ANY_DTYPE = Literal[*DTYPES, "float16"]
 _REMAT = Literal[REMAT_POLICIES]
 _REGEX = Annotated[str, "regex"]
-_SIZE = Annotated[Literal[-1] | Annotated[int, Between(1, 1_000_000)], "size from 1, or -1"]
-_MESH = Annotated[list[tuple[Annotated[str, "axis"], _SIZE]], Between(1, 8)]
+_SIZE = Annotated[
+  Literal[-1, "host"] | Annotated[int, Between(1, 1_000_000)], "size from 1, or -1, or 'host'"
+]
+_MESH = (
+  Annotated[list[tuple[Annotated[str, "axis"], _SIZE]], Between(1, 8)]
+  | Annotated[str, "the name of a preset"]
+)
 _PARAMS = Annotated[list[tuple[_REGEX, Annotated[str, "spec"]]], Between(1, 1000)]
 _STRATEGY = Annotated[list[tuple[_REGEX, Annotated[str, "tactic"]]], Between(0, 1000)]
 _LR_MULTS = Annotated[list[tuple[_REGEX, _POSITIVE]], Between(0, 1000)] | None
@@ -127,7 +132,7 @@ RUN = _fields(
   dtype=(_DTYPE, "of the computation; trained weights are stored in float32"),
   remat=(_REMAT, "which activations are stored for the backward pass (docs/memory.md)"),
   microbatches=(_ROWS, "accumulate gradients over this many parts of a batch"),
-  mesh=(_MESH, "the device mesh; a size of -1 takes the remaining devices"),
+  mesh=(_MESH, "how devices share the work (docs/meshes.md); -1: the remaining devices"),
   sharding_strategy=(
     _STRATEGY,
     "sharding by name: `replicate`, `fsdp(axis)`, `shard_dim(axis, dim)`",

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pgjax.config import contents, decode_method, durations, model_init, schema
+from pgjax.config import contents, decode_method, durations, load, model_init, schema
 from pgjax.errors import UserError, cut
 from pgjax.params import names as param_names, rules as param_rules
 
@@ -80,12 +80,7 @@ def _check_training(config: ConfigDict) -> None:
   for _, spec in config.params:
     param_rules.parse_spec(spec)
   contents.check_optax(config.optax, "config.optax")
-  axes = [axis for axis, _ in config.mesh]
-  if len(set(axes)) < len(axes) or [size for _, size in config.mesh].count(-1) > 1:
-    raise UserError(
-      f"config.mesh={schema.shown(config.mesh)} must name each axis once, with at most one size of"
-      " -1."
-    )
+  load.set_mesh(config)
   for name in ("params", "lr_mults", "wd_mults", "sharding_strategy"):
     for pattern, _ in config[name] or ():
       param_names.compile_pattern(pattern, f"config.{name}")

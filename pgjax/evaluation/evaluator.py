@@ -82,7 +82,7 @@ def make(config, model, leaves, mesh, tokenizer, param_places, every: Mapping[st
         compute = _likelihoods(likelihood.jitted_nll(model, leaves, mesh, param_places))
       else:
         compute, scorer = _answers(decoders, section, config), scorers.of(section)
-      batches = _open(config, section, tokenizer)
+      batches = _open(config, section, tokenizer, mesh)
       if scorer and scorer.columns:
         columns = batches.first_columns()
         if missing := scorers.missing(scorer, columns):
@@ -104,8 +104,8 @@ def _answers(decoders, section, config):
   return lambda params, batch: run(params, batch.arrays, batch.rows)
 
 
-def _open(config, section, tokenizer) -> pipeline.EvalBatches:
-  scored = section.type == "perplexity"
+def _open(config, section, tokenizer, mesh) -> pipeline.EvalBatches:
+  scored, rows = section.type == "perplexity", mesh_lib.rows_of_process(mesh)
   sizes = (config.res, config.text_len, config.num_frames)
   return pipeline.eval_batches(
     section,
@@ -114,8 +114,8 @@ def _open(config, section, tokenizer) -> pipeline.EvalBatches:
     num_threads=config.input.num_threads,
     allow_truncated=config.input.allow_truncated,
     seed=config.seed,
-    process_index=processes.process_index(),
-    process_count=processes.process_count(),
+    process_index=rows.index,
+    process_count=rows.count,
   )
 
 
@@ -193,7 +193,7 @@ def run(
     if feed.was_interrupted:
       return None
   score_previous()
-  rows = [dict(row) for row in _in_order(processes.gather_objects(rows))]
+  rows = [dict(row) for row in _in_order(mesh_lib.gather_parts(mesh, rows))]
   of_split = evaluator.scorer.of_split(evaluator.section, rows) if evaluator.scorer else {}
   if unanswered := _unanswered(evaluator, rows):
     of_split = dict(of_split, no_answer=unanswered)
@@ -250,7 +250,7 @@ def _id(example: Mapping[str, Any]) -> Any:
 
 
 def _in_order(by_process: list[list[list[dict]]]) -> list[dict]:
-  """[process][batch][row] to the order of the split: batch, then process, then row."""
+  """[part][batch][row] to the order of the split: batch, then part (of a process), then row."""
   return [row for batches in zip(*by_process, strict=True) for rows in batches for row in rows]
 
 

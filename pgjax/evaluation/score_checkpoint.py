@@ -23,12 +23,13 @@ from pgjax.checkpoints import (
 )
 from pgjax.config import load as config_load, validate as config_validate
 from pgjax.data import pipeline
-from pgjax.distributed import mesh, processes, sharding, signals
+from pgjax.distributed import mesh, mesh_notes, processes, sharding, signals
 from pgjax.errors import UserError, naming
 from pgjax.evaluation import evaluator as evaluator_lib, journal, report, report_split
 from pgjax.huggingface import image_config
 from pgjax.models import paligemma
 from pgjax.params import tree as param_tree
+from pgjax.planning import mesh_choice
 from pgjax.training import run_log
 
 _NO_CONFIG = (
@@ -67,11 +68,13 @@ class Scoring:
   def __init__(self, args: Any, source: source_lib.Source):
     """Reports bad inputs, before weights load."""
     self.args, self.log = args, run_log.Log(None, main=processes.is_main())
-    self.config = config = args.config or saved_config(source, args.overrides)
+    config = args.config or saved_config(source, args.overrides)
     if source.run and "params" in source.run.config:  # The run's own, not those of --config.
       with config.unlocked():
         config.params = source.run.config["params"]
-    self.mesh = mesh.start(config.mesh)
+    is_own = args.config is None and "mesh" not in (args.overrides or ())
+    config, self.mesh = _on_mesh(config, args.evals, is_own, self.log)
+    self.config = config
     self.tokenizer = restore.tokenizer_of(source, config)
     self.model = paligemma.Model(**config.model)
     self.leaves = restore.leaves_of(source, self.model, config, args.quantize)
@@ -143,6 +146,28 @@ class Scoring:
         run_log.append_scores(source.run.path.parents[1], source.run.step, scores)
       except OSError as error:
         self.log.say(f"The scores are not added to the run's TensorBoard: {error}.")
+
+
+def _on_mesh(config: Any, evals: str, is_own: bool, log: run_log.Log) -> tuple[Any, Any]:
+  """(config with its mesh, the mesh); a run's own mesh gives way where it does not fit."""
+  processes.join()
+  config = mesh_choice.resolved(config, jax.devices())
+  try:
+    devices = mesh.start(config.mesh)
+    for name in evaluator_lib.matching(config, evals):
+      size = config.evals[name].batch_size
+      mesh.check_batch_size(size, devices, f"config.evals.{name}.batch_size")
+  except UserError as error:
+    if not is_own:
+      raise
+    log.say(f"The run's mesh does not suit this evaluation ({error}); all devices split batches.")
+    default = config_load.from_dict(dict(input={}, evals={}))
+    fields = {name: default[name] for name in ("mesh", "sharding_strategy")}
+    config = config_load.overridden(config, fields)
+    devices = mesh.start(config.mesh)
+  for note in mesh_notes.notes(paligemma.Model(**config.model), config, devices):
+    log.say(note)
+  return config, devices
 
 
 def _run_of(source: source_lib.Source) -> Any:

@@ -78,7 +78,7 @@ def decoded(
 ) -> Decoded:
   """What `jitted` compiles. It reads a copy of the weights if that fits `byte_budget`."""
   flat = param_tree.flatten(params)
-  fits = decode_weights.size(flat, model.dtype) <= byte_budget
+  fits = decode_weights.size(flat, model.dtype, mesh) <= byte_budget
   weights = decode_weights.gather_and_cast(flat, model.dtype, mesh) if fits else flat
   variables = {"params": readable(weights)}
   N, layers = method.branches, None
@@ -103,7 +103,7 @@ def decoded(
     stacked = model.apply(variables, method="layer_params")
     layers = [decode_weights.transpose_for_gemv(layer) for layer in stacked]
   L = caches[0].k_BKHS.shape[3] - max_decode_len * N
-  rules = search.rules(method, eos, batch, key, masks)
+  rules = search.rules(method, eos, batch, key, masks, mesh)
 
   def extend(state):
     """Reads the last token of each branch, then chooses the next."""

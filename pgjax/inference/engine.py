@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pgjax.checkpoints import load as load_params, restore, source as source_lib
-from pgjax.config import decode_method, load as config_load
+from pgjax.config import decode_method, load as config_load, mesh_spec, schema
 from pgjax.data import (
   images,
   loader as loader_lib,
@@ -26,7 +26,7 @@ from pgjax.data import (
 )
 from pgjax.data.loader import Layout, Loader
 from pgjax.data.pp import parse
-from pgjax.distributed import mesh as mesh_lib, processes, sharding
+from pgjax.distributed import mesh as mesh_lib, mesh_notes, sharding
 from pgjax.errors import UserError, naming, not_finite
 from pgjax.huggingface import image_config
 from pgjax.inference import grammar
@@ -73,12 +73,13 @@ def open_checkpoint(
   base: str | None = None,
   weights: str | None = None,
   resize: str | None = None,
+  mesh: str | None = None,
 ) -> OpenCheckpoint:
   """Finds the checkpoint and its settings for images and decoding.
 
   dtype: of the computation, if not the checkpoint's own; no parameter is stored in more bits. base
   and weights: see source.open_source. resize: "bicubic", "antialias" or "bilinear", if not the
-  checkpoint's own.
+  checkpoint's own. mesh: as config.mesh; weights are sharded over all devices without it.
   """
   if resize:
     image_config.of_method(resize)  # Before weights are downloaded.
@@ -93,9 +94,20 @@ def open_checkpoint(
   fields = dict(model=model, res=source.res, dtype=dtype, text_len=saved.get("text_len", TEXT_LEN))
   fields |= {n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved}
   config = config_load.from_dict(fields)
+  config = _on_mesh(config, mesh) if mesh else config
   tokenizer = restore.tokenizer_of(source, config)
   as_evaluated = _as_evaluated(source, config, tokenizer, resize)
   return OpenCheckpoint(source, config, rules, tokenizer, *as_evaluated)
+
+
+def _on_mesh(config, mesh) -> Any:
+  """With another mesh than the default, which splits the batch."""
+  config = config_load.overridden(config, {"mesh": mesh})
+  if config.mesh == mesh_spec.AUTO:
+    raise UserError('mesh="auto" is for training; name a preset of docs/meshes.md, or the axes.')
+  schema.check(dict(mesh=config.mesh), schema.RUN, "config")
+  config_load.set_mesh(config)
+  return config
 
 
 def _as_evaluated(source, config, tokenizer, resize) -> tuple[str, Settings, int, tuple[str, ...]]:
@@ -181,6 +193,8 @@ class Engine:
     config, source = opened.config, opened.source
     self.opened, self.mesh = opened, mesh or mesh_lib.start(config.mesh)
     self.model = paligemma.Model(**config.model)
+    for note in mesh_notes.notes(self.model, config, self.mesh):
+      log.info("%s", note)
     self.leaves = storage.of_rules(of_model.param_shapes(self.model, config.res), opened.rules)
     abstract = load_params.abstract_params(self.leaves, config, self.mesh)
     places = sharding.shardings_of(abstract)
@@ -197,7 +211,7 @@ class Engine:
       prompts = [example["prefix"] for example in batch.rows]
       outputs = map(mesh_lib.local_rows, run(self.params, batch.arrays, batch.rows))
       rows = list(zip(prompts, *(a[: len(prompts)].tolist() for a in outputs), strict=True))
-      for prompt, ids, logp in itertools.chain(*processes.gather_objects(rows)):
+      for prompt, ids, logp in itertools.chain(*mesh_lib.gather_parts(self.mesh, rows)):
         ids = ids[: ids.index(tokenizer.eos) + 1] if tokenizer.eos in ids else ids
         if np.isnan(logp[: len(ids)]).any():
           raise not_finite(f"log p of the answer to {prompt!r}", np.nan)
@@ -208,12 +222,12 @@ class Engine:
   ) -> Iterator[pipeline.EvalBatch]:
     """On the mesh, with this process's `rows`.
 
-    The batch size is rounded up to a multiple of the number of devices.
+    The batch size is rounded up to a multiple of the devices that split it.
     """
-    size = -(-min(batch_size, len(questions.part.source)) // self.mesh.size) * self.mesh.size
-    part = dict(process_index=processes.process_index(), process_count=processes.process_count())
-    part |= dict(num_threads=num_threads)
-    for batch in pipeline.split_of(questions, size, **part) if size else ():
+    devices, part = mesh_lib.batch_devices(self.mesh), mesh_lib.rows_of_process(self.mesh)
+    size = -(-min(batch_size, len(questions.part.source)) // devices) * devices
+    read = dict(process_index=part.index, process_count=part.count, num_threads=num_threads)
+    for batch in pipeline.split_of(questions, size, **read) if size else ():
       arrays = batch.arrays | dict(_index=_content_hashes(batch.arrays))
       yield batch._replace(arrays=mesh_lib.global_batch(arrays, self.mesh))
 

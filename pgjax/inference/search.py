@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax.config.decode_method import Method
-from pgjax.inference import grammar_mask
+from pgjax.inference import grammar_mask, top_k
 
 
 class Finished(NamedTuple):
@@ -48,9 +48,10 @@ class Rules(NamedTuple):
   keys_B: Any  # A random key for each row; None for methods that do not sample.
   masks: grammar_mask.Tables | None
   grammar_B: Int[Array, " B"] | None
+  mesh: Any = None  # That shards the rows.
 
 
-def rules(method: Method, eos: int, batch, key, masks) -> Rules:
+def rules(method: Method, eos: int, batch, key, masks, mesh=None) -> Rules:
   """The rules for the arguments of decode.jitted's function."""
   B = batch["text"].shape[0]
   rows_B = jnp.arange(B)
@@ -58,7 +59,7 @@ def rules(method: Method, eos: int, batch, key, masks) -> Rules:
   if method.kind == "sample":
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.get("_index", rows_B))
   grammar_B = None if masks is None else batch.get("_grammar", jnp.zeros_like(rows_B))
-  return Rules(method, eos, batch.get("_mask", rows_B >= 0), keys_B, masks, grammar_B)
+  return Rules(method, eos, batch.get("_mask", rows_B >= 0), keys_B, masks, grammar_B, mesh)
 
 
 def start(caches, rules: Rules, max_decode_len: int) -> DecodeState:
@@ -143,7 +144,7 @@ def _sampled(logits_BNV, step, rules):
   logits_BNV = logits_BNV / method.temperature
   if method.top_k:
     k = min(method.top_k, logits_BNV.shape[-1])
-    cutoff_BN1 = jax.lax.top_k(logits_BNV, k)[0][..., -1:]
+    cutoff_BN1 = top_k.of_rows(logits_BNV, k, rules.mesh)[0][..., -1:]
     logits_BNV = jnp.where(logits_BNV < cutoff_BN1, -jnp.inf, logits_BNV)
   if method.top_p < 1:
     falling_BNV = -jnp.sort(-logits_BNV, axis=-1)
@@ -172,9 +173,11 @@ def _beam(state, logits_BNV, lse_BN, allowed_BNV, rules):
     finished = _finished(state, logp_BNV[..., eos], rules)
     logp_BNV = logp_BNV.at[..., eos].set(-jnp.inf)
 
-  B, _, V = logp_BNV.shape
-  top_BNK, token_BNK = (a.reshape(B, N, N) for a in jax.lax.top_k(logp_BNV.reshape(B * N, V), N))
-  total_BN, chosen_BN = jax.lax.top_k((state.total[..., None] + top_BNK).reshape(B, N * N), N)
+  B = logp_BNV.shape[0]
+  top_BNK, token_BNK = top_k.of_rows(logp_BNV, N, rules.mesh)
+  sums_B1K = (state.total[..., None] + top_BNK).reshape(B, 1, N * N)
+  chosen = top_k.of_rows(sums_B1K, N, rules.mesh, by_vocabulary=False)
+  total_BN, chosen_BN = (a[:, 0] for a in chosen)
   of_chosen = lambda x_BNK: jnp.take_along_axis(x_BNK.reshape(B, N * N), chosen_BN, axis=1)  # noqa: E731
   of_parent = jax.vmap(lambda x_N, parent_N: x_N[parent_N])
   parent_BN, token_BN = chosen_BN // N, of_chosen(token_BNK)

@@ -61,7 +61,9 @@ weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward)
 
 def _run(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients):
   run = functools.partial(_run_local, options=options, with_gradients=with_gradients)
-  if layout := options.layout:
+  if options.layout:
+    layout = options.layout.of(targets_BT)
+    run = functools.partial(run, options=options._replace(layout=layout))
     batch, rows = layout.batch, layout.rows
     dh, dtable = with_gradients, with_gradients and options.train_table
     out_specs = (batch, batch if dh else None, rows if dtable else None)
@@ -72,7 +74,6 @@ def _run(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients):
 def _run_local(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients):
   """This device's rows; tokens with a loss come first and are processed in chunks."""
   layout = options.layout
-  axes = layout.vocab_axes if layout else ()
   N, D = targets_BT.size, h_BTD.shape[-1]
   C = min(N, options.chunk or chunk_size(N, options.train_table))
   padding = -N % C
@@ -82,14 +83,12 @@ def _run_local(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients)
     for a in (h_BTD.reshape(N, D), targets_BT.reshape(N), weights_BT.reshape(N))
   )
   used = jnp.sum(weights_BT > 0)
-  if layout:
-    used = jax.lax.pmax(used, layout.batch_axes)  # A chunk's collectives need every device.
+  if layout and layout.token_axes:
+    used = jax.lax.pmax(used, layout.token_axes)  # A chunk's collectives need every device.
 
   trained = with_gradients and options.train_table
   table = table_VD.astype(h_BTD.dtype)  # One copy in the compute dtype, gone after the loss.
-  step = functools.partial(
-    _chunk, table=table, axes=axes, options=options, with_gradients=with_gradients
-  )
+  step = functools.partial(_chunk, table=table, options=options, with_gradients=with_gradients)
 
   def body(i, carry):
     dtable, nll, dh = carry
@@ -101,7 +100,7 @@ def _run_local(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients)
   carry = dtable, jnp.zeros(targets.shape), jnp.zeros_like(h) if with_gradients else None
   dtable, nll, dh = jax.lax.fori_loop(0, (used + C - 1) // C, body, carry)
   if trained:
-    others = tuple(a for a in layout.batch_axes if a not in axes) if layout else ()
+    others = tuple(a for a in layout.token_axes if a not in layout.vocab_axes) if layout else ()
     dtable = (jax.lax.psum(dtable, others) if others else dtable).astype(table_VD.dtype)
   unpack = lambda a: jnp.zeros_like(a).at[order].set(a)  # noqa: E731
   nll_BT = unpack(nll.reshape(-1)[:N]).reshape(targets_BT.shape)
@@ -114,13 +113,13 @@ def chunk_size(tokens: int, train_table: bool = True) -> int:
   return min(1024, max(128, -(-tokens // (4 if train_table else 8))))
 
 
-def _chunk(dtable, h_CD, targets_C, weights_C, *, table, axes, options, with_gradients):
+def _chunk(dtable, h_CD, targets_C, weights_C, *, table, options, with_gradients):
   """(table gradient with this chunk's, nll [C], gradient of h [C, D])."""
-  C = h_CD.shape[0]
+  layout, C = options.layout, h_CD.shape[0]
+  axes, batch = (layout.vocab_axes, layout.gathered_axes) if layout else ((), ())
   total = functools.partial(jax.lax.psum, axis_name=axes) if axes else lambda a: a
-  if axes:
-    h_CD, targets_C, weights_C = jax.lax.all_gather((h_CD, targets_C, weights_C), axes, tiled=True)
-  V = table.shape[0] * math.prod(options.layout.mesh.shape[axis] for axis in axes)
+  h_CD, targets_C, weights_C = embedding.gathered((h_CD, targets_C, weights_C), layout)
+  V = table.shape[0] * math.prod(layout.mesh.shape[axis] for axis in axes)
   rest = options.label_smoothing / (V - 1)
   extra = 1.0 - options.label_smoothing - rest  # So that the token gets extra + rest = 1 - s.
   local, mine = embedding.local_ids(targets_C, table.shape[0], axes)
@@ -135,7 +134,7 @@ def _chunk(dtable, h_CD, targets_C, weights_C, *, table, axes, options, with_gra
   if rest:
     nll = nll - rest * total(jnp.sum(logits_CV, axis=-1))
   nll = jnp.where(weights_C > 0, nll, 0.0)
-  nll = jax.lax.dynamic_slice_in_dim(nll, jax.lax.axis_index(axes) * C, C) if axes else nll
+  nll = jax.lax.dynamic_slice_in_dim(nll, jax.lax.axis_index(batch) * C, C) if batch else nll
   if not with_gradients:
     return dtable, nll, None
 
@@ -144,7 +143,7 @@ def _chunk(dtable, h_CD, targets_C, weights_C, *, table, axes, options, with_gra
     dlogits = dlogits * (1 - (logits_CV / options.softcap) ** 2)
   dlogits = (dlogits * weights_C[:, None]).astype(h_CD.dtype)
   dh = jnp.einsum("CV,VD->CD", dlogits, table, preferred_element_type=jnp.float32)
-  dh = jax.lax.psum_scatter(dh, axes, tiled=True) if axes else dh
+  dh = embedding.summed(dh, layout)
   if dtable is not None:
     dtable = dtable + jnp.einsum("CV,CD->VD", dlogits, h_CD, preferred_element_type=jnp.float32)
   return dtable, nll, dh.astype(h_CD.dtype)

@@ -12,18 +12,42 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Float, Int
 
+from pgjax.layers import placement
+
 
 class TableLayout(NamedTuple):
-  """The mesh axes that shard the batch, and those that shard the table's rows."""
+  """The mesh axes that shard tokens, and those that shard the table's rows."""
 
   mesh: Mesh
   batch_axes: tuple[str, ...]
-  vocab_axes: tuple[str, ...]  # A subset of batch_axes; empty: every device has all rows.
+  vocab_axes: tuple[str, ...]  # Empty: every device has all rows.
+  sequence_axes: tuple[str, ...] = ()  # Those that split T; none of them is in vocab_axes.
+
+  def of(self, tokens_BT: Int[Array, "B T"]) -> "TableLayout":
+    """The layout of these tokens, whole along axes that do not divide T."""
+    axes = placement.split_axes(self.mesh, "T", tokens_BT.shape[1])
+    free = axes and not set(axes) & set(self.vocab_axes)
+    return self._replace(sequence_axes=axes if free else ())
+
+  @property
+  def token_axes(self) -> tuple[str, ...]:
+    """Along them, devices have other tokens."""
+    return self.batch_axes + self.sequence_axes
+
+  @property
+  def gathered_axes(self) -> tuple[str, ...]:
+    """Along them, devices have other rows of the table and other examples."""
+    return tuple(axis for axis in self.vocab_axes if axis in self.batch_axes)
+
+  @property
+  def summed_axes(self) -> tuple[str, ...]:
+    """Along them, devices have other rows of the table and the same examples."""
+    return tuple(axis for axis in self.vocab_axes if axis not in self.batch_axes)
 
   @property
   def batch(self) -> PartitionSpec:
-    """How a batch is sharded."""
-    return PartitionSpec(self.batch_axes)
+    """How tokens are sharded."""
+    return PartitionSpec(self.batch_axes or None, self.sequence_axes or None)
 
   @property
   def rows(self) -> PartitionSpec:
@@ -44,27 +68,43 @@ def table_layout(mesh: Mesh, table_sharding: Sharding) -> TableLayout | None:
   axes = (rows,) if isinstance(rows, str) else tuple(rows or ())
   if any(rest):
     axes = ()
-  return TableLayout(mesh, tuple(mesh.axis_names), axes)
+  return TableLayout(mesh, placement.batch_axes(mesh), axes)
 
 
 def embed(
   table_VD: Float[Array, "V D"], tokens_BT: Int[Array, "B T"], layout: TableLayout | None = None
 ) -> Float[Array, "B T D"]:
   """Rows of the table times sqrt(D), formed in float32."""
-  lookup = functools.partial(_lookup, axes=layout.vocab_axes if layout else ())
+  layout = layout and layout.of(tokens_BT)
+  lookup = functools.partial(_lookup, layout=layout)
   if layout:
     lookup = layout.sharded(lookup, (layout.rows, layout.batch), layout.batch)
   return lookup(table_VD, tokens_BT)
 
 
-def _lookup(table_VD, tokens_BT, axes):
+def _lookup(table_VD, tokens_BT, layout):
   scale = table_VD.shape[-1] ** 0.5
-  if not axes:
+  if not layout or not layout.vocab_axes:
     return table_VD[tokens_BT].astype(jnp.float32) * scale
-  tokens = jax.lax.all_gather(tokens_BT, axes, tiled=True)
-  local, mine = local_ids(tokens, table_VD.shape[0], axes)
+  tokens = gathered(tokens_BT, layout)
+  local, mine = local_ids(tokens, table_VD.shape[0], layout.vocab_axes)
   x = jnp.where(mine[..., None], table_VD[local].astype(jnp.float32), 0.0) * scale
-  return jax.lax.psum_scatter(x, axes, tiled=True)  # One summand is not zero: exact.
+  return summed(x, layout)  # One summand is not zero: exact.
+
+
+def gathered(tree: Any, layout: TableLayout | None) -> Any:
+  """Of arrays by example: those of all devices with other rows of the table. In a shard_map."""
+  axes = layout.gathered_axes if layout else ()
+  return jax.lax.all_gather(tree, axes, tiled=True) if axes else tree
+
+
+def summed(x: jax.Array, layout: TableLayout | None) -> jax.Array:
+  """The sum over all rows of the table, for this device's own of the `gathered` examples."""
+  if layout and layout.summed_axes:
+    x = jax.lax.psum(x, layout.summed_axes)
+  if layout and layout.gathered_axes:
+    x = jax.lax.psum_scatter(x, layout.gathered_axes, tiled=True)
+  return x
 
 
 def local_ids(tokens, rows, axes):
@@ -81,6 +121,7 @@ def add_embed_gradient(
   layout: TableLayout | None = None,
 ) -> Float[Array, "V D"]:
   """The gradient of `embed`, added to the loss's gradient of the same table."""
+  layout = layout and layout.of(tokens_BT)
   add = functools.partial(_scatter_add, layout=layout)
   if layout:
     add = layout.sharded(add, (layout.rows, layout.batch, layout.batch), layout.rows)
@@ -89,8 +130,9 @@ def add_embed_gradient(
 
 def _scatter_add(dtable_VD, tokens_BT, dx_BTD, layout):
   scale = dtable_VD.shape[-1] ** 0.5
-  if layout:  # Every device gathers all tokens and adds those of its rows.
-    tokens_BT, dx_BTD = jax.lax.all_gather((tokens_BT, dx_BTD), layout.batch_axes, tiled=True)
+  for axes, dim in ((layout.batch_axes, 0), (layout.sequence_axes, 1)) if layout else ():
+    if axes:  # Every device gathers all tokens and adds those of its rows.
+      tokens_BT, dx_BTD = jax.lax.all_gather((tokens_BT, dx_BTD), axes, axis=dim, tiled=True)
   local, mine = local_ids(tokens_BT, dtable_VD.shape[0], layout.vocab_axes if layout else ())
   dx = jnp.where(mine[..., None], dx_BTD.astype(jnp.float32), 0.0) * scale
   return dtable_VD.at[local].add(dx.astype(dtable_VD.dtype))

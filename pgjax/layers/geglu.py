@@ -13,28 +13,33 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pgjax.layers.lora import Linear, dropped, product
+from pgjax.layers.placement import NO_MESH, Placement
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def geglu(
-  x_BTD: Float[Array, "B T D"], gating_2DF: Linear, linear_FD: Linear
+  x_BTD: Float[Array, "B T D"],
+  gating_2DF: Linear,
+  linear_FD: Linear,
+  constrain: Placement = NO_MESH,
 ) -> Float[Array, "B T D"]:
   """(gelu(x gate) * (x up)) linear; gate and up are the two parts of `gating_2DF`.
 
   The hand-written backward pass computes everything between the products in one pass over
   [B, T, F] arrays of the compute dtype; autodiff stores one of them in float32.
   """
-  return _forward(x_BTD, gating_2DF, linear_FD)[0]
+  return _forward(x_BTD, gating_2DF, linear_FD, constrain)[0]
 
 
-def _forward(x_BTD, gating_2DF, linear_FD):
-  gate_BTF = checkpoint_name(_product(x_BTD, gating_2DF[0]), "mlp_gate")
+def _forward(x_BTD, gating_2DF, linear_FD, constrain):
+  place = constrain.inside
+  gate_BTF = checkpoint_name(place(_product(x_BTD, gating_2DF[0]), "BTF"), "mlp_gate")
   # Without the barrier XLA fuses the two products where x is small, and copies both weights.
   again_BTD, gate_BTF = jax.lax.optimization_barrier((x_BTD, gate_BTF))
-  up_BTF = checkpoint_name(_product(again_BTD, gating_2DF[1]), "mlp_up")
+  up_BTF = checkpoint_name(place(_product(again_BTD, gating_2DF[1]), "BTF"), "mlp_up")
   f32 = jnp.float32
   hidden_BTF = (jax.nn.gelu(gate_BTF.astype(f32)) * up_BTF.astype(f32)).astype(x_BTD.dtype)
-  out_BTD = checkpoint_name(_product(hidden_BTF, linear_FD), "mlp_out")
+  out_BTD = checkpoint_name(place(_product(hidden_BTF, linear_FD), "BTD"), "mlp_out")
   return out_BTD, (x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF)
 
 
@@ -63,10 +68,11 @@ def _gradients(x, dy, linear):
   return Linear(dw, gradient(x, dlow_BTR), gradient(low_BTR, dy), dropout=linear.dropout)
 
 
-def _backward(residuals, dout_BTD):
+def _backward(constrain, residuals, dout_BTD):
   x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF = residuals
   dtype, f32 = x_BTD.dtype, jnp.float32
-  dhidden_BTF = _transposed(dout_BTD, linear_FD)
+  place = constrain.inside
+  dhidden_BTF = place(_transposed(dout_BTD, linear_FD), "BTF")
   # Without the barrier XLA shares gelu with the recomputed forward pass, by a float32 array.
   gate_BTF, up_BTF, dhidden_BTF = jax.lax.optimization_barrier((gate_BTF, up_BTF, dhidden_BTF))
   gelu_BTF, gelu_vjp = jax.vjp(jax.nn.gelu, gate_BTF.astype(f32))
@@ -79,21 +85,25 @@ def _backward(residuals, dout_BTD):
   dgating_2DF = jax.tree.map(lambda *parts: jnp.stack(parts), dgate, dup)
   dlinear_FD = _gradients(hidden_BTF, dout_BTD, linear_FD)
   dx_BTD = _transposed(dgate_BTF, gate, f32) + _transposed(dup_BTF, up, f32)
-  return dx_BTD.astype(dtype), dgating_2DF, dlinear_FD
+  return place(dx_BTD.astype(dtype), "BTD"), dgating_2DF, dlinear_FD
 
 
 geglu.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def chunked(
-  x_BTD: Float[Array, "B T D"], gating_2DF: Linear, linear_FD: Linear, chunks: int
+  x_BTD: Float[Array, "B T D"],
+  gating_2DF: Linear,
+  linear_FD: Linear,
+  chunks: int,
+  constrain: Placement = NO_MESH,
 ) -> Float[Array, "B T D"]:
   """`geglu` on T / chunks tokens at a time, forwards and backwards; stores only x."""
   matrices, C = (_two(gating_2DF), linear_FD), x_BTD.shape[1] // chunks
 
   def body(i, out_BTD):
-    out_BCD, _ = _forward(_take(x_BTD, i, C), *_of_chunk(matrices, i))
+    out_BCD, _ = _forward(_take(x_BTD, i, C), *_of_chunk(matrices, i), constrain)
     return _put(out_BTD, out_BCD, i)
 
   return jax.lax.fori_loop(0, chunks, body, jnp.zeros_like(x_BTD))
@@ -118,18 +128,18 @@ def _put(x_BTD, piece_BCD, i):
   return jax.lax.dynamic_update_slice_in_dim(x_BTD, piece_BCD, i * piece_BCD.shape[1], axis=1)
 
 
-def _chunked_forward(x_BTD, gating_2DF, linear_FD, chunks):
-  return chunked(x_BTD, gating_2DF, linear_FD, chunks), (x_BTD, gating_2DF, linear_FD)
+def _chunked_forward(x_BTD, gating_2DF, linear_FD, chunks, constrain):
+  return chunked(x_BTD, gating_2DF, linear_FD, chunks, constrain), (x_BTD, gating_2DF, linear_FD)
 
 
-def _chunked_backward(chunks, residuals, dout_BTD):
+def _chunked_backward(chunks, constrain, residuals, dout_BTD):
   x_BTD, gating_2DF, linear_FD = residuals
   matrices, C = (_two(gating_2DF), linear_FD), x_BTD.shape[1] // chunks
 
   def body(i, carry):
     dx_BTD, *gradients = carry
-    _, operands = _forward(_take(x_BTD, i, C), *_of_chunk(matrices, i))
-    dx_BCD, *new = _backward(operands, _take(dout_BTD, i, C))
+    _, operands = _forward(_take(x_BTD, i, C), *_of_chunk(matrices, i), constrain)
+    dx_BCD, *new = _backward(constrain, operands, _take(dout_BTD, i, C))
     return _put(dx_BTD, dx_BCD, i), *jax.tree.map(jnp.add, gradients, new)
 
   weights = [dataclasses.replace(m, key=None) for m in (gating_2DF, linear_FD)]

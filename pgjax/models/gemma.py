@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax.errors import UserError
-from pgjax.layers import attention, geglu, lora, read_weight, remat
+from pgjax.layers import attention, geglu, lora, placement, read_weight, remat
 
 VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
 
@@ -191,6 +191,7 @@ class Attention(nn.Module):
 
   config: Config
   dtype: str
+  constrain: placement.Placement
 
   def setup(self):
     c = self.config
@@ -206,8 +207,10 @@ class Attention(nn.Module):
     """(output, cache): the given cache updated; with `fill_cache` a new one, else None."""
     c = self.config
     B, T, _ = x_BTD.shape
-    q_NDH, k_KDH, v_KDH = self._weights()
-    q_BTNH = lora.product("BTD,NDH->BTNH", x_BTD, q_NDH)
+    axes = ("NDH", "KDH", "KDH")
+    q_NDH, k_KDH, v_KDH = map(self.constrain.weight, self._weights(), axes)
+    place = self.constrain.inside
+    q_BTNH = place(lora.product("BTD,NDH->BTNH", x_BTD, q_NDH), "BTNH")
     k_BTKH = lora.product("BTD,KDH->BTKH", x_BTD, k_KDH)
     v_BTKH = lora.product("BTD,KDH->BTKH", x_BTD, v_KDH)
     q_BTNH = (rotate(q_BTNH, positions_BT) * c.query_scalar**-0.5).astype(self.dtype)
@@ -215,15 +218,28 @@ class Attention(nn.Module):
     q_BTNH, k_BTKH, v_BTKH = (
       checkpoint_name(a, n) for a, n in ((q_BTNH, "q"), (k_BTKH, "k"), (v_BTKH, "v"))
     )
+    k_BTKH, v_BTKH = (self._of_queries(a) for a in (k_BTKH, v_BTKH))
     if fill_cache or cache is not None:
       new = Cache.of(k_BTKH, v_BTKH, c.cache_dtype or self.dtype)
       cache = new if cache is None else cache.written(new, slot)
+      cache = Cache(place(cache.k_BKHS, "BKHS"), place(cache.v_BKSH, "BKSH"))
       k_BTKH = jnp.transpose(cache.k_BKHS, (0, 3, 1, 2)).astype(self.dtype)
       v_BTKH = jnp.swapaxes(cache.v_BKSH, 1, 2).astype(self.dtype)
-    q_BTKGH = q_BTNH.reshape(B, T, c.num_kv_heads, -1, c.head_dim)
-    out_BTKGH = attention.attend(q_BTKGH, k_BTKH, v_BTKH, mask_BTS, c.attn_logits_softcap)
-    out_BTNH = out_BTKGH.reshape(q_BTNH.shape)
-    return lora.product("BTNH,NHD->BTD", out_BTNH, self.attn_vec_einsum()), cache
+    q_BTKGH = q_BTNH.reshape(B, T, k_BTKH.shape[2], -1, c.head_dim)
+    splits_tokens = self.constrain.sequence > 1
+    out_BTKGH = attention.attend(
+      q_BTKGH, k_BTKH, v_BTKH, mask_BTS, c.attn_logits_softcap, "float32", splits_tokens
+    )
+    out_BTNH = place(out_BTKGH.reshape(q_BTNH.shape), "BTNH")
+    out_NHD = self.constrain.weight(self.attn_vec_einsum(), "NHD")
+    out_BTD = lora.product("BTNH,NHD->BTD", out_BTNH, out_NHD)
+    return place(out_BTD, "BTD"), cache
+
+  def _of_queries(self, x_BTKH):
+    """Keys or values of all tokens and of the heads that a device's queries need."""
+    copies = self.constrain.copies_of_kv(self.config.num_heads, self.config.num_kv_heads)
+    x_BTKH = jnp.repeat(x_BTKH, copies, axis=2) if copies > 1 else x_BTKH
+    return self.constrain.gathered_keys(x_BTKH)
 
   def _weights(self):
     if self.config.num_kv_heads == self.config.num_heads:
@@ -238,6 +254,7 @@ class FeedForward(nn.Module):
 
   config: Config
   dtype: str
+  constrain: placement.Placement
 
   @nn.compact
   def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -246,10 +263,12 @@ class FeedForward(nn.Module):
     gating_init = init(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0)
     gating_2DF = read_weight.read(self, "gating_einsum", gating_init, (2, D, F), self.dtype)
     linear_FD = read_weight.read(self, "linear", init(1.0, "fan_in", "normal"), (F, D), self.dtype)
+    gating_2DF = self.constrain.weight(gating_2DF, "2DF")
+    linear_FD = self.constrain.weight(linear_FD, "FD")
     chunks = math.gcd(remat.policy(self.config.remat_policy).mlp_chunks, x_BTD.shape[1])
-    if chunks == 1:
-      return geglu.geglu(x_BTD, gating_2DF, linear_FD)
-    out_BTD = geglu.chunked(x_BTD, gating_2DF, linear_FD, chunks)
+    if chunks == 1 or self.constrain.sequence > 1:  # Tokens are split over devices already.
+      return geglu.geglu(x_BTD, gating_2DF, linear_FD, self.constrain)
+    out_BTD = geglu.chunked(x_BTD, gating_2DF, linear_FD, chunks, self.constrain)
     return checkpoint_name(out_BTD, "mlp_out")
 
 
@@ -258,7 +277,7 @@ class Block(nn.Module):
 
   config: Config
   dtype: str
-  constrain: Any  # Places the residual stream on a mesh.
+  constrain: placement.Placement
 
   @nn.compact
   def __call__(self, x_BTD, positions_BT, mask_BTS, mode, cache=None, slot=None):
@@ -266,15 +285,15 @@ class Block(nn.Module):
     dropout = nn.Dropout(c.dropout, deterministic=not mode.train)
     norm = lambda name: RMSNorm(c.norm_eps, name=name)  # noqa: E731
 
-    x_BTD = self.constrain(x_BTD)
+    x_BTD = self.constrain(x_BTD, "BTD")
     h = norm("pre_attention_norm")(x_BTD)
-    h, cache = Attention(c, self.dtype, name="attn")(
+    h, cache = Attention(c, self.dtype, self.constrain, name="attn")(
       h, positions_BT, mask_BTS, cache, slot, mode.fill_cache
     )
     if c.post_norms:
       h = norm("post_attention_norm")(h)
     x_BTD = x_BTD + dropout(h)  # Dropout is after this norm, but before the next post norm.
-    h = FeedForward(c, self.dtype, name="mlp")(norm("pre_ffw_norm")(x_BTD))
+    h = FeedForward(c, self.dtype, self.constrain, name="mlp")(norm("pre_ffw_norm")(x_BTD))
     h = dropout(h)
     if c.post_norms:
       h = norm("post_ffw_norm")(h)
@@ -297,7 +316,7 @@ class Gemma(nn.Module):
 
   config: Config
   dtype: str
-  constrain: Any
+  constrain: placement.Placement
 
   def setup(self):
     c = self.config
@@ -339,9 +358,9 @@ class Gemma(nn.Module):
     layers: Sequence[Any] | None = None,  # Of `layer_params`, to unstack the parameters only once.
   ):
     """Runs the layers one by one, writing T tokens at `slot`: (x, caches)."""
-    written = []
+    written, constrain = [], self.constrain._replace(splits_tokens=False)
     for params, cache in zip(layers or self.layer_params(), caches, strict=True):
-      block = Block(self.config, self.dtype, self.constrain, parent=None)
+      block = Block(self.config, self.dtype, constrain, parent=None)
       x_BTD, cache = block.apply(
         {"params": params}, x_BTD, positions_BT, mask_BTS, _EVALUATE, cache, slot
       )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax.errors import UserError
-from pgjax.layers import embedding
+from pgjax.layers import embedding, placement
 from pgjax.models import gemma, siglip
 
 TOKEN_TABLE = "llm/embedder/input_embedding"
@@ -38,7 +38,7 @@ def prefix_lm_mask(
 class Model(nn.Module):
   """`Model(**config.model)`; `__call__` is the whole forward pass.
 
-  constrain: places activations on a mesh (training/step.py passes it).
+  constrain: places activations on a mesh (layers/placement.py).
   """
 
   img: Any  # Fields of siglip.get, a dict or ConfigDict.
@@ -46,7 +46,7 @@ class Model(nn.Module):
   dtype: str = "float32"  # The compute dtype; parameters may have another.
   remat: str | None = None  # The policy of a tower that names none.
   cache_dtype: str | None = None
-  constrain: Any = lambda x: x
+  constrain: placement.Placement = placement.NO_MESH
 
   @property
   def llm_config(self) -> gemma.Config:
@@ -110,17 +110,19 @@ class Model(nn.Module):
     """
     B, P = zimg.shape[:2]
     T = x_BTD.shape[1]
+    x_BTD, mask_ar = self._evenly_split(P, x_BTD, (mask_ar, 1))
     mask_ar_BL = jnp.concatenate([jnp.zeros((B, P), mask_ar.dtype), mask_ar], axis=1)
-    positions_BL = jnp.broadcast_to(jnp.arange(P + T), (B, P + T))
+    L = mask_ar_BL.shape[1]
+    positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
     valid_BL = None
     if image_mask is not None:
-      valid_BL = _valid(image_mask, P, jnp.ones((B, T), bool))
+      valid_BL = _valid(image_mask, P, jnp.ones((B, L - P), bool))
       positions_BL = jnp.cumsum(valid_BL, axis=1) - 1
     x_BLD = jnp.concatenate([zimg.astype(self.dtype), x_BTD.astype(self.dtype)], axis=1)
     x_BLD, _ = self.llm_tower(
       x_BLD, positions_BL, prefix_lm_mask(mask_ar_BL, valid_BL), gemma.Mode(train=train)
     )
-    return self.llm_tower.norm(x_BLD[:, P:])
+    return self.llm_tower.norm(x_BLD[:, P : P + T])
 
   def logits(self, h_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Float32 logits of normed states, soft-capped if the tower is."""
@@ -140,6 +142,7 @@ class Model(nn.Module):
     Valid tokens move to the right end, so that every row's next token has the same slot.
     """
     B, P = zimg.shape[:2]
+    x_BTD, mask_ar, mask_input = self._evenly_split(P, x_BTD, (mask_ar, 1), (mask_input, 0))
     valid_BL = _valid(image_mask, P, mask_input.astype(bool))
     mask_ar_BL = jnp.concatenate([jnp.zeros((B, P), mask_ar.dtype), mask_ar], axis=1)
     mask_BLL = prefix_lm_mask(mask_ar_BL, valid_BL)
@@ -174,6 +177,15 @@ class Model(nn.Module):
   def layer_params(self):
     """The parameters of each layer of the text tower."""
     return self.llm_tower.layer_params()
+
+  def _evenly_split(self, num_patches, x_BTD, *masks):
+    """Text followed by padding that no token attends to, so that the mesh splits L evenly.
+
+    masks: pairs (mask [B, T], its value at padding).
+    """
+    more = -(num_patches + x_BTD.shape[1]) % self.constrain.sequence
+    x_BTD = jnp.pad(x_BTD, ((0, 0), (0, more), (0, 0)))
+    return x_BTD, *(jnp.pad(m, ((0, 0), (0, more)), constant_values=v) for m, v in masks)
 
 
 def _valid(image_mask, num_patches, text_valid_BT):

@@ -5,6 +5,7 @@ axis 0. Axes: B images, P patches, D width, F hidden size of the MLP, N heads, H
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pgjax.errors import UserError
-from pgjax.layers import attention, lora, read_weight, remat
+from pgjax.layers import attention, lora, placement, read_weight, remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Dense(nn.Module):
   equation: str  # Such as "BPD,DNH->BPNH"; the kernel's axes begin with the summed ones.
   shape: tuple[int, ...]  # Of the kernel.
   dtype: str
+  constrain: placement.Placement
   kernel_init: Any = nn.initializers.xavier_uniform()
   bias_init: Any = nn.initializers.zeros
 
@@ -105,8 +107,10 @@ class Dense(nn.Module):
       return self.kernel_init(key, matrix).reshape(shape)
 
     kernel = read_weight.read(self, "kernel", init, self.shape, self.dtype)
+    kernel = self.constrain.weight(kernel, kernel_axes)
     bias = self.param("bias", self.bias_init, self.shape[-new:])
-    return lora.product(self.equation, x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+    y = lora.product(self.equation, x.astype(self.dtype), kernel)
+    return self.constrain.inside(y, result) + bias.astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -114,21 +118,24 @@ class Attention(nn.Module):
 
   config: Config
   dtype: str
+  constrain: placement.Placement
 
   @nn.compact
   def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
     c = self.config
+    dense = functools.partial(Dense, dtype=self.dtype, constrain=self.constrain)
     heads = (c.num_heads, c.width // c.num_heads)
     shape = (x_BPD.shape[-1], *heads)
     q_BPNH, k_BPNH, v_BPNH = (
-      checkpoint_name(Dense("BPD,DNH->BPNH", shape, self.dtype, name=name)(x_BPD), name[0])
+      checkpoint_name(dense("BPD,DNH->BPNH", shape, name=name)(x_BPD), name[0])
       for name in ("query", "key", "value")
     )
+    k_BPNH, v_BPNH = (self.constrain.gathered_keys(a, "BPNH") for a in (k_BPNH, v_BPNH))
     q_BPNH = q_BPNH / jnp.asarray(heads[1] ** 0.5, self.dtype)
     # The reference rounds scores and softmax to the compute dtype here; this rounds the scores.
-    out = attention.attend(q_BPNH[:, :, :, None], k_BPNH, v_BPNH, None, 0.0, self.dtype)
-    project_out = Dense("BPNH,NHD->BPD", (*heads, c.width), self.dtype, name="out")
-    return project_out(out[:, :, :, 0])
+    q_BPN1H, splits_tokens = q_BPNH[:, :, :, None], self.constrain.sequence > 1
+    out = attention.attend(q_BPN1H, k_BPNH, v_BPNH, None, 0.0, self.dtype, splits_tokens)
+    return dense("BPNH,NHD->BPD", (*heads, c.width), name="out")(out[:, :, :, 0])
 
 
 class MlpBlock(nn.Module):
@@ -136,15 +143,17 @@ class MlpBlock(nn.Module):
 
   config: Config
   dtype: str
+  constrain: placement.Placement
 
   @nn.compact
   def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
     D, F = x_BPD.shape[-1], self.config.mlp_dim
     init = dict(bias_init=nn.initializers.normal(1e-6))
-    h = Dense("BPD,DF->BPF", (D, F), self.dtype, name="Dense_0", **init)(x_BPD)
+    dense = functools.partial(Dense, dtype=self.dtype, constrain=self.constrain, **init)
+    h = dense("BPD,DF->BPF", (D, F), name="Dense_0")(x_BPD)
     h = checkpoint_name(h, "mlp_up")
     h = jax.nn.gelu(h.astype(jnp.float32)).astype(self.dtype)
-    return Dense("BPF,FD->BPD", (F, D), self.dtype, name="Dense_1", **init)(h)
+    return dense("BPF,FD->BPD", (F, D), name="Dense_1")(h)
 
 
 class Block(nn.Module):
@@ -152,14 +161,15 @@ class Block(nn.Module):
 
   config: Config
   dtype: str
-  constrain: Any
+  constrain: placement.Placement
 
   @nn.compact
   def __call__(self, x_BPD, _):
     norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)  # noqa: E731
-    attn = Attention(self.config, self.dtype, name="MultiHeadDotProductAttention_0")
-    mlp = MlpBlock(self.config, self.dtype, name="MlpBlock_0")
-    x_BPD = self.constrain(x_BPD)
+    fields = self.config, self.dtype, self.constrain
+    attn = Attention(*fields, name="MultiHeadDotProductAttention_0")
+    mlp = MlpBlock(*fields, name="MlpBlock_0")
+    x_BPD = self.constrain(x_BPD, "BPD")
     x_BPD = x_BPD + attn(norm("LayerNorm_0")(x_BPD))
     x_BPD = x_BPD + mlp(norm("LayerNorm_1")(x_BPD))
     return x_BPD, None
@@ -170,7 +180,7 @@ class Transformer(nn.Module):
 
   config: Config
   dtype: str
-  constrain: Any
+  constrain: placement.Placement
 
   @nn.compact
   def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
@@ -192,7 +202,7 @@ class SigLIP(nn.Module):
   config: Config
   out_width: int
   dtype: str
-  constrain: Any
+  constrain: placement.Placement
 
   @nn.compact
   def __call__(self, image_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B P D"]:
@@ -213,5 +223,6 @@ class SigLIP(nn.Module):
     )
     x_BPD = x_BPD + posemb.astype(dtype)
     x_BPD = Transformer(c, dtype, self.constrain, name="Transformer")(x_BPD)
-    shape = (c.width, self.out_width)
-    return Dense("BPD,DE->BPE", shape, dtype, kernel_init=nn.initializers.zeros, name="head")(x_BPD)
+    shape, init = (c.width, self.out_width), nn.initializers.zeros
+    head = Dense("BPD,DE->BPE", shape, dtype, self.constrain, kernel_init=init, name="head")
+    return head(x_BPD)

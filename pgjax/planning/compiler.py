@@ -74,8 +74,12 @@ def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = Tru
       'config.opt_state_memory="host" cannot be compiled without the GPU. Plan with '
       "--config.opt_state_memory=device and subtract nine tenths of the optimizer state."
     )
+  from pgjax.planning import mesh_choice  # Which needs shapes from here.
+
+  known = gpus.GPUS[gpu or "H100"]
+  config = mesh_choice.on(config, num_devices, known, known.memory_bytes)
   mesh = mesh_lib.make_mesh(config.mesh, devices(gpu, num_devices))
-  mesh_lib.check_batch_size(config.input.batch_size, mesh)
+  mesh_lib.check_batch_size(config.input.batch_size, mesh, microbatches=config.microbatches)
   model = paligemma.Model(**config.model)
   leaves = of_model.stored_params(model, config)
   trained = of_model.trained_shapes(model, config)

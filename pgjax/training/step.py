@@ -68,7 +68,8 @@ def loss_options(model, config, layout=None):
 def _copied_to_gather(param_shardings):
   """Stacked leaves that are split on a later axis than a layer's first: a gather reorders them."""
   flat = flatten(param_shardings)
-  return frozenset(name for name, s in flat.items() if s.mesh.size > 1 and any(s.spec[2:]))
+  gathered = mesh_lib.gathered_dims
+  return frozenset(n for n, s in flat.items() if s.mesh.size > 1 and any(gathered(s)[2:]))
 
 
 def table_layout(mesh, param_shardings):

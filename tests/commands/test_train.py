@@ -412,6 +412,11 @@ MESHES = {
     mesh=[("replica", 2), ("data", -1)],
     sharding_strategy=[(".*", 'fsdp(axis="data", min_size_to_shard_mb=0)')],
   ),
+  "auto": dict(mesh="auto"),
+  "data_tensor_sequence": dict(
+    mesh=[("data", 2), ("tensor", 2), ("sequence", 2)],
+    sharding_strategy=[(".*", 'fsdp(axis=["data", "sequence"], min_size_to_shard_mb=0)')],
+  ),
 }  # fmt: skip
 
 
@@ -432,6 +437,37 @@ def one_device(tmp_path_factory):
 def test_eight_devices_equal_one(one_device, tmp_path, mesh):
   assert run_here(train, arguments(tmp_path, **SHORT, **MESHES[mesh])) == 0
   close(losses(tmp_path), losses(one_device))
+
+
+@pytest.mark.xdist_group("one_device")
+@pytest.mark.long
+def test_a_run_resumes_and_is_scored_on_another_mesh(one_device, tmp_path):
+  """From fsdp onto tensor and sequence; then all of a batch on every device, and of a mesh less."""
+  every = dict(SHORT, ckpt_steps=6)
+  assert run_here(train, arguments(tmp_path, **every, **MESHES["fsdp"])) == 0
+  shutil.rmtree(tmp_path / "checkpoints/12")
+  assert run_here(train, arguments(tmp_path, **every, **MESHES["data_tensor_sequence"])) == 0
+  close(losses(tmp_path), losses(one_device))
+  assert answers(tmp_path / "evals/val") == answers(one_device / "evals/val")
+  for i, mesh in enumerate(("own", [("tensor", 2), ("sequence", 4)], [("data", -1)])):
+    flags = [f"--ckpt={tmp_path}", f"--out={tmp_path / str(i)}", "--evals=val"]
+    assert run_here(evaluate, flags + ([f"--config.mesh={mesh}"] if i else [])) == 0
+    assert answers(tmp_path / str(i)) == [
+      dict(row, eval="val") for row in answers(one_device / "evals/val")
+    ]
+
+
+@pytest.mark.xdist_group("one_device")
+@pytest.mark.long
+def test_two_processes_that_share_all_examples_equal_one_device(one_device, tmp_path):
+  """Four devices each; `tensor` and `sequence` reach across, so both read whole batches."""
+  argv = ["--processes=2", "--devices=4", "--", "-m", "pgjax.train"]
+  settings = SHORT | dict(mesh=[("sequence", 4), ("tensor", 2)])
+  command = [sys.executable, "launch/local.py", *argv, *arguments(tmp_path, **settings)]
+  done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=False)
+  assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+  close(losses(tmp_path), losses(one_device))
+  assert answers(tmp_path / "evals/val") == answers(one_device / "evals/val")
 
 
 @pytest.mark.xdist_group("one_device")

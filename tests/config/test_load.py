@@ -134,7 +134,7 @@ def test_a_wrong_spec_raises(spec, message):
     ({"schedule.warmup_percent": 5}, "a number from 0 to 1"),
     ({"schedule": {"decay_typ": "cosine"}}, "no field 'decay_typ'. Did you mean 'decay_type'"),
     ({"schedule.warmup_steps": 5, "schedule.warmup_percent": 0.1}, None),
-    ({"mesh": [("data", "all")]}, r"a list of pairs \(axis, size from 1, or -1\)"),
+    ({"mesh": [("data", "all")]}, r"a list of pairs \(axis, size from 1, or -1, or 'host'\)"),
     ({"seed": 2**31}, "config.seed=2147483648 must be a whole number from 0 to 2147483647"),
     ({"seed": "0x" + "f" * 5000}, "config.seed=a huge number must be a whole number"),
     ({"lr": "-" * 50_000 + "1"}, "cannot be read; it must be like"),

@@ -35,7 +35,7 @@ def padded(spec, ndim):
     ([("data", -1)], {"data": 8}),
     ([("replica", 2), ("data", -1)], {"replica": 2, "data": 4}),
     ([("replica", -1), ("data", 2)], {"replica": 4, "data": 2}),
-    ([("a", 2), ("b", 4)], {"a": 2, "b": 4}),
+    ([("tensor", 2), ("sequence", 4)], {"tensor": 2, "sequence": 4}),
   ],
 )
 def test_minus_one_takes_the_rest_of_the_devices(mesh_spec, sizes):

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from pgjax.checkpoints import load as load_params
+from pgjax.config import decode_method
 from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.inference import decode, decode_weights
 from pgjax.layers import embedding
@@ -82,11 +83,11 @@ def expected(uncached, eos):
   return np.where(after, 0, tokens), np.where(after, 0.0, logps)
 
 
-def generate(values, batch, eos, *, devices=1, strategy=tiny.FSDP):
+def generate(values, batch, eos, *, devices=1, spec=(("data", -1),), method="greedy"):
   model = tiny.model(llm=dict(final_logits_softcap=SOFTCAP))
-  mesh = tiny.mesh(devices=devices)
-  places = sharding.shardings(strategy, {"params": values}, mesh)["params"]
-  run = decode.jitted(model, mesh, places, max_decode_len=NEW, eos=eos)
+  mesh, chosen = tiny.mesh(spec, devices), decode_method.parse(method, "method")
+  places = sharding.shardings(tiny.FSDP, {"params": values}, mesh)["params"]
+  run = decode.jitted(model, mesh, places, max_decode_len=NEW, eos=eos, method=chosen)
   tokens, logps = run(jax.device_put(values, places), batch)
   return np.asarray(tokens), np.asarray(logps)
 
@@ -112,6 +113,24 @@ def test_eight_devices_equal_one(values, batch, eos, cached):
   tokens, logps = generate(values, batch, eos, devices=8)
   np.testing.assert_array_equal(tokens, cached[0])
   np.testing.assert_allclose(logps, cached[1], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one_beam(values, batch, eos):
+  return generate(values, batch, eos, method="beam(3)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["greedy", "beam(3)"])
+@pytest.mark.parametrize("spec", [dict(data=2, tensor=4), dict(tensor=2, sequence=4)], ids=str)
+def test_a_mesh_that_splits_heads_and_tokens_equals_one_device(
+  values, batch, eos, cached, one_beam, spec, method
+):
+  """Under tensor=4 the two key/value heads are copied; a batch of 64 is whole on each device."""
+  tokens, logps = generate(values, batch, eos, devices=8, spec=spec.items(), method=method)
+  want = cached if method == "greedy" else one_beam
+  np.testing.assert_array_equal(tokens, want[0])
+  np.testing.assert_allclose(logps, want[1], atol=1e-5)
 
 
 @pytest.mark.long

@@ -1,11 +1,16 @@
 """attend() and its backward pass by hand, against a plain softmax attention in float64 numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec as P
 
+from pgjax.distributed import mesh as mesh_lib
 from pgjax.layers import attention
+from pgjax.planning import hlo
 
 CASES = {
   "grouped heads, cap": dict(K=2, G=3, softcap=5.0),
@@ -60,6 +65,32 @@ def value_and_gradients(q, k, v, dout, mask, softcap):
     return out, *vjp(dout)
 
   return [np.array(a, np.float32) for a in run(q, k, v, dout, mask)]
+
+
+@pytest.mark.parametrize("case", ["grouped heads, cap", "one head each, no mask"])
+def test_a_mesh_splits_queries_and_heads_without_moving_scores(case):
+  arrays, softcap = inputs(**CASES[case], T=8, S=8), CASES[case]["softcap"]
+  mesh = mesh_lib.make_mesh([("data", 2), ("tensor", 2), ("sequence", 2)], jax.devices())
+  heads, rows = P("data", "sequence", "tensor"), P("data", "sequence")
+  specs = heads, heads, heads, heads, None if arrays[-1] is None else rows
+  places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+  constrain = mesh_lib.batch_constraint(mesh)
+
+  @functools.partial(jax.jit, in_shardings=places)
+  def run(q, k, v, dout, mask):
+    def split(q, k, v):
+      k, v = (constrain.gathered_keys(a, "BTKH") for a in (k, v))
+      return attention.attend(q, k, v, mask, softcap, "float32", True)
+
+    out, vjp = jax.vjp(split, q, k, v)
+    return out, *vjp(dout)
+
+  assert_all_close(run(*arrays), plain(*arrays, softcap), 1e-5)
+  text = run.lower(*arrays).compile().as_text()
+  largest = arrays[1].nbytes // 2 * 2  # Keys and values of one head of `tensor`.
+  for collective in hlo.collectives(text, mesh.shape):
+    assert collective.axes == "sequence"
+    assert collective.bytes <= 2 * largest
 
 
 def assert_all_close(ours, theirs, tolerance):

@@ -158,6 +158,35 @@ def test_eight_devices_give_the_same_as_one(inputs, mesh_spec, rows, vocab_axes)
   assert_all_close(ours, formulas(**inputs, smoothing=0.2, softcap=3.0))
 
 
+@pytest.mark.parametrize(
+  ("mesh_spec", "rows", "splits_tokens"),
+  [
+    ([("data", 2), ("tensor", 4)], P(("tensor", "data")), False),
+    ([("data", 2), ("sequence", 4)], P(("data", "sequence")), False),
+    ([("data", 2), ("sequence", 4)], P("data"), True),
+    ([("replica", 2), ("tensor", 2), ("sequence", 2)], P("tensor"), True),
+  ],
+  ids=["tensor", "sequence with rows", "sequence", "all but data"],
+)
+def test_tokens_and_rows_split_over_other_axes_give_the_same(
+  inputs, mesh_spec, rows, splits_tokens
+):
+  four = {  # The third token twice, so that four devices split T; its copy has no weight.
+    name: a if name == "table" else np.concatenate([a, a[:, -1:]], axis=1)
+    for name, a in inputs.items()
+  }
+  four["weights"][:, -1] = 0
+  mesh = mesh_lib.make_mesh(mesh_spec, jax.devices())
+  place = NamedSharding(mesh, rows)
+  layout = embedding.table_layout(mesh, place)
+  assert bool(layout.of(jnp.asarray(four["tokens"])).sequence_axes) == splits_tokens
+  placed = jax.device_put(four, mesh_lib.batch_sharding(mesh))
+  placed["table"] = jax.device_put(inputs["table"], place)
+  options = cross_entropy.LossOptions(label_smoothing=0.2, softcap=3.0, chunk=2, layout=layout)
+  ours = everything(**placed, options=options)
+  assert_all_close(ours, formulas(**four, smoothing=0.2, softcap=3.0))
+
+
 def test_one_device_needs_no_layout():
   mesh = mesh_lib.make_mesh([("data", -1)], jax.devices()[:1])
   assert embedding.table_layout(mesh, NamedSharding(mesh, P("data"))) is None
