@@ -35,6 +35,7 @@ log = logging.getLogger("pgjax")
 
 NEEDED = ("prefix", "suffix")
 _Field = str | int | float | bool | None | list[str] | Mapping[str, Any]
+_FEATURES = {str: str, int: "int64", float: "float64", bool: "bool"}  # Of base.DataSet.
 _ENDINGS = {"a JPEG": ".jpg", "a PNG": ".png", "a GIF": ".gif", "a BMP": ".bmp", "a TIFF": ".tif",
             "a WebP": ".webp"}  # fmt: skip
 
@@ -67,7 +68,7 @@ class Rows:
     parts = pipeline.parts(data)
     if len(parts) > 1:
       raise UserError("This data is a mixture; write each of its parts as a file of its own.")
-    self.source, self._keep = parts[0].source, tuple(keep)
+    self.source, self.keep = parts[0].source, tuple(keep)
     self._ops = parse.parse(pp).text_only()
     self.at = self.source.where
     self.notes: collections.Counter[str] = collections.Counter()  # Of images.
@@ -80,7 +81,7 @@ class Rows:
     with naming(self.at(i)):
       row = {**self.source.texts(i), "_epoch": 0, "_seed": (0, 0, i, 0)}
       row = notes.without_image_word(self._ops(row))
-      for name in (*NEEDED, *self._keep):
+      for name in (*NEEDED, *self.keep):
         if name not in row:
           columns = ", ".join(sorted(key for key in row if not key.startswith("_")))
           raise UserError(
@@ -89,7 +90,7 @@ class Rows:
           )
         if name in NEEDED and not isinstance(row[name], str):
           raise UserError(f"'{name}' must be text, not {row[name]!r:.80}")
-      return {name: row[name] for name in (*NEEDED, *self._keep)}
+      return {name: row[name] for name in (*NEEDED, *self.keep)}
 
   def images(self, i: int) -> list[bytes]:
     """The encoded images of row i."""
@@ -202,13 +203,37 @@ def to_array_record(rows: Rows, out: pathlib.Path, name: str, split: str, worker
     name=name,
     about="",
     source="",
-    features=dict(image=base.Image(), prefix=str, suffix=str, id=str),
+    features=dict(image=base.Image(), prefix=str, suffix=str, **_kept(rows), id=str),
     files=lambda *_: [],
     rows=examples,
     splits={split: None},
     needs_raw=False,
   )
   return writing.prepare(data, base.Raw("."), out, None, [split], writing.Options(workers))
+
+
+def _kept(rows: Rows) -> dict[str, Any]:
+  """{column: feature} of the columns to keep, by the first row that has a value."""
+  features: dict[str, Any] = {}
+  wanted = [name for name in rows.keep if name not in (*NEEDED, "image", "id")]
+  for i in range(len(rows) if wanted else 0):
+    row = rows.texts(i)
+    for name in set(wanted) - features.keys():
+      is_list = isinstance(row[name], list)
+      first = next(iter(row[name]), None) if is_list else row[name]
+      if first is None:
+        continue
+      if (kind := _FEATURES.get(type(first))) is None:
+        raise UserError(
+          f"{rows.at(i)}: --keep={name} is {row[name]!r:.60}; ArrayRecord keeps texts, numbers and"
+          " lists of them: leave --to out, and JSONL keeps it."
+        )
+      features[name] = [kind] if is_list else kind
+    if len(features) == len(wanted):
+      return features
+  if missing := [name for name in wanted if name not in features]:
+    raise UserError(f"--keep={missing[0]}: no row has a value for it.")
+  return features
 
 
 class _Encoded:

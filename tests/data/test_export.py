@@ -97,3 +97,19 @@ def test_array_record_has_the_same_rows(folder):
     assert read[str(i)]["image"] == rows.images(i)[0]
   with pytest.raises(UserError, match="is the name of a source"):
     export.to_array_record(rows, folder, "csv", "train", workers=2)
+
+
+@pytest.mark.slow
+def test_array_record_keeps_other_columns(folder):
+  kept = [dict(n=1, names=[], x=0.5), dict(n=2, names=["a", "b"], x=1.5)]
+  rows = [dict(image="c.jpg", prefix="p", suffix="s", **row) for row in kept]
+  (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  data = dict(name="jsonl", fname=str(folder / "rows.jsonl"))
+  export.to_array_record(export.Rows(data, keep=["n", "names", "x"]), folder, "kept", "train", 2)
+  source = registry.open(dict(name="kept", split="train", data_dir=str(folder)))
+  read = sorted((source.texts(i) for i in range(2)), key=lambda row: row["n"])
+  assert [{name: row[name] for name in kept[0]} for row in read] == kept
+  (folder / "rows.jsonl").write_text(json.dumps(rows[0] | dict(n={"a": 1})) + "\n")
+  for name, message in (("n", "line 1.*--keep=n is {'a': 1}"), ("names", "no row has a value")):
+    with pytest.raises(UserError, match=message):
+      export.to_array_record(export.Rows(data, keep=[name]), folder, "other", "train", 2)
