@@ -73,7 +73,7 @@ def open_checkpoint(
   base: str | None = None,
   weights: str | None = None,
   resize: str | None = None,
-  mesh: str | None = None,
+  mesh: str | list | None = None,
 ) -> OpenCheckpoint:
   """Finds the checkpoint and its settings for images and decoding.
 
@@ -102,7 +102,7 @@ def open_checkpoint(
   return OpenCheckpoint(source, config, rules, tokenizer, *as_evaluated)
 
 
-def _mesh_fields(mesh: str) -> dict[str, Any]:
+def _mesh_fields(mesh: str | list) -> dict[str, Any]:
   """The config's fields for another mesh than the default, which splits the batch."""
   config = config_load.from_dict(dict(input={}, evals={}))
   config = config_load.overridden(config, {"mesh": mesh})
