@@ -17,7 +17,7 @@ from pgjax.config import schema
 from pgjax.data import loader as loader_lib, prefix_lm
 from pgjax.data.loader import Layout, Loader
 from pgjax.data.sources import memory
-from pgjax.distributed import mesh as mesh_lib, sharding
+from pgjax.distributed import mesh as mesh_lib, processes, sharding
 from pgjax.errors import UserError
 from pgjax.evaluation import likelihood
 from pgjax.inference import engine
@@ -35,6 +35,7 @@ def load(
   base: str | os.PathLike | None = None,
   weights: str | None = None,
   devices: int | None = None,
+  mesh: str | list | None = None,
   resize: str | None = None,
 ) -> "Model":
   """Reads a checkpoint onto the devices of this machine.
@@ -50,6 +51,7 @@ def load(
     base: with an adapter in PEFT's format, the model it was trained on, if not the one it names.
     weights: which file or index to read, where a folder has several sets of weights.
     devices: how many of this machine's devices to use; without it all.
+    mesh: how they share the work, as config.mesh, such as "tensor" (docs/meshes.md).
     resize: "bicubic", "antialias" or "bilinear" images; without it the checkpoint's own.
   """
   name = arguments.checkpoint(ckpt, step, ema, quantize, base, weights)
@@ -58,13 +60,13 @@ def load(
     raise UserError(f"dtype={dtype!r} must be one of {', '.join(schema.DTYPES)}.")
   cache_dir.use_compilation_cache()
   arguments.check("resize", resize, str | None, "bicubic, antialias or bilinear")
-  choices = dict(base=base, weights=weights, resize=resize)
+  arguments.check("mesh", mesh, str | list | tuple | None, "the name of a preset, or its axes")
+  choices = dict(base=base, weights=weights, resize=resize, mesh=mesh)
   opened = engine.open_checkpoint(name, step, quantize=quantize, ema=ema, dtype=dtype, **choices)
-  mesh = mesh_lib.start(opened.config.mesh)
-  arguments.check_number("devices", devices, 1, mesh.size)
-  if devices:
-    mesh = mesh_lib.make_mesh(opened.config.mesh, jax.devices()[:devices])
-  return Model(engine.Engine(opened, mesh))
+  processes.join()
+  arguments.check_number("devices", devices, 1, len(jax.devices()))
+  chosen = mesh_lib.make_mesh(opened.config.mesh, jax.devices()[:devices])
+  return Model(engine.Engine(opened, chosen))
 
 
 class Model:

@@ -73,7 +73,7 @@ def open_checkpoint(
   base: str | None = None,
   weights: str | None = None,
   resize: str | None = None,
-  mesh: str | None = None,
+  mesh: str | list | None = None,
 ) -> OpenCheckpoint:
   """Finds the checkpoint and its settings for images and decoding.
 
@@ -83,6 +83,7 @@ def open_checkpoint(
   """
   if resize:
     image_config.of_method(resize)  # Before weights are downloaded.
+  on_mesh = _mesh_fields(mesh) if mesh else {}
   exact = None if quantize else dtype  # Codes of rounded weights are other codes.
   source = source_lib.open_source(name, step, base, ema=ema, weights=weights, dtype=exact)
   source_lib.check_base(source, base)
@@ -92,22 +93,24 @@ def open_checkpoint(
   dtype = dtype or saved.get("dtype", "float32" if table == "float32" else "bfloat16")
   model = dict(source.model, dtype=dtype, remat="none")
   fields = dict(model=model, res=source.res, dtype=dtype, text_len=saved.get("text_len", TEXT_LEN))
-  fields |= {n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved}
+  fields |= on_mesh | {
+    n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved
+  }
   config = config_load.from_dict(fields)
-  config = _on_mesh(config, mesh) if mesh else config
   tokenizer = restore.tokenizer_of(source, config)
   as_evaluated = _as_evaluated(source, config, tokenizer, resize)
   return OpenCheckpoint(source, config, rules, tokenizer, *as_evaluated)
 
 
-def _on_mesh(config, mesh) -> Any:
-  """With another mesh than the default, which splits the batch."""
+def _mesh_fields(mesh: str | list) -> dict[str, Any]:
+  """The config's fields for another mesh than the default, which splits the batch."""
+  config = config_load.from_dict(dict(input={}, evals={}))
   config = config_load.overridden(config, {"mesh": mesh})
   if config.mesh == mesh_spec.AUTO:
     raise UserError('mesh="auto" is for training; name a preset of docs/meshes.md, or the axes.')
   schema.check(dict(mesh=config.mesh), schema.RUN, "config")
   config_load.set_mesh(config)
-  return config
+  return {name: config[name] for name in ("mesh", "sharding_strategy")}
 
 
 def _as_evaluated(source, config, tokenizer, resize) -> tuple[str, Settings, int, tuple[str, ...]]:

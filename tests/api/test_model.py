@@ -295,6 +295,11 @@ def test_a_mistake_in_a_question_is_a_sentence(model, arguments, sentence):
     (lambda m: pgjax.load(m.checkpoint, step=8), "step=8 cannot be chosen there"),
     (lambda m: pgjax.load(m.checkpoint, ema=1), "ema=1 must be True or False."),
     (lambda m: pgjax.load(m.checkpoint, devices=9), "devices=9 must be from 1 to 8."),
+    (
+      lambda m: pgjax.load(m.checkpoint, mesh=3),
+      "mesh=3 must be the name of a preset, or its axes.",
+    ),
+    (lambda m: pgjax.load(m.checkpoint, devices=4, mesh=[("data", 8)]), "does not fit 4 devices"),
     (lambda m: pgjax.fit(3, "w"), "config=3 must be text such as"),
     (lambda m: pgjax.fit("none.py", "w"), "config=none.py: there is no file none.py."),
     (lambda m: pgjax.fit({}, "w"), "config.input lacks data, pp"),

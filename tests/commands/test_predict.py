@@ -71,6 +71,22 @@ def test_answers_are_those_of_the_evaluation(checkpoint, asked, tmp_path):
   np.testing.assert_allclose(*logps, atol=1e-5)
 
 
+@pytest.mark.long
+def test_answers_do_not_depend_on_the_mesh(checkpoint, asked, tmp_path):
+  """Four copies of the one key/value head under tensor=4; a last batch that is not full."""
+  flags = [f"--ckpt={checkpoint}", asked[2], "--max_decode_len=4", "--decode=beam(3)"]
+  meshes = {"own": [], "tensor": ["--mesh=[('data', 2), ('tensor', 4)]"], "name": ["--mesh=hsdp"]}
+  answers = {}
+  for name, mesh in meshes.items():
+    assert run(predict, *flags, *mesh, f"--out={tmp_path}/{name}.jsonl", "--batch_size=16") == 0
+    rows = read(tmp_path / f"{name}.jsonl")
+    answers[name] = [row["prediction"] for row in rows], [row["logp"] for row in rows]
+  for name in ("tensor", "name"):
+    assert answers[name][0] == answers["own"][0]
+    np.testing.assert_allclose(answers[name][1], answers["own"][1], atol=1e-5)
+  assert run(predict, *flags, "--mesh=tenser", f"--out={tmp_path}/x.jsonl") == 1
+
+
 @pytest.mark.slow
 def test_a_second_evaluation_in_one_folder_is_refused(checkpoint, tmp_path, capsys):
   first = run_lock.RunLock(tmp_path, print, run_lock.EVALUATION)

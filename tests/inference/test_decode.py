@@ -120,15 +120,28 @@ def one_beam(values, batch, eos):
   return generate(values, batch, eos, method="beam(3)")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["greedy", "beam(3)"])
-@pytest.mark.parametrize("spec", [dict(data=2, tensor=4), dict(tensor=2, sequence=4)], ids=str)
+SPLIT = {  # Under tensor=4 the two key/value heads are copied.
+  "data x tensor": dict(data=2, tensor=4),
+  "data x sequence": dict(data=2, sequence=4),
+  "data x tensor x sequence": dict(data=2, tensor=2, sequence=2),
+  "tensor x sequence": dict(tensor=2, sequence=4),  # The batch is whole on each device.
+}
+
+
+@pytest.mark.parametrize(
+  ("method", "spec"),
+  [
+    pytest.param("greedy", "data x tensor", marks=pytest.mark.slow),
+    *(pytest.param("greedy", spec, marks=pytest.mark.long) for spec in list(SPLIT)[1:]),
+    *(pytest.param("beam(3)", spec, marks=pytest.mark.long) for spec in SPLIT),
+  ],
+)
 def test_a_mesh_that_splits_heads_and_tokens_equals_one_device(
-  values, batch, eos, cached, one_beam, spec, method
+  request, values, batch, eos, method, spec
 ):
-  """Under tensor=4 the two key/value heads are copied; a batch of 64 is whole on each device."""
-  tokens, logps = generate(values, batch, eos, devices=8, spec=spec.items(), method=method)
-  want = cached if method == "greedy" else one_beam
+  axes = SPLIT[spec].items()
+  tokens, logps = generate(values, batch, eos, devices=8, spec=axes, method=method)
+  want = request.getfixturevalue("cached" if method == "greedy" else "one_beam")
   np.testing.assert_array_equal(tokens, want[0])
   np.testing.assert_allclose(logps, want[1], atol=1e-5)
 
