@@ -115,19 +115,27 @@ def rows_of_process(mesh: Mesh) -> Rows:
   """The part of this process."""
   if processes.process_count() == 1:
     return Rows(0, 1, True)
-  by_process: dict[int, set[int]] = {}
-  rows = batch_sharding(mesh).devices_indices_map((batch_devices(mesh),))
-  for device, index in rows.items():
-    by_process.setdefault(device.process_index, set()).add(index[0].start or 0)
-  return part_of(by_process, processes.process_index())
+  return part_of(_rows_by_process(mesh), processes.process_index())
 
 
 def gather_parts(mesh: Mesh, own: Any) -> list[Any]:
   """What the processes have, as JSON holds it, one value for each part of a batch, in order."""
-  part = rows_of_process(mesh)
-  given = processes.gather_objects((part.index, own) if part.is_first else None)
-  by_index = dict(pair for pair in given if pair)
-  return [by_index[i] for i in range(part.count)]
+  by_process = processes.gather_objects(own)
+  if processes.process_count() == 1:
+    return by_process
+  needed = _rows_by_process(mesh)
+  parts = [part_of(needed, process) for process in range(len(by_process))]
+  first = {p.index: value for p, value in zip(parts, by_process, strict=True) if p.is_first}
+  return [first[index] for index in sorted(first)]
+
+
+def _rows_by_process(mesh: Mesh) -> dict[int, set[int]]:
+  """Which rows each process needs of a batch with one for each part of the mesh."""
+  by_process: dict[int, set[int]] = {}
+  rows = batch_sharding(mesh).devices_indices_map((batch_devices(mesh),))
+  for device, index in rows.items():
+    by_process.setdefault(device.process_index, set()).add(index[0].start or 0)
+  return by_process
 
 
 def part_of(by_process: Mapping[int, set[int]], process: int) -> Rows:

@@ -100,10 +100,10 @@ def gathered(tree: Any, layout: TableLayout | None) -> Any:
 
 def summed(x: jax.Array, layout: TableLayout | None) -> jax.Array:
   """The sum over all rows of the table, for this device's own of the `gathered` examples."""
+  if layout and layout.gathered_axes:  # First: it leaves less to sum.
+    x = jax.lax.psum_scatter(x, layout.gathered_axes, tiled=True)
   if layout and layout.summed_axes:
     x = jax.lax.psum(x, layout.summed_axes)
-  if layout and layout.gathered_axes:
-    x = jax.lax.psum_scatter(x, layout.gathered_axes, tiled=True)
   return x
 
 
