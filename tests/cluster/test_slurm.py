@@ -93,6 +93,9 @@ def test_each_element_of_a_sweep_has_flags_and_a_workdir_of_its_own(slurm, tmp_p
   for i, log in enumerate(logs):
     rate = ("1e-6", "3e-6", "1e-5")[i]
     assert f"task 0 --workdir=w/{i} --config.lr={rate}" in log
+  apart = run_program(slurm, tmp_path, "0", "--workdir", "w", options=(*options[:2], "--array=1"))
+  number = slurm.wait_for(f"{apart}_1", "COMPLETED")["JobId"]
+  assert "task 0 --workdir w/1 --config.lr=3e-6" in log_of(tmp_path, number)
   beyond = run_program(slurm, tmp_path, "0", options=("--nodes=1", "--array=7"))
   assert slurm.wait_for(f"{beyond}_7", "FAILED", "COMPLETED")["JobState"] == "FAILED"
 
