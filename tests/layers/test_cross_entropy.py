@@ -162,8 +162,10 @@ def test_eight_devices_give_the_same_as_one(inputs, mesh_spec, rows, vocab_axes)
   ("mesh_spec", "rows", "splits_tokens"),
   [
     ([("data", 2), ("tensor", 4)], P(("tensor", "data")), False),
-    ([("data", 2), ("sequence", 4)], P(("data", "sequence")), False),
-    ([("data", 2), ("sequence", 4)], P("data"), True),
+    pytest.param(
+      *([("data", 2), ("sequence", 4)], P(("data", "sequence")), False), marks=pytest.mark.long
+    ),
+    pytest.param(*([("data", 2), ("sequence", 4)], P("data"), True), marks=pytest.mark.long),
     ([("replica", 2), ("tensor", 2), ("sequence", 2)], P("tensor"), True),
   ],
   ids=["tensor", "sequence with rows", "sequence", "all but data"],
