@@ -84,7 +84,7 @@ class Group:
   """This process among the others of its run; its thread runs until the process ends.
 
   seconds: within this time after a process fell silent, all others have ended. end: called with a
-  sentence and an exit status, from the thread; it does not return.
+  sentence and an exit status, from the thread.
   """
 
   def __init__(self, index: int, count: int, seconds: float, end: Callable[[str, int], None]):
@@ -99,7 +99,10 @@ class Group:
     self._ready: dict[int, list[int]] = {}  # By feed: the batches of each process.
     self._all_ready: dict[int, int] = {}
     self._broken: dict[int, Broken] = {}
+    self._own: dict[int, int] = {}  # By feed: the batch that this process cannot make.
     self._ending: tuple[float, str, int] | None = None  # When, why, with which status.
+    self._closed = threading.Event()
+    self._bye: Message | None = None
     self._left: int | None = None  # The exit status, once this process is on its way out.
 
   def listen(self) -> int:
@@ -124,12 +127,17 @@ class Group:
     """Begins to watch."""
     threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
+  def close(self) -> None:
+    """Ends the thread and the connections."""
+    self._closed.set()
+
   def leave(self, status: int, text: str = "") -> None:
-    """Tells the others that this process ends; with a text, that they are to end for this reason."""
+    """Tells the others that this process ends; a text is the reason why they must end, too."""
     with self._changed:
       already, self._left = self._left, status
-    if already is None:
-      self._send_to_all(Message("bye", self.index, status=status, text=text[:_TEXT]))
+      if already is None:
+        self._bye = Message("bye", self.index, status=status, text=text[:_TEXT])
+        self._send_to_all(self._bye)
 
   def ready(self, feed: int, batch: int) -> None:
     """This process has the batches of a feed up to this one."""
@@ -138,6 +146,7 @@ class Group:
 
   def broken(self, feed: int, batch: int, text: str) -> None:
     """This process cannot make this batch."""
+    self._own[feed] = batch
     message = Message("broken", self.index, feed=feed, batch=batch, text=text[:_TEXT])
     self._take_broken(message)
 
@@ -147,8 +156,8 @@ class Group:
       self._changed.wait_for(lambda: self._is_decided(feed, batch), seconds)
       broken = self._broken.get(feed)
       if broken and broken.batch <= batch:
-        if broken.process == self.index:
-          return True  # Whose own error is next.
+        if self._own.get(feed) == broken.batch:
+          return True  # Its own error is next.
         raise PeerError(f"{self._name(broken.process)}: {broken.text}")
       return self._all_ready.get(feed, -1) >= batch
 
@@ -164,11 +173,11 @@ class Group:
   def _watch(self) -> None:
     """The thread."""
     beaten = seen = time.monotonic()
-    while True:
+    while not self._closed.is_set():
       for key, _ in self._selector.select(min(0.5, self._beat_seconds / 2)):
         self._accept() if key.data is None else self._read(key.data)
       now = time.monotonic()
-      if now - seen > 2 * self._beat_seconds:  # This process itself was suspended.
+      if now - seen > self._silent_seconds / 2:  # This process itself was suspended.
         for link in self._links.values():
           link.heard = now
       seen = now
@@ -185,6 +194,9 @@ class Group:
       self._drop_strangers(now)
       if self._ending and now >= self._ending[0]:
         self._end(*self._ending[1:])
+    for key in list(self._selector.get_map().values()):
+      key.fileobj.close()
+    self._selector.close()
 
   def _accept(self) -> None:
     try:
@@ -199,7 +211,7 @@ class Group:
     try:
       data = link.connection.recv(1 << 16)
     except BlockingIOError:
-      return
+      return None
     except OSError:
       data = b""
     link.heard = time.monotonic()
@@ -217,7 +229,7 @@ class Group:
     if len(rest) > _LINE_BYTES:
       return self._drop(link)
     if not data:
-      self._closed(link)
+      self._disconnected(link)
     return None
 
   def _welcome(self, link: _Link, message: Message) -> bool:
@@ -230,11 +242,16 @@ class Group:
     self._unknown.remove(link)
     with self._changed:
       self._links[link.process] = link
+      for feed, broken in self._broken.items():  # It came after these were sent.
+        batch, process, text = broken
+        self._send(link, Message("broken", process, feed=feed, batch=batch, text=text))
+      if self._bye:
+        self._send(link, self._bye)
     return True
 
   def _drop(self, link: _Link) -> None:
     if link.process >= 0:
-      return self._closed(link)
+      return self._disconnected(link)
     self._forget(link)
     self._unknown.remove(link)
     return None
@@ -247,7 +264,7 @@ class Group:
     for link in [link for link in self._unknown if now - link.opened > HELLO_SECONDS]:
       self._drop(link)
 
-  def _closed(self, link: _Link) -> None:
+  def _disconnected(self, link: _Link) -> None:
     self._forget(link)
     if not link.left:
       link.left = True
@@ -305,6 +322,7 @@ class Group:
       self._send_to_all(Message("end", text=text, status=status))
     if self._left is not None:  # It is done, and waits for the others.
       text, status = "", self._left
+    self._closed.set()
     self._end_process(text, status)
 
   def _send_to_all(self, message: Message) -> None:

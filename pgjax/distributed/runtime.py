@@ -16,8 +16,8 @@ import msgspec
 from jax._src import distributed
 from jax._src.lib import _jax, utils
 
-from pgjax.distributed import peers, signals
 from pgjax import errors
+from pgjax.distributed import peers, signals
 
 _KEY = "pgjax/peers"
 _keep: list[Any] = []  # C++ has their addresses.
@@ -44,8 +44,14 @@ def watch(index: int, count: int) -> None:
   else:
     found = state.client.blocking_key_value_get_bytes(_KEY, int(1000 * peers.seconds()))
     meeting = msgspec.json.decode(found, type=_Meeting)
-    host = state.coordinator_address.rpartition(":")[0].strip("[]")
-    made.connect(host, meeting.port, meeting.token, meeting.host)
+    address = state.coordinator_address.rpartition(":")[0].strip("[]")
+    try:
+      made.connect(address, meeting.port, meeting.token, meeting.host)
+    except OSError as error:
+      raise errors.UserError(
+        f"Process {index} of {count} cannot reach port {meeting.port} of {address}, the host of"
+        f" process 0 ({error.strerror or error}): hosts of a run must reach each other's ports."
+      ) from error
   peers.set_group(made)
   made.start()
 
@@ -79,7 +85,7 @@ def _coordinator_lost(*status: Any) -> None:
 
 def _wait_in_terminate() -> None:
   """Some versions of jaxlib cannot pass the status to a callback, and C++ terminates over that."""
-  set_terminate = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE
+  set_terminate = getattr(ctypes.CDLL("libstdc++.so.6"), "_ZSt13set_terminatePFvvE")  # noqa: B009
   set_terminate.restype, set_terminate.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
   function, before = ctypes.CFUNCTYPE(None), []
 
