@@ -8,6 +8,7 @@ before its other imports.
 import logging
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from absl import flags as absl_flags
 
 from pgjax import disk
-from pgjax.distributed import console, signals
+from pgjax.distributed import console, peers, signals
 from pgjax.errors import UserError, printable
 
 _DEFINE = {
@@ -47,6 +48,13 @@ STEP = Flag("step", int, help="which step of the workdir; without it the newest"
 EMA = Flag("ema", bool, True, help="use a run's EMA weights, if it has them (config.ema_decay)")
 BASE = Flag("base", str, help="with a PEFT adapter: the weights it was trained on, of any format")
 WEIGHTS = Flag("weights", str, help="the file or index to read, where a folder has several of them")
+PEER_TIMEOUT = Flag(
+  "peer_timeout",
+  int,
+  peers.DEFAULT_SECONDS,
+  least=peers.LEAST_SECONDS,
+  help="of several processes: the others end within so many seconds after one fell silent",
+)
 QUANTIZE = Flag("quantize", str, help="store the matrices in int8 or nf4 (docs/lora.md)")
 
 
@@ -88,14 +96,20 @@ def run(
 
       args.config_spec = spec = args.config
       args.config = validate.validated(load.load(spec, args.overrides)) if spec else None
+    peers.set_seconds(getattr(args, PEER_TIMEOUT.name, None) or peers.DEFAULT_SECONDS)
     status = main(args)
     if lost := console.stdout_error():
       sys.stderr.write(f"What was printed to stdout is lost: {disk.reason(lost)}.\n")
+    peers.leave(status or 0)
     sys.exit(status)
   except UserError as e:
     _fail(str(e), 1)
   except KeyboardInterrupt:
     _fail("interrupted.", 130)
+  except Exception as e:
+    if not peers.group():
+      raise
+    _fail_together(e)
 
 
 def _unknown_flag(error: Exception, flags: Sequence[Flag], config: str) -> str | None:
@@ -205,4 +219,21 @@ def _right(flag: Flag) -> str:
 
 def _fail(message: str, status: int) -> None:
   print(f"error: {printable(message)}", file=sys.stderr)  # noqa: T201
+  _leave_others(message, status)
   sys.exit(status)
+
+
+def _fail_together(error: Exception) -> None:
+  """An error that is no UserError, in one of several processes."""
+  explained = peers.explained(error)
+  if explained is not error:
+    _fail(str(explained), 1)
+  traceback.print_exception(error)
+  _leave_others(f"{type(error).__name__}: {error}", 1)
+
+
+def _leave_others(message: str, status: int) -> None:
+  """Of several processes: at once, as the others do not come to the end of JAX's runtime."""
+  if peers.group():
+    peers.leave(status, message)
+    signals.of_process().end("", status, peers.CLEAN_SECONDS)

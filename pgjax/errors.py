@@ -14,6 +14,8 @@ class UserError(ValueError):
   a stack trace and exit with status 1 (pgjax/cli.py).
   """
 
+  in_all_processes = False  # Whether all processes of a run raise at the same step.
+
 
 def did_you_mean(word: object, options: Iterable[str]) -> str:
   """` Did you mean 'text_len'?`; if no option is close, lists all of them, up to 30."""

@@ -164,6 +164,7 @@ FLAGS = [
   cli.EMA,
   cli.Flag("quantize", str, help="as int8 or nf4 (docs/lora.md); none,int8,nf4 compares them"),
   cli.Flag("watch", bool, False, help="score each new step of the workdir until the run ends"),
+  cli.PEER_TIMEOUT,
 ]
 CONFIG = "optional"
 EXAMPLES = [

@@ -266,8 +266,8 @@ def saved_if_broken(run: Run, step: int, state: Any) -> Iterator[None]:
   except run_log.NotFiniteError:
     raise
   except UserError as error:
-    if not step or processes_lib.process_count() > 1:  # Other processes do not know of the error.
-      raise
+    if not step or (processes_lib.process_count() > 1 and not error.in_all_processes):
+      raise  # Other processes do not know of the error.
     with contextlib.suppress(UserError):  # The first error is the cause of the second.
       run.save(step, state, None)
       run.saver.close()
@@ -371,7 +371,10 @@ def last_line(workdir, step, finished, total_steps, stop: Stop, again: str) -> s
   return f"Stopped by {name} after step {step} of {total_steps}, and saved. To resume:\n  {again}"
 
 
-FLAGS = [cli.Flag("workdir", str, required=True, help="folder of the run; created if missing")]
+FLAGS = [
+  cli.Flag("workdir", str, required=True, help="folder of the run; created if missing"),
+  cli.PEER_TIMEOUT,
+]
 CONFIG = "required"
 EXAMPLES = [
   "python -m pgjax.train --config=configs/easyvqa.py --workdir=/tmp/easyvqa",

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import itertools
 import logging
 import queue
 import threading
@@ -11,7 +12,8 @@ from collections.abc import Callable, Iterable
 import jax
 
 from pgjax.data import pipeline, workers
-from pgjax.distributed import mesh as mesh_lib
+from pgjax.distributed import mesh as mesh_lib, peers
+from pgjax.errors import UserError
 from pgjax.formats import input_files
 
 log = logging.getLogger("pgjax")
@@ -20,13 +22,15 @@ PREFETCH_DEPTH = 2  # Prefetched batches on the device, in addition to the one i
 SLOW_SECONDS = 60.0  # Until the log reports that a batch does not come.
 _POLL_SECONDS = 0.1
 _CLOSE_SECONDS = 3.0
+_numbers = itertools.count()  # Of the feeds, which all processes open in the same order.
 
 
 class DeviceFeed:
   """Prefetched batches on the device; `wait_seconds` is the total time spent waiting for them.
 
   `interrupted` is asked while a batch is not ready: once it returns True, the feed ends like one
-  without further batches, and `was_interrupted` is True.
+  without further batches, and `was_interrupted` is True. Several processes hand out a batch when
+  all of them have it: an error in one of them is raised in all, for the same batch.
   """
 
   def __init__(self, batches: Iterable, mesh: jax.sharding.Mesh):
@@ -34,6 +38,7 @@ class DeviceFeed:
     self.interrupted: Callable[[], bool] = lambda: False
     self.was_interrupted = False
     self._error = None
+    self._group, self._number, self._handed_out = peers.group(), next(_numbers), 0
     self._ready = queue.Queue(maxsize=PREFETCH_DEPTH)
     self._stopped = threading.Event()
     self._thread = threading.Thread(target=self._fill, args=(batches, mesh), daemon=True)
@@ -55,15 +60,28 @@ class DeviceFeed:
   def _wait(self, started: float):
     """(batch, None), or (None, the error that ends the feed); signals are handled meanwhile."""
     slow = started + SLOW_SECONDS
+    item = None
     while True:
       with contextlib.suppress(queue.Empty):
-        return self._ready.get(timeout=_POLL_SECONDS)
+        item = item or self._ready.get(timeout=_POLL_SECONDS)
+      try:
+        if item and (self._all_have_it(item[1])):
+          self._handed_out += 1
+          return item
+      except peers.PeerError as error:
+        return None, error
       if self.interrupted():
         self.was_interrupted = True
         return None, StopIteration()
       if time.perf_counter() > slow:
         log.warning("No batch for %d s: the data is read slowly, or not at all.", SLOW_SECONDS)
         slow = float("inf")
+
+  def _all_have_it(self, error: Exception | None) -> bool:
+    """Whether the other processes have the next batch, too; raises PeerError."""
+    if self._group is None or (error and not isinstance(error, UserError)):
+      return True
+    return self._group.wait(self._number, self._handed_out, _POLL_SECONDS)
 
   def close(self):
     """Stops the thread and drops the prefetched batches."""
@@ -75,17 +93,25 @@ class DeviceFeed:
     atexit.unregister(self.close)
 
   def _fill(self, batches, mesh):
+    made = 0
     try:
       for batch in batches:
         if isinstance(batch, pipeline.EvalBatch):
           ready = batch._replace(arrays=mesh_lib.global_batch(batch.arrays, mesh))
         else:
           ready = mesh_lib.global_batch(batch, mesh)
+        if self._group:
+          self._group.ready(self._number, made)
+        made += 1
         if not self._offer((ready, None)):
           return
       self._offer((None, StopIteration()))
     except Exception as error:  # Any error must reach the loop that waits for a batch.
-      self._offer((None, workers.explained(error)))
+      error = workers.explained(error)
+      if self._group and isinstance(error, UserError):
+        self._group.broken(self._number, made, str(error))
+        error.in_all_processes = True
+      self._offer((None, error))
 
   def _offer(self, item) -> bool:
     while not self._stopped.is_set():

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pgjax.distributed import launchers, rendezvous, signals
+from pgjax.distributed import launchers, rendezvous, runtime, signals
 
 AGREE_STEPS = 10  # How often several processes agree on whether to stop.
 
@@ -33,7 +33,7 @@ def join() -> None:
   rendezvous.check_port(launch)
   os.environ["JAX_COORDINATOR_PORT"] = str(launch.port)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  with rendezvous.limit(launch):
+  with rendezvous.limit(launch), runtime.outliving_coordinator():
     jax.distributed.initialize(
       launch.coordinator,
       launch.count,
@@ -41,7 +41,9 @@ def join() -> None:
       None if launch.devices is None else list(launch.devices),
       launch.method,
       initialization_timeout=rendezvous.seconds() + 60,
+      heartbeat_timeout_seconds=runtime.heartbeat_seconds(),
     )
+    runtime.watch(launch.index, launch.count)
   _use_reachable_address()
   signals.of_process().retake_signals()  # JAX has set a handler of its own.
 

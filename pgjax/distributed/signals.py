@@ -45,6 +45,7 @@ class Stop:
     self.signal: int | None = None
     self.last_words = "Stopped by {}."  # While there is nothing to save.
     self.clean_up: list[Callable[[], None]] = []  # Called before an exit from outside the context.
+    self.tell_others: list[Callable[[int, str], None]] = []  # Called with status and last words.
     self._came = 0.0
     self._taken = self._noting = self._leaving = False
     self._lock = threading.Lock()
@@ -116,21 +117,32 @@ class Stop:
           threading.Timer(GRACE_SECONDS, os._exit, (AT_ONCE,)).start()
 
   def _leave(self, number: int) -> None:
+    text = self.last_words.replace("{}", signal.Signals(number).name)
+    for tell in self.tell_others:
+      tell(STOPPED, text)
+    self.end(text if launchers.is_first() else "", STOPPED)
+
+  def end(self, text: str, status: int, clean_seconds: float | None = None) -> None:
+    """Prints a line, cleans up and exits, from a thread; the main thread may be stuck anywhere."""
     self._leaving = True
-    if launchers.is_first():
-      text = self.last_words.replace("{}", signal.Signals(number).name)
+    if text:
       with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode(errors="replace"))
     with contextlib.suppress(OSError):  # The main thread goes on, and may fail over the clean-up.
       null = os.open(os.devnull, os.O_WRONLY)
       os.dup2(null, 1)
       os.dup2(null, 2)
+    cleaning = threading.Thread(target=self._clean, daemon=True)
+    cleaning.start()
+    cleaning.join(clean_seconds)
+    os._exit(status)
+
+  def _clean(self) -> None:
     workers = sys.modules.get("multiprocessing")
     children = workers.active_children() if workers else ()
-    for clean_up in [*self.clean_up, *(child.kill for child in children)]:
+    for clean_up in [*(child.kill for child in children), *self.clean_up]:
       with contextlib.suppress(Exception):
         clean_up()
-    os._exit(STOPPED)
 
   def _wait_while_leaving(self) -> None:
     """And it must not end the process before the clean-up is done."""
