@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 
-from pgjax.data import pipeline, workers
+from pgjax.data import loader, pipeline, workers
 from pgjax.distributed import mesh as mesh_lib, peers
 from pgjax.errors import UserError
 from pgjax.formats import input_files
@@ -74,8 +74,19 @@ class DeviceFeed:
         self.was_interrupted = True
         return None, StopIteration()
       if time.perf_counter() > slow:
-        log.warning("No batch for %d s: the data is read slowly, or not at all.", SLOW_SECONDS)
+        log.warning("No batch for %d s: %s.", SLOW_SECONDS, self._cause(item))
         slow = float("inf")
+
+  def _cause(self, item) -> str:
+    if item:
+      return "another process has none"
+    slowest = loader.slowest()
+    if slowest is None:
+      return "the data is read slowly, or not at all"
+    return (
+      f"{slowest[1]} has been read for {slowest[0]:.0f} s; is its disk or network share reachable?"
+      " The run waits; a signal, such as Ctrl-C, saves and stops it"
+    )
 
   def _all_have_it(self, error: Exception | None) -> bool:
     """Whether the other processes have the next batch, too; raises PeerError."""

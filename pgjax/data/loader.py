@@ -9,9 +9,13 @@ decoding, the prompt excludes the suffix and includes `answer_start` if pp sets 
 of tokens without `mask_loss` is that of the answer, the real tokens whose `mask_ar` is 1.
 """
 
+import contextlib
 import logging
 import os
+import threading
+import time
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +41,27 @@ class LoadedRow(NamedTuple):
 
   arrays: dict[str, np.ndarray]
   columns: dict  # For the host: id, answer, question ...
+
+
+_begun: dict[int, tuple[float, str]] = {}  # By thread: since when, and what, it loads.
+
+
+@contextlib.contextmanager
+def _noted_as_begun(where: str) -> Iterator[None]:
+  thread = threading.get_ident()
+  _begun[thread] = time.monotonic(), where
+  try:
+    yield
+  finally:
+    del _begun[thread]
+
+
+def slowest() -> tuple[float, str] | None:
+  """Seconds and place of the example that threads of this process have loaded for longest."""
+  if not (begun := list(_begun.values())):
+    return None
+  since, where = min(begun)
+  return time.monotonic() - since, where
 
 
 class Layout(NamedTuple):
@@ -76,7 +101,8 @@ class Loader:
 
   def __call__(self, position: int, index: int) -> LoadedRow:
     """Reads, preprocesses and packs an example; errors name file and line."""
-    with naming(self.part.source.where(index)):
+    where = self.part.source.where(index)
+    with naming(where), _noted_as_begun(where):
       row = self._read(position, index)
       example = self._start(row, position, index)
       self._note(image_size.check(example), index)

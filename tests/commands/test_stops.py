@@ -227,6 +227,47 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_ends_the_run(tmp_path):
   assert not workdir_lib.steps(tmp_path)
 
 
+BROKEN_IN_ONE = """
+import os, sys
+from pgjax import cli, train
+from pgjax.data import loader
+from pgjax.distributed import signals
+from pgjax.errors import UserError
+signals.begin()
+read = loader.Loader._read
+def broken(self, position, index):
+  if os.environ["PGJAX_PROCESS_ID"] == "1" and position >= 60:
+    raise UserError("it is no image")
+  return read(self, position, index)
+if "--broken" in sys.argv:
+  sys.argv.remove("--broken")
+  loader.Loader._read = broken
+cli.run(train.main, "", train.FLAGS)
+"""
+
+
+@pytest.mark.long
+def test_broken_data_in_one_of_two_processes_saves_like_in_one(tmp_path):
+  """Step 8 needs example 60 of the stream, so step 7 is saved."""
+
+  def launch(folder, *flags):
+    argv = [*command(tmp_path / folder, total_steps=12, log_training_steps=1), *flags]
+    launcher = [sys.executable, "launch/local.py", "--devices=1", "--", "-c", BROKEN_IN_ONE]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = runs.environment(1)
+    return ended(subprocess.Popen([*launcher, *argv], cwd=runs.ROOT, env=env, **pipes))
+
+  code, out = launch("cut", "--broken")
+  assert code == 1, out
+  assert re.search(r"\[1\] error: .*it is no image The newest checkpoint is of step 7", out)
+  assert re.search(r"\[0\] error: Process 1 of 2 on host .*it is no image The newest", out)
+  assert workdir_lib.steps(tmp_path / "cut") == [7]
+  assert launch("cut")[0] == launch("straight")[0] == 0
+  assert runs.losses(tmp_path / "cut") == runs.losses(tmp_path / "straight")
+  sums = [runs.state_sums(tmp_path / name, 12) for name in ("cut", "straight")]
+  assert sums[0] == sums[1]
+
+
 def attempt(capsys, argv):
   with pytest.raises(SystemExit) as end:
     cli.run(train.main, train.__doc__, train.FLAGS, argv=["pgjax/train.py", *argv])

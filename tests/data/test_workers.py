@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pgjax import train
-from pgjax.data import device_feed, pipeline, tokenizer, workers
+from pgjax.data import device_feed, loader, pipeline, tokenizer, workers
 from pgjax.errors import UserError
 
 
@@ -42,6 +42,22 @@ def test_a_feed_that_waits_can_be_interrupted_and_closed(mesh, monkeypatch, capl
     "No batch for 0 s: the data is read slowly, or not at all."
   ]
   released.set()
+
+
+def test_an_example_that_does_not_come_is_named(mesh, monkeypatch, caplog):
+  """Of any kind of source; a file that does not answer ends the run after a minute anyway."""
+  monkeypatch.setattr(device_feed, "_CLOSE_SECONDS", 0.1)
+  monkeypatch.setattr(device_feed, "SLOW_SECONDS", 0.2)
+  released, one = threading.Event(), object.__new__(loader.Loader)
+  one.part = SimpleNamespace(source=SimpleNamespace(where=lambda i: f"x.jsonl:{i + 1}"))
+  monkeypatch.setattr(one, "_read", lambda position, index: released.wait(), raising=False)
+  feed = device_feed.to_device((one(0, 6) for _ in range(1)), mesh)
+  feed.interrupted = lambda: bool(caplog.records)
+  assert not list(feed)
+  [message] = [record.getMessage() for record in caplog.records]
+  assert message.startswith("No batch for 0 s: x.jsonl:7 has been read for 0 s; is its disk")
+  released.set()
+  feed.close()
 
 
 def test_a_signal_reaches_the_thread_that_waits_for_a_batch(mesh, monkeypatch):

@@ -1,0 +1,109 @@
+r"""Kills a run at random moments, resumes it, and compares it with one that nothing interrupted.
+
+python tests/faults/kills.py --kills=50
+
+The moments are spread over a whole run: start, load, compile, step, evaluate, save and restore. Each
+row has the phases in which a run was killed; the last one, how many runs ended bit-equal: in their
+losses, answers and the sums of all arrays of the last checkpoint.
+"""
+
+import argparse
+import collections
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import tiny_run  # noqa: E402
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+
+PHASES = ("Loading", "Initializing", "Resuming", "Compiling", "Evaluating", "step", "Done")
+
+
+def result(workdir):
+  """What must be equal, bit for bit."""
+  return (
+    tiny_run.losses(workdir),
+    tiny_run.state_sums(workdir),
+    tiny_run.answers(workdir / "evals/val"),
+  )
+
+
+class Run:
+  """A run, and the last phase that its output has named."""
+
+  def __init__(self, workdir):
+    self.phase = "starting"
+    self.process = subprocess.Popen(
+      [sys.executable, *tiny_run.train_arguments(workdir)],
+      cwd=ROOT,
+      env=os.environ | tiny_run.environment(devices=1),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    self._reader = threading.Thread(target=self._read)
+    self._reader.start()
+
+  def _read(self):
+    for line in self.process.stdout:
+      self.phase = next((phase for phase in PHASES if line.startswith(phase)), self.phase)
+
+  def wait(self, seconds=None):
+    """The exit status; None if it goes on for longer."""
+    deadline = time.monotonic() + (seconds or 600)
+    while self.process.poll() is None and time.monotonic() < deadline:
+      time.sleep(0.005)
+    return self.process.poll()
+
+  def kill(self):
+    """SIGKILL; returns the phase."""
+    self.process.send_signal(signal.SIGKILL)
+    self.process.wait()
+    self._reader.join()
+    return self.phase
+
+
+def main():
+  """Prints a row a run; the exit status is 1 if one of them differs."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--kills", type=int, default=50)
+  parser.add_argument("--per_run", type=int, default=5, help="kills of one run before it may end")
+  parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+  args = parser.parse_args()
+  rng, phases, equal, runs = random.Random(args.seed), collections.Counter(), 0, 0
+  folder = pathlib.Path(tempfile.mkdtemp())
+  began = time.monotonic()
+  assert Run(folder / "warm").wait() == 0  # Fills the cache of compiled programs.
+  began = time.monotonic()
+  assert Run(folder / "straight").wait() == 0
+  whole, expected = time.monotonic() - began, result(folder / "straight")
+  print(f"seed {args.seed}; a run takes {whole:.1f} s")
+  while sum(phases.values()) < args.kills:
+    workdir, killed = folder / f"run{runs}", []
+    for _ in range(args.per_run):
+      run = Run(workdir)
+      if run.wait(rng.uniform(0, whole)) is None:
+        killed.append(run.kill())
+    assert Run(workdir).wait() == 0
+    same = result(workdir) == expected
+    runs, equal = runs + 1, equal + same
+    phases.update(killed)
+    print(f"run {runs}: killed in {', '.join(killed)}: {'equal' if same else 'DIFFERENT'}")
+    shutil.rmtree(workdir)
+  print(f"{sum(phases.values())} kills {dict(phases)}: {equal} of {runs} runs bit-equal")
+  return int(equal < runs)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
