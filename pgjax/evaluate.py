@@ -170,7 +170,9 @@ def is_scored(out: pathlib.Path, args: Any) -> bool:
 
 FLAGS = [
   cli.Flag("ckpt", str, required=True, help=f"what to score; {resolve.ALLOWED}"),
-  cli.Flag("out", str, required=True, help="folder for the results; created if missing"),
+  cli.Flag(
+    "out", str, required=True, help="folder for the results; created if missing; or s3://, gs://"
+  ),
   cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
   cli.STEP,
   cli.BASE,

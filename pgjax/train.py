@@ -375,7 +375,11 @@ def last_line(workdir, step, finished, total_steps, stop: Stop, again: str) -> s
   return f"Stopped by {name} after step {step} of {total_steps}, and saved. To resume:\n  {again}"
 
 
-FLAGS = [cli.Flag("workdir", str, required=True, help="folder of the run; created if missing")]
+FLAGS = [
+  cli.Flag(
+    "workdir", str, required=True, help="folder of the run; created if missing; or s3://, gs://"
+  )
+]
 CONFIG = "required"
 EXAMPLES = [
   "python -m pgjax.train --config=configs/easyvqa.py --workdir=/tmp/easyvqa",

@@ -33,6 +33,7 @@ COPY_FILE = "copy.json"  # In the bucket, and in the copy: who has used it last.
 SYNC_SECONDS = 10.0
 MOST_PAUSE_SECONDS = 60.0  # Between two attempts while the bucket does not work.
 END_SECONDS = 120.0  # How long the end of a run tries to upload the rest.
+_PASSING = "unfinished/"  # An evaluation's, which deletes its files when it is done.
 _LOCAL = re.compile(
   r"(.*/)?(\.[^/]*|[^/]*\.tmp|running\.json|evaluating\.json)|watchers/.*|copy\.json"
 )
@@ -177,6 +178,9 @@ class BucketCopy:
       finally:
         if changed:
           self._remember()
+      for name in [n for n in self._uploaded if n.startswith(_PASSING) and n not in files]:
+        self._bucket.delete([name])
+        del self._uploaded[name]
       self._delete_gone()
 
   def _put(self, name: str, at: tuple[int, int]) -> None:

@@ -57,7 +57,8 @@ class BucketFiles:
 
   def has_seen(self, name: str) -> bool:
     """Whether what was downloaded is what the bucket has."""
-    return name in self.remote and self._had.get(name) == self.remote[name]
+    stamp = self.remote.get(name)
+    return stamp is not None and bool(stamp.tag) and self._had.get(name) == stamp
 
   def download(self, name: str, *, hollow: bool = False) -> None:
     """One object, unless it is here; raises OSError.

@@ -119,10 +119,18 @@ class Bucket:
 
   def put(self, file: pathlib.Path, name: str) -> None:
     """Uploads a file; raises FileNotFoundError if it has been deleted since."""
+
+    def put(fs, alive):
+      if file.is_file():
+        fs.put_file(str(file), self._path(name), callback=_Alive.of(alive))
+
+    try:
+      self._call(f"writing {name}", put)
+    except BucketError:
+      if file.is_file():
+        raise
     if not file.is_file():
       raise FileNotFoundError(file)
-    put = lambda fs, alive: fs.put_file(str(file), self._path(name), callback=_Alive.of(alive))  # noqa: E731
-    self._call(f"writing {name}", put)
 
   def get(self, name: str, file: pathlib.Path) -> None:
     """Downloads an object, whole or not at all; "" is the URL's own."""
@@ -187,4 +195,6 @@ class _Alive:
 
 
 def _tag(info: dict[str, Any]) -> str:
-  return str(next((info[k] for k in ("ETag", "etag", "md5Hash", "mtime") if info.get(k)), ""))
+  return str(
+    next((info[k] for k in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(k)), "")
+  )
