@@ -19,12 +19,18 @@ from typing import Any, TypedDict
 
 from etils import epy
 
-from pgjax import cache_dir, cli, disk
+from pgjax import cache_dir, cli
 from pgjax.checkpoints import resolve
 from pgjax.errors import UserError
 
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
-  from pgjax.checkpoints import source as source_lib, watchers, workdir as workdir_lib
+  from pgjax.checkpoints import (
+    bucket_copy,
+    bucket_view,
+    source as source_lib,
+    watchers,
+    workdir as workdir_lib,
+  )
   from pgjax.distributed import processes
   from pgjax.evaluation import quantizations, score_checkpoint
   from pgjax.formats import typed_json
@@ -38,8 +44,9 @@ def main(args: Any) -> None:
   """Scores one checkpoint, or with --watch each new step until the run has ended."""
   cache_dir.use_compilation_cache()
   args.quantize = None if args.quantize == "none" else args.quantize
-  out = disk.open_folder(args.out, "--out")
-  (watch if args.watch else once)(args, out)
+  place = bucket_copy.writable(args.out, "--out")
+  with place.synced():
+    (watch if args.watch else once)(args, place.folder)
 
 
 def once(args: Any, out: pathlib.Path) -> Any:
@@ -59,7 +66,8 @@ def once(args: Any, out: pathlib.Path) -> Any:
 
 def watch(args: Any, out: pathlib.Path) -> None:
   """Scores each step of a workdir into OUT/step_N, once."""
-  workdir = pathlib.Path(args.ckpt).expanduser().absolute()
+  place = bucket_view.watched(args.ckpt)
+  workdir = place.folder
   if args.step is not None:
     raise UserError("--watch scores each new step, so --step cannot be given with it.")
   if "," in (args.quantize or ""):
@@ -74,10 +82,16 @@ def watch(args: Any, out: pathlib.Path) -> None:
     log.say(f"Waiting for {workdir}")
   unreadable, refused = set(), set()
   while True:
+    if reason := place.refreshed():
+      if reason not in refused:
+        log.say(f"{reason} It will be tried again.")
+      refused.add(reason)
+      time.sleep(POLL_SECONDS)
+      continue
     steps = workdir_lib.steps(workdir)
     scored = {step for step in steps if is_scored(out / f"step_{step}", args)}
     if workdir.is_dir() and processes.is_main():
-      _announce(workdir, out, scored | unreadable, log)
+      _announce(place, out, scored | unreadable, log)
     todo = [step for step in steps if step not in scored | unreadable]
     todo, ended = processes.gather_objects((todo, not todo and _has_ended(workdir, steps)))[0]
     if ended:
@@ -130,9 +144,9 @@ def _has_ended(workdir: pathlib.Path, steps: list[int]) -> bool:
   return run.step == run.position["total_steps"]
 
 
-def _announce(workdir: pathlib.Path, out: pathlib.Path, scored: set[int], log: Any) -> None:
+def _announce(place: Any, out: pathlib.Path, scored: set[int], log: Any) -> None:
   try:
-    watchers.announce(workdir, out, scored)
+    place.send(watchers.announce(place.folder, out, scored))
   except OSError as error:
     log.say(f"The run may delete steps before they are scored: {error}.")
 
@@ -156,7 +170,9 @@ def is_scored(out: pathlib.Path, args: Any) -> bool:
 
 FLAGS = [
   cli.Flag("ckpt", str, required=True, help=f"what to score; {resolve.ALLOWED}"),
-  cli.Flag("out", str, required=True, help="folder for the results; created if missing"),
+  cli.Flag(
+    "out", str, required=True, help="folder for the results; created if missing; or s3://, gs://"
+  ),
   cli.Flag("evals", str, ".*", help="regular expression: which of config.evals to run"),
   cli.STEP,
   cli.BASE,

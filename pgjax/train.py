@@ -34,6 +34,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   import jax
 
   from pgjax.checkpoints import (
+    bucket_copy,
     checksums,
     initial,
     run_lock,
@@ -87,17 +88,19 @@ def execute(
   config = mesh_choice.resolved(config, jax.devices())
   mesh = mesh_lib.start(config.mesh)
   stop = signals.of_process() if whole_process else Stop()
-  workdir = disk.open_folder(folder, "--workdir")
-  workdir_lib.check_kinds(workdir)
+  place = bucket_copy.writable(folder, "--workdir")
+  workdir_lib.check_kinds(workdir := place.folder)
   log = run_log.Log(workdir, main=processes_lib.is_main(), whole_process=whole_process)
   with run_lock.held(workdir, log.say, stop) as lock:
-    step, total_steps, finished = train(config, mesh, workdir, log, lock, stop)
+    with place.synced():
+      step, total_steps, finished = train(config, mesh, place, log, lock, stop)
     log.say(last_line(folder, step, finished, total_steps, stop, again))
   return step, total_steps, finished
 
 
-def train(config, mesh, workdir, log, lock, stop: Stop) -> tuple[int, int, bool]:
+def train(config, mesh, place, log, lock, stop: Stop) -> tuple[int, int, bool]:
   """Checks all inputs, loads, compiles, trains; returns as `execute`."""
+  workdir = place.folder
   mesh_lib.check_batch_size(config.input.batch_size, mesh, microbatches=config.microbatches)
   mesh_lib.check_opt_state_memory(config.opt_state_memory, mesh)
   model = paligemma.Model(**config.model)
@@ -126,7 +129,7 @@ def train(config, mesh, workdir, log, lock, stop: Stop) -> tuple[int, int, bool]
   for name in every:
     evaluator_lib.folder_of(workdir, name)
   identity = same_run.identity_of(config, tokenizer, data.num_examples)
-  saver = make_saver(config, workdir, tokenizer, identity, total_steps, steps, log)
+  saver = make_saver(config, place, tokenizer, identity, total_steps, steps, log)
   log_start(log, config, mesh, model, abstract, data, evaluators, total_steps)
   idle = schedules.learns_nothing(config, total_steps, trained, data.num_examples)
   if idle:
@@ -274,11 +277,12 @@ def saved_if_broken(run: Run, step: int, state: Any) -> Iterator[None]:
     raise UserError(f"{error} {run.saver.newest()}") from error
 
 
-def make_saver(config, workdir, tokenizer, identity, total_steps, steps, log) -> saver_lib.Saver:
+def make_saver(config, place, tokenizer, identity, total_steps, steps, log) -> saver_lib.Saver:
   """Saves the run every ckpt_steps."""
   every, keep = (steps(name, default=0) for name in ("ckpt", "keep_ckpt"))
   return saver_lib.Saver(
-    workdir,
+    place.folder,
+    fetch=place.fetch,
     plan=saver_lib.Plan(total_steps, every, keep, config.keep_last, config.keep_best),
     config=config.to_dict(),
     tokenizer=tokenizer.source,
@@ -372,7 +376,9 @@ def last_line(workdir, step, finished, total_steps, stop: Stop, again: str) -> s
 
 
 FLAGS = [
-  cli.Flag("workdir", str, required=True, help="folder of the run; created if missing"),
+  cli.Flag(
+    "workdir", str, required=True, help="folder of the run; created if missing; or s3://, gs://"
+  ),
   cli.PEER_TIMEOUT,
 ]
 CONFIG = "required"

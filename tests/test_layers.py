@@ -47,7 +47,7 @@ IMPORT_DOORS = {
   "tensorboardX": {"training/run_log"},
   "av": {"data/video"},
   "pyarrow": {"data/sources", "datasets"},
-  "fsspec": {"data/sources"},
+  "fsspec": {"data/sources", "formats/buckets"},
   "yaml": {"data/sources"},
   "gradio": {"demo"},
   "sentencepiece": {"data/sentencepiece_model"},

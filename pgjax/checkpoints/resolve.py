@@ -1,8 +1,8 @@
 """Which file or folder does a user's CKPT mean?
 
-A path; a published name such as pt_3b_224 or paligemma2-3b-pt-224, in the folder PGJAX_WEIGHTS_DIR
-or on the hub; or a hub id such as google/paligemma2-3b-pt-224, with @REVISION if not its main.
-source.py opens it.
+A path; a URL of an object store; a published name such as pt_3b_224 or paligemma2-3b-pt-224, in the
+folder PGJAX_WEIGHTS_DIR or on the hub; or a hub id such as google/paligemma2-3b-pt-224, with
+@REVISION if not its main. source.py opens it.
 """
 
 import logging
@@ -11,8 +11,14 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from etils import epy
+
 from pgjax.errors import UserError
+from pgjax.formats import buckets
 from pgjax.huggingface import hub
+
+with epy.lazy_imports():  # Not for --help.
+  from pgjax.checkpoints import bucket_view
 
 log = logging.getLogger("pgjax")
 
@@ -34,7 +40,7 @@ ALLOWED = (
   "allowed are a workdir of pgjax.train or one of its step folders, a big_vision .npz, a checkpoint"
   " folder of big_vision or openpi, a folder in Hugging Face format, a folder of PEFT, a name such"
   " as pt_224 (PaliGemma 1), pt_3b_448 (PaliGemma 2) or paligemma2-3b-mix-448, and a hub id such as"
-  " google/paligemma2-3b-pt-224 or google/paligemma-3b-pt-224@bfloat16"
+  " google/paligemma2-3b-pt-224 or google/paligemma-3b-pt-224@bfloat16; s3:// and gs:// for any"
 )
 
 
@@ -47,13 +53,18 @@ class _Named(NamedTuple):
   searched: str = ""  # Where it was searched on this machine, for messages.
 
 
-def resolve(name: str, *, tokenizer_only: bool = False, dtype: str | None = None) -> pathlib.Path:
-  """The path of a checkpoint, from the hub if it is not on this machine.
+def resolve(
+  name: str, *, tokenizer_only: bool = False, dtype: str | None = None, step: int | None = None
+) -> pathlib.Path:
+  """The path of a checkpoint, from the hub or an object store if it is not on this machine.
 
   name: may end in @REVISION of the hub. tokenizer_only: of the hub's files, only the tokenizer's
   are needed. dtype: the weights are used in it; for PaliGemma 1, whose main is float32 on the hub,
-  its revision of that dtype is exact then, and half as large.
+  its revision of that dtype is exact then, and half as large. step: of a run in an object store,
+  of which only one is downloaded.
   """
+  if buckets.is_url(name):
+    return bucket_view.readable(name, step=step)
   found = _named(name)
   if found.path is not None:
     return found.path
@@ -73,8 +84,8 @@ def resolve(name: str, *, tokenizer_only: bool = False, dtype: str | None = None
 
 
 def is_local(name: str) -> bool:
-  """Whether a checkpoint is on this machine, so that nothing is downloaded for it."""
-  return _named(name).path is not None
+  """Whether a checkpoint is on this machine or in an object store: the hub is not asked for it."""
+  return buckets.is_url(name) or _named(name).path is not None
 
 
 def is_published(name: str) -> bool:

@@ -38,7 +38,8 @@ class Saver:
 
   All processes call all methods, and the workdir must be visible to all of them. config: the run's
   config as plain data; tokenizer: the content of its file; identity: must not change between two
-  starts in one workdir; checksums: a compiled function from {name: array} to {name: uint32}.
+  starts in one workdir; checksums: a compiled function from {name: array} to {name: uint32}; fetch:
+  completes a step folder before it is read (bucket_copy.py).
   """
 
   def __init__(
@@ -51,10 +52,11 @@ class Saver:
     identity: dict[str, Any],
     checksums: Callable[[Any], Any],
     say: Callable[[str], None],
+    fetch: Callable[[pathlib.Path], None] = lambda path: None,
   ):
     """Touches no file; `latest` comes first."""
     self._workdir, self._folder = workdir, workdir / workdir_lib.FOLDER
-    self._checksums, self._say = checksums, say
+    self._checksums, self._say, self._fetch = checksums, say, fetch
     self._config, self._identity = disk.plain(config), disk.plain(identity)
     self._tokenizer = tokenizer
     self._retention = retention_lib.Retention(plan)
@@ -228,6 +230,7 @@ class Saver:
 
     If the step before belongs to it, then a newest step of another run is damage.
     """
+    self._fetch(path)
     ckpt, before = workdir_lib.read(path), None
     shapes = {name: _shape(leaf) for name, leaf in orbax_items.named(abstract_state).items()}
     if not (other := same_run.difference(ckpt, shapes, self._identity)):

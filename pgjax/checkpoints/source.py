@@ -18,7 +18,7 @@ from pgjax.checkpoints import orbax_params, resolve, trainer_folder, workdir
 from pgjax.config import load as config_load
 from pgjax.data import sentencepiece_model, tokenizer as tokenizer_lib, tokenizer_folder
 from pgjax.errors import UserError, naming
-from pgjax.formats import foreign, npz, safetensors, typed_json, weight_sets
+from pgjax.formats import buckets, foreign, npz, safetensors, typed_json, weight_sets
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import (
   config_fields,
@@ -85,7 +85,7 @@ def open_source(
     weights: the file or index to read, where a Hugging Face folder has several sets of weights.
     dtype: the weights will be cast to it (resolve.py).
   """
-  path = resolve.resolve(name, dtype=dtype)
+  path = resolve.resolve(name, dtype=dtype, step=step)
   is_adapter = peft.is_folder(path) and _chooses_adapter(name, path, weights)
   if weights is not None and not is_adapter and not _has_safetensors(path):
     raise UserError(
@@ -122,9 +122,11 @@ def _has_safetensors(path: pathlib.Path) -> bool:
 
 
 def needs_download(name: str, base: str | None = None) -> bool:
-  """Whether a checkpoint, or the base of an adapter, is not on this machine."""
+  """Whether a checkpoint, or the base of an adapter, has to be downloaded from the hub."""
   if not resolve.is_local(name):
     return True
+  if buckets.is_url(name):
+    return False
   if not peft.is_folder(path := resolve.resolve(name)):
     return False
   base = base or peft.base_of(path)

@@ -23,14 +23,15 @@ class _Watcher(msgspec.Struct):
   scored: set[typed_json.Count]
 
 
-def announce(workdir: pathlib.Path, out: pathlib.Path, scored: Iterable[int]) -> None:
-  """Writes which steps the results in `out` cover, atomically."""
+def announce(workdir: pathlib.Path, out: pathlib.Path, scored: Iterable[int]) -> pathlib.Path:
+  """Writes which steps the results in `out` cover, atomically; returns the file."""
   folder = workdir / FOLDER
   folder.mkdir(exist_ok=True)
   file = folder / f"{hashlib.sha256(str(out).encode()).hexdigest()[:12]}.json"
   partial = file.with_suffix(".tmp")
   partial.write_text(json.dumps(dict(out=str(out), scored=sorted(scored))) + "\n")
   partial.replace(file)
+  return file
 
 
 def waiting(workdir: pathlib.Path, steps: Iterable[int]) -> dict[int, pathlib.Path]:

@@ -13,6 +13,7 @@ from pgjax.data.sources import (
   kitti,
   labelme,
   parquet,
+  remote,
   roboflow,
   tfds,
   video,
@@ -69,7 +70,7 @@ def open(spec: Mapping, *, check_images: bool = True):
   is_tfds = _is_tfds(name, fields)
   make, fields = (tfds.Tfds, {"name": name, **fields}) if is_tfds else (SOURCES[name], fields)
   check_fields(make, name, fields)
-  source = make(**fields)
+  source = make(**(fields if is_tfds else remote.downloaded(fields)))
   if name in _ONE_SPLIT and (unused := unused_split(name, fields.get("split"), fields["fname"])):
     source.notes = [*getattr(source, "notes", ()), *unused]
   if check_images and hasattr(source, "check_images"):

@@ -1,0 +1,179 @@
+"""A run in an object store loses nothing and deletes nothing too early; here the store is memory.
+
+tests/commands/test_buckets.py runs the commands against servers.
+"""
+
+import logging
+
+import pytest
+
+from pgjax.checkpoints import bucket_copy, bucket_view, workdir as workdir_lib
+from pgjax.errors import UserError
+from pgjax.formats import buckets
+
+fsspec = pytest.importorskip("fsspec")
+URL = "memory://bucket/runs/one"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+  """fsspec's memory as an object store, and its files; `store.down` is an error of every call."""
+  monkeypatch.setitem(buckets.DRIVERS, "memory", "fsspec")
+  monkeypatch.setitem(buckets.OPTIONS, "memory", {})
+  monkeypatch.setattr(buckets, "PAUSE_SECONDS", 0.0)
+  monkeypatch.setattr(bucket_copy, "SYNC_SECONDS", 0.02)
+  monkeypatch.setattr(bucket_copy, "END_SECONDS", 0.0)
+  monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path / "here"))
+  memory = fsspec.filesystem("memory")
+  memory.store.clear()
+  memory.down = None
+  monkeypatch.setattr(buckets.Bucket, "_fs", lambda self: reachable(memory))
+  yield memory
+  memory.store.clear()
+
+
+def reachable(memory):
+  if memory.down is not None:
+    raise memory.down
+  return memory
+
+
+def names(store):
+  start = "/bucket/runs/one/"
+  return {path.removeprefix(start) for path in store.store if path.startswith(start)}
+
+
+def add_step(folder, step):
+  path = folder / "checkpoints" / str(step)
+  for item in ("params", "optimizer"):
+    (path / item).mkdir(parents=True)
+    (path / item / "data").write_bytes(b"%d" % step)
+  position = dict(step=step, total_steps=9, evaluated=True)
+  shapes = {"params/w": ["float32", [4]], "optimizer/n": ["int32", []]}
+  run = dict(step=step, config={}, identity={}, position=position, shapes=shapes, planned=True)
+  workdir_lib.add_files(path, run | dict(sums=dict.fromkeys(shapes, 5), scores={}), b"pieces")
+  return path
+
+
+def run_while_the_store_fails(store):
+  place = bucket_copy.writable(URL, "--workdir")
+  with place.synced():
+    store.down = RuntimeError("HTTP 500")
+    add_step(place.folder, 7)
+
+
+def other_machine(monkeypatch, tmp_path):
+  monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path / "there"))
+
+
+def test_another_machine_finds_what_was_uploaded_and_downloads_arrays_when_they_are_read(
+  store, tmp_path, monkeypatch
+):
+  place = bucket_copy.writable(URL, "--workdir")
+  with place.synced():
+    (place.folder / "metrics.jsonl").write_text("{}\n")
+    (place.folder / "running.json").write_text("of this machine")
+    add_step(place.folder, 5)
+  assert {"metrics.jsonl", "checkpoints/5/files.json", "copy.json"} < names(store)
+  assert "running.json" not in names(store)
+  other_machine(monkeypatch, tmp_path)
+  second = bucket_copy.writable(URL, "--workdir")
+  with second.synced():
+    assert (second.folder / "metrics.jsonl").read_text() == "{}\n"
+    assert workdir_lib.steps(second.folder) == [5]
+    path = second.folder / "checkpoints/5"
+    assert not (path / "params/data").exists()
+    second.fetch(path)
+    assert workdir_lib.read(path).step == 5
+  assert "checkpoints/5/params/data" in names(store)
+
+
+def test_a_store_that_fails_delays_uploads_and_deletes_nothing(store, caplog):
+  caplog.set_level(logging.WARNING, "pgjax")
+  place = bucket_copy.writable(URL, "--workdir")
+  with place.synced():
+    add_step(place.folder, 5)
+    place.push()
+    store.down = ConnectionResetError("reset by peer")
+    add_step(place.folder, 6)
+    (place.folder / "checkpoints/5").rename(place.folder / "gone")  # As retention does.
+    with pytest.raises(OSError, match="reset by peer"):
+      place.push()
+    assert "checkpoints/5/params/data" in names(store)
+    store.down = None
+    place.push()
+    assert "checkpoints/5/params/data" not in names(store)
+    assert "checkpoints/6/files.json" in names(store)
+
+
+def test_what_was_not_uploaded_at_the_end_is_named_and_uploaded_by_the_next_start(store):
+  with pytest.raises(UserError, match=r"HTTP 500.*rerun the same command on this machine"):
+    run_while_the_store_fails(store)
+  assert "checkpoints/7/files.json" not in names(store)
+  store.down = None
+  with bucket_copy.writable(URL, "--workdir").synced():
+    pass
+  assert "checkpoints/7/files.json" in names(store)
+
+
+def test_a_copy_does_not_overwrite_what_another_machine_did_since(
+  store, tmp_path, monkeypatch, caplog
+):
+  caplog.set_level(logging.WARNING, "pgjax")
+  with pytest.raises(UserError, match="HTTP 500"):
+    run_while_the_store_fails(store)
+  store.down = None
+  with monkeypatch.context() as patch:
+    other_machine(patch, tmp_path)
+    second = bucket_copy.writable(URL, "--workdir")
+    with second.synced():
+      add_step(second.folder, 3)
+  again = bucket_copy.writable(URL, "--workdir")
+  with again.synced():
+    assert workdir_lib.steps(again.folder) == [3]
+  assert "files that were not uploaded" in caplog.text
+  assert {n.split("/")[1] for n in names(store) if n.startswith("checkpoints/")} == {"3"}
+
+
+def test_a_step_without_its_last_file_does_not_exist(store, tmp_path, monkeypatch):
+  place = bucket_copy.writable(URL, "--workdir")
+  with place.synced():
+    add_step(place.folder, 4)
+    add_step(place.folder, 5)
+  store.rm("/bucket/runs/one/checkpoints/5/files.json")
+  other_machine(monkeypatch, tmp_path)
+  copy = bucket_copy.writable(URL, "--workdir")
+  with copy.synced():
+    assert workdir_lib.steps(copy.folder) == [4]
+  assert bucket_view.readable(URL).joinpath("checkpoints").is_dir()
+
+
+def test_a_reader_downloads_one_step_without_its_optimizer(store, monkeypatch, tmp_path):
+  place = bucket_copy.writable(URL, "--workdir")
+  with place.synced():
+    add_step(place.folder, 4)
+    add_step(place.folder, 5)
+  other_machine(monkeypatch, tmp_path)
+  folder = bucket_view.readable(URL)
+  assert (folder / "checkpoints/5/params/data").read_bytes() == b"5"
+  assert (folder / "checkpoints/5/optimizer/data").read_bytes() == b"\0"
+  assert workdir_lib.find(str(folder)).step == 5
+  assert not (folder / "checkpoints/4/params/data").exists()
+  store.rm("/bucket/runs/one/checkpoints/5", recursive=True)
+  assert workdir_lib.steps(bucket_view.readable(URL, step=4)) == [4]
+
+
+@pytest.mark.parametrize(
+  ("url", "match"),
+  [
+    ("http://host/run", "only s3:// and gs://"),
+    ("file:///etc", "only s3:// and gs://"),
+    ("s3://bucket/../x", "plain names"),
+    ("s3://key:secret@bucket/x", "without credentials"),
+    ("s3://", "s3://BUCKET/NAME"),
+    ("s3://bucket::file://x", "plain names"),
+  ],
+)
+def test_other_urls_are_refused_in_a_sentence(url, match):
+  with pytest.raises(UserError, match=match):
+    bucket_copy.writable(url, "--workdir")

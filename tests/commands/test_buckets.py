@@ -1,0 +1,104 @@
+"""The commands against object stores on this machine, also behind a proxy that fails.
+
+Needs s3fs and moto[server], or gcsfs and gcp-storage-emulator; skipped without them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import bucket_servers
+import pytest
+import tiny_run
+
+from pgjax.formats import buckets
+
+SETTINGS = {"total_steps": 12, "ckpt_steps": 6, "evals.val.log_steps": 12}
+needs_s3 = pytest.mark.skipif(not bucket_servers.HAS_S3, reason="needs s3fs and moto[server]")
+needs_gcs = pytest.mark.skipif(not bucket_servers.HAS_GCS, reason="needs gcp-storage-emulator")
+
+
+def run(arguments, cache, server):
+  """(status, output) of a command with a cache of its own, as on another machine."""
+  compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache.parent / "compiled")
+  env = os.environ | tiny_run.environment(1) | server | dict(PGJAX_CACHE_DIR=str(cache))
+  env["JAX_COMPILATION_CACHE_DIR"] = compiled
+  command = [sys.executable, *arguments]
+  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  done = subprocess.run(command, cwd=tiny_run.ROOT, env=env, timeout=900, check=False, **pipes)
+  assert "Traceback" not in done.stdout, done.stdout
+  return done.returncode, done.stdout
+
+
+def losses(bucket):
+  rows = [json.loads(line) for line in bucket.read("metrics.jsonl").splitlines()]
+  return {row["step"]: row["training_loss"] for row in rows if "training_loss" in row}
+
+
+def train_lose_a_step_resume_elsewhere_and_score(url, server, tmp_path, proxy=None):
+  """A step that is lost is trained again on another machine, to the same losses."""
+  train = tiny_run.train_arguments(url, **SETTINGS)
+  status, out = run(train, tmp_path / "first", server)
+  assert status == 0, out
+  if proxy:
+    assert proxy.failed
+    proxy.share = 0.0
+  bucket = buckets.Bucket(url, "--workdir")
+  before = losses(bucket)
+  assert list(before) == list(range(1, 13))
+  bucket.delete([name for name in bucket.listing() if name.startswith("checkpoints/12/")])
+  if proxy:
+    proxy.share = 0.2
+  status, out = run(train, tmp_path / "second", server)
+  assert status == 0, out
+  assert "Resuming from step 6." in out
+  if proxy:
+    proxy.share = 0.0
+  assert losses(bucket) == before
+  scores = f"{url}-scores"
+  score = ["-m", "pgjax.evaluate", f"--ckpt={url}", f"--out={scores}", "--evals=test", "--watch"]
+  status, out = run(score, tmp_path / "third", server)
+  assert status == 0, out
+  listed = buckets.Bucket(scores, "--out").listing()
+  for step in (6, 12):
+    assert {f"step_{step}/metrics.json", f"step_{step}/report.html"} <= listed.keys()
+
+
+@pytest.mark.long
+@needs_s3
+@pytest.mark.parametrize("fault", ["500", "reset", "slow"])
+def test_s3_with_a_server_that_fails(fault, tmp_path, monkeypatch):
+  with bucket_servers.s3() as url:
+    proxy = bucket_servers.FaultyProxy(url)
+    server = bucket_servers.KEYS | dict(AWS_ENDPOINT_URL=proxy.url)
+    for name, value in server.items():
+      monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("bucket")
+    proxy.fault, proxy.share = fault, 0.2
+    train_lose_a_step_resume_elsewhere_and_score("s3://bucket/runs/1", server, tmp_path, proxy)
+
+
+@pytest.mark.long
+@needs_gcs
+def test_gcs(tmp_path, monkeypatch):
+  with bucket_servers.gcs() as url:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    import gcsfs
+
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    gcsfs.GCSFileSystem(token="anon", project="p").mkdir("bucket")
+    server = dict(STORAGE_EMULATOR_HOST=url)
+    train_lose_a_step_resume_elsewhere_and_score("gs://bucket/runs/1", server, tmp_path)
+
+
+@pytest.mark.slow
+@needs_s3
+def test_a_bucket_that_cannot_be_used_ends_a_run_with_one_sentence(tmp_path):
+  server = bucket_servers.KEYS | dict(AWS_ENDPOINT_URL="http://127.0.0.1:9")
+  status, out = run(tiny_run.train_arguments("s3://bucket/run", **SETTINGS), tmp_path / "c", server)
+  assert status == 1
+  assert "--workdir=s3://bucket/run cannot be used" in out
