@@ -29,6 +29,7 @@ from pgjax.errors import UserError
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
   import jax
 
+  from pgjax.config import load as config_load, mesh_spec
   from pgjax.distributed import mesh as mesh_lib, mesh_notes
   from pgjax.models import paligemma
   from pgjax.planning import (
@@ -36,8 +37,11 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
     compiler as compiler_lib,
     figure as plan_figure,
     gpus,
+    interconnects,
     mesh_choice,
     page as plan_page,
+    scaling,
+    step_time,
     table as plan_table,
   )
 
@@ -51,7 +55,7 @@ def main(args: Any) -> None:
   os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
   jax.config.update("jax_platforms", "cpu")
   target = device(args)
-  check(args, target.gpu, target.limit_bytes)
+  check(args, target)
   # Where a file was asked for, too, nobody has to read stdout.
   show = cli.say if args.json or args.picture else cli.result
   data = (table if args.table else search if args.suggest else one)(args, target, show)
@@ -73,13 +77,41 @@ class Target(NamedTuple):
 def one(args: Any, target: Target, show: Callable[[str], None]) -> dict[str, Any]:
   """The report on the run."""
   name, gpu, limit_bytes, compiled_for = target
-  with contextlib.closing(compiler_lib.Compiler(compiled_for, args.devices)) as compiler:
-    step = compiler.step(args.config, args.devices)
-  plan = (args.config, args.config_spec, step, name, gpu, limit_bytes, args.mfu)
-  show(plan_page.page(*plan))
+  num_devices, links = args.devices * args.hosts, links_of(args, name)
+  with contextlib.closing(compiler_lib.Compiler(compiled_for, num_devices)) as compiler:
+    step = compiler.step(args.config, num_devices, hosts=args.hosts)
+    plan = (args.config, args.config_spec, step, name, gpu, limit_bytes, args.mfu, links)
+    show(plan_page.page(*plan))
+    if args.scaling or args.hosts > 1:
+      return plan_page.as_json(*plan) | sizes(args, target, show, step)
   if args.picture:
     plan_figure.bar(args.picture, step.need, limit_bytes, f"{args.config_spec} on {name}")
   return plan_page.as_json(*plan)
+
+
+def sizes(args: Any, target: Target, show: Callable[[str], None], step: Any) -> dict[str, Any]:
+  """The same run on 1 to 1,024 GPUs: for its batch, and for its batch a GPU."""
+  links = links_of(args, target.name)
+  cluster = mesh_choice.Cluster(
+    step.num_devices, args.devices, target.gpu, target.limit_bytes, links.between
+  )
+  run = step_time.played(step, links)
+  if run:
+    compiled = scaling.Measure(step.need.total, run.kernels, run.seconds - run.kernels)
+  else:
+    mfu = args.mfu or step_time.MFU
+    time = step_time.estimate(step, target.gpu, args.config.dtype, mfu)
+    compiled = scaling.Measure(step.need.total, time.compute, time.communication)
+  series = scaling.series(args.config, cluster, step.mesh, compiled)
+  show(scaling.page(series, args.devices))
+  if args.picture:
+    plan_figure.scaling(args.picture, series, f"{args.config_spec} on {target.name}")
+  return dict(scaling=[scaling.as_json(one) for one in series])
+
+
+def links_of(args: Any, name: str) -> interconnects.Links:
+  """The links of the flags."""
+  return interconnects.links(name, args.devices, args.link_gbit)
 
 
 def table(args: Any, target: Target, show: Callable[[str], None]) -> dict[str, Any]:
@@ -113,15 +145,15 @@ def table(args: Any, target: Target, show: Callable[[str], None]) -> dict[str, A
 def search(args: Any, target: Target, show: Callable[[str], None]) -> dict[str, Any]:
   """The fastest setting that fits."""
   name, gpu, limit_bytes, compiled_for = target
-  candidates = []
-  with contextlib.closing(compiler_lib.Compiler(compiled_for, args.devices)) as compiler:
+  candidates, num_devices = [], args.devices * args.hosts
+  with contextlib.closing(compiler_lib.Compiler(compiled_for, num_devices)) as compiler:
     for candidate in autotune.candidates(
       args.config,
-      lambda config: compiler.step(config, args.devices),
+      lambda config: compiler.step(config, num_devices, hosts=args.hosts),
       gpu=gpu,
       limit_bytes=limit_bytes,
-      mfu=args.mfu,
-      num_devices=args.devices,
+      mfu=args.mfu or step_time.MFU,
+      num_devices=num_devices,
     ):
       candidates.append(candidate)
       show(autotune.line(candidate))
@@ -146,15 +178,28 @@ def device(args: Any) -> Target:
   return Target(name, gpu, args.hbm_gb * 1e9 if args.hbm_gb else gpu.memory_bytes, compiled_for)
 
 
-def check(args: Any, gpu: gpus.Gpu, limit_bytes: float) -> None:
+def check(args: Any, target: Target) -> None:
   """Checks the other flags before anything is compiled."""
-  if not 0 < args.mfu <= 1:
+  if args.mfu is not None and not 0 < args.mfu <= 1:
     raise UserError(f"--mfu={args.mfu:g} must be above 0 and at most 1; a good run has 0.4.")
   if args.table and args.suggest:
     raise UserError("--table and --suggest are two questions; ask one at a time.")
+  if args.link_gbit is not None and not 1 <= args.link_gbit <= 10_000:
+    raise UserError(
+      f"--link_gbit={args.link_gbit:g} must be from 1 to 10000: Gb/s between hosts for each GPU."
+    )
+  if args.table and (args.scaling or args.hosts > 1):
+    raise UserError("--table is for one host; leave out --hosts and --scaling.")
+  if args.suggest and args.scaling:
+    raise UserError("--suggest and --scaling are two questions; ask one at a time.")
   if not args.table:
-    config = args.config = mesh_choice.on(args.config, args.devices, gpu, limit_bytes, cli.say)
-    mesh = mesh_lib.abstract_mesh(config.mesh, args.devices)
+    num_devices = args.devices * args.hosts
+    how = (num_devices, target.gpu, target.limit_bytes, cli.say)
+    network = links_of(args, target.name).between
+    config = mesh_choice.on(args.config, *how, hosts=args.hosts, network=network)
+    axes = mesh_spec.sizes(config.mesh, num_devices, args.devices)
+    config = args.config = config_load.overridden(config, dict(mesh=list(axes.items()))).lock()
+    mesh = mesh_lib.abstract_mesh(config.mesh, num_devices)
     size, microbatches = config.input.batch_size, config.microbatches
     mesh_lib.check_batch_size(size, mesh, microbatches=microbatches)
     for note in mesh_notes.notes(paligemma.Model(**config.model), config, mesh):
@@ -170,9 +215,12 @@ def check(args: Any, gpu: gpus.Gpu, limit_bytes: float) -> None:
 
 FLAGS = [
   cli.Flag("device", str, help=f"{', '.join(gpus.GPUS)} ({DEFAULT} if neither this nor --hbm_gb)"),
-  cli.Flag("devices", int, 1, least=1, help="how many of them, in one host"),
+  cli.Flag("devices", int, 1, least=1, help="how many of them in a host"),
+  cli.Flag("hosts", int, 1, least=1, help="hosts; more than one implies --scaling"),
+  cli.Flag("link_gbit", float, help="network between hosts, Gb/s for each GPU (H100: 400)"),
+  cli.Flag("scaling", bool, False, help="the run on 1 to 1,024 such GPUs, modelled"),
   cli.Flag("hbm_gb", float, help=f"memory of each in GB (1e9 bytes), compiled for {DEFAULT}"),
-  cli.Flag("mfu", float, 0.4, help="share of the peak that the products are assumed to reach"),
+  cli.Flag("mfu", float, help="model the time by this share of the peak, not by the schedule"),
   cli.Flag("table", bool, False, help="sizes x resolutions x methods x batch sizes, and what fits"),
   cli.Flag("sizes", list, "3b,10b,28b", help="sizes in the table (config argument size)"),
   cli.Flag(
@@ -189,6 +237,7 @@ CONFIG = "required"
 EXAMPLES = [
   "python -m pgjax.plan --config=configs/forkme.py:size=3b --device=H100",
   "python -m pgjax.plan --config=configs/forkme.py:size=10b,batch_size=64 --devices=8",
+  "python -m pgjax.plan --config=configs/forkme.py:size=28b,batch_size=128 --devices=8 --hosts=8",
   "python -m pgjax.plan --config=configs/forkme.py --table --device=L4 --picture=fits.png",
 ]
 

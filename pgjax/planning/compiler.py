@@ -26,13 +26,13 @@ import numpy as np
 
 import pgjax
 from pgjax import cache_dir, disk
-from pgjax.config import load as config_load, validate as config_validate
+from pgjax.config import load as config_load, mesh_spec, validate as config_validate
 from pgjax.distributed import mesh as mesh_lib, signals
 from pgjax.errors import UserError
 from pgjax.formats import typed_json
 from pgjax.models import paligemma
 from pgjax.params import of_model
-from pgjax.planning import flops as flops_lib, gpus, hlo, memory
+from pgjax.planning import flops as flops_lib, gpus, hlo, memory, timeline
 from pgjax.training import optimizer, state as train_state, step as step_lib, stochastic_rounding
 
 WHEELS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
@@ -50,6 +50,7 @@ class Step(msgspec.Struct, frozen=True):
   executed_flops: float  # Of one device, recomputation included.
   collectives: list[hlo.Collective]
   seconds: float  # Of compilation.
+  schedule: list[timeline.Event] = []  # Empty if compiled for the CPU.
 
   @property
   def num_devices(self) -> int:
@@ -64,10 +65,13 @@ def can_compile_for_gpus() -> bool:
   return False
 
 
-def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = True) -> Step:
+def look(
+  config: Any, gpu: str | None, num_devices: int, *, hosts: int = 1, compiled: bool = True
+) -> Step:
   """Compiles the step of a checked config; gpu: a name of planning/gpus.py, or None for this CPU.
 
-  With compiled=False only shapes are used: no FLOPs, and no temporaries but the gradients.
+  hosts: how many have num_devices together. With compiled=False only shapes are used: no FLOPs,
+  and no temporaries but the gradients.
   """
   if gpu and config.opt_state_memory == "host":
     raise UserError(
@@ -78,7 +82,8 @@ def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = Tru
 
   known = gpus.GPUS[gpu or "H100"]
   config = mesh_choice.on(config, num_devices, known, known.memory_bytes)
-  mesh = mesh_lib.make_mesh(config.mesh, devices(gpu, num_devices))
+  sizes = mesh_spec.sizes(config.mesh, num_devices, num_devices // hosts)
+  mesh = mesh_lib.make_mesh(list(sizes.items()), devices(gpu, num_devices, hosts))
   mesh_lib.check_batch_size(config.input.batch_size, mesh, microbatches=config.microbatches)
   model = paligemma.Model(**config.model)
   leaves = of_model.stored_params(model, config)
@@ -102,6 +107,9 @@ def look(config: Any, gpu: str | None, num_devices: int, *, compiled: bool = Tru
     executed_flops=hlo.product_flops(text, chunks),
     collectives=hlo.collectives(text, mesh.shape, chunks) if mesh.size > 1 else [],
     seconds=time.monotonic() - start,
+    schedule=timeline.of_program(text, known, mesh.shape, num_devices // hosts, chunks)
+    if gpu
+    else [],
   )
 
 
@@ -120,14 +128,16 @@ def abstract_batch(config: Any, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
   }
 
 
-def devices(gpu: str | None, num_devices: int) -> list[Any]:
+def devices(gpu: str | None, num_devices: int, hosts: int = 1) -> list[Any]:
   """N devices of one kind; the GPUs are descriptions to compile for."""
   if gpu is None:
     return jax.devices()[:num_devices]
   from jax.experimental import topologies
 
   topology = topologies.get_topology_desc(
-    platform="cuda", target_config=gpus.target_config(gpu), topology=f"1x1x{num_devices}"
+    platform="cuda",
+    target_config=gpus.target_config(gpu),
+    topology=f"1x{hosts}x{num_devices // hosts}",
   )
   return list(topology.devices)
 
@@ -166,9 +176,10 @@ class Compiler:
     self._process.communicate()
     self._stderr.close()
 
-  def step(self, config: Any, num_devices: int, *, compiled: bool = True) -> Step:
+  def step(self, config: Any, num_devices: int, *, hosts: int = 1, compiled: bool = True) -> Step:
     """As `look`; compiled steps are cached in files. A mistake in the config raises UserError."""
-    case = dict(config=config.to_dict(), gpu=self._gpu, num_devices=num_devices, compiled=compiled)
+    case = dict(config=config.to_dict(), gpu=self._gpu, num_devices=num_devices)
+    case |= dict(hosts=hosts, compiled=compiled)
     cached = _cache_file(case) if compiled else None
     if cached and cached.is_file():
       with contextlib.suppress(UserError):  # Damaged: compiled once more.
@@ -213,7 +224,8 @@ def _answer(line: str) -> str:
   case = json.loads(line)
   try:
     config = config_validate.validated(config_load.from_dict(case["config"]))
-    step = look(config, case["gpu"], case["num_devices"], compiled=case["compiled"])
+    how = dict(hosts=case["hosts"], compiled=case["compiled"])
+    step = look(config, case["gpu"], case["num_devices"], **how)
     jax.clear_caches()
     return msgspec.json.encode(step).decode()
   except UserError as e:

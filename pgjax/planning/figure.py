@@ -7,7 +7,7 @@ from typing import Any
 
 from pgjax import disk
 from pgjax.errors import UserError
-from pgjax.planning import table as plan_table
+from pgjax.planning import scaling as scaling_lib, table as plan_table
 from pgjax.planning.memory import Need
 from pgjax.planning.page import GB, ROWS
 
@@ -74,6 +74,38 @@ def grid(file: str, rows: Sequence[plan_table.PlanRow], name: str, limit_bytes: 
     fontsize=10,
   )
   _save(figure, file)
+
+
+def scaling(file: str, series: Sequence[scaling_lib.Series], title: str) -> None:
+  """Examples a second over the number of GPUs; a filled mark is compiled, a hollow one modelled."""
+  figure = _figure(figsize=(11, 4.6))
+  panels = figure.subplots(1, len(series), sharey=True, squeeze=False)[0]
+  for axes, one in zip(panels, series, strict=True):
+    _curve(axes, one.rows)
+    axes.set_title(one.title, fontsize=10)
+  panels[0].set_ylabel("examples/s")
+  figure.suptitle(f"{title}. Filled: compiled; hollow: modelled; dotted: linear", fontsize=10)
+  _save(figure, file)
+
+
+def _curve(axes: Any, rows: Sequence[scaling_lib.Row]) -> None:
+  """One series on logarithmic axes, with the mesh at each number of GPUs."""
+  colour = _COLOURS[0]
+  x, y = [row.num_devices for row in rows], [row.rate for row in rows]
+  axes.plot(x, y, color=colour, linewidth=1.5)
+  axes.plot(x, [y[0] * n / x[0] for n in x], color=colour, linewidth=0.8, linestyle=":")
+  for row in rows:
+    face = colour if row.how == "compiled" else "white"
+    axes.plot(row.num_devices, row.rate, "o", markeredgecolor=colour, markerfacecolor=face)
+    look = dict(textcoords="offset points", ha="center", va="top", fontsize=6.5)
+    words = "\n".join(row.mesh_words).replace("=", " ")
+    axes.annotate(words, (row.num_devices, row.rate), (0, -8), **look)
+  axes.set_xscale("log", base=2)
+  axes.set_yscale("log")
+  axes.set_xticks(x, [str(n) for n in x], fontsize=8)
+  axes.margins(x=0.09, y=0.17)
+  axes.set_xlabel("GPUs")
+  axes.spines[["top", "right"]].set_visible(False)
 
 
 def _panel(axes: Any, size: str, rows: Sequence[plan_table.PlanRow], limit_bytes: float) -> None:

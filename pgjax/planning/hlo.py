@@ -7,6 +7,7 @@ Parses the text of an optimized HLO program (`compiled.as_text()`): each collect
 import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -14,11 +15,11 @@ import numpy as np
 from pgjax.formats.typed_json import Count
 
 _BITS = {"pred": 8, "bf16": 16}  # The other names contain the width: f32, s8, f8e4m3fn.
-_OPS = (
+OPS = (
   *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
   *("collective-permute", "collective-broadcast"),
 )
-_OP = re.compile(rf"(?<![%\w-])({'|'.join(_OPS)})(-start)?\(")
+_OP = re.compile(rf"(?<![%\w-])({'|'.join(OPS)})(-start)?\(")
 _PRODUCT = re.compile(r"(?<![%\w-])(?:dot|custom-call)\(%?([\w.\-]+),.*lhs_contracting_dim\w+")
 _CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)')
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
@@ -48,17 +49,33 @@ def collectives(text: str, mesh: Mapping[str, int], unknown_trips: int = 1) -> l
   computations, entry = _computations(text)
   totals: dict[tuple[str, str], list[int]] = {}
   for _, line, times in _executed(computations, entry, 1, unknown_trips, _OP):
-    match = _OP.search(line)
-    op = match[1]
-    group = _group(line, mesh)
-    result = line[: match.start()].partition(" = ")[2]
-    whole = _whole_bytes(op, result, len(group), is_start=bool(match[2]))
-    total = totals.setdefault((op, _axes(group, mesh)), [0, 0, 0])
-    share = 1 if op.startswith("collective") else (len(group) - 1) / len(group)
+    sent = read_collective(line, mesh)
+    total = totals.setdefault((sent.op, sent.axes), [0, 0, 0])
     total[0] += times
-    total[1] += times * whole
-    total[2] += times * round(whole * share * (2 if op == "all-reduce" else 1))
+    total[1] += times * sent.bytes
+    total[2] += times * sent.sent_bytes
   return [Collective(*key, *total) for key, total in sorted(totals.items())]
+
+
+class Sent(NamedTuple):
+  """One execution of one collective."""
+
+  op: str
+  axes: str
+  group: list[int]  # The devices of the first group.
+  bytes: int  # As in Collective.
+  sent_bytes: int
+
+
+def read_collective(line: str, mesh: Mapping[str, int]) -> Sent:
+  """Of a line of a program that contains a collective or its start."""
+  match = _OP.search(line)
+  op, group = match[1], _group(line, mesh)
+  result = line[: match.start()].partition(" = ")[2]
+  whole = _whole_bytes(op, result, len(group), is_start=bool(match[2]))
+  share = 1 if op.startswith("collective") else (len(group) - 1) / len(group)
+  sent = round(whole * share * (2 if op == "all-reduce" else 1))
+  return Sent(op, _axes(group, mesh), group, whole, sent)
 
 
 def product_flops(text: str, unknown_trips: int = 1) -> float:

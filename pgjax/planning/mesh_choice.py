@@ -72,11 +72,14 @@ def on(
   gpu: gpus.Gpu,
   limit_bytes: float | None,
   say: Callable[[str], Any] = lambda why: None,
+  hosts: int = 1,
+  network: float | None = None,
 ) -> Any:
-  """The same for GPUs of one host that need not exist; `say` gets the reason."""
+  """The same for GPUs that need not exist; network: as in Cluster. `say` gets the reason."""
   if config.mesh != mesh_spec.AUTO:
     return config
-  choice = choose(config, Cluster(num_devices, num_devices, gpu, limit_bytes))
+  cluster = Cluster(num_devices, num_devices // hosts, gpu, limit_bytes)
+  choice = choose(config, cluster._replace(network=network) if network else cluster)
   say(choice.why)
   return with_mesh(config, choice)
 
@@ -129,7 +132,11 @@ def meshes(config: Any, cluster: Cluster) -> Iterator[dict[str, int]]:
           yield dict(replica=rest // data, data=data, tensor=tensor, sequence=sequence)
 
 
-def estimate(config: Any, cluster: Cluster) -> Cost:
+def estimate(
+  config: Any,
+  cluster: Cluster,
+  seconds_of: Callable[[Any, Mapping[str, int], Any], float] = mesh_cost.seconds_of,
+) -> Cost:
   """A cost function that compiles nothing."""
   model = paligemma.Model(**config.model)
   leaves = of_model.stored_params(model, config)
@@ -147,7 +154,7 @@ def estimate(config: Any, cluster: Cluster) -> Cost:
     state = train_state.abstract_state(model, tx, changed, abstract)
     batch = compiler.abstract_batch(config, abstract)
     run = mesh_cost.Run(config, model, leaves, state, batch, names, work)
-    return mesh_cost.bytes_of(run, mesh), mesh_cost.seconds_of(run, mesh, cluster)
+    return mesh_cost.bytes_of(run, mesh), seconds_of(run, mesh, cluster)
 
   return cost
 

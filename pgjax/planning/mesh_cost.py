@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pgjax.params import tree as param_tree
-from pgjax.planning import memory
+from pgjax.planning import interconnects, memory
 
 MFU = 0.45
 RECOMPUTED = 1.3  # Executed products over model FLOPs, where layers store only their inputs.
+EXPOSED = 0.75  # Of the seconds in which weights travel: those in which no kernel runs.
 LATENCY = 15e-6  # Seconds to start a collective.
 MARGIN = 1.1  # For what is not counted below.
 
@@ -71,19 +72,49 @@ def _layer_size(run):
   return sum(a.size for a in own) / run.model.llm_config.depth
 
 
-def seconds_of(run: Run, mesh: Mapping[str, int], cluster: Any) -> float:
-  """Products, then what is sent; weights travel while products run, activations do not."""
-  devices = _size(mesh, *mesh)
-  peak = cluster.gpu.flops(run.config.dtype) * MFU
-  products = run.flops * RECOMPUTED / devices / peak
+class Parts(NamedTuple):
+  """Seconds of a device: of kernels (products, state), and of what it sends."""
+
+  products: float
+  moved: float
+  weights: float
+  activations: float
+
+  @property
+  def kernels(self) -> float:
+    """Of products and the state's traffic."""
+    return self.products + self.moved
+
+  @property
+  def waited(self) -> float:
+    """Of what is sent while no kernel runs."""
+    return EXPOSED * self.weights + self.activations
+
+
+def parts_of(run: Run, mesh: Mapping[str, int], cluster: Any) -> Parts:
+  """Of a step on a mesh."""
+  products = (
+    run.flops * RECOMPUTED / _size(mesh, *mesh) / (cluster.gpu.flops(run.config.dtype) * MFU)
+  )
   moved = 3 * (memory.tree_bytes(run.state)) / cluster.gpu.bandwidth
-  weights, activations = _weights(run, mesh, cluster), _activations(run, mesh, cluster)
-  return max(products, weights) + 0.2 * min(products, weights) + activations + moved
+  return Parts(products, moved, _weights(run, mesh, cluster), _activations(run, mesh, cluster))
 
 
-def _bandwidth(cluster, devices):
-  """Of a ring over neighbouring devices, bytes a second."""
-  return cluster.gpu.link_bandwidth if devices <= cluster.devices_a_host else cluster.network
+def seconds_of(run: Run, mesh: Mapping[str, int], cluster: Any) -> float:
+  """Products, then what is sent; some weights travel while products run, activations do not."""
+  parts = parts_of(run, mesh, cluster)
+  return parts.kernels + parts.waited
+
+
+def _bandwidth(cluster, devices, apart=1):
+  """Of a ring over every `apart`-th of these devices, bytes a second.
+
+  Each member in a host sends by the network adapter of its own.
+  """
+  inside, in_a_host = cluster.gpu.link_bandwidth, max(1, cluster.devices_a_host // apart)
+  if devices > cluster.devices_a_host:
+    inside = min(inside, cluster.network * in_a_host)
+  return interconnects.REACHED * inside
 
 
 def _weights(run, mesh, cluster):
@@ -98,13 +129,13 @@ def _weights(run, mesh, cluster):
     trained += size if name in run.trained else 0.0
   inner = _size(mesh, "tensor", "sequence")
   shards = _size(mesh, "data", "sequence")
-  bandwidth = _bandwidth(cluster, inner * mesh["data"])
+  bandwidth = _bandwidth(cluster, inner * mesh["data"], mesh["tensor"])
   share = (shards - 1) / shards
   times = run.config.microbatches
   seconds = times * share * (2 * used + trained) / bandwidth
   replicas = mesh["replica"]
   if replicas > 1:
-    outer = _bandwidth(cluster, inner * mesh["data"] * replicas)
+    outer = _bandwidth(cluster, inner * mesh["data"] * replicas, inner * mesh["data"])
     seconds += times * 2 * trained / shards * (replicas - 1) / replicas / outer
   layers = run.model.llm_config.depth + run.model.img_config.depth
   return seconds + (times * 3 * layers * LATENCY if shards > 1 else 0.0)
@@ -129,6 +160,6 @@ def _activations(run, mesh, cluster):
     kv = 2 * llm.num_kv_heads * llm.head_dim / min(tensor, llm.num_kv_heads)
     gathered = of_text * kv * llm.depth + of_image * 2 * img.width / tensor * img.depth
     gathered *= 4 * run.item * (sequence - 1)
-    seconds += gathered / _bandwidth(cluster, tensor * sequence)
+    seconds += gathered / _bandwidth(cluster, tensor * sequence, tensor)
     seconds += 6 * (llm.depth + img.depth) * LATENCY
   return times * seconds

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from pgjax.data import device_feed
-from pgjax.planning import hlo, memory, step_time
+from pgjax.planning import hlo, interconnects, memory, step_time, timeline
 from pgjax.planning.compiler import Step
 from pgjax.planning.gpus import Gpu
 
@@ -73,7 +73,7 @@ def verdict(need: memory.Need, limit_bytes: float) -> str:
 
 
 def page(config: Any, spec: str, step: Step, name: str, gpu: Gpu, limit_bytes: float,
-         mfu: float) -> str:  # fmt: skip
+         mfu: float | None, links: interconnects.Links | None = None) -> str:  # fmt: skip
   """The report on one run."""
   how = f"the step was compiled for {step.compiled_for}, without one, in {step.seconds:.0f} s"
   lines = [
@@ -84,7 +84,7 @@ def page(config: Any, spec: str, step: Step, name: str, gpu: Gpu, limit_bytes: f
     "",
     memory_table(step.need, limit_bytes),
     "",
-    *work(config, step, gpu, mfu),
+    *work(config, step, gpu, mfu, links),
   ]
   if config.dtype == "bfloat16" and not gpu.has_bfloat16:
     lines.append(
@@ -94,13 +94,17 @@ def page(config: Any, spec: str, step: Step, name: str, gpu: Gpu, limit_bytes: f
   return "\n".join(lines)
 
 
-def work(config: Any, step: Step, gpu: Gpu, mfu: float) -> list[str]:
-  """FLOPs, communication and time."""
+def work(config: Any, step: Step, gpu: Gpu, mfu: float | None,
+         links: interconnects.Links | None = None) -> list[str]:  # fmt: skip
+  """FLOPs, communication and time: of the schedule, or at an assumed MFU if one is given."""
   batch_size = config.input.batch_size
   lines = [
     f"{step.flops / 1e12:.1f} TFLOP a step, {step.flops / batch_size / 1e12:.2f} an example; "
     f"executed products, per device: {step.executed_flops / 1e12:.1f} TFLOP"
   ]
+  if links and mfu is None and (run := step_time.played(step, links)):
+    return [*lines, *_traffic(run, links), *_schedule(config, step, gpu, run)]
+  mfu = mfu or step_time.MFU
   lines += communication(step.collectives)
   time = step_time.estimate(step, gpu, config.dtype, mfu)
   high, low = mfu * (1 + step_time.SPREAD), mfu * (1 - step_time.SPREAD)
@@ -115,6 +119,39 @@ def work(config: Any, step: Step, gpu: Gpu, mfu: float) -> list[str]:
   return [*lines, text + ". A model, not a measurement."]
 
 
+def _schedule(config, step, gpu, run) -> list[str]:
+  time, size = step_time.of_schedule(run), config.input.batch_size
+  mfu = step.flops / step.num_devices / run.seconds / gpu.flops(config.dtype)
+  waited = sum(traffic.waited for traffic in run.traffic.values())
+  text = f"of it products {run.products:.3g} s, memory and launches "
+  text += f"{run.kernels - run.products:.3g} s"
+  text += f", waiting for links {waited:.3g} s" if run.traffic else ""
+  return [
+    f"{run.seconds:.3g} s a step ({time.low:.3g} to {time.high:.3g}), {size / run.seconds:.3g} "
+    f"examples/s, {mfu:.0%} MFU; {text}. A model of the compiled schedule, not a measurement."
+  ]
+
+
+def _traffic(run: timeline.Played, links: interconnects.Links) -> list[str]:
+  """A row for each axis, op and kind of link."""
+  if not run.traffic:
+    return []
+  lines = [
+    f"Links: {links.inside / GB:.0f} GB/s inside a host, {links.between * 8 / GB:.0f} Gb/s between "
+    f"hosts for each device, {interconnects.REACHED:.0%} of them reached",
+    f"{'axis':<14}{'collective':<20}{'link':<10}{'times':>7}{'GB sent':>9}{'ms':>8}"
+    f"{'ms hidden':>11}",
+  ]
+  for link, t in sorted(run.traffic.items(), key=lambda pair: (pair[0].axes, pair[0].op)):
+    where = "between" if link.between_hosts else "inside"
+    hidden = max(0.0, t.seconds - t.waited)
+    lines.append(
+      f"{link.axes:<14}{link.op:<20}{where:<10}{t.count:>7}{t.sent_bytes / GB:>9.3f}"
+      f"{1e3 * t.seconds:>8.1f}{1e3 * hidden:>11.1f}"
+    )
+  return lines
+
+
 def communication(collectives: Sequence[hlo.Collective]) -> list[str]:
   """A row for each axis and op."""
   head = f"{'axis':<14}{'collective':<16}{'times':>7}{'GB':>8}{'GB sent by a device':>21}"
@@ -126,9 +163,13 @@ def communication(collectives: Sequence[hlo.Collective]) -> list[str]:
 
 
 def as_json(config: Any, spec: str, step: Step, name: str, gpu: Gpu, limit_bytes: float,
-            mfu: float) -> dict[str, Any]:  # fmt: skip
+            mfu: float | None,
+            links: interconnects.Links | None = None) -> dict[str, Any]:  # fmt: skip
   """The same as data; bytes of one device, seconds."""
   need = step.need
+  run = step_time.played(step, links) if links and mfu is None else None
+  time = step_time.of_schedule(run) if run else None
+  mfu = None if time else mfu or step_time.MFU
   return dict(
     config=spec,
     device=name,
@@ -147,6 +188,13 @@ def as_json(config: Any, spec: str, step: Step, name: str, gpu: Gpu, limit_bytes
     executed_flops_per_device=step.executed_flops,
     collectives=msgspec.to_builtins(step.collectives),
     mfu=mfu,
-    seconds=step_time.estimate(step, gpu, config.dtype, mfu)._asdict(),
+    seconds=(time or step_time.estimate(step, gpu, config.dtype, mfu))._asdict(),
+    modelled_seconds=run.seconds if run else None,
+    links=_links_as_json(run, links) if run else None,
     compile_seconds=step.seconds,
   )
+
+
+def _links_as_json(run: timeline.Played, links: interconnects.Links) -> dict[str, Any]:
+  rows = [dict(link._asdict(), **traffic._asdict()) for link, traffic in run.traffic.items()]
+  return dict(links._asdict(), collectives=rows)

@@ -1,20 +1,35 @@
-"""How long will a step take? An estimate from model FLOPs at an assumed MFU, and link rates."""
+"""How long will a step take? From the compiled schedule, or from model FLOPs at an assumed MFU."""
 
 from typing import NamedTuple
 
+from pgjax.planning import interconnects, timeline
 from pgjax.planning.compiler import Step
 from pgjax.planning.gpus import Gpu
 
-SPREAD = 0.25  # The range is the MFU plus and minus this share.
+SPREAD = 0.25  # At an assumed MFU the range is it plus and minus this share.
+SCHEDULE_SPREAD = 0.15  # The model of a schedule against steps measured on an H100: docs/plan.md.
+MFU = 0.4
 
 
 class StepTime(NamedTuple):
-  """Seconds; `low` hides all communication behind the products, `high` none of it."""
+  """Seconds; by MFU `low` hides all communication behind the products, `high` none of it."""
 
-  compute: float  # At the assumed MFU.
+  compute: float
   communication: float
   low: float
   high: float
+
+
+def played(step: Step, links: interconnects.Links) -> timeline.Played | None:
+  """The schedule of a step that was compiled for a GPU, kernel by kernel."""
+  return timeline.play(step.schedule, links.seconds) if step.schedule else None
+
+
+def of_schedule(run: timeline.Played) -> StepTime:
+  """The same as a range."""
+  communication = sum(traffic.seconds for traffic in run.traffic.values())
+  low, high = run.seconds / (1 + SCHEDULE_SPREAD), run.seconds * (1 + SCHEDULE_SPREAD)
+  return StepTime(run.kernels, communication, low, high)
 
 
 def estimate(step: Step, gpu: Gpu, dtype: str, mfu: float) -> StepTime:

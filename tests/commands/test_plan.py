@@ -29,8 +29,10 @@ from pgjax.planning import (
   memory,
   page as plan_page,
   savings,
+  scaling,
   step_time,
   table as plan_table,
+  timeline,
 )
 
 GIB = 2**30
@@ -136,6 +138,10 @@ def test_collectives_are_those_of_the_program(full):
   expected = counted_by_lines(text, depth=tiny.LLM["depth"])
   assert {c.op: (c.count, c.bytes) for c in collectives} == expected
   assert sum(n for n, _ in expected.values()) > 50
+  events = timeline.of_program(text, gpus.GPUS["H100"], run.mesh.shape, 8)
+  traffic = timeline.play(events, lambda event: 1e-6).traffic
+  sent = {(link.op, link.axes): (t.count, t.sent_bytes) for link, t in traffic.items()}
+  assert sent == {(c.op, c.axes): (c.count, c.sent_bytes) for c in collectives}
 
 
 PROGRAM = """
@@ -364,7 +370,9 @@ def test_pictures_are_drawn(tmp_path):
 
   plan_figure.bar(str(tmp_path / "bar.png"), NEED, 80e9, "a run")
   plan_figure.grid(str(tmp_path / "grid.png"), table_rows(FakeCompiler(), 30e9), "H100", 30e9)
-  for name in ("bar.png", "grid.png"):
+  rows = [scaling.Row(n, n, {"data": n}, 1e9, 0.1, "modelled") for n in (1, 8)]
+  plan_figure.scaling(str(tmp_path / "scaling.png"), [scaling.Series("a", rows, {})], "a run")
+  for name in ("bar.png", "grid.png", "scaling.png"):
     assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
