@@ -5,7 +5,8 @@ An object store has neither a rename nor an append, which a run needs. So a run 
 files.json comes last, and a checkpoint without it does not exist. What cannot be uploaded stays in
 the copy and is tried again: the run goes on. Checkpoints are deleted in the bucket only after a
 newer one is there as a whole. A start takes the copy if no other has used the bucket since
-(COPY_FILE), and else downloads it: the arrays only of the checkpoints that are read.
+(COPY_FILE), and else downloads it: the arrays only of the checkpoints that are read. bucket_lock.py
+refuses a second run on another machine.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ import msgspec
 from pgjax import disk
 from pgjax.checkpoints import watchers, workdir as workdir_lib
 from pgjax.checkpoints.bucket_files import MARK, STEP, BucketFiles, on_main
+from pgjax.checkpoints.bucket_lock import BucketLock
 from pgjax.distributed import processes
 from pgjax.errors import UserError
 from pgjax.formats import buckets, typed_json
@@ -35,7 +37,7 @@ MOST_PAUSE_SECONDS = 60.0  # Between two attempts while the bucket does not work
 END_SECONDS = 120.0  # How long the end of a run tries to upload the rest.
 _PASSING = "unfinished/"  # An evaluation's, which deletes its files when it is done.
 _LOCAL = re.compile(
-  r"(.*/)?(\.[^/]*|[^/]*\.tmp|running\.json|evaluating\.json)|watchers/.*|copy\.json"
+  r"(.*/)?(\.[^/]*|[^/]*\.tmp|running\.json|evaluating\.json)|watchers/.*|copy\.json|in-use\.json"
 )
 
 
@@ -54,6 +56,7 @@ class BucketCopy:
     self._files, self._flag = BucketFiles(url, flag, "runs"), flag
     self.folder, self._bucket = self._files.folder, self._files.bucket
     self._token, self._uploaded = "", {}
+    self._in_use: BucketLock | None = None
     self._lock, self._done = threading.Lock(), threading.Event()
 
   @contextlib.contextmanager
@@ -72,7 +75,10 @@ class BucketCopy:
     finally:
       self._done.set()
       if processes.is_main():
-        self._finish(failed)
+        try:
+          self._finish(failed)
+        finally:
+          self._in_use.release()
 
   def fetch(self, path: pathlib.Path) -> None:
     """Completes a step folder of the copy, of which a start has only small files."""
@@ -80,16 +86,19 @@ class BucketCopy:
 
   def _start(self) -> None:
     """Takes the copy or the bucket's files, and checks that the bucket can be written."""
+    own = self._own()
+    token = own.token if own else secrets.token_hex(8)
+    self._in_use = BucketLock(self._bucket, self._flag, token)
     try:
+      self._in_use.acquire()
       self._files.list_again()
       theirs = self._files.remote.get(COPY_FILE) and self._decoded(self._bucket.read(COPY_FILE))
-      own = self._own()
       if own and theirs and own.token == theirs.token:
         self._token, self._uploaded = own.token, own.uploaded
         self._bucket.write(COPY_FILE, msgspec.json.encode(theirs))
         return
       self._clear(own)
-      self._token = secrets.token_hex(8)
+      self._token = token
       for name in self._files.remote:
         big = name.startswith((f"{workdir_lib.FOLDER}/", f"{workdir_lib.DAMAGED}/"))
         if self._files.is_small(name) or not (big or _LOCAL.fullmatch(name)):
@@ -97,6 +106,7 @@ class BucketCopy:
       self._bucket.write(COPY_FILE, msgspec.json.encode(_Copy(self._token)))
       self._remember()
     except OSError as error:
+      self._in_use.release()
       raise UserError(
         f"{self._flag}={self._bucket.url} cannot be used ({disk.reason(error)}): check the name of"
         " the bucket, the credentials and the network."
@@ -106,7 +116,7 @@ class BucketCopy:
     """Empties the copy, or sets it aside if it has files that were never uploaded."""
     pending = own and [n for n, at in self._listed().items() if own.uploaded.get(n) != at]
     if pending:
-      aside = self.folder.with_name(f"{self.folder.name}-{own.token}")
+      aside = self.folder.with_name(f"{self.folder.name}-{secrets.token_hex(4)}")
       aside.mkdir(exist_ok=True)
       log.warning(
         "The local copy of %s has %d files that were not uploaded, and another run has used the"
@@ -131,6 +141,9 @@ class BucketCopy:
       try:
         self.push()
         self._get_watchers()
+      except UserError as error:
+        log.warning("%s", error)
+        return
       except OSError as error:
         pause = min(2 * pause, MOST_PAUSE_SECONDS)
         if not failing:
@@ -154,6 +167,10 @@ class BucketCopy:
     while True:
       try:
         return self.push()
+      except UserError as error:
+        if failed:
+          return log.warning("%s", error)
+        raise
       except OSError as error:
         if time.monotonic() + pause < deadline:
           time.sleep(pause)
@@ -169,6 +186,8 @@ class BucketCopy:
 
   def push(self) -> None:
     """Uploads what has changed, then deletes steps that the run has deleted; raises OSError."""
+    if self._in_use.taken_by:
+      raise UserError(f"Nothing more is uploaded: {self._in_use.taken_by}")
     with self._lock:
       files = self._listed()
       changed = [name for name, at in files.items() if self._uploaded.get(name) != at]

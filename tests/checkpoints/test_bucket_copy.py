@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from pgjax.checkpoints import bucket_copy, bucket_view, workdir as workdir_lib
+from pgjax.checkpoints import bucket_copy, bucket_lock, bucket_view, workdir as workdir_lib
 from pgjax.errors import UserError
 from pgjax.formats import buckets
 
@@ -22,6 +22,8 @@ def store(tmp_path, monkeypatch):
   monkeypatch.setitem(buckets.OPTIONS, "memory", {})
   monkeypatch.setattr(buckets, "PAUSE_SECONDS", 0.0)
   monkeypatch.setattr(bucket_copy, "SYNC_SECONDS", 0.02)
+  for name, seconds in dict(BEAT=0.02, SILENT=0.4, POLL=0.02, SETTLE=0.02).items():
+    monkeypatch.setattr(bucket_lock, f"{name}_SECONDS", seconds)
   monkeypatch.setattr(bucket_copy, "END_SECONDS", 0.0)
   monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path / "here"))
   memory = fsspec.filesystem("memory")
@@ -161,6 +163,24 @@ def test_a_reader_downloads_one_step_without_its_optimizer(store, monkeypatch, t
   assert not (folder / "checkpoints/4/params/data").exists()
   store.rm("/bucket/runs/one/checkpoints/5", recursive=True)
   assert workdir_lib.steps(bucket_view.readable(URL, step=4)) == [4]
+
+
+def test_a_second_machine_is_refused_while_the_first_runs_and_takes_over_from_a_dead_one(
+  store, tmp_path, monkeypatch
+):
+  first = bucket_copy.writable(URL, "--workdir")
+  with first.synced():
+    with monkeypatch.context() as patch:
+      other_machine(patch, tmp_path)
+      second = bucket_copy.writable(URL, "--workdir")
+      with pytest.raises(UserError, match=r"is in use by another run on host .*, process \d+"):
+        second.synced().__enter__()
+    held = store.cat_file("/bucket/runs/one/in-use.json")
+  assert "in-use.json" not in names(store)
+  store.pipe_file("/bucket/runs/one/in-use.json", held)  # As a killed run leaves it.
+  other_machine(monkeypatch, tmp_path)
+  with second.synced():
+    assert store.cat_file("/bucket/runs/one/in-use.json") != held
 
 
 @pytest.mark.parametrize(
