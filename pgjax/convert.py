@@ -106,6 +106,7 @@ def _checked(args: Any) -> pathlib.Path:
     raise UserError(f"--push uploads folders of --to=hf and --to=peft, not of {args.to}.")
   if args.merge and args.to == "peft":
     raise UserError("--merge makes full weights: use it with --to=hf, bv or orbax, not with peft.")
+  disk.check_local(args.dst, "--dst")
   target = pathlib.Path(args.dst).expanduser().absolute()
   if args.to == "bv" and target.suffix != ".npz":
     raise UserError(f"--dst={args.dst}: big_vision's format is one file; end the name with .npz.")

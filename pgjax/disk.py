@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -39,8 +40,18 @@ def disk_errors(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
+def check_local(name: str, flag: str) -> None:
+  """Raises for a URL, which would become a folder such as "s3:" here."""
+  if re.match("[A-Za-z][A-Za-z0-9+.-]*://", name):
+    raise UserError(
+      f"{flag}={name} is a URL, and this is written to local paths only: name one, and copy it to"
+      " the bucket afterwards (docs/buckets.md)."
+    )
+
+
 def open_folder(folder: str, flag: str) -> pathlib.Path:
   """Makes the folder and checks that it can be written, before anything is compiled."""
+  check_local(folder, flag)
   path = pathlib.Path(folder).expanduser().absolute()
   probe = path / f".write-test-{secrets.token_hex(6)}"  # Others may test at the same time.
   try:
@@ -59,6 +70,7 @@ def open_folder(folder: str, flag: str) -> pathlib.Path:
 
 def open_parent(file: str, flag: str) -> None:
   """Makes the folder of an output file and checks it as `open_folder` does; a FIFO needs none."""
+  check_local(file, flag)
   path = pathlib.Path(file).expanduser().absolute()
   if not path.exists() or path.is_file():
     open_folder(str(path.parent), flag)

@@ -45,3 +45,12 @@ def test_links_stay_and_pipes_are_written_to(tmp_path):
   disk.write(tmp_path / "pipe", "text")
   reader.join()
   assert got == ["text"]
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/out", "gs://bucket/a.jsonl", "file:///tmp/x"])
+def test_a_url_does_not_become_a_folder(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  for opened in (disk.open_folder, disk.open_parent):
+    with pytest.raises(UserError, match=r"--out=.* is a URL"):
+      opened(name, "--out")
+  assert not any(tmp_path.iterdir())

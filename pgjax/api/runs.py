@@ -6,8 +6,9 @@ import pathlib
 from types import SimpleNamespace
 from typing import Any
 
-from pgjax import cache_dir, disk, evaluate, train
+from pgjax import cache_dir, evaluate, train
 from pgjax.api import arguments
+from pgjax.checkpoints import bucket_copy
 from pgjax.formats import typed_json
 
 
@@ -48,14 +49,14 @@ def fit(config: Any, workdir: str | os.PathLike, **overrides: Any) -> Fitted:
 
   Args:
     config: "configs/x.py:args", a dict, or a ConfigDict such as a config file's get_config returns.
-    workdir: folder of the run; created if missing.
+    workdir: folder of the run; created if missing; or s3://, gs://, whose local copy is returned.
     overrides: fields to replace, `input__batch_size=8` for config.input.batch_size.
   """
   checked = arguments.checked_config(config, arguments.dotted(overrides))
   folder = arguments.path("workdir", workdir)
   again = f"pgjax.fit with the same config and workdir={folder!r}"
   ended = train.execute(checked, folder, again=again, whole_process=False)
-  fitted = Fitted(pathlib.Path(folder).expanduser().absolute(), *ended, {})
+  fitted = Fitted(bucket_copy.local(folder), *ended, {})
   for row in fitted.history():
     fitted.metrics.update(row if row.get("step") == fitted.step else {})
   return fitted
@@ -79,7 +80,7 @@ def score(
 
   Args:
     ckpt: as in `load`, and so are step, ema, quantize, base and weights.
-    out: folder for the results; created if missing.
+    out: folder for the results; created if missing; or s3://, gs://.
     config: as in `fit`; without it the config of the checkpoint's run.
     evals: regular expression: which entries of config.evals to run.
     overrides: as in `fit`.
@@ -92,6 +93,7 @@ def score(
   args.config = None if config is None else arguments.checked_config(config, args.overrides)
   args.config_spec = config if isinstance(config, str | None) else args.config.to_dict()
   cache_dir.use_compilation_cache()
-  out = disk.open_folder(folder, "--out")
-  scores = evaluate.once(args, out)
+  place = bucket_copy.writable(folder, "--out")
+  with place.synced():
+    scores = evaluate.once(args, out := place.folder)
   return Scored(scores, out / "report.html", out / "predictions.jsonl")

@@ -313,6 +313,13 @@ def writable(name: str, flag: str) -> "BucketCopy | LocalFolder":
   return LocalFolder(disk.open_folder(name, flag))
 
 
+def local(name: str) -> pathlib.Path:
+  """Where the files of `writable` are on this machine."""
+  if buckets.is_url(name):
+    return BucketFiles(name, "--workdir", "runs").folder
+  return pathlib.Path(name).expanduser().absolute()
+
+
 def _order(name: str) -> tuple[bool, int, bool]:
   """Step by step, each with its mark at the end; other files before."""
   match = STEP.fullmatch(name)
