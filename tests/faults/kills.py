@@ -2,9 +2,9 @@ r"""Kills a run at random moments, resumes it, and compares it with one that not
 
 python tests/faults/kills.py --kills=50
 
-The moments are spread over a whole run: start, load, compile, step, evaluate, save and restore. Each
-row has the phases in which a run was killed; the last one, how many runs ended bit-equal: in their
-losses, answers and the sums of all arrays of the last checkpoint.
+The moments are spread over a whole run: start, load, compile, step, evaluate, save and restore.
+Each row has the phases in which a run was killed; the last one, how many runs ended bit-equal: in
+their losses, answers and the sums of all arrays of the last checkpoint.
 """
 
 import argparse
