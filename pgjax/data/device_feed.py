@@ -85,7 +85,7 @@ class DeviceFeed:
       return "the data is read slowly, or not at all"
     return (
       f"{slowest[1]} has been read for {slowest[0]:.0f} s; is its disk or network share reachable?"
-      " The run waits; a signal, such as Ctrl-C, saves and stops it"
+      " The run waits for it"
     )
 
   def _all_have_it(self, error: Exception | None) -> bool:

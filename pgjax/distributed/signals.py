@@ -22,6 +22,7 @@ AT_ONCE = 130  # As shells report Ctrl-C.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 IMPATIENT = ("SIGTERM", "SIGINT")  # A second one ends a run at once.
 REPEAT_SECONDS = 1.0  # A closed terminal, or a scheduler, sends several signals at a time.
+PARENT_SECONDS = 1.0  # How often a worker looks whether its run is alive.
 GRACE_SECONDS = 10.0  # The main thread has this long to react to the second signal.
 
 _installed: "list[Stop]" = []  # At most one: signals belong to the process.
@@ -180,3 +181,11 @@ def ignore_in_worker(*_) -> None:
   for number in _numbers():
     if signal.Signals(number).name != "SIGTERM":
       signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+  """A run that is killed cannot stop its workers, which would wait for ever."""
+  while os.getppid() == parent:
+    time.sleep(PARENT_SECONDS)
+  os._exit(AT_ONCE)

@@ -127,6 +127,23 @@ def test_handlers_come_back_in_a_process_that_is_not_the_command():
   assert [signal.getsignal(number) for number in numbers] == before
 
 
+def test_a_worker_ends_with_a_run_that_is_killed():
+  program = (
+    "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]);"
+    " time.sleep(60)"
+  )
+  worker = (
+    "import os, time; from pgjax.distributed import signals; signals.PARENT_SECONDS = 0.05;"
+    f" signals.ignore_in_worker(); {READY}time.sleep(60)"
+  )
+  run = subprocess.Popen(
+    [sys.executable, "-c", program, worker], cwd=ROOT, stdout=subprocess.PIPE, text=True
+  )
+  assert run.stdout.readline() == "ready\n"
+  run.kill()
+  assert run.communicate(timeout=30) == ("", None)  # Nobody holds the pipe any longer.
+
+
 CONSOLE = """
 import sys
 from pgjax.distributed import console
