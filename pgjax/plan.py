@@ -152,8 +152,9 @@ def search(args: Any, target: Target, show: Callable[[str], None]) -> dict[str, 
       lambda config: compiler.step(config, num_devices, hosts=args.hosts),
       gpu=gpu,
       limit_bytes=limit_bytes,
-      mfu=args.mfu or step_time.MFU,
+      mfu=args.mfu,
       num_devices=num_devices,
+      links=links_of(args, name),
     ):
       candidates.append(candidate)
       show(autotune.line(candidate))

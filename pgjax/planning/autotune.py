@@ -12,7 +12,7 @@ from pgjax.config import load as config_load, validate as config_validate
 from pgjax.layers import remat
 from pgjax.models import paligemma
 from pgjax.params import of_model
-from pgjax.planning import savings, step_time
+from pgjax.planning import interconnects, savings, step_time
 from pgjax.planning.compiler import Step
 from pgjax.planning.gpus import Gpu
 
@@ -35,15 +35,16 @@ def candidates(
   *,
   gpu: Gpu,
   limit_bytes: float,
-  mfu: float,
+  mfu: float | None,
   num_devices: int,
+  links: interconnects.Links | None = None,
 ) -> Iterator[Candidate]:
   """Yields candidates as they are compiled; ends when the next ones would be slower."""
 
   def attempt(overrides):
     changed = config_validate.validated(config_load.overridden(config, overrides))
     step = compile_step(changed)
-    seconds = step_time.modelled(step, gpu, changed.dtype, mfu)
+    seconds = step_time.modelled(step, gpu, changed.dtype, mfu, links)
     return Candidate(overrides, step, seconds, step.need.total <= limit_bytes)
 
   same_run = []

@@ -97,7 +97,7 @@ def _curve(axes: Any, rows: Sequence[scaling_lib.Row]) -> None:
   for row in rows:
     face = colour if row.how == "compiled" else "white"
     axes.plot(row.num_devices, row.rate, "o", markeredgecolor=colour, markerfacecolor=face)
-    look = dict(textcoords="offset points", ha="center", va="top", fontsize=6.5)
+    look = dict(textcoords="offset points", ha="center", va="top", fontsize=5.5)
     words = "\n".join(row.mesh_words).replace("=", " ")
     axes.annotate(words, (row.num_devices, row.rate), (0, -8), **look)
   axes.set_xscale("log", base=2)

@@ -40,8 +40,13 @@ def estimate(step: Step, gpu: Gpu, dtype: str, mfu: float) -> StepTime:
   return StepTime(compute, communication, low, compute / (1 - SPREAD) + communication)
 
 
-def modelled(step: Step, gpu: Gpu, dtype: str, mfu: float) -> float:
-  """Seconds, for ranking settings of a run: executed products, state traffic, communication."""
+def modelled(
+  step: Step, gpu: Gpu, dtype: str, mfu: float | None, links: interconnects.Links | None = None
+) -> float:
+  """Seconds, for ranking settings of a run: of the schedule, or at an assumed MFU."""
+  if links and mfu is None and (run := played(step, links)):
+    return run.seconds
+  mfu = mfu or MFU
   # The MFU refers to `balanced`, whose products are 1.2 to 1.3 times the model FLOPs.
   products = step.executed_flops / 1.25 / (gpu.flops(dtype) * mfu)
   moved = 2 * (step.need.trained + step.need.lora + step.need.optimizer + step.need.gradients)
