@@ -18,7 +18,7 @@ from pgjax.checkpoints.orbax_items import under
 from pgjax.checkpoints.source import Source
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import names as hf_names
-from pgjax.layers import embedding
+from pgjax.layers import embedding, placement
 from pgjax.models import gemma, paligemma, siglip
 from pgjax.params import tree as param_tree
 
@@ -104,7 +104,7 @@ def _image_tokens(leaves, img, image):
   kernel = part("embedding/kernel")
   x_1PD = jnp.asarray(patches) @ kernel.reshape(-1, kernel.shape[-1])
   x_1PD = x_1PD + part("embedding/bias") + positions
-  block = siglip.Block(img, "float32", lambda x: x)
+  block = siglip.Block(img, "float32", placement.NO_MESH)
   for i in range(img.depth):
     x_1PD, _ = block.apply(_layer(leaves, "img/Transformer/encoderblock", i), x_1PD, None)
   norm = {name: part(f"Transformer/encoder_norm/{name}") for name in ("bias", "scale")}
@@ -122,7 +122,7 @@ def _text_logits(leaves, llm, z_1PD, tokens_T, rows) -> np.ndarray:
   mask_1LL = paligemma.prefix_lm_mask(mask_ar)
   positions_1L = jnp.arange(P + T)[None]
   x_1LD = jnp.concatenate([z_1PD, x_1TD], axis=1)
-  block = gemma.Block(llm, "float32", lambda x: x)
+  block = gemma.Block(llm, "float32", placement.NO_MESH)
   for i in range(llm.depth):
     layer = _layer(leaves, "llm/layers", i)
     x_1LD, _ = block.apply(layer, x_1LD, positions_1L, mask_1LL, gemma.Mode())
