@@ -71,7 +71,8 @@ def open(spec: Mapping, *, check_images: bool = True):
   make, fields = (tfds.Tfds, {"name": name, **fields}) if is_tfds else (SOURCES[name], fields)
   check_fields(make, name, fields)
   source = make(**(fields if is_tfds else remote.downloaded(fields)))
-  if name in _ONE_SPLIT and (unused := unused_split(name, fields.get("split"), fields["fname"])):
+  one_split = name in _ONE_SPLIT and not is_tfds
+  if one_split and (unused := unused_split(name, fields.get("split"), fields["fname"])):
     source.notes = [*getattr(source, "notes", ()), *unused]
   if check_images and hasattr(source, "check_images"):
     source.check_images()
