@@ -87,8 +87,9 @@ test-demo: $(VENV)/.installed-demo
 test-cluster: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n 0 -rs -m cluster tests/cluster tests/launch $(PYTEST_ARGS)
 
+# The numbers of the reference on the machine's own devices. Float32 products of GPUs are in TF32 otherwise.
 test-gpu: $(VENV)/.installed-test
-	PGJAX_TEST_REAL_DEVICES=1 JAX_DEFAULT_MATMUL_PRECISION=highest $(PY) -m pytest -q -m "gpu" $(PYTEST_ARGS)
+	PGJAX_TEST_REAL_DEVICES=1 JAX_DEFAULT_MATMUL_PRECISION=highest $(PY) -m pytest -q tests/test_golden.py $(PYTEST_ARGS)
 
 # TRANSFORMERS=4.57.6 compares with that version instead, and leaves it installed.
 test-parity: $(VENV)/.installed-parity
