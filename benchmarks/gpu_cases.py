@@ -100,7 +100,7 @@ def _random_batch(abstract: Mapping[str, Any], vocab_size: int) -> dict[str, np.
   rng = np.random.default_rng(0)
   batch = {}
   for name, leaf in abstract.items():
-    if name in ("image",):
+    if name == "image":
       batch[name] = rng.uniform(-1, 1, leaf.shape).astype(np.float32)
     elif name == "text":
       batch[name] = rng.integers(4, vocab_size, leaf.shape).astype(np.int32)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pgjax.distributed import launchers, rendezvous, runtime, signals
+from pgjax.distributed import launchers, rendezvous, signals
 
 AGREE_STEPS = 10  # How often several processes agree on whether to stop.
 
@@ -30,6 +30,8 @@ def join() -> None:
       log.log(level, text)
   if launch.count == 1:
     return
+  from pgjax.distributed import runtime  # Private parts of JAX, of which one process needs none.
+
   rendezvous.check_port(launch)
   os.environ["JAX_COORDINATOR_PORT"] = str(launch.port)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -200,3 +200,11 @@ def test_a_process_that_waits_in_vain_says_so():
     assert process.returncode == 1
     assert re.search(rf"error: Process {index} of 2 .* waited 3 s at the start: {reason}", err)
     assert "Check failure" not in err
+
+
+@pytest.mark.slow
+def test_one_process_needs_no_private_part_of_jax(root):
+  program = "import sys; from pgjax.distributed import processes; processes.join()"
+  program += "; sys.exit('pgjax.distributed.runtime' in sys.modules)"
+  environ = {n: v for n, v in os.environ.items() if not n.startswith(("PGJAX_", "SLURM_", "OMPI_"))}
+  assert subprocess.run([sys.executable, "-c", program], cwd=root, env=environ).returncode == 0
