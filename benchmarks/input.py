@@ -6,8 +6,8 @@ Both sides read the same JSON lines and image files, resize (both with antialias
 prefix and suffix and build batches of 16, in turns, so that both see the same load. Theirs is the
 usual loop: `datasets.load_dataset("json")`, a torch DataLoader, and PaliGemmaProcessor (with
 Pillow, or torchvision where it is installed) in the collate function. A row: examples a second
-after the first batch (median of the rounds), which leaves out the start of worker processes, and
-what that is per core. 0 workers are one thread a core for pgjax, and the main process for
+after the first batches (median of the rounds), which leaves out the start of worker processes,
+and what that is per core. 0 workers are one thread a core for pgjax, and the main process for
 DataLoader. Packages: requirements-parity.txt and datasets (--torch_python=PYTHON if elsewhere).
 """
 
@@ -25,6 +25,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIDES = ("pgjax", "transformers")
 BATCH, TEXT_LEN = 16, 64
+SKIPPED = 8  # Batches before the time counts: worker processes have started.
 
 
 def pgjax(spec):
@@ -105,12 +106,13 @@ def write_rows(folder, images, rows):
 
 
 def serve(spec):
-  """Prints a line when ready, then for each number of batches on stdin the seconds after one."""
+  """Prints a line when ready, then for each number of batches on stdin the measured seconds."""
   make = dict(pgjax=pgjax, transformers=transformers)[spec["side"]](spec)
   print("ready", flush=True)
   for line in sys.stdin:
     batches = make(int(line))
-    next(batches)
+    for _ in range(SKIPPED):
+      next(batches)
     start = time.perf_counter()
     for _ in batches:
       pass
@@ -134,7 +136,9 @@ def measured(specs, pythons, rounds, batches):
   for side in sides.values():
     side.stdin.close()
     side.wait()
-  return {side: BATCH * (batches - 1) / statistics.median(times) for side, times in seconds.items()}
+  return {
+    side: BATCH * (batches - SKIPPED) / statistics.median(times) for side, times in seconds.items()
+  }
 
 
 def main():
@@ -143,7 +147,7 @@ def main():
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--images", type=pathlib.Path, default=ROOT.parent / "shared/data")
-  parser.add_argument("--rows", type=int, default=512, help="of a round; a multiple of 16")
+  parser.add_argument("--rows", type=int, default=1024, help="of a round; a multiple of 16")
   parser.add_argument("--workers", default="0,2", help="numbers of worker processes")
   parser.add_argument("--res", default="224,448,896")
   parser.add_argument("--rounds", type=int, default=3)

@@ -295,7 +295,8 @@ def _batched(rows, batch_size: int, layout: Layout, num_threads: int, num_worker
   """Grain's data set of (arrays, columns) of whole batches, prefetched by threads."""
   row_bytes = layout.res**2 * 12 * max(layout.num_frames, 1)
   pieces = 1
-  if row_bytes * batch_size > WHOLE_BATCH_BYTES:  # All threads work on the same batch.
+  # All threads work on the same batch. Worker processes take turns, so each makes whole batches.
+  if row_bytes * batch_size > WHOLE_BATCH_BYTES and not num_workers:
     divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
     pieces = min((n for n in divisors if n >= num_threads), default=batch_size)
   options = grain.ReadOptions(

@@ -124,17 +124,31 @@ def test_other_errors_stay_as_they_are():
   assert workers.explained(error) is error
 
 
-@pytest.mark.slow  # A process that imports everything.
-def test_a_killed_worker_ends_the_stream_with_a_sentence():
+def easy_vqa_batches(num_workers):
   config = ConfigDict(dict(seed=3, res=16, text_len=16, num_frames=0))
   config.input = dict(
-    data=dict(name="easy_vqa", split="train[:50]"), batch_size=8, num_threads=1, num_workers=1,
-    cache_mb=0, allow_truncated=False,
+    data=dict(name="easy_vqa", split="train[:50]"), batch_size=8, num_threads=2,
+    num_workers=num_workers, cache_mb=0, allow_truncated=False,
     pp='decode|resize(16)|value_range(-1, 1)|copy("question", "prefix")|copy("answer", "suffix")',
   )  # fmt: skip
-  data = pipeline.train_batches(config, tokenizer.load("tiny"))
+  return pipeline.train_batches(config, tokenizer.load("tiny"))
+
+
+@pytest.mark.slow  # A process that imports everything.
+def test_a_killed_worker_ends_the_stream_with_a_sentence():
+  data = easy_vqa_batches(num_workers=1)
   next(data)
   for child in multiprocessing.active_children():
     os.kill(child.pid, signal.SIGKILL)
   with pytest.raises(UserError, match=r"A data worker .* was ended by SIGKILL"):
     list(itertools.islice(data, 1000))  # Some batches are ready.
+
+
+@pytest.mark.slow  # Two processes that import everything.
+def test_workers_make_the_batches_of_threads_also_where_threads_share_a_batch(monkeypatch):
+  monkeypatch.setattr(pipeline, "WHOLE_BATCH_BYTES", 0)
+  ours, theirs = (itertools.islice(easy_vqa_batches(n), 5) for n in (0, 2))
+  for a, b in zip(ours, theirs, strict=True):
+    assert a.keys() == b.keys()
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name])

@@ -2,9 +2,11 @@ r"""Kills a run at random moments, resumes it, and compares it with one that not
 
 python tests/faults/kills.py --kills=50
 
-The moments are in its start (which restores, too), compilation, steps, saves and evaluation. Each
-row has the moments at which a run was killed; the last one, how many runs ended bit-equal: in
-their losses, answers and the sums of all arrays of the last checkpoint.
+The moments are in its start, compilation, steps, saves, evaluation and while it restores. Each row
+has the moments at which a run was killed; the last one, how many runs ended bit-equal: in their
+losses, answers and the sums of all arrays of the last checkpoint. A run that is killed while it
+compiles has no compiled programs from before; one that restores has a checkpoint, or it is not
+counted as killed there.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import tiny_run  # noqa: E402
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
 
-MOMENTS = ("start", "compile", "step", "save", "evaluate")
+MOMENTS = ("start", "compile", "step", "save", "evaluate", "restore")
 
 
 def result(workdir):
@@ -41,12 +43,12 @@ def result(workdir):
 class Run:
   """A run and its output."""
 
-  def __init__(self, workdir):
+  def __init__(self, workdir, **environment):
     self.workdir, self.output = workdir, ""
     self.process = subprocess.Popen(
       [sys.executable, *tiny_run.train_arguments(workdir)],
       cwd=ROOT,
-      env=os.environ | tiny_run.environment(devices=1),
+      env=os.environ | tiny_run.environment(devices=1) | environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -70,22 +72,32 @@ class Run:
     return path.read_text().count("training_loss") if path.exists() else 0
 
   def kill_at(self, moment, rng, whole):
-    """SIGKILL in the phase; False if the run ended before."""
-    row = rng.randrange(1, tiny_run.STEPS)
+    """SIGKILL around the moment; returns the one at which it came, None if the run had ended."""
+    row, before = rng.randrange(1, tiny_run.STEPS), self.rows()
+    has_checkpoint = any((self.workdir / "checkpoints").glob("[0-9]*"))
     until = dict(
       start=lambda: True,
+      restore=lambda: " train (" in self.output,
       compile=lambda: "First example" in self.output,
       step=lambda: self.rows() >= row,
       save=lambda: list(self.workdir.glob("checkpoints/*tmp*")),
       evaluate=lambda: self.rows() >= tiny_run.STEPS,
     )[moment]
     if self.wait(until) is None:
-      time.sleep(rng.uniform(0, dict(start=whole, compile=2.0).get(moment, 0.1)))
+      time.sleep(rng.uniform(0, dict(start=whole / 2, compile=3.0, restore=0.3).get(moment, 0.1)))
     ended = self.process.poll() is not None
     self.process.kill()
     self.process.wait()
     self._reader.join()
-    return not ended
+    if ended:
+      return None
+    if " train (" not in self.output:
+      return "start"
+    if "First example" not in self.output:
+      return "restore" if has_checkpoint and "Resuming" not in self.output else "start"
+    if moment in ("start", "restore", "compile"):
+      return "compile" if self.rows() <= before else "step"
+    return moment
 
 
 def main():
@@ -105,10 +117,12 @@ def main():
   print(f"seed {args.seed}; a run takes {whole:.1f} s")
   while sum(phases.values()) < args.kills:
     workdir, killed = folder / f"run{runs}", []
-    for _ in range(args.per_run):
+    for number in range(args.per_run):
       moment = rng.choice(MOMENTS)
-      if Run(workdir).kill_at(moment, rng, whole):
-        killed.append(moment)
+      empty = dict(JAX_COMPILATION_CACHE_DIR=str(folder / f"compiled{runs}-{number}"))
+      run = Run(workdir, **(empty if moment == "compile" else {}))
+      if came := run.kill_at(moment, rng, whole):
+        killed.append(came)
     assert Run(workdir).wait() == 0
     same = result(workdir) == expected
     runs, equal = runs + 1, equal + same
