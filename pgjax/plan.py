@@ -79,7 +79,7 @@ def one(args: Any, target: Target, show: Callable[[str], None]) -> dict[str, Any
   name, gpu, limit_bytes, compiled_for = target
   num_devices, links = args.devices * args.hosts, links_of(args, name)
   with contextlib.closing(compiler_lib.Compiler(compiled_for, num_devices)) as compiler:
-    step = compiler.step(args.config, num_devices, hosts=args.hosts)
+    step = compiler.step(args.config, num_devices, hosts=args.hosts, limit_bytes=limit_bytes)
     plan = (args.config, args.config_spec, step, name, gpu, limit_bytes, args.mfu, links)
     show(plan_page.page(*plan))
     if args.scaling or args.hosts > 1:

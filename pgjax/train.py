@@ -49,7 +49,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.evaluation import evaluator as evaluator_lib, metric_names
   from pgjax.models import paligemma
   from pgjax.params import of_model, table as param_table
-  from pgjax.planning import flops, gpus, mesh_choice, out_of_memory
+  from pgjax.planning import flops, gpus, mesh_choice, out_of_memory, remat_choice
   from pgjax.training import (
     ema,
     optimizer,
@@ -348,8 +348,16 @@ def compile_step(config, model, tx, mesh, abstract, first, log) -> Callable:
     name: jax.ShapeDtypeStruct((count * len(a), *a.shape[1:]), a.dtype, sharding=batch_sharding)
     for name, a in first.items()
   }
+
+  def compiled(policy):
+    with_policy = model.clone(remat=policy)
+    return step_lib.jitted(with_policy, tx, config, mesh).lower(abstract, batch).compile()
+
   with log.waiting("Compiling the training step"):
-    return step_lib.jitted(model, tx, config, mesh).lower(abstract, batch).compile()
+    choice = remat_choice.for_devices(config, model, abstract, batch, mesh, compiled)
+  if choice.why:
+    log.say(choice.why)
+  return choice.compiled
 
 
 def work_of(config: Any, model: Any, mesh: Any) -> run_log.Work:

@@ -57,6 +57,7 @@ _BELOW_1 = Annotated[float, Between(0, 1, but_not=(1,))]
 _DTYPE = Literal[DTYPES]
 _ANY_DTYPE = Literal[*DTYPES, "float16"]
 _REMAT = Literal[REMAT_POLICIES]
+_RUN_REMAT = Literal["auto", *REMAT_POLICIES]
 _REGEX = Annotated[str, "regex"]
 _SIZE = Annotated[
   Literal[-1, "host"] | Annotated[int, Between(1, 1_000_000)], "size from 1, or -1, or 'host'"
@@ -130,7 +131,7 @@ RUN = _fields(
     "checkpoint to start from (docs/weights.md); None: random init",
   ),
   dtype=(_DTYPE, "of the computation; trained weights are stored in float32"),
-  remat=(_REMAT, "which activations are stored for the backward pass (docs/memory.md)"),
+  remat=(_RUN_REMAT, "which activations are stored for the backward pass (docs/memory.md)"),
   microbatches=(_ROWS, "accumulate gradients over this many parts of a batch"),
   mesh=(_MESH, "how devices share the work (docs/meshes.md); -1: the remaining devices"),
   sharding_strategy=(
@@ -193,7 +194,7 @@ MODEL = _fields(
   img=(Mapping, "image tower"),
   llm=(Mapping, "text tower"),
   dtype=(_DTYPE, "set from the run's"),
-  remat=(_REMAT, "set from the run's"),
+  remat=(_RUN_REMAT, "set from the run's"),
 )
 SCHEDULE = _fields(
   decay_type=(Literal[DECAY_TYPES], "how the multiplier falls after the warm-up"),

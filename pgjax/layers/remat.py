@@ -42,11 +42,12 @@ POLICIES = {
   "none": Policy(None),
 }
 BALANCED = "balanced"  # The policy that suits where the step runs; see `chosen`.
+AUTO = "auto"  # The fastest that fits: planning/remat_choice.py, else as "balanced".
 
 
 def chosen(name: str | None, dtype: str, num_devices: int) -> str:
-  """The policy's name; "balanced" and None are resolved by where the step runs."""
-  if name not in (None, BALANCED):
+  """The policy's name; "balanced", "auto" and None are resolved by where the step runs."""
+  if name not in (None, BALANCED, AUTO):
     return name
   if num_devices > 1:
     return "nothing_saveable"  # With chunks, each would gather the weights again.
@@ -54,11 +55,13 @@ def chosen(name: str | None, dtype: str, num_devices: int) -> str:
 
 
 def policy(name: str | None) -> Policy:
-  """The policy of that name; for "balanced" and None the reference's."""
-  if name in (None, BALANCED):
+  """The policy of that name; for "balanced", "auto" and None the reference's."""
+  if name in (None, BALANCED, AUTO):
     name = "nothing_saveable"
   if name not in POLICIES:
-    raise UserError(f"remat={name!r} is not a policy; allowed: {', '.join([BALANCED, *POLICIES])}.")
+    raise UserError(
+      f"remat={name!r} is not a policy; allowed: {', '.join([AUTO, BALANCED, *POLICIES])}."
+    )
   return POLICIES[name]
 
 

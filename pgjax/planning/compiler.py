@@ -5,7 +5,6 @@ one JSON line with another: environment variables read at JAX's import select th
 """
 
 import contextlib
-import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -30,9 +29,10 @@ from pgjax.config import load as config_load, mesh_spec, validate as config_vali
 from pgjax.distributed import mesh as mesh_lib, signals
 from pgjax.errors import UserError
 from pgjax.formats import typed_json
+from pgjax.layers import remat
 from pgjax.models import paligemma
 from pgjax.params import of_model
-from pgjax.planning import flops as flops_lib, gpus, hlo, memory, timeline
+from pgjax.planning import flops as flops_lib, gpus, hlo, memory, remat_choice, timeline
 from pgjax.training import optimizer, state as train_state, step as step_lib, stochastic_rounding
 
 WHEELS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
@@ -51,6 +51,7 @@ class Step(msgspec.Struct, frozen=True):
   collectives: list[hlo.Collective]
   seconds: float  # Of compilation.
   schedule: list[timeline.Event] = []  # Empty if compiled for the CPU.
+  remat: str = ""  # The policy.
 
   @property
   def num_devices(self) -> int:
@@ -66,12 +67,19 @@ def can_compile_for_gpus() -> bool:
 
 
 def look(
-  config: Any, gpu: str | None, num_devices: int, *, hosts: int = 1, compiled: bool = True
+  config: Any,
+  gpu: str | None,
+  num_devices: int,
+  *,
+  hosts: int = 1,
+  compiled: bool = True,
+  limit_bytes: float | None = None,
 ) -> Step:
   """Compiles the step of a checked config; gpu: a name of planning/gpus.py, or None for this CPU.
 
   hosts: how many have num_devices together. With compiled=False only shapes are used: no FLOPs,
-  and no temporaries but the gradients.
+  and no temporaries but the gradients. limit_bytes: of a device, for remat="auto", which is
+  "balanced" without.
   """
   if gpu and config.opt_state_memory == "host":
     raise UserError(
@@ -92,17 +100,27 @@ def look(
   tx = optimizer.make(config, STEPS, trained, num_examples=EPOCH_STEPS * config.input.batch_size)
   state = train_state.abstract_state(model, tx, config, mesh)
   batch = abstract_batch(config, mesh)
-  need = functools.partial(memory.need, config, model, state, batch, leaves.rules)
+  run = remat_choice.planned(config, model, state, batch, mesh.size)
+  policy = remat.chosen(config.remat, config.dtype, mesh.size)
   if not compiled:
-    return Step(gpu or "cpu", dict(mesh.shape), need(None), 0.0, 0.0, [], 0.0)
+    return Step(gpu or "cpu", dict(mesh.shape), run.need, 0.0, 0.0, [], 0.0, remat=policy)
   start = time.monotonic()
-  program = step_lib.jitted(model, tx, config, mesh).lower(state, batch).compile()
+
+  def attempt(policy):
+    with_policy = model.clone(remat=policy)
+    program = step_lib.jitted(with_policy, tx, config, mesh).lower(state, batch).compile()
+    return run.need.with_temporaries(program.memory_analysis().temp_size_in_bytes), program
+
+  if config.remat == remat.AUTO and limit_bytes:
+    policy, need, program, _ = remat_choice.choose(run, attempt, limit_bytes)
+  else:
+    need, program = attempt(policy)
   chunks = memory.loss_chunks(config, batch, leaves.rules)[1]
   text = program.as_text()
   return Step(
     compiled_for=gpu or "cpu",
     mesh=dict(mesh.shape),
-    need=need(program.memory_analysis().temp_size_in_bytes),
+    need=need,
     flops=flops_lib.of_step(config, model, leaves),
     executed_flops=hlo.product_flops(text, chunks),
     collectives=hlo.collectives(text, mesh.shape, chunks) if mesh.size > 1 else [],
@@ -110,6 +128,7 @@ def look(
     schedule=timeline.of_program(text, known, mesh.shape, num_devices // hosts, chunks)
     if gpu
     else [],
+    remat=policy,
   )
 
 
@@ -176,10 +195,19 @@ class Compiler:
     self._process.communicate()
     self._stderr.close()
 
-  def step(self, config: Any, num_devices: int, *, hosts: int = 1, compiled: bool = True) -> Step:
+  def step(
+    self,
+    config: Any,
+    num_devices: int,
+    *,
+    hosts: int = 1,
+    compiled: bool = True,
+    limit_bytes: float | None = None,
+  ) -> Step:
     """As `look`; compiled steps are cached in files. A mistake in the config raises UserError."""
     case = dict(config=config.to_dict(), gpu=self._gpu, num_devices=num_devices)
     case |= dict(hosts=hosts, compiled=compiled)
+    case["limit_bytes"] = limit_bytes if config.remat == remat.AUTO else None
     cached = _cache_file(case) if compiled else None
     if cached and cached.is_file():
       with contextlib.suppress(UserError):  # Damaged: compiled once more.
@@ -224,7 +252,7 @@ def _answer(line: str) -> str:
   case = json.loads(line)
   try:
     config = config_validate.validated(config_load.from_dict(case["config"]))
-    how = dict(hosts=case["hosts"], compiled=case["compiled"])
+    how = {name: case[name] for name in ("hosts", "compiled", "limit_bytes")}
     step = look(config, case["gpu"], case["num_devices"], **how)
     jax.clear_caches()
     return msgspec.json.encode(step).decode()

@@ -67,6 +67,11 @@ class Need(msgspec.Struct, frozen=True):
     """The memory that a device must have."""
     return self.step + self.waiting + self.reserve
 
+  def with_temporaries(self, size: int) -> "Need":
+    """The same inputs with a compiled step's temporaries."""
+    gradients = min(self.gradients, size)
+    return msgspec.structs.replace(self, gradients=gradients, workspace=size - gradients)
+
 
 def need(config: Any, model: Any, state: Any, batch: Mapping[str, Any],
          rules: Mapping[str, Any], temporaries: int | None) -> Need:  # fmt: skip

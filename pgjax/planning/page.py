@@ -79,7 +79,7 @@ def page(config: Any, spec: str, step: Step, name: str, gpu: Gpu, limit_bytes: f
   lines = [
     f"{spec} on {step.num_devices} x {name}, {limit_bytes / GB:.1f} GB each",
     f"{config.res} px, {config.text_len} tokens, batch of {config.input.batch_size}, "
-    f"{config.microbatches} microbatch(es), {config.dtype}, remat {config.remat}",
+    f"{config.microbatches} microbatch(es), {config.dtype}, remat {step.remat}",
     FOR_CPU if step.compiled_for == "cpu" else how,
     "",
     memory_table(step.need, limit_bytes),
@@ -176,6 +176,7 @@ def as_json(config: Any, spec: str, step: Step, name: str, gpu: Gpu, limit_bytes
     devices=step.num_devices,
     compiled_for=step.compiled_for,
     mesh=step.mesh,
+    remat=step.remat,
     limit_bytes=limit_bytes,
     memory={field: getattr(need, field) for _, field in ROWS},
     arguments_bytes=need.arguments,

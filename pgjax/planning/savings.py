@@ -123,14 +123,16 @@ def _microbatches(run: PlannedRun) -> Saving | None:
 
 def _remat(run: PlannedRun) -> Saving | None:
   """The policy that stores the least."""
+  if run.config.remat == remat.AUTO:
+    return None  # It was tried.
   policy = remat.chosen(run.config.remat, run.config.dtype, run.num_devices)
   if policy == "least_memory":
     return None
   cost = "the same numbers, about 10% slower"
-  return Saving({"remat": "least_memory"}, _activation_bytes(run, policy), cost)
+  return Saving({"remat": "least_memory"}, activation_bytes(run, policy), cost)
 
 
-def _activation_bytes(run: PlannedRun, policy: str) -> int:
+def activation_bytes(run: PlannedRun, policy: str) -> int:
   """Activations that a policy stores in all layers, besides their inputs."""
   img, llm = run.model.img_config, run.model.llm_config
   of_image, of_text = run.tokens

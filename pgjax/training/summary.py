@@ -16,7 +16,9 @@ def summary(config: Any, *, devices: Any, mesh_shape: Mapping[str, int], total_s
   batch_size = config.input.batch_size
   mesh = ", ".join(f"{name}={size}" for name, size in mesh_shape.items())
   epochs = total_steps * batch_size / num_examples
-  policy = remat.chosen(config.remat, config.dtype, len(devices))
+  policy = config.remat
+  if policy != remat.AUTO:  # Which is chosen when the step is compiled.
+    policy = remat.chosen(policy, config.dtype, len(devices))
   frames = f" x {config.num_frames} frames" if config.num_frames else ""
   lines = [
     ("devices", f"{len(devices)} x {devices[0].device_kind} in {num_processes} process(es)"),
