@@ -44,7 +44,7 @@ IMPORT_DOORS = {
   "datasets": {"data/sources"},
   "huggingface_hub": {"huggingface/hub"},
   "tensorstore": {"checkpoints/orbax_params", "checkpoints/trainer_folder"},
-  "tensorboardX": {"training/run_log"},
+  "tensorboardX": {"training/tensorboard"},
   "av": {"data/video"},
   "pyarrow": {"data/sources", "datasets"},
   "fsspec": {"data/sources", "formats/buckets"},

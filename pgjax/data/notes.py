@@ -70,6 +70,8 @@ class BoxCounter:
       self._left_out += left_out
       self._first.setdefault("left out", i)
     boxes = example.get("_boxes", example.get("boxes"))
+    if boxes is None and not example.get("_without_area"):
+      return
     height, width = example.get("_size") or (example.get("height"), example.get("width"))
     try:
       boxes = [*(() if boxes is None else boxes), *example.get("_without_area", ())]

@@ -22,14 +22,34 @@ def param_shapes(model, res: int) -> dict[str, tuple[int, ...]]:
   return dict(_param_shapes(model.img_config, model.llm_config, model.dtype, res))
 
 
-@functools.lru_cache(maxsize=16)  # It traces the whole model, and a run calls it several times.
+@functools.lru_cache(maxsize=16)
 def _param_shapes(img, llm, dtype, res):
+  tree = jax.eval_shape(_init_of(img, llm, dtype), *_init_arguments(res))
+  return {name: leaf.shape for name, leaf in param_tree.flatten(tree).items()}
+
+
+def init_of(model, res: int):
+  """(function, abstract key and inputs): it makes all parameters, at random.
+
+  The function is the same object for the same sizes, so that JAX traces the model once.
+  """
+  return _init_of(model.img_config, model.llm_config, model.dtype), _init_arguments(res)
+
+
+@functools.lru_cache(maxsize=16)
+def _init_of(img, llm, dtype):
   img, llm = (dict(dataclasses.asdict(sizes), variant="of these sizes") for sizes in (img, llm))
   model = paligemma.Model(img=img, llm=llm, dtype=dtype)
+
+  def init(key, image, text):
+    return model.init(key, image, text, text)["params"]
+
+  return init
+
+
+def _init_arguments(res):
   image = jax.ShapeDtypeStruct((1, res, res, 3), jnp.float32)
-  text = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  tree = jax.eval_shape(model.init, jax.random.key(0), image, text, text)["params"]
-  return {name: leaf.shape for name, leaf in param_tree.flatten(tree).items()}
+  return jax.eval_shape(jax.random.key, 0), image, jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
 
 def stored_params(model, config) -> storage.StoredParams:

@@ -7,7 +7,6 @@ all steps since the last one. A value that is not finite ends the run.
 import contextlib
 import json
 import math
-import os
 import pathlib
 import resource
 import sys
@@ -19,16 +18,15 @@ from typing import Any, NamedTuple
 import jax
 import msgspec
 import tqdm
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2
 
 from pgjax import disk
 from pgjax.errors import UserError
 from pgjax.formats import typed_json
+from pgjax.training import startup, tensorboard
 
 WAIT_SECONDS = 30.0  # How often a long wait is reported.
 BAR_FORMAT = "{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
-FLUSH_SECONDS = 30.0  # How old the rows of TensorBoard's file may be.
+_BETWEEN = "Config, data, checkpoints"  # What is no phase with a name of its own.
 LINE_SECONDS = 5.0  # Without a terminal: at least this long between two progress lines.
 
 
@@ -45,43 +43,6 @@ class Work(NamedTuple):
   peak_flops: float | None  # Total of all devices; None for unknown ones.
 
 
-class Board:
-  """Scalars for TensorBoard, written by the caller.
-
-  tensorboardX's own writer has a thread behind a queue: after an error of the disk nobody empties
-  it, and the next write waits for ever.
-  """
-
-  def __init__(self, folder: pathlib.Path, *, purge_step: int | None = None):
-    """Makes a file of its own in the folder; TensorBoard drops earlier rows from purge_step on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    suffix = f".{os.getpid()}.{time.time_ns()}"
-    self._flushed = -math.inf
-    self._events = event_file_writer.EventsWriter(str(folder / "events"), suffix)
-    if purge_step is not None:
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._write(step=purge_step, file_version="brain.Event:2")
-      self._write(step=purge_step, session_log=start)
-
-  def add(self, scalars: Mapping[str, float], step: int) -> None:
-    """One value of each name."""
-    for name, value in scalars.items():
-      self._write(step=step, summary=summary.scalar(name, value))
-
-  def flush(self) -> None:
-    """Now and then: it waits for the disk."""
-    if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-      self._events.flush()
-      self._flushed = time.monotonic()
-
-  def close(self) -> None:
-    """Flushes and closes the file."""
-    self._events.close()
-
-  def _write(self, **fields: Any) -> None:
-    self._events.write_event(event_pb2.Event(wall_time=time.time(), **fields))
-
-
 class Log:
   """The output of one run. Without a workdir, or off the main process, it writes no file."""
 
@@ -90,6 +51,8 @@ class Log:
     self._workdir, self._main, self._whole = workdir if main else None, main, whole_process
     self._rows = self._board = self._bar = None
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
+    self._phases = startup.Phases()
+    self._phases.end("Imports and devices")
     self._restart_clock(0)
 
   def say(self, text: str) -> None:
@@ -108,6 +71,7 @@ class Log:
     """
     self._total_steps, self._every_steps, self._work = total_steps, every_steps, work
     self._first = True
+    self._phases.end(_BETWEEN)
     self._restart_clock(step)
     self._last_line = -math.inf
     if self._workdir is not None:
@@ -116,7 +80,7 @@ class Log:
         if dropped := truncate_after(path, step, evaluated=evaluated):
           self.say(f"{path}: {dropped} lines are no rows of metrics, and were removed.")
         self._rows = path.open("a")
-        self._board = Board(self._workdir / "tensorboard", purge_step=step + 1)
+        self._board = tensorboard.Board(self._workdir / "tensorboard", purge_step=step + 1)
     if self._main and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
         total=total_steps, initial=step, dynamic_ncols=True, bar_format=BAR_FORMAT
@@ -162,6 +126,7 @@ class Log:
   @contextlib.contextmanager
   def waiting(self, what: str) -> Iterator[None]:
     """Reports a long wait now and then, and how long it took."""
+    self._phases.end(_BETWEEN)
     began, done = time.monotonic(), threading.Event()
 
     def report():
@@ -175,6 +140,7 @@ class Log:
     finally:
       done.set()
       thread.join()
+    self._phases.end(what)
     self.say(f"{what}: {time.monotonic() - began:.1f} s")
 
   def close(self) -> None:
@@ -197,7 +163,8 @@ class Log:
     if self._first:
       self._first = False
       if self._whole:
-        self.say(f"The first step was done {_seconds_since_start():.1f} s after the command.")
+        self._phases.end("First step")
+        self.say(self._phases.table())
     elif steps:
       per_step = max(seconds, 1e-9) / steps
       rates |= dict(seconds_per_step=per_step, input_wait=self._waited / max(seconds, 1e-9))
@@ -279,20 +246,10 @@ def _peak_memory_bytes() -> int:
   return max(peaks, default=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def _seconds_since_start() -> float:
-  """Includes imports, where Linux reports when a process started."""
-  try:
-    ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
-  except (OSError, ValueError, IndexError):
-    return time.process_time()
-  return uptime - ticks / os.sysconf("SC_CLK_TCK")
-
-
 def append_scores(workdir: pathlib.Path, step: int, scores: Mapping[str, int | float]) -> None:
   """Adds an evaluation outside the run to the run's TensorBoard, in a folder of its own."""
   # TensorBoard follows only the newest event file of a folder.
-  with contextlib.closing(Board(workdir / "tensorboard" / "evaluate")) as board:
+  with contextlib.closing(tensorboard.Board(workdir / "tensorboard" / "evaluate")) as board:
     board.add(scores, step)
 
 

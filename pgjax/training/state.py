@@ -46,14 +46,15 @@ def abstract_state(model, tx, config, mesh) -> TrainState:
 def init(model, tx, config, mesh, loaded=None) -> TrainState:
   """The initial state, sharded from the start; parameters that `loaded` lacks are random."""
   shardings = sharding.shardings_of(abstract_state(model, tx, config, mesh))
-  image, text = (jnp.zeros(s.shape, s.dtype) for s in of_model.example_shapes(config))
+  make, (_, *inputs) = of_model.init_of(model, config.res)
   leaves, flat = of_model.stored_params(model, config), param_tree.flatten(loaded or {})
   of_params = param_tree.flatten(shardings.params)
   missing = {name: of_params[name] for name in of_params if name not in flat}
 
   @functools.partial(jax.jit, out_shardings=missing)
   def random_params():
-    params = model.init(jax.random.key(config.seed), image, text, text)["params"]
+    zeros = (jnp.zeros(s.shape, s.dtype) for s in inputs)
+    params = jax.jit(make)(jax.random.key(config.seed), *zeros)
     stored = param_tree.flatten(leaves.encode(params, config.seed))
     return {name: stored[name] for name in missing}
 

@@ -1,10 +1,14 @@
 """What a run logs: one row per step, rates, and an error at the first NaN."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pgjax import cache_dir
@@ -171,6 +175,39 @@ def test_a_long_wait_is_reported(capsys, monkeypatch):
   out = capsys.readouterr().out
   assert "so far" in out
   assert re.search(r"Compiling the step: 0\.\d s\n$", out)
+
+
+def test_the_phases_until_the_first_step_add_up_to_the_whole_time(opened, capsys):
+  log = opened(total_steps=10, every_steps=1)
+  with log.waiting("Compiling"):
+    run_log.time.sleep(0.3)
+  take(log, [1])
+  _, _, text = capsys.readouterr().out.partition("The first step was done ")
+  head, *rows = text.partition("\nstep")[0].splitlines()
+  [total, cpu], phases = re.findall(r"([\d.]+) s", head), [row.split() for row in rows]
+  assert {"Imports", "Config,", "Compiling", "First"} == {row[0] for row in phases}
+  for column, whole in ((-4, total), (-2, cpu)):
+    np.testing.assert_allclose(sum(float(r[column]) for r in phases), float(whole), atol=0.3)
+  [compiling] = [row for row in phases if row[0] == "Compiling"]
+  assert float(compiling[-4]) >= 0.3
+
+
+def test_a_run_does_not_import_torch_although_tensorboardx_does(tmp_path, root):
+  """Where it is installed that takes seconds."""
+  (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+  program = (
+    "import sys; from pgjax.training import tensorboard; assert 'torch' not in sys.modules;"
+    " import torch"
+  )
+  path = os.pathsep.join([str(root), str(tmp_path)])
+  ended = subprocess.run(
+    [sys.executable, "-c", program],
+    env=os.environ | dict(PYTHONPATH=path),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (ended.returncode, ended.stderr) == (1, "torch was imported\n")
 
 
 def test_known_devices_have_a_peak():
