@@ -34,7 +34,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.checkpoints import tokenizers
   from pgjax.data import loader as loader_lib, pipeline, tokenizer as tokenizer_lib
   from pgjax.data_check import boxes as box_check, compare, findings, page as check_page, scan
-  from pgjax.formats import seg_vae_npz
+  from pgjax.formats import buckets, outputs, seg_vae_npz
   from pgjax.models import paligemma, seg_vae
   from pgjax.visualization import batch as draw_batch
 
@@ -49,8 +49,13 @@ def main(args: Any) -> int:
   if launch.count > 1:
     cli.say(f"One process checks the data; the other {launch.count - 1} have nothing to do.")
   jax.config.update("jax_platforms", "cpu")
-  out = disk.open_folder(args.out, "--out")
-  config = args.config
+  with outputs.folder(args.out, "--out") as output:
+    return write(args, output)
+
+
+def write(args: Any, output: outputs.Output) -> int:
+  """The report of `main`."""
+  out, config = output.path, args.config
   tokenizer = load_tokenizer(config)
   opened, problems = open_all(config, tokenizer)
   facts, more = look(opened, config, args.images)
@@ -66,7 +71,8 @@ def main(args: Any) -> int:
   disk.write(out / "check.json", json.dumps(as_json, indent=2) + "\n")
   page = check_page.page(title_of(config), args.config_spec, facts, problems, pictures)
   disk.write(out / "check.html", page)
-  cli.say(f"\n{report}\n\n{check_page.verdict(problems)}; {out / 'check.html'}")
+  where = f"{args.out.rstrip('/')}/check.html" if buckets.is_url(args.out) else out / "check.html"
+  cli.say(f"\n{report}\n\n{check_page.verdict(problems)}; {where}")
   return int(any(f.level == findings.ERROR for f in problems))
 
 

@@ -32,7 +32,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
 
   from pgjax.checkpoints import merge_lora, orbax_params, source as source_lib, verify
   from pgjax.data import tokenizer as tokenizer_lib
-  from pgjax.formats import lazy_array, npz, safetensors
+  from pgjax.formats import lazy_array, npz, outputs, safetensors
   from pgjax.huggingface import (
     config_json as hf_config,
     hub,
@@ -51,8 +51,13 @@ Leaves = Mapping[str, Any]  # {name: lazy_array.LazyArray}
 
 def main(args: Any) -> int:
   """One conversion; returns 1, without writing --dst, if --verify finds a difference."""
+  _check_flags(args)
+  with outputs.new(args.dst, "--dst") as output:
+    return _convert(args, _checked(args, output.path))
+
+
+def _convert(args: Any, target: pathlib.Path) -> int:
   log = run_log.Log(None, main=True)
-  target = _checked(args)
   tokenizer = tokenizer_lib.load(args.tokenizer).source if args.tokenizer else None
   source = source_lib.open_source(
     args.src, args.step, args.base, ema=args.ema, weights=args.weights, dtype=args.dtype
@@ -96,8 +101,7 @@ def main(args: Any) -> int:
   return 0
 
 
-def _checked(args: Any) -> pathlib.Path:
-  """The target, after the checks that do not need the source."""
+def _check_flags(args: Any) -> None:
   if args.to not in WRITERS:
     raise UserError(f"--to={args.to} must be one of {', '.join(WRITERS)}.")
   if args.dtype and args.dtype not in DTYPES:
@@ -106,8 +110,10 @@ def _checked(args: Any) -> pathlib.Path:
     raise UserError(f"--push uploads folders of --to=hf and --to=peft, not of {args.to}.")
   if args.merge and args.to == "peft":
     raise UserError("--merge makes full weights: use it with --to=hf, bv or orbax, not with peft.")
-  disk.check_local(args.dst, "--dst")
-  target = pathlib.Path(args.dst).expanduser().absolute()
+
+
+def _checked(args: Any, target: pathlib.Path) -> pathlib.Path:
+  """The target, after the checks that do not need the source."""
   if args.to == "bv" and target.suffix != ".npz":
     raise UserError(f"--dst={args.dst}: big_vision's format is one file; end the name with .npz.")
   if args.to != "bv" and target.suffix == ".npz":

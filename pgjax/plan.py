@@ -31,6 +31,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
 
   from pgjax.config import load as config_load, mesh_spec
   from pgjax.distributed import mesh as mesh_lib, mesh_notes
+  from pgjax.formats import outputs
   from pgjax.models import paligemma
   from pgjax.planning import (
     autotune,
@@ -56,13 +57,21 @@ def main(args: Any) -> None:
   jax.config.update("jax_platforms", "cpu")
   target = device(args)
   check(args, target)
+  json_file, picture = outputs.file(args.json, "--json"), outputs.file(args.picture, "--picture")
+  with json_file as as_json, picture as drawn:
+    args.picture = drawn and str(drawn.path)
+    write(args, target, as_json and as_json.path)
+
+
+def write(args: Any, target: Target, as_json: pathlib.Path | None) -> None:
+  """The report of `main`; args.picture and as_json: files of this machine."""
   # Where a file was asked for, too, nobody has to read stdout.
   show = cli.say if args.json or args.picture else cli.result
   data = (table if args.table else search if args.suggest else one)(args, target, show)
   if (args.table or args.suggest) and target.compiled_for is None:
     show(plan_page.FOR_CPU)
-  if args.json:
-    disk.write(pathlib.Path(args.json).expanduser(), json.dumps(data, indent=2) + "\n")
+  if as_json:
+    disk.write(as_json, json.dumps(data, indent=2) + "\n")
 
 
 class Target(NamedTuple):
@@ -209,9 +218,6 @@ def check(args: Any, target: Target) -> None:
     raise UserError(f"--batches: {wrong[0]!r} must be a whole number >= 1.")
   if args.picture:
     plan_figure.check(args.picture)
-  for flag, file in (("--json", args.json), ("--picture", args.picture)):
-    if file:
-      disk.open_parent(file, flag)
 
 
 FLAGS = [

@@ -30,8 +30,9 @@ from pgjax.errors import UserError, naming, printable
 with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.config import decode_method
   from pgjax.data import images
-  from pgjax.data.sources import memory, registry
-  from pgjax.distributed import processes
+  from pgjax.data.sources import memory, registry, remote
+  from pgjax.distributed import launchers, processes
+  from pgjax.formats import outputs
   from pgjax.inference import decoder_cache, engine, grammar
   from pgjax.visualization import boxes as draw_boxes, images as draw_images
 
@@ -43,7 +44,16 @@ def main(args: Any) -> None:
   """Answers the questions; mistakes are reported before the weights are read."""
   cache_dir.use_compilation_cache()
   check_flags(args)
+  args.image = [remote.local_file(image, "--image") for image in args.image or ()]
   check_questions(args)
+  is_first = launchers.is_first()  # The others answer their parts of each batch.
+  out, drawn = (name if is_first else None for name in (args.out, args.draw))
+  with outputs.file(out, "--out") as out, outputs.file(drawn, "--draw") as drawn:
+    answer(args, out and out.path, drawn and drawn.path)
+
+
+def answer(args: Any, out: pathlib.Path | None, drawn: pathlib.Path | None) -> None:
+  """Answers the checked questions; out, drawn: files of this machine."""
   processes.join()
   choices = dict(base=args.base, weights=args.weights, resize=args.resize, mesh=args.mesh)
   opened = engine.open_checkpoint(
@@ -66,13 +76,13 @@ def main(args: Any) -> None:
     return
   if args.jsonl:
     source = questions.part.source
-    write(args, lines(source, answers, sizes, opened, settings, everything=args.json))
+    write(out, lines(source, answers, sizes, opened, settings, everything=args.json))
     return
-  [answer] = answers
-  if args.draw:
-    draw(args, answer.text, engine.objects_of(opened, answer).objects)
-  as_json = args.json and json.dumps(engine.as_json(opened, answer, sizes[0], settings))
-  cli.result(as_json or printable(answer.text))
+  [given] = answers
+  if drawn:
+    draw(args, drawn, given.text, engine.objects_of(opened, given).objects)
+  as_json = args.json and json.dumps(engine.as_json(opened, given, sizes[0], settings))
+  cli.result(as_json or printable(given.text))
 
 
 def check_flags(args: Any) -> None:
@@ -87,9 +97,6 @@ def check_flags(args: Any) -> None:
     raise UserError("--out is for the answers to --jsonl; one answer is written to stdout.")
   if args.draw and pathlib.Path(args.draw).suffix.lower() not in _PICTURES:
     raise UserError(f"--draw={args.draw} must end in one of {', '.join(_PICTURES)}.")
-  for flag, file in (("--draw", args.draw), ("--out", args.out)):
-    if file:
-      disk.open_parent(file, flag)
 
 
 def check_questions(args: Any) -> None:
@@ -132,13 +139,13 @@ def _json_line(row: dict[str, Any]) -> str:
   return printable(text, lambda c: f"\\u{ord(c):04x}")
 
 
-def write(args: Any, lines: Iterator[str]) -> None:
+def write(path: pathlib.Path | None, lines: Iterator[str]) -> None:
   """Writes the lines to stdout as they come, or to --out, which appears when it is complete."""
-  if not args.out:
+  if not path:
     for line in lines:
       cli.result(line)
     return
-  path, count = pathlib.Path(args.out).expanduser(), 0
+  count = 0
   if path.exists() and not path.is_file():  # A FIFO or /dev/stdout.
     partial = path
   else:
@@ -159,11 +166,11 @@ def write(args: Any, lines: Iterator[str]) -> None:
   log.info("%d answers written to %s.", count, path)
 
 
-def draw(args: Any, text: str, objects: Any) -> None:
+def draw(args: Any, path: pathlib.Path, text: str, objects: Any) -> None:
   """Writes the original first image with the answer's boxes and masks, and the answer below it."""
   picture = draw_images.with_objects(images.decode(images.encoded(args.image[0])), objects)
   picture = draw_boxes.captioned(picture, f"{args.prompt}\n{printable(text)}")
-  path, file = pathlib.Path(args.draw).expanduser(), io.BytesIO()
+  file = io.BytesIO()
   suffix = path.suffix[1:].upper()
   picture.save(file, "JPEG" if suffix == "JPG" else suffix)
   disk.write(path, file.getvalue())

@@ -92,8 +92,13 @@ def execute(
   workdir_lib.check_kinds(workdir := place.folder)
   log = run_log.Log(workdir, main=processes_lib.is_main(), whole_process=whole_process)
   with run_lock.held(workdir, log.say, stop) as lock:
-    with place.synced():
-      step, total_steps, finished = train(config, mesh, place, log, lock, stop)
+    try:
+      with place.synced():
+        step, total_steps, finished = train(config, mesh, place, log, lock, stop)
+    except bucket_copy.NotUploadedError as error:
+      if finished:
+        raise
+      log.say(f"{error}")  # And the exit status is still that of a stopped run.
     log.say(last_line(folder, step, finished, total_steps, stop, again))
   return step, total_steps, finished
 

@@ -5,6 +5,7 @@ import http.client
 import http.server
 import importlib.util
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -18,18 +19,36 @@ HAS_S3 = all(importlib.util.find_spec(name) for name in ("moto", "flask", "s3fs"
 HAS_GCS = all(importlib.util.find_spec(name) for name in ("gcp_storage_emulator", "gcsfs"))
 
 
+LATE_SECONDS = 2.0  # Of an answer with the fault "slow".
+
+
 class FaultyProxy(http.server.ThreadingHTTPServer):
-  """Passes requests on; with `fault` = "500", "reset" or "slow" a `share` of them fails so."""
+  """Passes requests on; a `share` of those that match `only` ("PUT /bucket/x") has the `fault`.
+
+  "500", "reset" before or within the answer, "slow", or "silent" (without an answer). With
+  `seconds` the fault ends so long after the first request that had it.
+  """
 
   daemon_threads = True
 
   def __init__(self, target: str, seed: int = 0):
     super().__init__(("127.0.0.1", 0), _Handler)
     self.target = urllib.parse.urlsplit(target).netloc
-    self.fault, self.share, self.failed = "", 0.0, 0
+    self.fault, self.share, self.failed, self.only = "", 0.0, 0, ""
+    self.seconds, self.first_failed = float("inf"), None
     self.random = random.Random(seed)
     self.url = f"http://127.0.0.1:{self.server_port}"
     threading.Thread(target=self.serve_forever, daemon=True).start()
+
+  def fault_of(self, request: str) -> str:
+    """Which fault a request has, such as "PUT /bucket/x"."""
+    now = time.monotonic()
+    ended = self.first_failed is not None and now > self.first_failed + self.seconds
+    if ended or not re.search(self.only, request) or self.random.random() >= self.share:
+      return ""
+    self.first_failed = self.first_failed or now
+    self.failed += 1
+    return self.fault
 
   def handle_error(self, request, client_address):
     """A client that hangs up is no error here."""
@@ -43,17 +62,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def _pass_on(self):
     body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-    proxy = self.server
-    fault = proxy.fault if proxy.random.random() < proxy.share else ""
-    proxy.failed += bool(fault)
-    if fault == "reset":
-      linger = struct.pack("ii", 1, 0)
-      self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-      self.close_connection = True
-      self.connection.close()
-      return
+    fault = self.server.fault_of(f"{self.command} {urllib.parse.unquote(self.path)}")
+    if fault == "reset" and self.server.random.random() < 0.5:
+      return self._reset()
+    if fault == "silent":
+      time.sleep(1e5)
     if fault == "slow":
-      time.sleep(2.0)
+      time.sleep(LATE_SECONDS)
     status, headers, data = (500, [], b"") if fault == "500" else self._answer(body)
     self.send_response(status)
     for name, value in headers:
@@ -69,7 +84,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.send_header("Content-Length", length if self.command == "HEAD" else str(len(data)))
     self.end_headers()
     if self.command != "HEAD":
-      self.wfile.write(data)
+      self.wfile.write(data[: len(data) // 2] if fault == "reset" else data)
+    return self._reset() if fault == "reset" else None
+
+  def _reset(self):
+    linger = struct.pack("ii", 1, 0)
+    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    self.close_connection = True
+    self.connection.close()
 
   def _answer(self, body):
     connection = http.client.HTTPConnection(self.server.target, timeout=60)

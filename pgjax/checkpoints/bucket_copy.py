@@ -1,15 +1,16 @@
 """How does a program work in a folder of an object store? In a copy of it on this machine.
 
 An object store has neither a rename nor an append, which a run needs. So a run with
---workdir=s3://... works in a local copy, and a thread uploads what changes: a checkpoint's
-files.json comes last, and a checkpoint without it does not exist. What cannot be uploaded stays in
-the copy and is tried again: the run goes on. Checkpoints are deleted in the bucket only after a
-newer one is there as a whole. A start takes the copy if no other has used the bucket since
-(COPY_FILE), and else downloads it: the arrays only of the checkpoints that are read. bucket_lock.py
-refuses a second run on another machine.
+--workdir=s3://... works in a local copy, and a thread uploads what changes. A checkpoint's
+files.json comes last, and a checkpoint without it does not exist; of an evaluation's files,
+metrics.json comes last. What cannot be uploaded stays in the copy and is tried again: the run goes
+on. Checkpoints are deleted in the bucket only after a newer one is there as a whole. A start takes
+the copy if no other has used the bucket since (COPY_FILE), and else downloads it: the arrays only
+of the checkpoints that are read. bucket_lock.py refuses a second run on another machine.
 """
 
 import contextlib
+import itertools
 import logging
 import pathlib
 import re
@@ -24,7 +25,7 @@ import msgspec
 from pgjax import disk
 from pgjax.checkpoints import watchers, workdir as workdir_lib
 from pgjax.checkpoints.bucket_files import MARK, STEP, BucketFiles, on_main
-from pgjax.checkpoints.bucket_lock import BucketLock
+from pgjax.checkpoints.bucket_lock import BucketLock, TakenError
 from pgjax.distributed import processes
 from pgjax.errors import UserError
 from pgjax.formats import buckets, typed_json
@@ -34,7 +35,7 @@ log = logging.getLogger("pgjax")
 COPY_FILE = "copy.json"  # In the bucket, and in the copy: who has used it last.
 SYNC_SECONDS = 10.0
 MOST_PAUSE_SECONDS = 60.0  # Between two attempts while the bucket does not work.
-END_SECONDS = 120.0  # How long the end of a run tries to upload the rest.
+END_SECONDS = 120.0  # How long the end of a run tries to upload the rest, after the last success.
 _PASSING = "unfinished/"  # An evaluation's, which deletes its files when it is done.
 _LOCAL = re.compile(
   r"(.*/)?(\.[^/]*|[^/]*\.tmp|running\.json|evaluating\.json)|watchers/.*|copy\.json|in-use\.json"
@@ -48,6 +49,10 @@ class _Copy(msgspec.Struct):
   uploaded: dict[str, tuple[int, int]] = {}  # {name: (size, time of change)}; only in the copy.
 
 
+class NotUploadedError(UserError):
+  """The bucket does not have everything that is in the copy, which a new start uploads."""
+
+
 class BucketCopy:
   """The local copy of the folder `url`; the main process uploads and downloads."""
 
@@ -57,6 +62,7 @@ class BucketCopy:
     self.folder, self._bucket = self._files.folder, self._files.bucket
     self._token, self._uploaded = "", {}
     self._in_use: BucketLock | None = None
+    self._changed_at = 0.0  # When the bucket was last changed.
     self._lock, self._done = threading.Lock(), threading.Event()
 
   @contextlib.contextmanager
@@ -75,10 +81,7 @@ class BucketCopy:
     finally:
       self._done.set()
       if processes.is_main():
-        try:
-          self._finish(failed)
-        finally:
-          self._in_use.release()
+        self._finish(failed)
 
   def fetch(self, path: pathlib.Path) -> None:
     """Completes a step folder of the copy, of which a start has only small files."""
@@ -99,18 +102,24 @@ class BucketCopy:
         return
       self._clear(own)
       self._token = token
-      for name in self._files.remote:
-        big = name.startswith((f"{workdir_lib.FOLDER}/", f"{workdir_lib.DAMAGED}/"))
-        if self._files.is_small(name) or not (big or _LOCAL.fullmatch(name)):
-          self._download(name)
+      buckets.together(self._download, filter(self._is_wanted, self._files.remote))
       self._bucket.write(COPY_FILE, msgspec.json.encode(_Copy(self._token)))
-      self._remember()
-    except OSError as error:
+      with disk.disk_errors(self.folder):
+        self._remember()
+    except UserError:
       self._in_use.release()
+      raise
+    except OSError as error:
+      self._in_use.leave()
       raise UserError(
         f"{self._flag}={self._bucket.url} cannot be used ({disk.reason(error)}): check the name of"
         " the bucket, the credentials and the network."
       ) from error
+
+  def _is_wanted(self, name: str) -> bool:
+    """Whether a start downloads it."""
+    big = name.startswith((f"{workdir_lib.FOLDER}/", f"{workdir_lib.DAMAGED}/"))
+    return self._files.is_small(name) or not (big or _LOCAL.fullmatch(name))
 
   def _clear(self, own: _Copy | None) -> None:
     """Empties the copy, or sets it aside if it has files that were never uploaded."""
@@ -141,9 +150,11 @@ class BucketCopy:
       try:
         self.push()
         self._get_watchers()
-      except UserError as error:
+      except TakenError as error:
         log.warning("%s", error)
         return
+      except buckets.LocalDiskError as error:  # Of what evaluations beside the run wrote.
+        log.warning("%s", error)
       except OSError as error:
         pause = min(2 * pause, MOST_PAUSE_SECONDS)
         if not failing:
@@ -163,44 +174,58 @@ class BucketCopy:
 
   def _finish(self, failed: bool) -> None:
     """The last upload; an error is raised unless another is."""
-    deadline, pause = time.monotonic() + END_SECONDS, 1.0
+    try:
+      self._push_rest()
+    except (TakenError, NotUploadedError) as error:
+      self._in_use.leave()
+      if not failed:
+        raise
+      log.warning("%s", error)
+    else:
+      self._in_use.release()
+
+  def _push_rest(self) -> None:
+    """Tries for END_SECONDS after the last success."""
+    self._changed_at, pause = time.monotonic(), 1.0
+    if rest := self._changed(self._listed()):
+      size = sum(at[0] for at in rest.values())
+      text = "Uploading the last %d files, %.1f MB, to %s"
+      log.info(text, len(rest), size / 1e6, self._bucket.url)
     while True:
       try:
         return self.push()
-      except UserError as error:
-        if failed:
-          return log.warning("%s", error)
-        raise
       except OSError as error:
-        if time.monotonic() + pause < deadline:
+        if time.monotonic() + pause < self._changed_at + END_SECONDS:
           time.sleep(pause)
           pause = min(2 * pause, 10.0)
           continue
-        text = (
+        raise NotUploadedError(
           f"{self._bucket.url} cannot be written ({disk.reason(error)}). What is not uploaded is in"
-          f" {self.folder}: rerun the same command on this machine to upload it."
-        )
-        if failed:
-          return log.warning("%s", text)
-        raise UserError(text) from error
+          f" {self.folder}: rerun the same command on this machine to upload it; another machine"
+          " resumes from the newest checkpoint in the bucket."
+        ) from error
 
   def push(self) -> None:
     """Uploads what has changed, then deletes steps that the run has deleted; raises OSError."""
-    if self._in_use.taken_by:
-      raise UserError(f"Nothing more is uploaded: {self._in_use.taken_by}")
     with self._lock:
       files = self._listed()
-      changed = [name for name, at in files.items() if self._uploaded.get(name) != at]
+      changed = self._changed(files)
+      if changed:
+        self._in_use.check()
       try:
-        for name in sorted(changed, key=_order):
-          self._put(name, files[name])
+        for _, names in itertools.groupby(sorted(changed, key=_order), key=_order):
+          buckets.together(lambda name: self._put(name, files[name]), names)
       finally:
         if changed:
-          self._remember()
+          with contextlib.suppress(OSError):  # A full disk: they are uploaded once more, then.
+            self._remember()
       for name in [n for n in self._uploaded if n.startswith(_PASSING) and n not in files]:
         self._bucket.delete([name])
         del self._uploaded[name]
       self._delete_gone()
+
+  def _changed(self, files: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    return {name: at for name, at in files.items() if self._uploaded.get(name) != at}
 
   def _put(self, name: str, at: tuple[int, int]) -> None:
     try:
@@ -208,6 +233,7 @@ class BucketCopy:
     except FileNotFoundError:  # Deleted meanwhile.
       return
     self._uploaded[name], self._files.remote[name] = at, buckets.Stamp(at[0], "")
+    self._changed_at = time.monotonic()
 
   def _delete_gone(self) -> None:
     """Deletes steps that are not in the copy; there is a complete one, so the copy is one."""
@@ -223,6 +249,7 @@ class BucketCopy:
         self._bucket.delete([name])
         del self._files.remote[name]
         self._uploaded.pop(name, None)
+        self._changed_at = time.monotonic()
 
   def _get_watchers(self) -> None:
     """Evaluations beside the run write theirs to the bucket."""
@@ -246,14 +273,18 @@ class BucketCopy:
       )
 
   def _listed(self) -> dict[str, tuple[int, int]]:
-    """{name: (size, time of change)} of what belongs into the bucket."""
+    """{name: (size, time of change)} of what belongs into the bucket.
+
+    Steps are listed first: what belongs to one, such as its rows of metrics, is there before it.
+    """
     files = {}
-    for path in self.folder.rglob("*"):
+    steps = (self.folder / workdir_lib.FOLDER).rglob("*")
+    for path in itertools.chain(list(steps), self.folder.rglob("*")):
       name = path.relative_to(self.folder).as_posix()
       unfinished = name.startswith(f"{workdir_lib.FOLDER}/") and not STEP.fullmatch(name)
       if not _LOCAL.fullmatch(name) and not unfinished:
         with contextlib.suppress(FileNotFoundError):
-          if path.is_file():
+          if name not in files and path.is_file():
             files[name] = _stamp(path)
     return files
 
@@ -277,12 +308,13 @@ class BucketCopy:
 
   def _fetch(self, step: str) -> None:
     try:
-      for name in self._files.of_step(step):
-        file = self.folder / name
-        if not file.is_file() or self._uploaded.get(name) != _stamp(file):
-          self._download(name)
+      buckets.together(self._download, filter(self._is_missing, self._files.of_step(step)))
     except OSError as error:
       raise self._files.unreadable(error) from error
+
+  def _is_missing(self, name: str) -> bool:
+    file = self.folder / name
+    return not file.is_file() or self._uploaded.get(name) != _stamp(file)
 
 
 class LocalFolder:
@@ -321,9 +353,11 @@ def local(name: str) -> pathlib.Path:
 
 
 def _order(name: str) -> tuple[bool, int, bool]:
-  """Step by step, each with its mark at the end; other files before."""
+  """Step by step, each with its mark at the end; other files before, and metrics.json last."""
   match = STEP.fullmatch(name)
-  return bool(match), int(match[1]) if match else 0, bool(match) and match[2] == MARK
+  if not match:
+    return False, 0, name.rpartition("/")[2] == "metrics.json"
+  return True, int(match[1]), match[2] == MARK
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int]:

@@ -30,6 +30,10 @@ class _User(msgspec.Struct):
   beat: int = 0
 
 
+class TakenError(UserError):
+  """Another run has taken the folder over, because this one was silent for too long."""
+
+
 class BucketLock:
   """Held by a run from `acquire` to `release`."""
 
@@ -46,6 +50,17 @@ class BucketLock:
     if not self._bucket.create(FILE, self._encoded()):
       self._take_over()
     threading.Thread(target=self._beat, daemon=True).start()
+
+  def check(self) -> None:
+    """Raises TakenError, before something is written, and OSError."""
+    if self.taken_by is None and (other := self._read()) and not self._is_mine(other):
+      self.taken_by = f"{self._bucket.url} has been taken over by {_described(other)}"
+    if self.taken_by:
+      raise TakenError(f"Nothing more is uploaded: {self.taken_by}")
+
+  def leave(self) -> None:
+    """Without a word to the store; another machine waits for SILENT_SECONDS then."""
+    self._done.set()
 
   def release(self) -> None:
     """Another run may start at once."""
@@ -70,11 +85,9 @@ class BucketLock:
         raise UserError(f"{self._flag}={self._bucket.url} is in use by {_described(last)}")
 
   def _beat(self) -> None:
-    while not self._done.wait(BEAT_SECONDS):
-      with contextlib.suppress(OSError):
-        if (other := self._read()) and not self._is_mine(other):
-          self.taken_by = f"{self._bucket.url} has been taken over by {_described(other)}"
-          return
+    while not self._done.wait(BEAT_SECONDS) and self.taken_by is None:
+      with contextlib.suppress(OSError, TakenError):
+        self.check()
         self._mine.beat += 1
         if not self._done.is_set():
           self._bucket.write(FILE, self._encoded())

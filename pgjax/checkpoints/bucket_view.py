@@ -4,6 +4,7 @@ Of a run only one step is, without the arrays of its optimizer: the files have t
 content. What is here is not downloaded again.
 """
 
+import functools
 import pathlib
 import shutil
 
@@ -25,15 +26,14 @@ class BucketView:
   def refresh(self, step: int | None = None, *, newest: bool = False) -> None:
     """Makes the folder list the bucket's steps, and completes one of them, or the newest."""
     files = self._files
+    hollow = functools.partial(files.download, hollow=True)
     try:
       files.list_again()
       self._prune(complete := files.complete())
-      for name in filter(files.is_small, files.remote):
-        files.download(name)
+      buckets.together(files.download, filter(files.is_small, files.remote))
       step = max(complete, default=None) if newest else step
       if step in complete:
-        for name in files.of_step(step):
-          files.download(name, hollow=True)
+        buckets.together(hollow, files.of_step(step))
     except OSError as error:
       raise files.unreadable(error) from error
 
@@ -52,6 +52,7 @@ class BucketView:
   def checkpoint(self, step: int | None) -> pathlib.Path:
     """What the URL names: a file, a workdir with a step of it, or another folder."""
     files = self._files
+    hollow = functools.partial(files.download, hollow=True)
     try:
       if files.bucket.is_object():
         file = self.folder / self.url.rpartition("/")[2]
@@ -59,8 +60,7 @@ class BucketView:
         return file
       self.refresh(step, newest=step is None)
       if not (self.folder / workdir_lib.FOLDER).is_dir():
-        for name in files.remote:
-          files.download(name, hollow=True)
+        buckets.together(hollow, files.remote)
     except workdir_lib.UnreadableError:
       raise
     except OSError as error:

@@ -93,12 +93,17 @@ def matching(pattern: str) -> list[str]:
   return answering(pattern, lambda: sorted(glob.glob(pattern)))
 
 
-def bounded(work: Callable[[Callable], Any], seconds: float | None = None) -> Any:
-  """work(alive) in another thread; UnresponsiveError after `seconds` without a call of `alive`."""
+def bounded(
+  work: Callable[[Callable], Any], seconds: float | None = None, *, patient: bool = False
+) -> Any:
+  """work(alive) in another thread; UnresponsiveError after `seconds` without a call of `alive`.
+
+  patient: `give_up` does not end it.
+  """
   seconds = WAIT_SECONDS if seconds is None else seconds
   worker = _local.__dict__.pop("worker", None) or _Worker()  # Not used again if this is cut short.
   try:
-    value, error = worker.run(work, seconds)
+    value, error = worker.run(work, seconds, patient=patient)
   except queue.Empty:
     raise UnresponsiveError(
       f"no answer for {seconds:g} s; is its disk or network share reachable?"
@@ -132,7 +137,7 @@ class _Worker:
     self._jobs, self._results = queue.SimpleQueue(), queue.SimpleQueue()
     threading.Thread(target=_work, args=(self._jobs, self._results), daemon=True).start()
 
-  def run(self, work, seconds):
+  def run(self, work, seconds, *, patient=False):
     """(value, error); raises queue.Empty."""
     began = alive = time.monotonic()
     self._jobs.put(work)
@@ -143,7 +148,9 @@ class _Worker:
         alive = time.monotonic()
       except queue.Empty:
         now = time.monotonic()
-        impatient = now - _given_up[0] < WAIT_SECONDS and now - began >= _POLL_SECONDS
+        impatient = (
+          not patient and now - _given_up[0] < WAIT_SECONDS and now - began >= _POLL_SECONDS
+        )
         if impatient or now - alive >= seconds:
           raise
 

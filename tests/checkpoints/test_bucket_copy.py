@@ -3,11 +3,14 @@
 tests/commands/test_buckets.py runs the commands against servers.
 """
 
+import errno
 import logging
 
 import pytest
 
+from pgjax import train
 from pgjax.checkpoints import bucket_copy, bucket_lock, bucket_view, workdir as workdir_lib
+from pgjax.config import load
 from pgjax.errors import UserError
 from pgjax.formats import buckets
 
@@ -19,8 +22,7 @@ URL = "memory://bucket/runs/one"
 def store(tmp_path, monkeypatch):
   """fsspec's memory as an object store, and its files; `store.down` is an error of every call."""
   monkeypatch.setitem(buckets.DRIVERS, "memory", "fsspec")
-  monkeypatch.setitem(buckets.OPTIONS, "memory", {})
-  monkeypatch.setattr(buckets, "PAUSE_SECONDS", 0.0)
+  monkeypatch.setattr(buckets, "PAUSE_SECONDS", 100.0)  # One attempt.
   monkeypatch.setattr(bucket_copy, "SYNC_SECONDS", 0.02)
   for name, seconds in dict(BEAT=0.02, SILENT=0.4, POLL=0.02, SETTLE=0.02).items():
     monkeypatch.setattr(bucket_lock, f"{name}_SECONDS", seconds)
@@ -62,6 +64,13 @@ def run_while_the_store_fails(store):
   with place.synced():
     store.down = RuntimeError("HTTP 500")
     add_step(place.folder, 7)
+
+
+def run_while_another_takes_over(store, other):
+  place = bucket_copy.writable(URL, "--workdir")
+  with place.synced():
+    store.pipe_file("/bucket/runs/one/in-use.json", other)
+    add_step(place.folder, 5)
 
 
 def other_machine(monkeypatch, tmp_path):
@@ -197,3 +206,71 @@ def test_a_second_machine_is_refused_while_the_first_runs_and_takes_over_from_a_
 def test_other_urls_are_refused_in_a_sentence(url, match):
   with pytest.raises(UserError, match=match):
     bucket_copy.writable(url, "--workdir")
+
+
+def test_metrics_json_of_results_is_uploaded_after_the_other_files(store, monkeypatch):
+  order, put = [], buckets.Bucket.put
+  monkeypatch.setattr(
+    buckets.Bucket, "put", lambda self, file, name: (order.append(name), put(self, file, name))
+  )
+  place = bucket_copy.writable(URL, "--out")
+  with place.synced():
+    for name in ("metrics.json", "predictions.jsonl", "report.html"):
+      (place.folder / "step_5").mkdir(exist_ok=True)
+      (place.folder / "step_5" / name).write_text("x")
+  assert order[-1] == "step_5/metrics.json"
+
+
+def test_a_step_is_not_uploaded_without_its_rows_of_metrics(store, monkeypatch):
+  place = bucket_copy.writable(URL, "--workdir")
+  stamp = bucket_copy._stamp  # noqa: SLF001
+  with place.synced():
+    rows = place.folder / "metrics.jsonl"
+    rows.write_text("1\n")
+    place.push()
+    step = add_step(place.folder, 5)
+
+    def logged_meanwhile(path):
+      if step in path.parents:
+        rows.write_text("1\n2\n")
+      return stamp(path)
+
+    monkeypatch.setattr(bucket_copy, "_stamp", logged_meanwhile)
+    place.push()
+    assert store.cat_file("/bucket/runs/one/metrics.jsonl") == b"1\n2\n"
+
+
+def test_a_run_that_was_taken_over_uploads_nothing(store, caplog):
+  caplog.set_level(logging.WARNING, "pgjax")
+  other = b'{"host": "h", "pid": 7, "started": "12:00", "token": "other"}'
+  with pytest.raises(UserError, match=r"Nothing more is uploaded: .* taken over by another run on"):
+    run_while_another_takes_over(store, other)
+  assert not any(name.startswith("checkpoints") for name in names(store))
+  assert store.cat_file("/bucket/runs/one/in-use.json") == other
+
+
+def test_a_full_disk_of_this_machine_does_not_stop_uploads(store, monkeypatch):
+  place = bucket_copy.writable(URL, "--workdir")
+  with place.synced():
+    add_step(place.folder, 5)
+
+    def full(path, content):
+      raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bucket_copy.disk, "replace", full)
+    place.push()
+  assert "checkpoints/5/files.json" in names(store)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_whose_bucket_fails_ends_resumable(store, monkeypatch, root, capsys):
+  config = load.load(str(root / "configs/easyvqa.py"), {})
+
+  def stopped(config, mesh, place, *_):
+    add_step(place.folder, 5)
+    store.down = RuntimeError("HTTP 500")
+    return 5, 10, False
+
+  monkeypatch.setattr(train, "train", stopped)
+  assert train.execute(config, URL, "again", whole_process=False) == (5, 10, False)
+  assert "cannot be written" in capsys.readouterr().out

@@ -5,11 +5,11 @@ image_values.py. With fname="s3://bucket/set/train.jsonl" and no root, the folde
 downloaded, as its images are there. What has not changed is not downloaded again.
 """
 
-import concurrent.futures
 import logging
 import os
 import pathlib
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +23,6 @@ _FIELDS = ("fname", "root", "images")
 _URL = re.compile("(s3|gs)://", re.IGNORECASE)
 _PATTERN = re.compile(r"[*?{\[]")
 _TAGS = ".downloaded.json"  # {name: [size, tag]} of what is here.
-_AT_A_TIME = 16
 
 
 def downloaded(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,12 +32,20 @@ def downloaded(fields: Mapping[str, Any]) -> dict[str, Any]:
   for field in _FIELDS:
     value = fields.get(field)
     if isinstance(value, str) and _URL.match(value):
-      with_images = field == "fname" and not images
-      try:
-        fields[field] = _local(value, field, with_images=with_images)
-      except buckets.BucketError as error:
-        raise UserError(f"{field}={value} cannot be read ({disk.reason(error)}).") from None
+      fields[field] = _path(value, field, with_images=field == "fname" and not images)
   return fields
+
+
+def local_file(name: str, flag: str) -> str:
+  """The path of a file; one in an object store is downloaded."""
+  return _path(name, flag, with_images=False) if _URL.match(name) else name
+
+
+def _path(url: str, field: str, *, with_images: bool) -> str:
+  try:
+    return _local(url, field, with_images=with_images)
+  except OSError as error:
+    raise UserError(f"{field}={url} cannot be read ({disk.reason(error)}).") from None
 
 
 def _local(url: str, field: str, *, with_images: bool) -> str:
@@ -75,9 +82,12 @@ def _folder(bucket: buckets.Bucket) -> str:
   if wanted:
     size = sum(remote[name].size for name in wanted)
     log.info("Downloading %s: %d files, %.1f MB, to %s", bucket.url, len(wanted), size / 1e6, place)
-  with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
-    list(pool.map(bucket.get, wanted, wanted.values()))
-  disk.replace(place / _TAGS, disk.dumps({name: list(stamp) for name, stamp in remote.items()}))
+  buckets.together(lambda name: bucket.get(name, wanted[name]), wanted)
+  tags = disk.dumps({name: list(stamp) for name, stamp in remote.items()})
+  with disk.disk_errors(place):
+    partial = place / f".{secrets.token_hex(4)}"  # Other processes do the same.
+    partial.write_text(tags)
+    partial.replace(place / _TAGS)
   return str(place)
 
 

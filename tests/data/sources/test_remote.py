@@ -18,7 +18,7 @@ fsspec = pytest.importorskip("fsspec")
 @pytest.fixture
 def store(tmp_path, monkeypatch):
   """fsspec's memory behind s3:// URLs."""
-  monkeypatch.setattr(buckets, "PAUSE_SECONDS", 0.0)
+  monkeypatch.setattr(buckets, "PAUSE_SECONDS", 100.0)  # One attempt.
   monkeypatch.setitem(buckets.DRIVERS, "s3", "fsspec")
   monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path / "cache"))
   memory = fsspec.filesystem("memory")
