@@ -9,8 +9,10 @@ JAX sees (on a host with GPUs every process would use all of them: start one pro
 or set CUDA_VISIBLE_DEVICES through your scheduler).
 
 SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU are forwarded to all processes. If one fails,
-the others are stopped; the exit code is that of the first failure. It is 75 if a signal stopped
-them, as for one process. If this program is killed, its processes are stopped, too.
+the others are stopped within 22 s, even frozen ones; the exit code is that of the first failure, or
+76 if a process says that it lost another one. It is 75 if a signal stopped them, as for one
+process: if it came to one of them, the others are asked to stop, too. If this program is killed,
+its processes get a SIGTERM, and are killed a minute later.
 """
 
 import argparse
@@ -25,20 +27,30 @@ import threading
 import time
 
 STOPPED = 75  # pgjax.distributed.signals.STOPPED: of all processes, not at the same moment.
-GRACE_SECONDS = 20.0  # Between asking the others to stop and killing them.
-LEAVE_SECONDS = 120.0  # Between the first process that was stopped and asking the others, too.
+LOST = 76  # pgjax.distributed.peers.LOST: another process is dead or frozen.
+NOTICE_SECONDS = 2.0  # For the others to notice a failure and to say so.
+GRACE_SECONDS = 20.0  # Between asking the others to end and killing them.
+ASK_SECONDS = 5.0  # Between the first process that was stopped and asking the others, too.
+LEAVE_SECONDS = 120.0  # And until they are terminated: they may be saving.
+GUARD_SECONDS = 60.0  # Between a SIGTERM, if this program has died, and killing the processes.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 # Another process, which ends the others once its input ends: that happens if this program dies.
 GUARD = """
 import os, signal, sys, time
-sys.stdin.buffer.read()
-for number, seconds in ((signal.SIGTERM, {grace}), (signal.SIGKILL, 0)):
-  for group in map(int, sys.argv[1:]):
+def send(number):
+  for group in list(groups):
     try:
       os.killpg(group, number)
     except OSError:
-      pass
-  time.sleep(seconds)
+      groups.remove(group)
+sys.stdin.buffer.read()
+groups = list(map(int, sys.argv[1:]))
+send(signal.SIGTERM)
+deadline = time.monotonic() + {seconds}
+while groups and time.monotonic() < deadline:
+  time.sleep(0.2)
+  send(0)
+send(signal.SIGKILL)
 """
 
 
@@ -55,9 +67,7 @@ def main() -> int:
 
   def forward(number, frame):
     del frame
-    for process in processes:
-      if process.poll() is None:
-        process.send_signal(number)
+    send(processes, number)
 
   take_signals(forward)
   for number in early:
@@ -132,7 +142,7 @@ def start_guard(processes: list[subprocess.Popen]) -> subprocess.Popen:
   """Starts the process that outlives this one; its input stays open until this one dies."""
   groups = [str(process.pid) for process in processes]
   return subprocess.Popen(
-    [sys.executable, "-S", "-c", GUARD.format(grace=GRACE_SECONDS), *groups],
+    [sys.executable, "-S", "-c", GUARD.format(seconds=GUARD_SECONDS), *groups],
     stdin=subprocess.PIPE,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
@@ -150,33 +160,53 @@ def copy(number: int, process: subprocess.Popen) -> None:
 
 def wait(processes: list[subprocess.Popen]) -> int:
   """Waits until all have exited; the first failure stops the others."""
-  deadline = float("inf")
+  stopped, asked = None, False
   while True:
     codes = [process.poll() for process in processes]
-    failed = [code for code in codes if code not in (None, 0, STOPPED)]
-    if STOPPED in codes:  # The others are on their way, unless they were not asked.
-      deadline = min(deadline, time.monotonic() + LEAVE_SECONDS)
-    if failed or time.monotonic() > deadline:
-      stop(processes)
-      code = failed[0] if failed else STOPPED
-      return code if code > 0 else 128 - code
+    if failed := [code for code in codes if code not in (None, 0, STOPPED)]:
+      return after_failure(processes, failed[0])
     if None not in codes:
       return STOPPED if STOPPED in codes else 0
+    if STOPPED in codes:  # The others are on their way, unless they were not asked.
+      stopped = stopped or time.monotonic()
+      if not asked and time.monotonic() > stopped + ASK_SECONDS:
+        asked = True  # This signal may come twice: pgjax ends at once only after another SIGTERM.
+        send(processes, signal.SIGUSR1)
+      if time.monotonic() > stopped + LEAVE_SECONDS:
+        stop(processes)
+        return STOPPED
     time.sleep(0.1)
 
 
-def stop(processes: list[subprocess.Popen]) -> None:
-  """Terminates the running processes; kills them after GRACE_SECONDS."""
+def after_failure(processes: list[subprocess.Popen], first: int) -> int:
+  """Stops the others, and returns the exit code of all."""
+  deadline = time.monotonic() + NOTICE_SECONDS
+  while None in [process.poll() for process in processes] and time.monotonic() < deadline:
+    time.sleep(0.1)
+  stop(processes)
+  if LOST in [process.returncode for process in processes]:
+    return LOST
+  return first if first > 0 else 128 - first
+
+
+def send(processes: list[subprocess.Popen], number: int) -> None:
+  """Sends a signal to those that run."""
   for process in processes:
     if process.poll() is None:
-      process.terminate()
+      process.send_signal(number)
+
+
+def stop(processes: list[subprocess.Popen]) -> None:
+  """Terminates the running processes; kills them, and theirs, after GRACE_SECONDS."""
+  send(processes, signal.SIGTERM)
   deadline = time.monotonic() + GRACE_SECONDS
   for process in processes:
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
       process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-      process.kill()
-      process.wait()
+  for process in processes:
+    with contextlib.suppress(OSError):
+      os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 if __name__ == "__main__":

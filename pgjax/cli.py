@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from absl import flags as absl_flags
 
 from pgjax import disk
-from pgjax.distributed import console, peers, signals
+from pgjax.distributed import console, launchers, peers, signals
 from pgjax.errors import UserError, printable
 
 _DEFINE = {
@@ -98,6 +98,7 @@ def run(
       args.config = validate.validated(load.load(spec, args.overrides)) if spec else None
     peers.set_seconds(getattr(args, PEER_TIMEOUT.name, None) or peers.DEFAULT_SECONDS)
     status = main(args)
+    signals.of_process().finish()
     if lost := console.stdout_error():
       sys.stderr.write(f"What was printed to stdout is lost: {disk.reason(lost)}.\n")
     peers.leave(status or 0)
@@ -105,7 +106,7 @@ def run(
   except UserError as e:
     _fail(str(e), 1)
   except KeyboardInterrupt:
-    _fail("interrupted.", 130)
+    _interrupted()
   except Exception as e:
     if not peers.group():
       raise
@@ -218,9 +219,20 @@ def _right(flag: Flag) -> str:
 
 
 def _fail(message: str, status: int) -> None:
+  signals.of_process().finish()
   print(f"error: {printable(message)}", file=sys.stderr)  # noqa: T201
   _leave_others(message, status)
   sys.exit(status)
+
+
+def _interrupted() -> None:
+  """After a second signal; it may have come to all processes, of which the first one prints."""
+  signals.of_process().is_reported = True
+  signals.of_process().finish()
+  if launchers.is_first():
+    _fail("interrupted.", signals.AT_ONCE)
+  _leave_others("interrupted.", signals.AT_ONCE)
+  sys.exit(signals.AT_ONCE)
 
 
 def _fail_together(error: Exception) -> None:

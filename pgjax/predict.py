@@ -197,6 +197,7 @@ FLAGS = [
   cli.BASE,
   cli.WEIGHTS,
   cli.EMA,
+  cli.PEER_TIMEOUT,
 ]
 CONFIG = "none"
 EXAMPLES = [

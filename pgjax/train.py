@@ -164,8 +164,8 @@ def train(config, mesh, place, log, lock, stop: Stop) -> tuple[int, int, bool]:
   feed = device_feed.to_device(itertools.chain([first], data), mesh)
   constants = (config, mesh, workdir, tokenizer, total_steps, evaluators, saver, log, lock)
   run = Run(*constants, feed, train_step)
-  with closing(log), closing(saver), closing(feed), stop, advice:
-    feed.interrupted = lambda: processes_lib.process_count() == 1 and stop.signal is not None
+  with closing(log), closing(saver), closing(data), closing(feed), stop, advice:
+    feed.interrupted = lambda: stop.signal is not None
     try:
       step, finished = fit(run, state, position, stop)
     except run_log.NotFiniteError as error:
@@ -233,7 +233,7 @@ def fit(run: Run, state: Any, position: dict[str, Any], stop: Stop) -> tuple[int
       scores = run.evaluate(step, state, stopping)
     if scores is not None:
       run.saver.add_scores(step, scores)
-  while step < run.total_steps and not stopping(step):
+  while step < run.total_steps and scores is not None and not stopping(step):
     run.lock.check()
     with saved_if_broken(run, step, state):
       waited = run.feed.wait_seconds

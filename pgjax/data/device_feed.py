@@ -19,7 +19,8 @@ from pgjax.formats import input_files
 log = logging.getLogger("pgjax")
 
 PREFETCH_DEPTH = 2  # Prefetched batches on the device, in addition to the one in use.
-SLOW_SECONDS = 60.0  # Until the log reports that a batch does not come.
+SLOW_SECONDS = workers.SLOW_SECONDS  # Until the log reports that a batch does not come.
+PATIENCE_SECONDS = 1.0  # Several processes agree on a step to stop after, if they get that far.
 _POLL_SECONDS = 0.1
 _CLOSE_SECONDS = 3.0
 _numbers = itertools.count()  # Of the feeds, which all processes open in the same order.
@@ -30,7 +31,8 @@ class DeviceFeed:
 
   `interrupted` is asked while a batch is not ready: once it returns True, the feed ends like one
   without further batches, and `was_interrupted` is True. Several processes hand out a batch when
-  all of them have it: an error in one of them is raised in all, for the same batch.
+  all of them have it: an error in one of them is raised in all, for the same batch, and if one is
+  interrupted for PATIENCE_SECONDS without a batch, the feed ends in all of them after the same one.
   """
 
   def __init__(self, batches: Iterable, mesh: jax.sharding.Mesh):
@@ -65,34 +67,43 @@ class DeviceFeed:
       with contextlib.suppress(queue.Empty):
         item = item or self._ready.get(timeout=_POLL_SECONDS)
       try:
-        if item and (self._all_have_it(item[1])):
+        if item and self._all_have_it(item[1]):
           self._handed_out += 1
           return item
+        if item is None and self._group:
+          self._others_have_it(0.0)
       except peers.PeerError as error:
         return None, error
-      if self.interrupted():
+      except peers.StoppedError:
         self.was_interrupted = True
         return None, StopIteration()
+      if self.interrupted():
+        if self._group is None:
+          self.was_interrupted = True
+          return None, StopIteration()
+        if time.perf_counter() > started + PATIENCE_SECONDS:
+          self._group.batches.stop(self._number)
       if time.perf_counter() > slow:
-        log.warning("No batch for %d s: %s.", SLOW_SECONDS, self._cause(item))
+        log.warning("No batch for %d s: %s", SLOW_SECONDS, self._cause(item))
         slow = float("inf")
 
   def _cause(self, item) -> str:
     if item:
-      return "another process has none"
+      return "another process has none, and reports why."
     slowest = loader.slowest()
     if slowest is None:
-      return "the data is read slowly, or not at all"
-    return (
-      f"{slowest[1]} has been read for {slowest[0]:.0f} s; is its disk or network share reachable?"
-      " The run waits for it"
-    )
+      return "the data is read slowly, or not at all."
+    return workers.being_read(*slowest)
 
   def _all_have_it(self, error: Exception | None) -> bool:
     """Whether the other processes have the next batch, too; raises PeerError."""
     if self._group is None or (error and not isinstance(error, UserError)):
       return True
-    return self._group.wait(self._number, self._handed_out, _POLL_SECONDS)
+    return self._others_have_it(_POLL_SECONDS)
+
+  def _others_have_it(self, seconds: float) -> bool:
+    where = self._number, self._handed_out
+    return self._group.batches.wait(*where, seconds, self._group.name)
 
   def close(self):
     """Stops the thread and drops the prefetched batches."""
@@ -112,7 +123,7 @@ class DeviceFeed:
         else:
           ready = mesh_lib.global_batch(batch, mesh)
         if self._group:
-          self._group.ready(self._number, made)
+          self._group.batches.ready(self._number, made)
         made += 1
         if not self._offer((ready, None)):
           return
@@ -120,7 +131,7 @@ class DeviceFeed:
     except Exception as error:  # Any error must reach the loop that waits for a batch.
       error = workers.explained(error)
       if self._group and isinstance(error, UserError):
-        self._group.broken(self._number, made, str(error))
+        self._group.batches.broken(self._number, made, str(error))
         error.in_all_processes = True
       self._offer((None, error))
 

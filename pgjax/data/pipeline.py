@@ -33,7 +33,6 @@ from absl import flags
 from pgjax.data import loader as loader_lib, notes as notes_lib, workers
 from pgjax.data.loader import Layout, LoadedRow, Loader
 from pgjax.data.sources import registry
-from pgjax.distributed import signals
 from pgjax.errors import UserError, naming
 
 MAX_SCANNED = 10_000  # Texts scanned before a run, which measures a share of 1% to +-0.1%.
@@ -134,6 +133,11 @@ class TrainBatches:
   def __iter__(self):
     return self
 
+  def close(self) -> None:
+    """Ends its processes, if it has any."""
+    if isinstance(self._stream, workers.Stream):
+      self._stream.close()
+
   def __next__(self) -> dict[str, np.ndarray]:
     try:
       batch, _ = next(self._stream)
@@ -171,7 +175,8 @@ def train_batches(
 
     # Half of the maximum, as Grain rounds the number of pieces of one row up to a power of two.
     rows = grain.MapDataset.range(sys.maxsize // 2 // local * local).map(row)
-    return iter(_batched(rows, local, layout, section.num_threads, section.num_workers))
+    stream = iter(_batched(rows, local, layout, section.num_threads, section.num_workers))
+    return workers.Stream(stream) if section.num_workers else stream
 
   num_examples = sum(len(loader.part.source) for loader in loaders)
   return TrainBatches(make_stream, num_examples, scans, start_step)
@@ -308,7 +313,7 @@ def _batched(rows, batch_size: int, layout: Layout, num_threads: int, num_worker
   if num_workers:
     flags.FLAGS.mark_as_parsed()  # Grain's processes read absl's flags, which pgjax does not use.
     options = grain.MultiprocessingOptions(num_workers=num_workers)
-    dataset = dataset.mp_prefetch(options, worker_init_fn=signals.ignore_in_worker)
+    dataset = dataset.mp_prefetch(options, worker_init_fn=workers.begin)
   return dataset
 
 

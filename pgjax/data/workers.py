@@ -1,13 +1,86 @@
-"""What happened to a process that reads data (input.num_workers)?"""
+"""The processes that read data (input.num_workers): how they begin, end, and report what happened.
 
+They get no signal but SIGKILL: the run ends them. One that waits for a file names it in the log.
+"""
+
+import logging
+import multiprocessing
 import re
 import signal
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import util
+from typing import Any
 
+from pgjax.data import loader
+from pgjax.distributed import signals
 from pgjax.errors import UserError
+
+SLOW_SECONDS = 60.0  # Until the log names an example that has been read for this long.
+_CLOSE_SECONDS = 5.0  # For a process to finish its batch.
+
+log = logging.getLogger("pgjax")
 
 
 class WorkerError(UserError):
   """A process that reads data was ended from outside."""
+
+
+class Stream:
+  """Iterates over the batches of such processes, which start with the first one."""
+
+  def __init__(self, batches: Any):
+    """batches: an iterator of Grain."""
+    self._batches = batches
+    # At exit, after Grain's own: they ignore SIGTERM, and Python would wait for them.
+    util.Finalize(None, _kill, exitpriority=0)
+
+  def __iter__(self) -> Iterator:
+    return self
+
+  def __next__(self) -> Any:
+    with signals.withheld_from_children():
+      return next(self._batches)
+
+  def close(self) -> None:
+    """Ends the processes, with SIGKILL after a few seconds: they may wait for a file for ever."""
+    timer = threading.Timer(_CLOSE_SECONDS, _kill)
+    timer.daemon = True
+    timer.start()
+    self._batches.close()
+    timer.cancel()
+
+
+def _kill() -> None:
+  for child in multiprocessing.active_children():
+    if child.name.startswith("grain-process"):
+      child.kill()
+
+
+def begin(*_: Any) -> None:
+  """The first thing that such a process does."""
+  signals.ignore_in_worker()
+  threading.Thread(target=_report_slow, daemon=True).start()
+
+
+def _report_slow() -> None:
+  """Names the example that is read for longest, once."""
+  reported = ""
+  while True:
+    time.sleep(1.0)
+    seconds, where = loader.slowest() or (0.0, "")
+    if seconds > SLOW_SECONDS and where != reported:
+      reported = where
+      log.warning("%s", being_read(seconds, where))
+
+
+def being_read(seconds: float, where: str) -> str:
+  """A sentence about an example that does not come."""
+  return (
+    f"{where} has been read for {seconds:.0f} s; is its disk or network share reachable? The run"
+    " waits for it."
+  )
 
 
 def explained(error: Exception) -> Exception:

@@ -24,6 +24,8 @@ MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 TORCH = ("MASTER_ADDR", "RANK", "WORLD_SIZE")
 JOBSET = ("JOBSET_COORDINATOR", "JOBSET_NUM_PROCESSES", "JOB_COMPLETION_INDEX")
 SKYPILOT = ("SKYPILOT_NODE_IPS", "SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK")
+TORCHRUN, OPEN_MPI = "torchrun", "Open MPI"
+OUTLIVED = (TORCHRUN, OPEN_MPI)  # If they are killed, their processes must end by themselves.
 
 
 class Launch(NamedTuple):
@@ -109,7 +111,7 @@ def _torch(environ: Environ, gpus: int) -> Launch | None:
   count, index = _count_and_index(environ, "WORLD_SIZE", "RANK")
   # torchrun itself listens on MASTER_PORT.
   port = _number(environ, "MASTER_PORT", 29500) + bool(environ.get("TORCHELASTIC_RUN_ID"))
-  launcher = "torchrun" if environ.get("TORCHELASTIC_RUN_ID") else "MASTER_ADDR, RANK, WORLD_SIZE"
+  launcher = TORCHRUN if environ.get("TORCHELASTIC_RUN_ID") else "MASTER_ADDR, RANK, WORLD_SIZE"
   local = _number(environ, "LOCAL_RANK", 0), _number(environ, "LOCAL_WORLD_SIZE", 1)
   coordinator = _address(environ, environ["MASTER_ADDR"], port)
   return Launch(launcher, count, index, coordinator, devices=_share(environ, *local, gpus))
@@ -124,7 +126,7 @@ def _open_mpi(environ: Environ, gpus: int) -> Launch | None:
   local_index = _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK", 0)
   local_count = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", 1)
   devices = _share(environ, local_index, local_count, gpus)
-  launch = Launch("Open MPI", count, index, devices=devices)
+  launch = Launch(OPEN_MPI, count, index, devices=devices)
   if coordinator := environ.get("JAX_COORDINATOR_ADDRESS"):
     return launch._replace(coordinator=coordinator)
   if job := re.match(r"(\d+)\.", environ.get("OMPI_MCA_orte_hnp_uri", "")):

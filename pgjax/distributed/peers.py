@@ -5,8 +5,7 @@ stack trace for one that is dead; neither can be interrupted. So a thread watche
 a connection to process 0, on which both send a sign of life every few seconds, and process 0 tells
 all others whom it misses. A connection that breaks is a process that ended: that is known at once.
 
-The same connections carry how many batches each process has ready, so that a broken example in one
-of them stops all of them after the same step.
+The same connections carry how many batches each process has ready (batches.py).
 """
 
 import re
@@ -16,11 +15,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple
 
 import msgspec
 
-from pgjax.distributed import signals
+from pgjax.distributed import batches, signals
+from pgjax.distributed.batches import Message, PeerError as PeerError, StoppedError as StoppedError
 from pgjax.errors import UserError, cut
 
 LOST = 76  # EX_PROTOCOL of sysexits.h: nothing is wrong here, and the newest checkpoint is intact.
@@ -40,33 +39,6 @@ _EXCHANGE = re.compile(
 )
 _seconds = float(DEFAULT_SECONDS)
 _group: "list[Group]" = []  # At most one: of this process.
-
-
-class Message(msgspec.Struct, omit_defaults=True):
-  """One line on a connection."""
-
-  kind: Literal["hello", "beat", "ready", "broken", "bye", "end"]
-  process: int = -1
-  host: str = ""
-  token: str = ""
-  feed: int = 0
-  batch: int = 0
-  status: int = 0
-  text: str = ""
-
-
-class Broken(NamedTuple):
-  """The first batch of a feed that a process could not make."""
-
-  batch: int
-  process: int
-  text: str
-
-
-class PeerError(UserError):
-  """An error of another process, which reports it, too."""
-
-  in_all_processes = True
 
 
 class _Link:
@@ -95,11 +67,8 @@ class Group:
     self._links: dict[int, _Link] = {}  # By process.
     self._unknown: list[_Link] = []
     self._selector, self._listener = selectors.DefaultSelector(), None
-    self._changed = threading.Condition()
-    self._ready: dict[int, list[int]] = {}  # By feed: the batches of each process.
-    self._all_ready: dict[int, int] = {}
-    self._broken: dict[int, Broken] = {}
-    self._own: dict[int, int] = {}  # By feed: the batch that this process cannot make.
+    self.batches = batches.Batches(index, count, self._send_to_all)
+    self._changed = self.batches.changed
     self._ending: tuple[float, str, int] | None = None  # When, why, with which status.
     self._closed = threading.Event()
     self._bye: Message | None = None
@@ -131,6 +100,12 @@ class Group:
     """Ends the thread and the connections."""
     self._closed.set()
 
+  def name(self, process: int) -> str:
+    """For people, with its host if that is known."""
+    link = self._links.get(process)
+    where = f" on host {link.host}" if link and link.host else ""
+    return f"Process {process} of {self.count}{where}"
+
   def leave(self, status: int, text: str = "") -> None:
     """Tells the others that this process ends; a text is the reason why they must end, too."""
     with self._changed:
@@ -138,37 +113,6 @@ class Group:
       if already is None:
         self._bye = Message("bye", self.index, status=status, text=text[:_TEXT])
         self._send_to_all(self._bye)
-
-  def ready(self, feed: int, batch: int) -> None:
-    """This process has the batches of a feed up to this one."""
-    message = Message("ready", self.index, feed=feed, batch=batch)
-    self._take_ready(message) if self.index == 0 else self._send_to_all(message)
-
-  def broken(self, feed: int, batch: int, text: str) -> None:
-    """This process cannot make this batch."""
-    self._own[feed] = batch
-    message = Message("broken", self.index, feed=feed, batch=batch, text=text[:_TEXT])
-    self._take_broken(message)
-
-  def wait(self, feed: int, batch: int, seconds: float) -> bool:
-    """Whether all processes have this batch; raises PeerError where another cannot make it."""
-    with self._changed:
-      self._changed.wait_for(lambda: self._is_decided(feed, batch), seconds)
-      broken = self._broken.get(feed)
-      if broken and broken.batch <= batch:
-        if self._own.get(feed) == broken.batch:
-          return True  # Its own error is next.
-        raise PeerError(f"{self._name(broken.process)}: {broken.text}")
-      return self._all_ready.get(feed, -1) >= batch
-
-  def _is_decided(self, feed: int, batch: int) -> bool:
-    broken = self._broken.get(feed)
-    return (broken and broken.batch <= batch) or self._all_ready.get(feed, -1) >= batch
-
-  def _name(self, process: int) -> str:
-    link = self._links.get(process)
-    where = f" on host {link.host}" if link and link.host else ""
-    return f"Process {process} of {self.count}{where}"
 
   def _watch(self) -> None:
     """The thread."""
@@ -242,9 +186,8 @@ class Group:
     self._unknown.remove(link)
     with self._changed:
       self._links[link.process] = link
-      for feed, broken in self._broken.items():  # It came after these were sent.
-        batch, process, text = broken
-        self._send(link, Message("broken", process, feed=feed, batch=batch, text=text))
+      for news in self.batches.news():  # It came after these were sent.
+        self._send(link, news)
       if self._bye:
         self._send(link, self._bye)
     return True
@@ -273,10 +216,8 @@ class Group:
   def _take(self, link: _Link, message: Message) -> None:
     if self.index == 0:
       message.process = link.process
-    if message.kind == "ready":
-      self._take_ready(message)
-    elif message.kind == "broken":
-      self._take_broken(message)
+    if message.kind in ("ready", "broken", "stop"):
+      self.batches.take(message)
     elif message.kind == "end":
       self._end(message.text, message.status)
     elif message.kind == "bye":
@@ -285,37 +226,14 @@ class Group:
 
   def _said_bye(self, message: Message) -> None:
     if self._ending is None and message.text:
-      name = self._name(message.process)
+      name = self.name(message.process)
       stopped = message.status == signals.STOPPED
       why = message.text if stopped else f"{name} ended with an error: {message.text}"
       when = time.monotonic() + GRACE_SECONDS
       self._ending = when, why, message.status
 
-  def _take_ready(self, message: Message) -> None:
-    """At process 0 one process's batches, elsewhere those that all processes have."""
-    with self._changed:
-      if self.index:
-        self._all_ready[message.feed] = message.batch
-        self._changed.notify_all()
-        return
-      batches = self._ready.setdefault(message.feed, [-1] * self.count)
-      batches[message.process] = message.batch
-      before, after = self._all_ready.get(message.feed, -1), min(batches)
-      if after > before:
-        self._all_ready[message.feed] = after
-        self._changed.notify_all()
-        self._send_to_all(Message("ready", feed=message.feed, batch=after))
-
-  def _take_broken(self, message: Message) -> None:
-    broken = Broken(message.batch, message.process, message.text)
-    with self._changed:
-      self._broken[message.feed] = min(broken, self._broken.get(message.feed, broken))
-      self._changed.notify_all()
-    if self.index == 0 or message.process == self.index:
-      self._send_to_all(message)
-
   def _lost(self, process: int, what: str) -> None:
-    self._end(f"{self._name(process)} {what}. {AGAIN}", LOST)
+    self._end(f"{self.name(process)} {what}. {AGAIN}", LOST)
 
   def _end(self, text: str, status: int) -> None:
     if self.index == 0:

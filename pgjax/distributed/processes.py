@@ -46,6 +46,8 @@ def join() -> None:
       heartbeat_timeout_seconds=runtime.heartbeat_seconds(),
     )
     runtime.watch(launch.index, launch.count)
+  if launch.launcher in launchers.OUTLIVED:
+    signals.stop_with_launcher()
   _use_reachable_address()
   signals.of_process().retake_signals()  # JAX has set a handler of its own.
 
@@ -99,10 +101,14 @@ class Agreement:
     """stop: of this process."""
     self._stop, self._agreed = stop, False
 
+  def here(self) -> bool:
+    """Whether a signal came to this process; the others may not know of it."""
+    return self._stop.signal is not None
+
   def __call__(self, step: int = 0) -> bool:
     """The same answer on all processes; all of them must call it at the same steps."""
     if jax.process_count() == 1:
-      return self._stop.signal is not None
+      return self.here()
     if not self._agreed and step % AGREE_STEPS == 0:
-      self._agreed = any(gather_objects(self._stop.signal is not None))
+      self._agreed = any(gather_objects(self.here()))
     return self._agreed

@@ -22,10 +22,12 @@ AT_ONCE = 130  # As shells report Ctrl-C.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 IMPATIENT = ("SIGTERM", "SIGINT")  # A second one ends a run at once.
 REPEAT_SECONDS = 1.0  # A closed terminal, or a scheduler, sends several signals at a time.
-PARENT_SECONDS = 1.0  # How often a worker looks whether its run is alive.
+PARENT_SECONDS = 1.0  # How often a process looks whether the one that started it is alive.
+CLEAN_SECONDS = 20.0  # For files that must not stay, of a disk that answers.
 GRACE_SECONDS = 10.0  # The main thread has this long to react to the second signal.
 
 _installed: "list[Stop]" = []  # At most one: signals belong to the process.
+_parent = os.getppid()
 
 
 def begin(last_words: str = "Stopped by {}.") -> None:
@@ -47,8 +49,9 @@ class Stop:
     self.last_words = "Stopped by {}."  # While there is nothing to save.
     self.clean_up: list[Callable[[], None]] = []  # Called before an exit from outside the context.
     self.tell_others: list[Callable[[int, str], None]] = []  # Called with status and last words.
+    self.is_reported = False  # That a second signal ended the command.
     self._came = 0.0
-    self._taken = self._noting = self._leaving = False
+    self._taken = self._noting = self._leaving = self._finished = False
     self._lock = threading.Lock()
     self._before: dict[int, object] = {}
 
@@ -61,6 +64,7 @@ class Stop:
     receiver, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     threading.Thread(target=self._watch, args=(receiver,), daemon=True).start()
+    atexit.register(_ignore_signals)  # Python removes its handlers before it has ended.
     atexit.register(self._wait_while_leaving)
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     self.take_signals()  # Last: a signal that is only noted would be lost.
@@ -90,11 +94,17 @@ class Stop:
         signal.signal(number, handler)
       self._before.clear()
 
+  def finish(self) -> None:
+    """The command has done its work, or says why not: no signal interrupts its last words."""
+    with self._lock:
+      self._noting = self._finished = True
+
   def _take(self, number, frame):
     """The handler, in the main thread."""
     again, self._taken = self._taken, True
     self._note(number)
-    if again and self._is_repeated(number):
+    if again and self._is_repeated(number) and not self._finished:
+      self._finished = True
       raise KeyboardInterrupt
 
   def _note(self, number: int) -> None:
@@ -115,13 +125,21 @@ class Stop:
             self._leave(number)
         self._note(number)
         if self._is_repeated(number):
-          threading.Timer(GRACE_SECONDS, os._exit, (AT_ONCE,)).start()
+          timer = threading.Timer(GRACE_SECONDS, self._give_up)
+          timer.daemon = True
+          timer.start()
+
+  def _give_up(self) -> None:
+    """The main thread does not react to the second signal: a library has it."""
+    self._tell_and_end("" if self.is_reported else "error: interrupted.", AT_ONCE)
 
   def _leave(self, number: int) -> None:
-    text = self.last_words.replace("{}", signal.Signals(number).name)
+    self._tell_and_end(self.last_words.replace("{}", signal.Signals(number).name), STOPPED)
+
+  def _tell_and_end(self, text: str, status: int) -> None:
     for tell in self.tell_others:
-      tell(STOPPED, text)
-    self.end(text if launchers.is_first() else "", STOPPED)
+      tell(status, text)
+    self.end(text if launchers.is_first() else "", status, CLEAN_SECONDS)
 
   def end(self, text: str, status: int, clean_seconds: float | None = None) -> None:
     """Prints a line, cleans up and exits, from a thread; the main thread may be stuck anywhere."""
@@ -151,6 +169,11 @@ class Stop:
       threading.Event().wait()
 
 
+def _ignore_signals() -> None:
+  for number in _numbers():
+    signal.signal(number, signal.SIG_IGN)
+
+
 def of_process() -> Stop:
   """The Stop that `install` gave to this process, or one that reacts in its context only."""
   return _installed[0] if _installed else Stop()
@@ -176,16 +199,47 @@ def _numbers() -> list[int]:
   return [n for n in numbers if n != hang_up or signal.getsignal(n) is not signal.SIG_IGN]
 
 
+@contextlib.contextmanager
+def withheld_from_children() -> Iterator[None]:
+  """Processes and threads that are started in this context get no signals.
+
+  Until `ignore_in_worker`: a process that imports has no handlers, and would end with a trace. The
+  signals of this process reach its other threads meanwhile.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_in_worker(*_) -> None:
-  """In a process of the data pipeline: its run stops it, and Ctrl-C goes to both."""
-  for number in _numbers():
-    if signal.Signals(number).name != "SIGTERM":
-      signal.signal(number, signal.SIG_IGN)
-  threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+  """In a process of the data pipeline: its run ends it; Ctrl-C and Slurm's signals go to both."""
+  _ignore_signals()
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers())
+  import multiprocessing  # Which such a process has imported; commands begin without it.
+
+  parent = multiprocessing.parent_process()  # Not os.getppid(): it may have ended meanwhile.
+  end_with(parent.pid if parent else os.getppid())
 
 
-def _end_with(parent: int) -> None:
-  """A run that is killed cannot stop its workers, which would wait for ever."""
-  while os.getppid() == parent:
-    time.sleep(PARENT_SECONDS)
-  os._exit(AT_ONCE)
+def end_with(parent: int) -> None:
+  """Ends this process soon after its parent, which may be killed and would leave it waiting."""
+  _after(parent, lambda: os._exit(AT_ONCE))
+
+
+def stop_with_launcher() -> None:
+  """Stops this process, as by SIGTERM, when the one that started it has ended.
+
+  For launchers that do not do so themselves if they are killed.
+  """
+  _after(_parent, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def _after(parent: int, react: Callable[[], None]) -> None:
+  def watch() -> None:
+    while os.getppid() == parent:
+      time.sleep(PARENT_SECONDS)
+    react()
+
+  threading.Thread(target=watch, daemon=True).start()

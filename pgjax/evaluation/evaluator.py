@@ -181,8 +181,7 @@ def run(
         journal.add(rows[-1])
 
   feed = device_feed.to_device(evaluator.batches.after(len(rows)), mesh)
-  if processes.process_count() == 1:
-    feed.interrupted = stopping  # Also while it waits for a batch.
+  feed.interrupted = getattr(stopping, "here", stopping)  # Also while it waits for a batch.
   with contextlib.closing(feed):
     for batch in feed:
       if stopping():

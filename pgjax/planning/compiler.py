@@ -241,7 +241,8 @@ def _cache_file(case: Mapping[str, Any]) -> pathlib.Path | None:
 
 
 def serve() -> None:
-  """Answers the cases on stdin, one a line."""
+  """Answers the cases on stdin, one a line; ends with the process that started it."""
+  signals.end_with(os.getppid())
   out = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # Other output must not get between the answers.
   for answer in map(_answer, sys.stdin):

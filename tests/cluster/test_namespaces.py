@@ -111,3 +111,24 @@ def test_two_hosts_train_stop_resume_and_evaluate(hosts, whole, tmp_path):
     flags = [f"--ckpt={workdir}", f"--out={tmp_path}/{name}", "--evals=val"]
     finish(start(hosts, ["-m", "pgjax.evaluate", *flags], variables), 0)
     assert answers(tmp_path / name) == answers(whole / "evals/val")
+
+
+def test_hosts_that_are_cut_off_end_with_a_sentence_and_resume_exactly(hosts, whole, tmp_path):
+  """Neither hears of the other one any more: no connection breaks."""
+  workdir = tmp_path / "run"
+  began = start(hosts, [*train_arguments(workdir), "--peer_timeout=6"], pgjax_variables)
+  wait_for_rows(workdir, 3, seconds=600)
+  ip("-n", hosts[0], "link", "set", "cable", "down")
+  try:
+    outputs = [process.communicate(timeout=60)[0] for process in began]
+  finally:
+    ip("-n", hosts[0], "link", "set", "cable", "up")
+  assert [process.returncode for process in began] == [76, 76], outputs
+  for index, out in enumerate(outputs):
+    [sentence] = [line for line in out.splitlines() if line.startswith("error:")]
+    assert f"Process {1 - index} of 2 on host " in sentence
+    assert " has been silent for " in sentence
+    assert "Traceback" not in out
+  finish(start(hosts, train_arguments(workdir), pgjax_variables), 0)
+  assert losses(workdir) == losses(whole)
+  assert state_sums(workdir) == state_sums(whole)

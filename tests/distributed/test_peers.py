@@ -1,5 +1,6 @@
 """A process that is dead, frozen or cut off ends the others; broken data stops all of them."""
 
+import itertools
 import os
 import pathlib
 import queue
@@ -7,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent import futures
 
 import msgspec
 import pytest
@@ -136,6 +139,38 @@ def test_a_broken_example_stops_all_processes_after_the_same_batch(group, monkey
       with pytest.raises(UserError, match=f"broken in {i if at[i] == first else 1 - i}") as error:
         next(feed)
       assert error.value.in_all_processes
+
+
+def stuck(number, released):
+  yield from ((number, i) for i in range(4))
+  released.wait()
+
+
+@pytest.mark.parametrize("signalled", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_signal_while_one_waits_for_data_ends_all_feeds_after_the_same_batch(
+  group, monkeypatch, signalled
+):
+  """Process 1 has no fifth batch; the signal comes to it, or to others, which have theirs."""
+  monkeypatch.setattr(mesh_lib, "global_batch", lambda batch, mesh: batch)
+  monkeypatch.setattr(device_feed, "_CLOSE_SECONDS", 0.1)
+  monkeypatch.setattr(device_feed, "PATIENCE_SECONDS", 0.1)
+  monkeypatch.setattr(device_feed, "_numbers", itertools.repeat(0))
+  members, _, _ = group(3, 3)
+  released, feeds = threading.Event(), []
+  for i, member in enumerate(members):
+    monkeypatch.setattr(peers, "group", lambda member=member: member)
+    rows = stuck(i, released) if i == 1 else zip(itertools.repeat(i), itertools.count())
+    feeds.append(device_feed.to_device(rows, None))
+  for n in range(4):
+    assert [next(feed) for feed in feeds] == [(i, n) for i in range(3)]
+  for i in signalled:
+    feeds[i].interrupted = lambda: True
+  with futures.ThreadPoolExecutor() as pool:
+    assert list(pool.map(lambda feed: next(feed, "ended"), feeds)) == ["ended"] * 3
+  released.set()
+  for feed in feeds:
+    assert feed.was_interrupted
+    feed.close()
 
 
 def test_errors_of_an_exchange_wait_for_the_missing_process(group, monkeypatch):

@@ -118,6 +118,39 @@ def test_a_process_that_ignores_the_second_signal_ends_later():
   assert process.returncode == signals.AT_ONCE
 
 
+def test_signals_during_the_exit_change_nothing():
+  """Of a command that has stopped, and in Python's own clean-up."""
+  program = (
+    f"{START}signals.REPEAT_SECONDS = 0.0; import atexit, time\n"
+    "def last(): print('ready', flush=True); time.sleep(0.5)\n"
+    "atexit.register(last)\n"
+    "with stop: os.kill(os.getpid(), 2)\n"
+    "stop.finish()\n"
+    "class Late:\n"
+    "  def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, 2); kill(pid, 15)\n"
+    "sys = __import__('sys'); sys.late = Late(); sys.exit(75)"
+  )
+  process = start(program)
+  for name in ("SIGINT", "SIGTERM"):
+    process.send_signal(getattr(signal, name))
+  assert process.communicate(timeout=30) == ("", "")
+  assert process.returncode == signals.STOPPED
+
+
+def test_a_process_that_imports_gets_no_signal_until_it_ignores_them():
+  """Then those that came are forgotten, too."""
+  child = (
+    f"import sys, time; {READY}sys.stdin.readline(); from pgjax.distributed import signals;"
+    " signals.ignore_in_worker(); print('still here')"
+  )
+  with signals.withheld_from_children():
+    process = start(child, stdin=subprocess.PIPE)
+  for name in NAMES:
+    process.send_signal(getattr(signal, name))
+  out, err = process.communicate("go on\n", timeout=30)
+  assert (process.returncode, out, err) == (0, "still here\n", "")
+
+
 def test_handlers_come_back_in_a_process_that_is_not_the_command():
   numbers = [getattr(signal, name) for name in NAMES]
   before = [signal.getsignal(number) for number in numbers]

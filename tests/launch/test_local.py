@@ -48,6 +48,45 @@ def test_the_first_failure_is_the_exit_code(tmp_path):
   assert process.returncode == 3
 
 
+PATCHED = """
+import sys
+sys.path.insert(0, "launch")
+import local
+names = dict(ASK_SECONDS=0.1, NOTICE_SECONDS=0.5, GRACE_SECONDS=0.3, GUARD_SECONDS=0.3)
+for name, value in names.items():
+  setattr(local, name, value)
+sys.exit(local.main())
+"""
+
+
+def launch_patched(program):
+  """With shorter times."""
+  command = [sys.executable, "-c", PATCHED, "--processes=2", "--", "-c", program]
+  process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+  lines = [process.stdout.readline().split() for _ in range(2)]
+  return process, [int(pid) for _, pid in sorted(lines)]
+
+
+def test_a_signal_to_one_of_the_processes_stops_the_others():
+  process, pids = launch_patched(STOPS)
+  os.kill(pids[1], signal.SIGINT)
+  out, _ = process.communicate(timeout=60)
+  assert (process.returncode, sorted(out.splitlines())) == (75, ["[0] got 10", "[1] got 2"])
+
+
+LOSES = READY + ("time.sleep(60 if os.environ['PGJAX_PROCESS_ID'] == '1' else 0.4); sys.exit(76)")
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
+def test_a_dead_or_frozen_process_is_cleaned_up_and_the_run_can_go_on(name):
+  """76: run it again, whichever of the processes ended first."""
+  process, pids = launch_patched(LOSES)
+  os.kill(pids[1], getattr(signal, name))
+  process.communicate(timeout=60)
+  assert process.returncode == 76
+  assert not any(map(is_alive, pids))
+
+
 def is_alive(pid):
   try:
     return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -56,8 +95,9 @@ def is_alive(pid):
 
 
 def test_a_killed_launcher_leaves_no_process_behind():
-  process, pids = launch(f"{READY}time.sleep(60)")
+  process, pids = launch_patched(f"{READY}time.sleep(60)")
   assert all(map(is_alive, pids))
+  os.kill(pids[1], signal.SIGSTOP)  # It ignores a SIGTERM.
   process.kill()
   process.wait()
   deadline = time.monotonic() + 15
