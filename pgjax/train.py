@@ -49,7 +49,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.evaluation import evaluator as evaluator_lib, metric_names
   from pgjax.models import paligemma
   from pgjax.params import of_model, table as param_table
-  from pgjax.planning import flops, gpus, mesh_choice, out_of_memory, remat_choice
+  from pgjax.planning import flops, mesh_choice, out_of_memory, remat_choice
   from pgjax.training import (
     ema,
     optimizer,
@@ -159,7 +159,7 @@ def train(config, mesh, place, log, lock, stop: Stop) -> tuple[int, int, bool]:
     evaluated=position["evaluated"],
     total_steps=total_steps,
     every_steps=log_every,
-    work=work_of(config, model, mesh),
+    work=flops.work(config, model, mesh.devices.ravel()),
   )
   feed = device_feed.to_device(itertools.chain([first], data), mesh)
   constants = (config, mesh, workdir, tokenizer, total_steps, evaluators, saver, log, lock)
@@ -363,16 +363,6 @@ def compile_step(config, model, tx, mesh, abstract, first, log) -> Callable:
   if choice.why:
     log.say(choice.why)
   return choice.compiled
-
-
-def work_of(config: Any, model: Any, mesh: Any) -> run_log.Work:
-  """Examples, tokens (of image and text) and FLOPs of a step."""
-  images, batch_size = max(config.num_frames, 1), config.input.batch_size
-  patch = model.img_config.patch_size
-  tokens = images * (config.res // patch[0]) * (config.res // patch[1]) + config.text_len
-  work = flops.of_step(config, model, of_model.stored_params(model, config))
-  peak = gpus.peak_flops(list(mesh.devices.ravel()))
-  return run_log.Work(batch_size, batch_size * tokens, work, peak)
 
 
 def last_line(workdir, step, finished, total_steps, stop: Stop, again: str) -> str:

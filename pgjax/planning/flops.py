@@ -8,12 +8,14 @@ trains, because the layers of a stage run in one scan.
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pgjax.models import paligemma
-from pgjax.params import names as param_names, rules as param_rules, tree as param_tree
+from pgjax.params import names as param_names, of_model, rules as param_rules, tree as param_tree
 from pgjax.params.storage import StoredParams
+from pgjax.planning import gpus
+from pgjax.training import run_log
 
 # The stages of the forward pass, in order, by the names of their parameters.
 _STAGES = (
@@ -25,6 +27,15 @@ _STAGES = (
 )
 _PATCHES, _VISION, _CONNECTOR, _DECODER, _VOCABULARY = range(len(_STAGES))
 _NO_PRODUCT = ("bias", "scale", "pos_embedding")
+
+
+def work(config: Any, model: paligemma.Model, devices: Iterable[Any]) -> run_log.Work:
+  """Examples, tokens (of image and text) and FLOPs of a step on these devices."""
+  images, batch_size = max(config.num_frames, 1), config.input.batch_size
+  patch = model.img_config.patch_size
+  tokens = images * (config.res // patch[0]) * (config.res // patch[1]) + config.text_len
+  flops = of_step(config, model, of_model.stored_params(model, config))
+  return run_log.Work(batch_size, batch_size * tokens, flops, gpus.peak_flops(list(devices)))
 
 
 def of_step(config: Any, model: paligemma.Model, leaves: StoredParams) -> float:
