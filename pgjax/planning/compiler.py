@@ -33,7 +33,13 @@ from pgjax.formats import typed_json
 from pgjax.models import paligemma
 from pgjax.params import of_model
 from pgjax.planning import flops as flops_lib, gpus, hlo, memory, timeline
-from pgjax.training import optimizer, state as train_state, step as step_lib, stochastic_rounding
+from pgjax.training import (
+  attention_check,
+  optimizer,
+  state as train_state,
+  step as step_lib,
+  stochastic_rounding,
+)
 
 WHEELS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 # Schedules need the length of a run; the compiled program does not depend on it.
@@ -51,6 +57,7 @@ class Step(msgspec.Struct, frozen=True):
   collectives: list[hlo.Collective]
   seconds: float  # Of compilation.
   schedule: list[timeline.Event] = []  # Empty if compiled for the CPU.
+  attention: str = ""  # Which implementation each tower uses, and why.
 
   @property
   def num_devices(self) -> int:
@@ -95,6 +102,7 @@ def look(
   need = functools.partial(memory.need, config, model, state, batch, leaves.rules)
   if not compiled:
     return Step(gpu or "cpu", dict(mesh.shape), need(None), 0.0, 0.0, [], 0.0)
+  attention_check.check_asked(model, config, mesh)
   start = time.monotonic()
   program = step_lib.jitted(model, tx, config, mesh).lower(state, batch).compile()
   chunks = memory.loss_chunks(config, batch, leaves.rules)[1]
@@ -110,6 +118,7 @@ def look(
     schedule=timeline.of_program(text, known, mesh.shape, num_devices // hosts, chunks)
     if gpu
     else [],
+    attention=attention_check.described(attention_check.choices(model, config, mesh)),
   )
 
 
