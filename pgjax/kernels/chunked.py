@@ -17,7 +17,7 @@ from pgjax.kernels.visible_keys import VisibleKeys
 MASKED = -2.3819763e38  # The reference's score of a masked key.
 MAX_EXPONENT = 80.0  # exp(80), and its sum over any sequence, fit float32: no maximum needed.
 SCORE_BYTES = 128 << 20  # About as many scores of a block, in float32, on a device.
-_LEAST_QUERIES, _MOST_QUERIES = 128, 1024  # Of a block.
+_LEAST_QUERIES, _MOST_QUERIES = 64, 1024  # Of a block.
 
 
 def queries_of_a_block(B: int, T: int, S: int, heads: int) -> int:
