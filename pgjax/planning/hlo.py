@@ -57,6 +57,20 @@ def collectives(text: str, mesh: Mapping[str, int], unknown_trips: int = 1) -> l
   return [Collective(*key, *total) for key, total in sorted(totals.items())]
 
 
+def score_arrays(text: str, queries: int, keys: int, groups: int = 1) -> list[str]:
+  """Arrays with a number for each pair of query and key, such as "f32[2,8,4608,4608]".
+
+  groups: query heads per key/value head, which may share an axis with the queries.
+  """
+  pairs = {(queries, keys), (keys, queries), (groups * queries, keys)}
+
+  def scores(dims):
+    return any(pair in pairs for pair in zip(dims, dims[1:], strict=False))
+
+  shapes = {m[0]: tuple(int(d) for d in m[2].split(",") if d) for m in _SHAPE.finditer(text)}
+  return sorted(shape for shape, dims in shapes.items() if scores(dims))
+
+
 class Sent(NamedTuple):
   """One execution of one collective."""
 
