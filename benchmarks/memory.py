@@ -31,9 +31,12 @@ NO_VIT = dict(
   params=[("img/head/.*", "train"), ("img/.*", 'freeze("bfloat16")'), ("llm/.*", "train")]
 )
 ADAM8 = dict(optax_name="pgjax.adam8bit")
+LORA, QLORA = (dict(params=common.TUNE[name]) for name in ("lora", "qlora"))
 F32, BF16 = dict(dtype="float32"), dict(dtype="bfloat16")
 AT_448 = dict(res=448, text_len=512)
 AT_896 = dict(res=896, text_len=512)
+VIDEO = dict(num_frames=16)
+PLAIN, CHUNKED = (dict(attention=name) for name in ("plain", "chunked"))
 LEAST, REFERENCE, PRODUCTS, ATTENTION_OUT = (
   dict(remat=name)
   for name in ("least_memory", "nothing_saveable", "products_saveable", "attention_saveable")
@@ -54,11 +57,18 @@ CASES = {
   "full_adam8bit_b32": (32, 1, FULL | BF16 | ADAM8),
   "attention_b32": (32, 1, ATTENTION | BF16),
   "attention_b8": (8, 1, ATTENTION | BF16),
-  "lora_b32": (32, 1, dict(params=common.TUNE["lora"]) | BF16),
-  "qlora_b32": (32, 1, dict(params=common.TUNE["qlora"]) | BF16),
+  "lora_b32": (32, 1, LORA | BF16),
+  "qlora_b32": (32, 1, QLORA | BF16),
   "full_448_b8": (8, 1, FULL | BF16 | AT_448),
   "full_896_b2": (2, 1, FULL | BF16 | AT_896),
   "full_896_b2_attention": (2, 1, FULL | BF16 | AT_896 | ATTENTION_OUT),
+  "full_448_b32": (32, 1, FULL | BF16 | AT_448),
+  "full_896_b8": (8, 1, FULL | BF16 | AT_896),
+  "lora_896_b16": (16, 1, LORA | BF16 | AT_896),
+  "lora_896_b16_plain": (16, 1, LORA | BF16 | AT_896 | PLAIN),
+  "lora_896_b16_chunked": (16, 1, LORA | BF16 | AT_896 | CHUNKED),
+  "qlora_896_b4": (4, 1, QLORA | BF16 | AT_896),
+  "lora_video_b8": (8, 1, LORA | BF16 | VIDEO),
   "full_fsdp8_b64": (64, 8, FULL | BF16),
   "full_fsdp8_b64_least": (64, 8, FULL | BF16 | LEAST),
 }
@@ -76,6 +86,7 @@ def run_config(batch_size, fields):
     label_smoothing=0.0,
     microbatches=1,
     remat="balanced",
+    attention="auto",
     sharding_strategy=[(".*", 'fsdp(axis="data")')],
     input=dict(batch_size=batch_size),
     optax_name="scale_by_adam",
@@ -96,6 +107,7 @@ def run_config(batch_size, fields):
     llm=dict(variant="gemma2_2b", final_logits_softcap=0.0),
     dtype=config.dtype,
     remat=config.remat,
+    attention=config.attention,
   )
   return config
 

@@ -51,6 +51,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
   from pgjax.params import of_model, table as param_table
   from pgjax.planning import flops, mesh_choice, out_of_memory, remat_choice
   from pgjax.training import (
+    attention_check,
     ema,
     optimizer,
     run_log,
@@ -111,6 +112,7 @@ def train(config, mesh, place, log, lock, stop: Stop) -> tuple[int, int, bool]:
   model = paligemma.Model(**config.model)
   for note in mesh_notes.notes(model, config, mesh):
     log.say(note)
+  attention_check.check_asked(model, config, mesh)
   if not workdir_lib.steps(workdir) and initial.needs_download(config.model_init):
     pipeline.check_opens(config)  # A mistake in the data, before a tokenizer is downloaded.
   tokenizer = tokenizers.tokenizer_of_run(config)
@@ -128,6 +130,7 @@ def train(config, mesh, place, log, lock, stop: Stop) -> tuple[int, int, bool]:
   abstract = train_state.abstract_state(model, tx, config, mesh)
   shardings = sharding.shardings_of(abstract.params)
   leaves = of_model.stored_params(model, config)
+  model = attention_check.checked(model, config, mesh, log)
   every = evaluator_lib.training_intervals(config, total_steps, data.num_examples)
   metric_names.check_keep_best(config, every)
   evaluators = evaluator_lib.make(config, model, leaves, mesh, tokenizer, shardings, every)
@@ -303,6 +306,7 @@ def log_start(log, config, mesh, model, abstract, data, evaluators, total_steps)
     config,
     devices=mesh.devices.ravel(),
     mesh_shape=mesh.shape,
+    attention=attention_check.described(attention_check.choices(model, config, mesh)),
     total_steps=total_steps,
     num_examples=data.num_examples,
     num_processes=processes_lib.process_count(),

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pathlib
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ FILES = sorted(FOLDER.glob("*.npz"))
 class Golden:
   """One file: arrays by prefix, and what its meta describes."""
 
-  def __init__(self, path):
+  def __init__(self, path, attention="auto"):
     from pgjax.models import paligemma
 
     with np.load(path, allow_pickle=False) as file:
@@ -34,6 +35,7 @@ class Golden:
       img=self.meta["img"],
       llm=self.meta["llm"],
       dtype=self.meta["dtype"],
+      attention=attention,
       cache_dtype=self.meta["decode"]["cache_dtype"],
     )
 
@@ -85,13 +87,26 @@ class Golden:
 SECOND = {"paligemma1_sgd_attention_only", "paligemma2_27b_style_frozen_vit"}
 
 
+def _cases():
+  """Each file as a run computes it; then with attention in blocks, one file of them in CI."""
+  for path in FILES:
+    yield pytest.param((path, "auto"), marks=pytest.mark.slow if path.stem in SECOND else ())
+  for path in FILES:
+    mark = pytest.mark.slow if path.stem in SECOND and "27b" in path.stem else pytest.mark.long
+    yield pytest.param((path, "chunked"), marks=mark)
+
+
 @pytest.fixture(
-  params=[pytest.param(f, marks=pytest.mark.slow if f.stem in SECOND else ()) for f in FILES],
-  ids=lambda path: path.stem,
+  params=_cases(),
+  ids=lambda case: case[0].stem + ("" if case[1] == "auto" else f"-{case[1]}"),
   scope="module",
 )
 def golden(request):
-  return Golden(request.param)
+  from pgjax.kernels import chunked
+
+  path, attention = request.param
+  with mock.patch.object(chunked, "queries_of_a_block", return_value=8):
+    yield Golden(path, attention)
 
 
 def assert_close(ours, theirs, tolerance):

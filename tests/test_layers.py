@@ -31,6 +31,7 @@ LINE = [
   "formats",
   "models",
   "layers",
+  "kernels",
   "ground",
 ]
 COMMANDS = {"train", "evaluate", "predict", "convert", "plan", "check", "prepare", "demo"}
@@ -63,6 +64,7 @@ TEXT_DOORS = {
   r"\bjax\.jit\b": {
     "training/step",
     "training/state",
+    "training/attention_check",  # A small program of its own, before the first step.
     "inference/decode",
     "evaluation/likelihood",
     "checkpoints/checksums",

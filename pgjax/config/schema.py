@@ -15,6 +15,7 @@ REMAT_POLICIES = (  # Of layers/remat.py.
   "attention_saveable", "products_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable",
   "none",
 )  # fmt: skip
+ATTENTION = ("auto", "plain", "flash", "chunked", "cudnn")  # Of kernels/choice.py.
 DECAY_TYPES = ("cosine", "linear", "polynomial", "rsqrt", "stair", "const")
 EVAL_TYPES = (  # Of evaluation/scorers.py, and perplexity, which does not decode.
   "vqa", "vqav2", "chartqa", "choice", "science_qa", "pope", "tallyqa", "rsvqa", "caption",
@@ -58,6 +59,7 @@ _DTYPE = Literal[DTYPES]
 _ANY_DTYPE = Literal[*DTYPES, "float16"]
 _REMAT = Literal[REMAT_POLICIES]
 _RUN_REMAT = Literal["auto", *REMAT_POLICIES]
+_ATTENTION = Literal[ATTENTION]
 _REGEX = Annotated[str, "regex"]
 _SIZE = Annotated[
   Literal[-1, "host"] | Annotated[int, Between(1, 1_000_000)], "size from 1, or -1, or 'host'"
@@ -132,6 +134,7 @@ RUN = _fields(
   ),
   dtype=(_DTYPE, "of the computation; trained weights are stored in float32"),
   remat=(_RUN_REMAT, "which activations are stored for the backward pass (docs/memory.md)"),
+  attention=(_ATTENTION, "how attention is computed (docs/attention.md)"),
   microbatches=(_ROWS, "accumulate gradients over this many parts of a batch"),
   mesh=(_MESH, "how devices share the work (docs/meshes.md); -1: the remaining devices"),
   sharding_strategy=(
@@ -167,6 +170,7 @@ _TOWER = dict(
   dropout=(_BELOW_1 | None, "dropout rate while training"),
   scan=(bool | None, "run the layers in one loop: faster to compile"),
   remat_policy=(_REMAT | None, "this tower's `remat`, where it differs from the run's"),
+  attention=(_ATTENTION | None, "this tower's `attention`, where it differs from the run's"),
 )
 IMG = _fields(
   **_TOWER,
@@ -195,6 +199,7 @@ MODEL = _fields(
   llm=(Mapping, "text tower"),
   dtype=(_DTYPE, "set from the run's"),
   remat=(_RUN_REMAT, "set from the run's"),
+  attention=(_ATTENTION, "set from the run's"),
 )
 SCHEDULE = _fields(
   decay_type=(Literal[DECAY_TYPES], "how the multiplier falls after the warm-up"),

@@ -22,10 +22,12 @@ def validated(config: ConfigDict) -> ConfigDict:
   schema.check(config, schema.RUN, "config", _no_durations(schema.RUN))
   schema.check(config.input, schema.INPUT, "config.input", schema.INPUT)
   config.model.dtype, config.model.remat = config.dtype, config.remat
+  config.model.attention = config.attention
   schema.check(config.model, schema.MODEL, "config.model", ("img", "llm"))
   schema.check(config.model.img, schema.IMG, "config.model.img")
   schema.check(config.model.llm, schema.LLM, "config.model.llm")
   _check_training(config)
+  _check_attention(config)
   _check_sizes(config)
   _check_model_init(config.model_init)
   decode_method.parse(config.decode, "config.decode")
@@ -94,6 +96,22 @@ def _check_training(config: ConfigDict) -> None:
     starts = list(fields.get("steps") or ())
     if starts != sorted(starts):
       raise UserError(f"{where}.steps={schema.shown(starts)} must be in ascending order.")
+
+
+def _check_attention(config: ConfigDict) -> None:
+  towers = dict(img=config.model.img.get("dtype_mm") or config.dtype, llm=config.dtype)
+  dtypes = {f"config.model.{name}.attention": towers[name] for name in towers}
+  wanted = {
+    f"config.model.{name}.attention": config.model[name].get("attention") for name in towers
+  }
+  if all(dtype == "float32" for dtype in towers.values()):
+    wanted["config.attention"], dtypes["config.attention"] = config.attention, "float32"
+  for where, name in wanted.items():
+    if name in ("flash", "cudnn") and dtypes[where] == "float32":
+      raise UserError(
+        f'{where}="{name}" computes in bfloat16, and config.dtype is "float32"; set'
+        ' config.dtype="bfloat16", or take "chunked", which needs no more memory.'
+      )
 
 
 def _check_sizes(config: ConfigDict) -> None:

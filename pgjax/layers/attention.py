@@ -1,8 +1,8 @@
-"""Grouped-query attention with a soft-cap and a mask, and its backward pass.
+"""Grouped-query attention with a soft-cap and a mask: the reference, and the switch to kernels.
 
-The scores [B, K, G, T, S] are the widest array of a layer. The hand-written backward pass
-recomputes them once; it stores the output and the log of the softmax's denominator (attn_out,
-attn_lse).
+`attend` is plain attention. Its scores [B, K, G, T, S] are the widest array of a layer; the
+hand-written backward pass recomputes them once and stores the output and the log of the softmax's
+denominator (attn_out, attn_lse). `dot_product` takes an implementation by name (pgjax/kernels).
 
 Axes: B batch, T query, S key, K key/value heads, G query heads per key/value head, H head size. A
 mesh may split B, K and T; unless T is split, G and T are one axis: G is 1, and T has G * T rows.
@@ -15,8 +15,53 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from pgjax.kernels import choice, cudnn, on_mesh
+from pgjax.kernels.visible_keys import VisibleKeys
+from pgjax.layers import placement
+
 MASKED = -2.3819763e38  # The reference's score of a masked key.
 _MAX_EXPONENT = 80.0  # exp(80), and its sum over any sequence, fit float32: no maximum needed.
+
+
+def dot_product(
+  q_BTKGH: Float[Array, "B T K G H"],
+  k_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K H"],
+  visible: VisibleKeys | Bool[Array, "B T S"] | None,
+  *,
+  implementation: str = choice.AUTO,
+  softcap: float = 0.0,
+  score_dtype: str = "float32",
+  constrain: placement.Placement = placement.NO_MESH,
+) -> Float[Array, "B T K G H"]:
+  """What `attend` computes, by the implementation of that name (kernels/choice.py).
+
+  A mask as an array is for decoding, where T is small: there attention is plain.
+  """
+  splits_tokens = constrain.sequence > 1
+  name, device = choice.PLAIN, None
+  if not isinstance(visible, jax.Array):
+    device = choice.device_of(constrain.mesh)
+    masked = visible is not None
+    shape = (q_BTKGH.shape[1], q_BTKGH.shape[-1], q_BTKGH.dtype.name, softcap, masked)
+    name = choice.choose(implementation, choice.Shape(*shape, splits_tokens), device).name
+  if name == choice.PLAIN:
+    return attend(q_BTKGH, k_BSKH, v_BSKH, visible, softcap, score_dtype, splits_tokens)
+  if name == choice.CUDNN:
+    return checkpoint_name(cudnn.attend(q_BTKGH, k_BSKH, v_BSKH, visible), "attn_out")
+  capability = device.capability if name == choice.FLASH else None
+  places = _places(constrain, q_BTKGH.shape)
+  kernel = on_mesh.Kernel(name, softcap, score_dtype, capability, places)
+  return on_mesh.attend(q_BTKGH, k_BSKH, v_BSKH, visible, kernel)
+
+
+def _places(constrain, shape):
+  """How a mesh splits queries of this shape; None on one device."""
+  if constrain.mesh is None or constrain.mesh.size == 1:
+    return None
+  letters = "BTK" if constrain.splits_tokens else "B.K"
+  axes = (placement.split_axes(constrain.mesh, *pair) for pair in zip(letters, shape, strict=False))
+  return on_mesh.Places(constrain.mesh, *axes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -24,7 +69,7 @@ def attend(
   q_BTKGH: Float[Array, "B T K G H"],
   k_BSKH: Float[Array, "B S K H"],
   v_BSKH: Float[Array, "B S K H"],
-  mask_BTS: Bool[Array, "B T S"] | None,
+  mask_BTS: VisibleKeys | Bool[Array, "B T S"] | None,
   softcap: float = 0.0,
   score_dtype: str = "float32",
   splits_tokens: bool = False,
@@ -66,7 +111,9 @@ def _capped(q_BKGTH, k_BSKH, mask_BTS, softcap, score_dtype):
   tanh = jnp.tanh(scores / softcap) if softcap else None
   scores = softcap * tanh if softcap else scores
   if mask_BTS is not None:
-    B, T, S = mask_BTS.shape
+    S = k_BSKH.shape[1]
+    mask_BTS = mask_BTS.mask(S) if isinstance(mask_BTS, VisibleKeys) else mask_BTS
+    B, T, _ = mask_BTS.shape
     bias_B1TS = (mask_BTS[:, None].astype(jnp.float32) - 1.0) * -MASKED
     groups = scores.shape[3] // T  # That share an axis with T.
     bias_B1TS = jnp.broadcast_to(bias_B1TS, (B, groups, T, S)).reshape(B, 1, -1, S)

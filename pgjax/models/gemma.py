@@ -20,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax.errors import UserError
+from pgjax.kernels.visible_keys import VisibleKeys
 from pgjax.layers import attention, geglu, lora, placement, read_weight, remat
 
 VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
@@ -43,6 +44,7 @@ class Config:
   post_norms: bool = False
   dropout: float = 0.0
   remat_policy: str | None = None  # See remat.py.
+  attention: str = "auto"  # See kernels/choice.py.
   scan: bool = True  # False: the layers are unrolled; parameters stay stacked.
   cache_dtype: str | None = None  # Default: the compute dtype.
 
@@ -203,7 +205,7 @@ class Attention(nn.Module):
       self.kv_einsum = Einsum((2, K, D, H), (2,), (1, 3), self.dtype)
     self.attn_vec_einsum = Einsum((N, H, D), (0, 1), (2,), self.dtype)
 
-  def __call__(self, x_BTD, positions_BT, mask_BTS, cache=None, slot=None, fill_cache=False):
+  def __call__(self, x_BTD, positions_BT, mask, cache=None, slot=None, fill_cache=False):
     """(output, cache): the given cache updated; with `fill_cache` a new one, else None."""
     c = self.config
     B, T, _ = x_BTD.shape
@@ -226,9 +228,14 @@ class Attention(nn.Module):
       k_BTKH = jnp.transpose(cache.k_BKHS, (0, 3, 1, 2)).astype(self.dtype)
       v_BTKH = jnp.swapaxes(cache.v_BKSH, 1, 2).astype(self.dtype)
     q_BTKGH = q_BTNH.reshape(B, T, k_BTKH.shape[2], -1, c.head_dim)
-    splits_tokens = self.constrain.sequence > 1
-    out_BTKGH = attention.attend(
-      q_BTKGH, k_BTKH, v_BTKH, mask_BTS, c.attn_logits_softcap, "float32", splits_tokens
+    out_BTKGH = attention.dot_product(
+      q_BTKGH,
+      k_BTKH,
+      v_BTKH,
+      mask,
+      implementation=c.attention,
+      softcap=c.attn_logits_softcap,
+      constrain=self.constrain,
     )
     out_BTNH = place(out_BTKGH.reshape(q_BTNH.shape), "BTNH")
     out_NHD = self.constrain.weight(self.attn_vec_einsum(), "NHD")
@@ -280,7 +287,7 @@ class Block(nn.Module):
   constrain: placement.Placement
 
   @nn.compact
-  def __call__(self, x_BTD, positions_BT, mask_BTS, mode, cache=None, slot=None):
+  def __call__(self, x_BTD, positions_BT, mask, mode, cache=None, slot=None):
     c = self.config
     dropout = nn.Dropout(c.dropout, deterministic=not mode.train)
     norm = lambda name: RMSNorm(c.norm_eps, name=name)  # noqa: E731
@@ -288,7 +295,7 @@ class Block(nn.Module):
     x_BTD = self.constrain(x_BTD, "BTD")
     h = norm("pre_attention_norm")(x_BTD)
     h, cache = Attention(c, self.dtype, self.constrain, name="attn")(
-      h, positions_BT, mask_BTS, cache, slot, mode.fill_cache
+      h, positions_BT, mask, cache, slot, mode.fill_cache
     )
     if c.post_norms:
       h = norm("post_attention_norm")(h)
@@ -342,11 +349,11 @@ class Gemma(nn.Module):
     self,
     x_BTD: Float[Array, "B T D"],
     positions_BT: Int[Array, "B T"],
-    mask_BTT: Bool[Array, "B T T"],
+    visible: VisibleKeys,
     mode: Mode = _EVALUATE,
   ):
     """Runs the layers: (x before the final norm, a stacked Cache if mode.fill_cache)."""
-    return self.layers(x_BTD, positions_BT, mask_BTT, mode)
+    return self.layers(x_BTD, positions_BT, visible, mode)
 
   def extend(
     self,

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax.errors import UserError
+from pgjax.kernels import choice
+from pgjax.kernels.visible_keys import VisibleKeys, valid_before
 from pgjax.layers import embedding, placement
 from pgjax.models import gemma, siglip
 
@@ -35,6 +38,19 @@ def prefix_lm_mask(
   return allowed
 
 
+def prefix_lm_keys(
+  mask_ar_BL: Int[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+) -> VisibleKeys:
+  """The same in numbers: a query attends to the keys before the block that follows its own."""
+  L = mask_ar_BL.shape[1]
+  begins_BL = jnp.where(mask_ar_BL != 0, jnp.arange(L), L)
+  next_BL = jnp.pad(begins_BL[:, 1:], ((0, 0), (0, 1)), constant_values=L)
+  end_BL = jax.lax.cummin(next_BL, axis=1, reverse=True)
+  if valid_BL is not None:
+    end_BL = jnp.where(valid_BL, end_BL, 0)
+  return VisibleKeys(end_BL, valid_BL)
+
+
 class Model(nn.Module):
   """`Model(**config.model)`; `__call__` is the whole forward pass.
 
@@ -45,17 +61,39 @@ class Model(nn.Module):
   llm: Any  # Fields of gemma.get.
   dtype: str = "float32"  # The compute dtype; parameters may have another.
   remat: str | None = None  # The policy of a tower that names none.
+  attention: str = "auto"  # The implementation of a tower that names none (kernels/choice.py).
   cache_dtype: str | None = None
   constrain: placement.Placement = placement.NO_MESH
 
   @property
   def llm_config(self) -> gemma.Config:
-    defaults = dict(remat_policy=self.remat, cache_dtype=self.cache_dtype)
-    return gemma.get(**{**defaults, **self.llm})
+    defaults = dict(self._of_both_towers(), cache_dtype=self.cache_dtype)
+    return gemma.get(**(defaults | _given(self.llm)))
 
   @property
   def img_config(self) -> siglip.Config:
-    return siglip.get(**{"remat_policy": self.remat, **self.img})
+    return siglip.get(**(self._of_both_towers() | _given(self.img)))
+
+  def _of_both_towers(self):
+    return dict(remat_policy=self.remat, attention=self.attention)
+
+  def attention_choices(
+    self, num_patches: int, num_tokens: int, device: choice.Device
+  ) -> dict[str, choice.Choice]:
+    """How each tower computes attention on such a device, for an example of these sizes.
+
+    num_patches: of one image; num_tokens: of all images and the text.
+    """
+    llm, img, splits = self.llm_config, self.img_config, self.constrain.sequence > 1
+    img_dtype = img.dtype_mm or self.dtype
+    softcap = llm.attn_logits_softcap
+    text = choice.Shape(num_tokens, llm.head_dim, self.dtype, softcap, True, splits)
+    head_size = img.width // img.num_heads
+    image = choice.Shape(num_patches, head_size, img_dtype, 0.0, False, splits)
+    return dict(
+      llm=choice.choose(llm.attention, text, device),
+      img=choice.choose(img.attention, image, device),
+    )
 
   def setup(self):
     if self.dtype not in _DTYPES:
@@ -120,7 +158,7 @@ class Model(nn.Module):
       positions_BL = jnp.cumsum(valid_BL, axis=1) - 1
     x_BLD = jnp.concatenate([zimg.astype(self.dtype), x_BTD.astype(self.dtype)], axis=1)
     x_BLD, _ = self.llm_tower(
-      x_BLD, positions_BL, prefix_lm_mask(mask_ar_BL, valid_BL), gemma.Mode(train=train)
+      x_BLD, positions_BL, prefix_lm_keys(mask_ar_BL, valid_BL), gemma.Mode(train=train)
     )
     return self.llm_tower.norm(x_BLD[:, P : P + T])
 
@@ -145,16 +183,17 @@ class Model(nn.Module):
     x_BTD, mask_ar, mask_input = self._evenly_split(P, x_BTD, (mask_ar, 1), (mask_input, 0))
     valid_BL = _valid(image_mask, P, mask_input.astype(bool))
     mask_ar_BL = jnp.concatenate([jnp.zeros((B, P), mask_ar.dtype), mask_ar], axis=1)
-    mask_BLL = prefix_lm_mask(mask_ar_BL, valid_BL)
+    end_BL, _ = prefix_lm_keys(mask_ar_BL, valid_BL)
     x_BLD = jnp.concatenate([zimg.astype(self.dtype), x_BTD.astype(self.dtype)], axis=1)
     # Sorted, not rolled: the tokens of masked images are not at the end.
     order_BL = jnp.argsort(valid_BL, axis=1, stable=True)
+    seen_BL = jnp.take_along_axis(valid_before(end_BL, valid_BL), order_BL, axis=1)
+    padding_B1 = jnp.sum(~valid_BL, axis=1, keepdims=True)
     valid_BL = jnp.take_along_axis(valid_BL, order_BL, axis=1)
+    visible = VisibleKeys(jnp.where(seen_BL > 0, seen_BL + padding_B1, 0), valid_BL)
     x_BLD = jnp.take_along_axis(x_BLD, order_BL[..., None], axis=1)
-    mask_BLL = jnp.take_along_axis(mask_BLL, order_BL[:, :, None], axis=1)
-    mask_BLL = jnp.take_along_axis(mask_BLL, order_BL[:, None, :], axis=2)
     positions_BL = jnp.cumsum(valid_BL, axis=1) - 1  # Padding gets -1.
-    x_BLD, cache = self.llm_tower(x_BLD, positions_BL, mask_BLL, gemma.Mode(fill_cache=True))
+    x_BLD, cache = self.llm_tower(x_BLD, positions_BL, visible, gemma.Mode(fill_cache=True))
     caches = tuple(
       gemma.Cache(*(a[layer] for a in cache)).grown(slots) for layer in range(self.llm_config.depth)
     )
@@ -186,6 +225,11 @@ class Model(nn.Module):
     more = -(num_patches + x_BTD.shape[1]) % self.constrain.sequence
     x_BTD = jnp.pad(x_BTD, ((0, 0), (0, more), (0, 0)))
     return x_BTD, *(jnp.pad(m, ((0, 0), (0, more)), constant_values=v) for m, v in masks)
+
+
+def _given(fields):
+  """Without those that are None."""
+  return {name: value for name, value in fields.items() if value is not None}
 
 
 def _valid(image_mask, num_patches, text_valid_BT):

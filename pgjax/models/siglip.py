@@ -33,6 +33,7 @@ class Config:
   posemb: str = "learn"
   dropout: float = 0.0
   remat_policy: str | None = None  # See remat.py.
+  attention: str = "auto"  # See kernels/choice.py.
   scan: bool = True  # False: the layers are unrolled; parameters stay stacked.
   dtype_mm: str | None = None  # Default: the model's compute dtype.
 
@@ -133,8 +134,8 @@ class Attention(nn.Module):
     k_BPNH, v_BPNH = (self.constrain.gathered_keys(a, "BPNH") for a in (k_BPNH, v_BPNH))
     q_BPNH = q_BPNH / jnp.asarray(heads[1] ** 0.5, self.dtype)
     # The reference rounds scores and softmax to the compute dtype here; this rounds the scores.
-    q_BPN1H, splits_tokens = q_BPNH[:, :, :, None], self.constrain.sequence > 1
-    out = attention.attend(q_BPN1H, k_BPNH, v_BPNH, None, 0.0, self.dtype, splits_tokens)
+    how = dict(implementation=c.attention, score_dtype=self.dtype, constrain=self.constrain)
+    out = attention.dot_product(q_BPNH[:, :, :, None], k_BPNH, v_BPNH, None, **how)
     return dense("BPNH,NHD->BPD", (*heads, c.width), name="out")(out[:, :, :, 0])
 
 

@@ -33,7 +33,13 @@ from pgjax.layers import remat
 from pgjax.models import paligemma
 from pgjax.params import of_model
 from pgjax.planning import flops as flops_lib, gpus, hlo, memory, remat_choice, timeline
-from pgjax.training import optimizer, state as train_state, step as step_lib, stochastic_rounding
+from pgjax.training import (
+  attention_check,
+  optimizer,
+  state as train_state,
+  step as step_lib,
+  stochastic_rounding,
+)
 
 WHEELS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 # Schedules need the length of a run; the compiled program does not depend on it.
@@ -52,6 +58,7 @@ class Step(msgspec.Struct, frozen=True):
   seconds: float  # Of compilation.
   schedule: list[timeline.Event] = []  # Empty if compiled for the CPU.
   remat: str = ""  # The policy.
+  attention: str = ""  # Which implementation each tower uses, and why.
 
   @property
   def num_devices(self) -> int:
@@ -104,6 +111,7 @@ def look(
   policy = remat.chosen(config.remat, config.dtype, mesh.size)
   if not compiled:
     return Step(gpu or "cpu", dict(mesh.shape), run.need, 0.0, 0.0, [], 0.0, remat=policy)
+  attention_check.check_asked(model, config, mesh)
   start = time.monotonic()
 
   def attempt(policy):
@@ -129,6 +137,7 @@ def look(
     if gpu
     else [],
     remat=policy,
+    attention=attention_check.described(attention_check.choices(model, config, mesh)),
   )
 
 

@@ -4,6 +4,7 @@ Parses the text of an optimized HLO program (`compiled.as_text()`): each collect
 (iterations of the loops around it), bytes and mesh axes, and the FLOPs of each product.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -55,6 +56,20 @@ def collectives(text: str, mesh: Mapping[str, int], unknown_trips: int = 1) -> l
     total[1] += times * sent.bytes
     total[2] += times * sent.sent_bytes
   return [Collective(*key, *total) for key, total in sorted(totals.items())]
+
+
+def score_arrays(text: str, queries: int, keys: int, groups: int = 1) -> list[str]:
+  """Arrays with a number for each pair of query and key, such as "f32[2,8,4608,4608]".
+
+  groups: query heads per key/value head, which may share an axis with the queries.
+  """
+  pairs = {(queries, keys), (keys, queries), (groups * queries, keys)}
+
+  def scores(dims):
+    return any(pair in pairs for pair in itertools.pairwise(dims))
+
+  shapes = {m[0]: tuple(int(d) for d in m[2].split(",") if d) for m in _SHAPE.finditer(text)}
+  return sorted(shape for shape, dims in shapes.items() if scores(dims))
 
 
 class Sent(NamedTuple):

@@ -80,6 +80,7 @@ def page(config: Any, spec: str, step: Step, name: str, gpu: Gpu, limit_bytes: f
     f"{spec} on {step.num_devices} x {name}, {limit_bytes / GB:.1f} GB each",
     f"{config.res} px, {config.text_len} tokens, batch of {config.input.batch_size}, "
     f"{config.microbatches} microbatch(es), {config.dtype}, remat {step.remat}",
+    *([f"attention: {step.attention}"] if step.attention else []),
     FOR_CPU if step.compiled_for == "cpu" else how,
     "",
     memory_table(step.need, limit_bytes),

@@ -11,7 +11,7 @@ WIDTH = 100
 
 
 def summary(config: Any, *, devices: Any, mesh_shape: Mapping[str, int], total_steps: int,
-            num_examples: int, num_processes: int) -> str:  # fmt: skip
+            num_examples: int, num_processes: int, attention: str = "") -> str:  # fmt: skip
   """One line each for devices, mesh, model, data, length and so on."""
   batch_size = config.input.batch_size
   mesh = ", ".join(f"{name}={size}" for name, size in mesh_shape.items())
@@ -29,6 +29,7 @@ def summary(config: Any, *, devices: Any, mesh_shape: Mapping[str, int], total_s
     ("data", f"{num_examples:,} examples; {total_steps:,} steps are {epochs:.2f} epochs"),
     ("optimizer", f"{config.optax_name}, lr {config.lr:g}, wd {config.wd:g}"),
     ("computes in", f"{config.dtype}, {config.microbatches} microbatch(es), remat {policy}"),
+    *([("attention", attention)] if attention else []),
   ]
   return "\n".join(f"{name:<12} {value}" for name, value in lines)
 

@@ -16,6 +16,7 @@ import pytest
 
 from pgjax.config import durations, load as config_load, schema, synonyms, validate
 from pgjax.errors import UserError
+from pgjax.kernels import choice
 from pgjax.layers import remat
 from pgjax.training import schedules
 
@@ -79,6 +80,8 @@ BAD = {
   "model.img.patch_size": [0, (8, 0), (8,), (8, 8, 8), 7, 1.5, "x"],
   "model.img.dropout": [1.0, -1, NAN],
   "model.img.remat_policy": ["everything", 3],
+  "model.img.attention": ["fast", 3],
+  "model.llm.attention": ["xla", 3],
   "model.img.pool_type": ["gap"],
   "model.llm.width": [0, 63, 10**9, NAN],
   "model.llm.num_heads": [0, 3, 10**6],
@@ -93,6 +96,7 @@ BAD = {
   "model_init": [3, 1.5, True, [], ["a"], {"img": 3}, {"img": None}, "", "a\0b", "/dev/zero"],
   "dtype": ["float16", "fp32", 3, None],
   "remat": ["all", 3, None, ""],
+  "attention": ["fast", 3, None, ""],
   "microbatches": [*NOT_WHOLE, 0, 3, 10**9],
   "mesh": [3, [], ["data"], [("data", 0)], [("data", -2)], [("data", 1.5)], [("data", 10**9)],
     [("data", -1), ("data", 2)], [("a", -1), ("b", -1)], [(3, -1)], "", "tensors", [("model", 2)],
@@ -359,3 +363,4 @@ def test_a_synonym_names_a_field_that_is_there_and_is_none_itself():
 def test_names_that_the_schema_repeats_are_those_of_the_code():
   assert set(schema.REMAT_POLICIES) == {remat.BALANCED, *remat.POLICIES}
   assert schema.DECAY_TYPES == schedules.DECAY_TYPES
+  assert schema.ATTENTION == choice.NAMES

@@ -1,0 +1,112 @@
+"""Which implementation of attention suits a tower on a device, and why?
+
+"auto" takes plain attention for short sequences, where scores are small. For long ones it takes
+flash on GPUs of Hopper and Blackwell, cuDNN for a tower without mask and soft-cap, and chunked
+everywhere else; those have no array of T x S scores. Measured: benchmarks/results.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from pgjax.kernels import cudnn, flash
+
+AUTO, PLAIN, CHUNKED, FLASH, CUDNN = "auto", "plain", "chunked", "flash", "cudnn"
+NAMES = (AUTO, PLAIN, FLASH, CHUNKED, CUDNN)
+LONG = 1024  # Tokens from which scores are worth avoiding.
+_HALF = ("bfloat16", "float16")
+
+
+class Device(NamedTuple):
+  """What runs the program; local: it is there, and not only compiled for."""
+
+  platform: str = "cpu"
+  capability: float | None = None  # Compute capability of an NVIDIA GPU.
+  local: bool = True
+
+
+class Shape(NamedTuple):
+  """What one tower asks of attention."""
+
+  tokens: int  # Of an example.
+  head_size: int
+  dtype: str  # Of queries, keys and values.
+  softcap: float = 0.0
+  masked: bool = True  # False: all tokens see all.
+  splits_tokens: bool = False  # A mesh does.
+
+
+class Choice(NamedTuple):
+  """The implementation, and the reason as the end of a sentence."""
+
+  name: str
+  why: str
+
+
+def device_of(mesh: Any = None) -> Device:
+  """The kind of device of a mesh, or of this process without one (or with an abstract one)."""
+  devices = getattr(mesh, "devices", None)
+  device = jax.devices()[0] if devices is None else devices.flat[0]
+  platform = "gpu" if device.platform in ("gpu", "cuda") else device.platform
+  capability = getattr(device, "compute_capability", None)
+  local = device.client.platform == device.platform and device in jax.devices()
+  return Device(platform, float(capability) if platform == "gpu" and capability else None, local)
+
+
+def choose(wanted: str, shape: Shape, device: Device, without: Mapping[str, str] = {}) -> Choice:
+  """The implementation; one that was asked for and does not fit is replaced as by "auto".
+
+  without: implementations that must not be used, and why.
+  """
+  if wanted in (PLAIN, CHUNKED) and wanted not in without:
+    return Choice(wanted, "as asked for")
+  if wanted in (FLASH, CUDNN):
+    trouble = misfit(wanted, shape, device, without)
+    if trouble is None:
+      return Choice(wanted, "as asked for")
+    instead = choose(AUTO, shape, device, {**without, wanted: trouble})
+    return instead._replace(why=f"{wanted} {trouble}; {instead.why}")
+  if shape.tokens < LONG:
+    return Choice(PLAIN, f"{shape.tokens:,} tokens are fewer than {LONG:,}")
+  why = f"{shape.tokens:,} tokens"
+  if not shape.masked and misfit(CUDNN, shape, device, without) is None:
+    return Choice(CUDNN, f"{why} without mask and soft-cap")
+  if not (shape.masked or misfit(CUDNN, shape, device._replace(local=True), without)):
+    why += "; cudnn on the GPU itself"
+  trouble = misfit(FLASH, shape, device, without)
+  if trouble is None:
+    return Choice(FLASH, why)
+  return Choice(CHUNKED, f"{why}; flash {trouble}")
+
+
+def misfit(name: str, shape: Shape, device: Device, without: Mapping[str, str] = {}) -> str | None:
+  """Why flash or cudnn cannot be used, as the end of a sentence; None if it can."""
+  if name in without:
+    return without[name]
+  if device.platform != "gpu" or device.capability is None:
+    return "needs an NVIDIA GPU"
+  if shape.dtype not in _HALF:
+    return f"computes in bfloat16, not in {shape.dtype}"
+  return (_misfit_flash if name == FLASH else _misfit_cudnn)(shape, device)
+
+
+def _misfit_flash(shape, device):
+  if int(device.capability) not in map(int, flash.CAPABILITIES):
+    return f"has no kernel for compute capability {device.capability}, only for 9.0 and 10.0"
+  if not flash.installed():
+    return "needs tokamax (pip install -r requirements-gpu.txt)"
+  return None
+
+
+def _misfit_cudnn(shape, device):
+  widest = cudnn.WIDEST_HEAD.get(int(device.capability), 0)
+  if shape.softcap:
+    return f"has no soft-cap, and the tower has one of {shape.softcap:g}"
+  if shape.head_size % 8 or shape.head_size > widest:
+    return f"takes heads of a multiple of 8 up to {widest} here, not of {shape.head_size}"
+  if shape.splits_tokens:
+    return "does not split the tokens of an example over devices"
+  if not device.local:
+    return "cannot be compiled without the GPU"
+  return None

@@ -1,0 +1,167 @@
+"""Which attention does each tower of a run use, and is it right on the run's own devices?
+
+Before the first step, `checked` compares output and gradients of each kernel with plain attention,
+on random input with the run's head sizes, mask and dtype, and replaces what is wrong.
+
+Axes: B batch, T tokens, K key/value heads, G query heads per key/value head, H head size.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pgjax.distributed import mesh as mesh_lib
+from pgjax.errors import UserError, cut
+from pgjax.kernels import choice
+from pgjax.kernels.visible_keys import VisibleKeys
+from pgjax.layers import attention, placement
+
+TOLERANCE = 0.02  # Of the norm of each array. Bfloat16 alone gives 0.004.
+TOKENS = 1152  # At most; chunked attention has two blocks of them.
+_TOWERS = dict(llm="text tower", img="image tower")
+_ARRAYS = ("output", "gradient of queries", "gradient of keys", "gradient of values")
+
+
+class Trial(NamedTuple):
+  """The sizes of one tower's attention, for the comparison; hashable."""
+
+  T: int
+  K: int
+  G: int
+  H: int
+  dtype: str
+  softcap: float
+  masked: bool
+  some_invalid: bool  # Images may be padding.
+
+
+def choices(model: Any, config: Any, mesh: Any) -> dict[str, choice.Choice]:
+  """The implementation of each tower, by the tower's name in the config."""
+  model = model.clone(constrain=mesh_lib.batch_constraint(mesh))
+  patches, tokens = sizes(model, config)
+  return model.attention_choices(patches, tokens, choice.device_of(mesh))
+
+
+def sizes(model: Any, config: Any) -> tuple[int, int]:
+  """(patches of an image, tokens of an example)."""
+  patch = model.img_config.patch_size
+  patches = (config.res // patch[0]) * (config.res // patch[1])
+  return patches, patches * max(1, config.num_frames) + config.text_len
+
+
+def described(chosen: Mapping[str, choice.Choice]) -> str:
+  """For the summary of a run and for a plan."""
+  return "; ".join(f"{_TOWERS[name]} {c.name} ({c.why})" for name, c in chosen.items())
+
+
+def check_asked(model: Any, config: Any, mesh: Any) -> None:
+  """Raises if flash or cudnn was asked for and fits no tower that it was asked for."""
+  chosen, wanted = choices(model, config, mesh), dict(llm=model.llm_config, img=model.img_config)
+  asked = {name: wanted[name].attention for name in chosen}
+  for name in (choice.FLASH, choice.CUDNN):
+    towers = [tower for tower in chosen if asked[tower] == name]
+    if towers and all(chosen[tower].name != name for tower in towers):
+      why = "; ".join(f"{_TOWERS[tower]}: {chosen[tower].why}" for tower in towers)
+      raise UserError(
+        f'attention="{name}" fits no tower of this run on these devices ({why}). Take'
+        ' config.attention="auto".'
+      )
+
+
+def checked(model: Any, config: Any, mesh: Any, log: Any) -> Any:
+  """The model, with another implementation where the chosen one is wrong; each is logged."""
+  for tower, chosen in choices(model, config, mesh).items():
+    if chosen.name == choice.PLAIN:
+      continue
+    with log.waiting(f"Comparing {chosen.name} with plain attention"):
+      name, notes = _right(chosen.name, _trial(model, config, mesh, tower), mesh, _TOWERS[tower])
+    for note in notes:
+      log.say(note)
+    if name != chosen.name:
+      section = dict(getattr(model, tower)) | dict(attention=name)
+      model = model.clone(**{tower: section})
+  return model
+
+
+def _right(name, trial, mesh, tower) -> tuple[str, list[str]]:
+  """(the first implementation that is right, why it is not the one that was asked for)."""
+  notes = []
+  while name != choice.PLAIN and (trouble := _trouble(name, trial, mesh)):
+    tried, name = name, _instead(name, trial)
+    kind = mesh.devices.flat[0].device_kind
+    notes.append(f"On this {kind}, {tried} attention {trouble}: the {tower} uses {name} instead.")
+  return name, notes
+
+
+def _instead(name, trial):
+  long = trial.T >= choice.LONG
+  return choice.CHUNKED if long and name != choice.CHUNKED else choice.PLAIN
+
+
+def _trial(model, config, mesh, tower) -> Trial:
+  patches, tokens = sizes(model, config)
+  tensor, sequence = (placement.size_of(mesh, (axis,)) for axis in ("tensor", "sequence"))
+  c = model.llm_config if tower == "llm" else model.img_config
+  T = min(TOKENS, tokens if tower == "llm" else patches)
+  T += -T % sequence
+  heads, H = c.num_heads, c.width // c.num_heads
+  if tower == "img":
+    K = tensor if heads % tensor == 0 else 1
+    return Trial(T, K, 1, H, c.dtype_mm or model.dtype, 0.0, False, False)
+  copies = placement.copies_of_kv(tensor, heads, c.num_kv_heads)
+  K = tensor if heads % tensor == 0 else 1
+  G = heads // (c.num_kv_heads * copies)
+  return Trial(T, K, G, c.head_dim, model.dtype, c.attn_logits_softcap, True,
+               bool(config.num_frames))  # fmt: skip
+
+
+def _trouble(name, trial, mesh) -> str | None:
+  """What is wrong with an implementation; None if nothing is."""
+  compare = jax.jit(
+    functools.partial(errors, name, trial, mesh), out_shardings=mesh_lib.replicated(mesh)
+  )
+  try:
+    found = [float(e) for e in compare()]
+  except Exception as error:  # Of a compiler, a driver or a kernel: of any type.
+    return f"fails ({cut(' '.join(str(error).split()))})"
+  worst = max(range(len(found)), key=lambda i: found[i] if found[i] == found[i] else jnp.inf)
+  if found[worst] <= TOLERANCE:
+    return None
+  return (
+    f"differs from plain attention by {found[worst]:.2g} of the norm of its {_ARRAYS[worst]}"
+    f" (allowed: {TOLERANCE:g})"
+  )
+
+
+def errors(name: str, trial: Trial, mesh: Any) -> list[jax.Array]:
+  """Norms of the differences of output and gradients, relative to plain attention in float32."""
+  T, K, G, H = trial[:4]
+  B = mesh_lib.batch_devices(mesh)
+  keys = jax.random.split(jax.random.key(0), 4)
+  shapes = [(B, T, K, G, H), (B, T, K, H), (B, T, K, H), (B, T, K, G, H)]
+  arrays = [jax.random.normal(k, s, trial.dtype) for k, s in zip(keys, shapes, strict=True)]
+  arrays[0] = arrays[0] * jnp.asarray(H**-0.5, trial.dtype)
+  visible = _visible(B, T, trial.some_invalid) if trial.masked else None
+
+  def both(arrays, **how):
+    q, k, v, dout = arrays
+    attend = functools.partial(attention.dot_product, visible=visible, softcap=trial.softcap, **how)
+    out, pull = jax.vjp(lambda *qkv: attend(*qkv), q, k, v)
+    return [a.astype(jnp.float32) for a in (out, *pull(dout.astype(out.dtype)))]
+
+  constrain = mesh_lib.batch_constraint(mesh)
+  score_dtype = "float32" if trial.masked else trial.dtype
+  ours = both(arrays, implementation=name, score_dtype=score_dtype, constrain=constrain)
+  with jax.default_matmul_precision("highest"):
+    right = both([a.astype(jnp.float32) for a in arrays], implementation=choice.PLAIN)
+  return [jnp.linalg.norm(a - b) / jnp.linalg.norm(b) for a, b in zip(ours, right, strict=True)]
+
+
+def _visible(B, T, some_invalid):
+  """A prefix-LM; the first quarter of the keys are a masked image, if any."""
+  t = jnp.arange(T)
+  end_BT = jnp.broadcast_to(jnp.maximum(t + 1, T - T // 4), (B, T))
+  return VisibleKeys(end_BT, jnp.broadcast_to(t >= T // 4, (B, T)) if some_invalid else None)
