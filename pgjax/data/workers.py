@@ -74,18 +74,23 @@ def kill() -> None:
 def begin(*_: Any) -> None:
   """The first thing that such a process does."""
   signals.ignore_in_worker()
-  threading.Thread(target=_report_slow, daemon=True).start()
+  threading.Thread(target=_watch, daemon=True).start()
 
 
-def _report_slow() -> None:
-  """Names the example that is read for longest, once."""
+def _watch() -> None:
   reported = ""
   while True:
     time.sleep(1.0)
-    seconds, where = loader.slowest() or (0.0, "")
-    if seconds > SLOW_SECONDS and where != reported:
-      reported = where
-      log.warning("%s", being_read(seconds, where))
+    reported = report_slow(reported)
+
+
+def report_slow(reported: str) -> str:
+  """Names the example that is read for longest, unless it was reported; returns its place."""
+  seconds, where = loader.slowest() or (0.0, "")
+  if seconds > SLOW_SECONDS and where != reported:
+    log.warning("%s", being_read(seconds, where))
+    return where
+  return reported
 
 
 def being_read(seconds: float, where: str) -> str:

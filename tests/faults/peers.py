@@ -21,7 +21,9 @@ import sys
 import tempfile
 import time
 
-import runs
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from tests.faults import runs
 
 TIMEOUT = 6  # --peer_timeout.
 DELAY = 4.0  # Two busy cores.
