@@ -144,14 +144,15 @@ def test_data_workers_that_hang_are_killed(monkeypatch):
   ]
   monkeypatch.setattr(multiprocessing, "active_children", lambda: children)
 
-  class Batches:
-    def __iter__(self):
-      return self
-
-    def close(self):
+  def batches():
+    try:
+      yield
+    finally:
       assert dead.wait(20)
 
-  workers.Stream(Batches()).close()
+  stream = workers.Stream(batches())
+  next(stream)
+  stream.close()
 
 
 @pytest.mark.slow  # A process that imports everything.
