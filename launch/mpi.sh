@@ -15,7 +15,9 @@ COMMAND=(-m pgjax.train --config=configs/chartqa.py:size=3b --workdir=/shared/ch
 if [ -z "${OMPI_COMM_WORLD_RANK:-}" ]; then
   options=()
   while [ $# -gt 0 ] && [ "$1" != -- ]; do options+=("$1") && shift; done
-  setsid mpirun --bind-to none "${options[@]}" "$0" "${@:2}" &
+  follow=()  # If this script is killed, its mpirun gets SIGUSR1.
+  command -v setpriv > /dev/null && follow=(setpriv --pdeathsig USR1)
+  setsid "${follow[@]}" mpirun --bind-to none "${options[@]}" "$0" "${@:2}" &
   trap 'kill -USR1 $!' TERM INT HUP USR1 USR2
   wait $!
   code=$?

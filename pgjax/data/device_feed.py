@@ -109,8 +109,9 @@ class DeviceFeed:
     """Stops the thread and drops the prefetched batches."""
     self._stopped.set()
     self._thread.join(_CLOSE_SECONDS)
-    if self._thread.is_alive():  # It waits for a file that does not come.
+    if self._thread.is_alive():  # It waits for a file that does not come, or a worker does.
       input_files.give_up()
+      workers.kill()
       self._thread.join(_CLOSE_SECONDS)
     atexit.unregister(self.close)
 
@@ -130,7 +131,7 @@ class DeviceFeed:
       self._offer((None, StopIteration()))
     except Exception as error:  # Any error must reach the loop that waits for a batch.
       error = workers.explained(error)
-      if self._group and isinstance(error, UserError):
+      if self._group and isinstance(error, UserError) and not self._stopped.is_set():
         self._group.batches.broken(self._number, made, str(error))
         error.in_all_processes = True
       self._offer((None, error))

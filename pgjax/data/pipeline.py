@@ -175,8 +175,8 @@ def train_batches(
 
     # Half of the maximum, as Grain rounds the number of pieces of one row up to a power of two.
     rows = grain.MapDataset.range(sys.maxsize // 2 // local * local).map(row)
-    stream = iter(_batched(rows, local, layout, section.num_threads, section.num_workers))
-    return workers.Stream(stream) if section.num_workers else stream
+    dataset = _batched(rows, local, layout, section.num_threads, section.num_workers)
+    return workers.Stream(dataset) if section.num_workers else iter(dataset)
 
   num_examples = sum(len(loader.part.source) for loader in loaders)
   return TrainBatches(make_stream, num_examples, scans, start_step)

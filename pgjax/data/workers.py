@@ -7,10 +7,11 @@ import logging
 import multiprocessing
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from multiprocessing import util
+from multiprocessing import resource_tracker, util
 from typing import Any
 
 from pgjax.data import loader
@@ -30,11 +31,12 @@ class WorkerError(UserError):
 class Stream:
   """Iterates over the batches of such processes, which start with the first one."""
 
-  def __init__(self, batches: Any):
-    """batches: an iterator of Grain."""
-    self._batches = batches
+  def __init__(self, dataset: Any):
+    """dataset: an IterDataset of Grain that prefetches with processes."""
+    _start_tracker()
+    self._batches = iter(dataset)
     # At exit, after Grain's own: they ignore SIGTERM, and Python would wait for them.
-    util.Finalize(None, _kill, exitpriority=0)
+    util.Finalize(None, kill, exitpriority=0)
 
   def __iter__(self) -> Iterator:
     return self
@@ -45,14 +47,25 @@ class Stream:
 
   def close(self) -> None:
     """Ends the processes, with SIGKILL after a few seconds: they may wait for a file for ever."""
-    timer = threading.Timer(_CLOSE_SECONDS, _kill)
+    timer = threading.Timer(_CLOSE_SECONDS, kill)
     timer.daemon = True
     timer.start()
     self._batches.close()
     timer.cancel()
 
 
-def _kill() -> None:
+def _start_tracker() -> None:
+  """The process of Python that removes what killed processes leave; it need not warn of it."""
+  sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+  try:
+    with signals.withheld_from_children():
+      resource_tracker.ensure_running()
+  finally:
+    sys.warnoptions.pop()
+
+
+def kill() -> None:
+  """Ends all of them at once."""
   for child in multiprocessing.active_children():
     if child.name.startswith("grain-process"):
       child.kill()
@@ -61,18 +74,23 @@ def _kill() -> None:
 def begin(*_: Any) -> None:
   """The first thing that such a process does."""
   signals.ignore_in_worker()
-  threading.Thread(target=_report_slow, daemon=True).start()
+  threading.Thread(target=_watch, daemon=True).start()
 
 
-def _report_slow() -> None:
-  """Names the example that is read for longest, once."""
+def _watch() -> None:
   reported = ""
   while True:
     time.sleep(1.0)
-    seconds, where = loader.slowest() or (0.0, "")
-    if seconds > SLOW_SECONDS and where != reported:
-      reported = where
-      log.warning("%s", being_read(seconds, where))
+    reported = report_slow(reported)
+
+
+def report_slow(reported: str) -> str:
+  """Names the example that is read for longest, unless it was reported; returns its place."""
+  seconds, where = loader.slowest() or (0.0, "")
+  if seconds > SLOW_SECONDS and where != reported:
+    log.warning("%s", being_read(seconds, where))
+    return where
+  return reported
 
 
 def being_read(seconds: float, where: str) -> str:

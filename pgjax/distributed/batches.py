@@ -71,7 +71,8 @@ class Batches:
   def broken(self, feed: int, batch: int, text: str) -> None:
     """This process cannot make this batch."""
     self._own[feed] = batch
-    self.take(Message("broken", self._index, feed=feed, batch=batch, text=text[:_TEXT]))
+    text = text[:_TEXT] or "an error without a text"
+    self.take(Message("broken", self._index, feed=feed, batch=batch, text=text))
 
   def stop(self, feed: int) -> None:
     """Ends the feed in all processes, before the first batch that one of them does not have yet.

@@ -124,6 +124,37 @@ def test_other_errors_stay_as_they_are():
   assert workers.explained(error) is error
 
 
+def test_a_data_worker_names_the_example_that_it_waits_for_once(monkeypatch, caplog):
+  """The log of its run does not know of it."""
+  monkeypatch.setattr(loader, "slowest", lambda: (61.0, "x.jsonl:7"))
+  assert workers.report_slow(workers.report_slow("")) == "x.jsonl:7"
+  monkeypatch.setattr(loader, "slowest", lambda: (3.0, "x.jsonl:8"))
+  assert workers.report_slow("x.jsonl:7") == "x.jsonl:7"
+  [message] = [record.getMessage() for record in caplog.records]
+  assert message.startswith("x.jsonl:7 has been read for 61 s; is its disk or network share")
+
+
+def test_data_workers_that_hang_are_killed(monkeypatch):
+  """Grain waits 25 s for each of them."""
+  monkeypatch.setattr(workers, "_CLOSE_SECONDS", 0.1)
+  dead = threading.Event()
+  children = [
+    SimpleNamespace(name="grain-process-prefetch-0", kill=dead.set),
+    SimpleNamespace(name="Process-1", kill=lambda: pytest.fail("it is somebody else's")),
+  ]
+  monkeypatch.setattr(multiprocessing, "active_children", lambda: children)
+
+  def batches():
+    try:
+      yield
+    finally:
+      assert dead.wait(20)
+
+  stream = workers.Stream(batches())
+  next(stream)
+  stream.close()
+
+
 def easy_vqa_batches(num_workers):
   config = ConfigDict(dict(seed=3, res=16, text_len=16, num_frames=0))
   config.input = dict(

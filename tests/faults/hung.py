@@ -20,9 +20,10 @@ import sys
 import tempfile
 import time
 
-import runs
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from pgjax.data.sources import registry
+from tests.faults import runs
 
 PRIVATE, DETACH, NEWNS = 1 << 18 | 1 << 14, 2, 0x20000
 LIMITS = {"": 120.0, "TERM": 30.0}

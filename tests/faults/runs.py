@@ -41,7 +41,7 @@ SETTINGS = {
 ABOUT_A_STOP = re.compile(r"Stopped by|error:|has ended|has been silent|waited \d+ s")
 TRACE = re.compile(
   r"Traceback|terminate called|FATAL|Check failed|Fatal Python|Exception ignored|core dumped"
-  r"|^\s*@ +0x|leaked|\*\*\* |^[EF]\d{4} ",
+  r"|^\s*@ +0x|leaked|relaunching|\*\*\* |^[EF]\d{4} ",
   re.MULTILINE,
 )
 SAVING = "checkpoints/*tmp*"

@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 
-import runs
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from tests.faults import runs
 
 PHASES = ("importing", "loading", "compiling", "stepping", "evaluating", "saving")
 SIGNALS = ("TERM", "INT", "HUP", "USR1", "USR2", "double")
