@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -27,13 +28,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import bucket_servers  # noqa: E402
+import conftest  # noqa: E402, F401  # XLA_FLAGS, which compile fast, and a cache of programs.
 import tiny_run  # noqa: E402
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
 LIMIT_SECONDS = 600
 OUTAGE_SECONDS = 20.0
-SETTINGS = {"ckpt_steps": 20, "keep_ckpt_steps": 20, "evals.val.log_steps": 30}
-PACE = "0.1"
+tiny_run.STEPS = 24
+SETTINGS = {"total_steps": 24, "ckpt_steps": 8, "keep_ckpt_steps": 8, "evals.val.log_steps": 12}
+SETTINGS["evals.val.data"] = dict(name="easy_vqa", split="train[60:68]")
+PACE = "0.2"
 NETWORK = {  # {name: (fault of the proxy, share of the requests, seconds)}
   "HTTP 500, 20%": ("500", 0.2, float("inf")),
   "HTTP 500, all, 20 s": ("500", 1.0, OUTAGE_SECONDS),
@@ -54,9 +57,9 @@ REQUESTS = {  # {phase: the requests with the fault; * is the run's name}
 FULL = {
   "saving": ("save 2", 100_000),
   "saving, late": ("save 2", None),
-  "logging": ("log 25", 0),
+  "logging": ("log 10", 0),
   "evaluating": ("evaluate 1", 0),
-  "scoring": ("evaluate 1", 0),
+  "scoring": ("score 1", 0),
   "restoring": ("restore 1", 0),
   "loading data": ("", 0),
 }
@@ -88,19 +91,21 @@ class Bench:
   def __init__(self, folder):
     """Runs what nothing interrupts."""
     self.folder, self.number = folder, 0
-    self.env = os.environ | tiny_run.environment(devices=1)
-    self.env |= dict(JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"))
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    program = [sys.executable, "tests/faults/paced.py", "--serve"]
+    env = os.environ | tiny_run.environment(devices=1)
+    self.server = subprocess.Popen(program, cwd=ROOT, env=env, **pipes)
     write_data(folder / "set")
     self.local = dict(name="jsonl", fname=str(folder / "set/train.jsonl"))
     straight = folder / "straight"
-    assert self.run(self.train(straight))[0] == 0  # Compiles.
+    assert self.run(self.train(straight))[0] == 0  # Compiles and imports.
     shutil.rmtree(straight)
     began = time.monotonic()
     assert self.run(self.train(straight))[0] == 0
     self.seconds = time.monotonic() - began
     self.expected = result(straight)
     self.stopped = folder / "stopped"
-    status, _ = self.run(self.train(self.stopped), stop_at=33)
+    status, _ = self.run(self.train(self.stopped), stop_at=13)
     assert status == 75
     shutil.rmtree(self.stopped / "tensorboard")
     began = time.monotonic()
@@ -120,31 +125,23 @@ class Bench:
 
   def run(self, command, *, stop_at=None, full=None, **env):
     """(status, output); full: a function that is called at the pause."""
-    with tempfile.TemporaryFile("w+") as output:
-      process = subprocess.Popen(
-        [sys.executable, "tests/faults/paced.py", *command],
-        cwd=ROOT,
-        env=self.env | dict(PACE=PACE) | env,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        text=True,
-      )
-      deadline = time.monotonic() + LIMIT_SECONDS
-      while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-        if stop_at and tiny_rows(self.stopped) >= stop_at:
-          process.send_signal(signal.SIGTERM)
-          stop_at = None
-        if full and pathlib.Path(env["PAUSE_FILE"]).exists():
-          full()
-          pathlib.Path(env["PAUSE_FILE"]).unlink()
-      status = process.poll()
-      process.kill()
-      process.wait()
-      output.seek(0)
-      text = output.read()
-      self.log(f"$ {' '.join(command)}\n{text}\n-> {status}\n")
-      return status, text
+    output = self.folder / "output.txt"
+    job = dict(argv=command, env=dict(PACE=PACE, PAUSE="", LIMIT="") | env, output=str(output))
+    self.server.stdin.write(json.dumps(job) + "\n")
+    self.server.stdin.flush()
+    child, deadline = int(self.server.stdout.readline()), time.monotonic() + LIMIT_SECONDS
+    while not select.select([self.server.stdout], [], [], 0.02)[0]:
+      if time.monotonic() > deadline:
+        os.kill(child, signal.SIGKILL)
+      if stop_at and tiny_rows(self.stopped) >= stop_at:
+        os.kill(child, signal.SIGTERM)
+        stop_at = None
+      if full and pathlib.Path(env["PAUSE_FILE"]).exists():
+        full()
+        pathlib.Path(env["PAUSE_FILE"]).unlink()
+    status, text = int(self.server.stdout.readline()), output.read_text()
+    self.log(f"$ {' '.join(command)}\n{text}\n-> {status}\n")
+    return status, text
 
   def log(self, text):
     """Everything that the commands print."""
@@ -292,7 +289,7 @@ def fill(disk, free):
 
 def step_bytes(bench):
   """Bytes of the arrays of a checkpoint."""
-  run = json.loads((bench.straight / "checkpoints/60/run.json").read_text())
+  run = json.loads((bench.straight / "checkpoints/24/run.json").read_text())
   total = 0
   for dtype, shape in run["shapes"].values():
     count = 1
@@ -391,6 +388,7 @@ def main():
         rows.append(work())
         bench.log(f"{rows[-1].line()}\n\n")
         print(rows[-1].line(), flush=True)
+    bench.server.stdin.close()
   print(f"{sum(row.equal for row in rows)} of {len(rows)} rows are right.")
   return int(not all(row.equal for row in rows))
 
