@@ -151,6 +151,7 @@ class BucketCopy:
         log.warning("%s", error)
         return
       except buckets.LocalDiskError as error:  # Of what evaluations beside the run wrote.
+        pause = MOST_PAUSE_SECONDS
         log.warning("%s", error)
       except OSError as error:
         pause = min(2 * pause, MOST_PAUSE_SECONDS)
