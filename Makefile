@@ -27,7 +27,7 @@ WORKERS ?= 2
 PYTEST = $(PY) -m pytest -n $(WORKERS) --dist=loadgroup -q
 
 .PHONY: help install install-test quickstart test test-slow test-long test-demo test-cluster test-gpu test-parity test-tf \
-  lint format docs clean
+  test-buckets lint format docs clean
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
 
@@ -107,6 +107,18 @@ $(VENV)-tf/.installed: requirements-tf.txt $(VENV)/.installed-test
 
 test-tf: $(VENV)-tf/.installed
 	$(VENV)-tf/bin/python -m pytest -n $(WORKERS) --dist=worksteal -q -m tf tests/tf $(PYTEST_ARGS)
+
+# An S3 and a GCS server, which take half a minute of CPU to install: too much for every change.
+$(VENV)-buckets/.installed: requirements-cloud.txt requirements-buckets.txt $(VENV)/.installed-test
+	$(PY) -m venv $(VENV)-buckets
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(VENV)-buckets/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pgjax.pth"
+	$(VENV)-buckets/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-cloud.txt \
+	  -r requirements-buckets.txt
+	@touch $@
+
+test-buckets: $(VENV)-buckets/.installed
+	$(VENV)-buckets/bin/python -m pytest -q -n 0 -rs tests/commands/test_buckets.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check .

@@ -35,6 +35,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
 
   from pgjax.checkpoints import (
     bucket_copy,
+    bucket_files,
     checksums,
     initial,
     run_lock,
@@ -96,7 +97,7 @@ def execute(
     try:
       with place.synced():
         step, total_steps, finished = train(config, mesh, place, log, lock, stop)
-    except bucket_copy.NotUploadedError as error:
+    except bucket_files.NotUploadedError as error:
       if finished:
         raise
       log.say(f"{error}")  # And the exit status is still that of a stopped run.

@@ -24,7 +24,7 @@ import msgspec
 
 from pgjax import disk
 from pgjax.checkpoints import watchers, workdir as workdir_lib
-from pgjax.checkpoints.bucket_files import MARK, STEP, BucketFiles, on_main
+from pgjax.checkpoints.bucket_files import MARK, STEP, BucketFiles, NotUploadedError, on_main
 from pgjax.checkpoints.bucket_lock import BucketLock, TakenError
 from pgjax.distributed import processes
 from pgjax.errors import UserError
@@ -49,10 +49,6 @@ class _Copy(msgspec.Struct):
   uploaded: dict[str, tuple[int, int]] = {}  # {name: (size, time of change)}; only in the copy.
 
 
-class NotUploadedError(UserError):
-  """The bucket does not have everything that is in the copy, which a new start uploads."""
-
-
 class BucketCopy:
   """The local copy of the folder `url`; the main process uploads and downloads."""
 
@@ -74,14 +70,15 @@ class BucketCopy:
     thread = threading.Thread(target=self._upload, daemon=True)
     if processes.is_main():
       thread.start()
-    failed = True
     try:
       yield
-      failed = False
-    finally:
+    except BaseException:
       self._done.set()
       if processes.is_main():
-        self._finish(failed)
+        self._finish(failed=True)
+      raise
+    self._done.set()
+    on_main(lambda: self._finish(failed=False))  # The others wait: their end would end it.
 
   def fetch(self, path: pathlib.Path) -> None:
     """Completes a step folder of the copy, of which a start has only small files."""
@@ -154,6 +151,7 @@ class BucketCopy:
         log.warning("%s", error)
         return
       except buckets.LocalDiskError as error:  # Of what evaluations beside the run wrote.
+        pause = MOST_PAUSE_SECONDS
         log.warning("%s", error)
       except OSError as error:
         pause = min(2 * pause, MOST_PAUSE_SECONDS)
@@ -172,7 +170,7 @@ class BucketCopy:
           log.warning("%s works again; everything is uploaded.", self._bucket.url)
         failing = False
 
-  def _finish(self, failed: bool) -> None:
+  def _finish(self, *, failed: bool) -> None:
     """The last upload; an error is raised unless another is."""
     try:
       self._push_rest()

@@ -18,6 +18,13 @@ MARK = "files.json"  # Of a step, uploaded last and deleted first.
 SMALL = ("run.json", MARK, "tokenizer.model")
 
 
+class NotUploadedError(UserError):
+  """The bucket does not have everything that is in the copy, which a new start uploads."""
+
+
+_ERRORS = {kind.__name__: kind for kind in (workdir_lib.UnreadableError, NotUploadedError)}
+
+
 class BucketFiles:
   """The folder `url`, and a folder of this machine with what was downloaded."""
 
@@ -92,8 +99,6 @@ def on_main(work: Callable[[], None]) -> None:
     try:
       work()
     except UserError as error:
-      unreadable = isinstance(error, workdir_lib.UnreadableError)
-      refusal = dict(text=str(error), kind="unreadable" if unreadable else "")
+      refusal = dict(text=str(error), kind=type(error).__name__)
   if refusal := processes.gather_objects(refusal)[0]:
-    kind = workdir_lib.UnreadableError if refusal["kind"] else UserError
-    raise kind(refusal["text"])
+    raise _ERRORS.get(refusal["kind"], UserError)(refusal["text"])

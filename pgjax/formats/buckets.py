@@ -26,6 +26,7 @@ from pgjax.formats import input_files
 
 ATTEMPTS = 3  # Of a store that has not answered yet.
 SILENT_SECONDS = 60.0  # Of one that has: attempts go on for so long after the last byte of a call.
+LISTING_SECONDS = 600.0  # A list of many names, which shows no progress.
 PAUSE_SECONDS = 1.0  # Before the second attempt; then twice as long each time.
 MOST_PAUSE_SECONDS = 8.0
 AT_A_TIME = 8  # Files that are uploaded or downloaded together.
@@ -94,7 +95,8 @@ class Bucket:
       return {path: info for path, info in files.items() if info.get("type") == "file"}
 
     start = f"{self._root}/"
-    infos = self._call(f"listing {folder or 'it'}", found, missing={})
+    doing = f"listing {folder or 'it'}"
+    infos = self._call(doing, found, seconds=LISTING_SECONDS, missing={})
     return {
       path.removeprefix(start): Stamp(int(info["size"]), _tag(info))
       for path, info in infos.items()
@@ -181,12 +183,15 @@ class Bucket:
   def _path(self, name: str) -> str:
     return f"{self._root}/{name}"
 
-  def _call(self, doing: str, work: Callable[["_Call"], Any], **missing: Any) -> Any:
-    """work(a call); missing: what to return if there is no such object."""
+  def _call(
+    self, doing: str, work: Callable[["_Call"], Any], seconds: float | None = None, **missing: Any
+  ) -> Any:
+    """work(a call), in so many seconds without a byte; missing: what no such object returns."""
+    seconds = seconds or SILENT_SECONDS
     call, pause, attempts = _Call(self._fs), PAUSE_SECONDS, 0
     while True:
       try:
-        result, self._has_answered = call.attempt(work), True
+        result, self._has_answered = call.attempt(work, seconds), True
         return result
       except FileNotFoundError as error:
         if "missing" in missing and not str(error).startswith("The specified bucket"):
@@ -229,19 +234,19 @@ class _Call:
     self._alive: Callable[[], None] = lambda: None
     self._running: concurrent.futures.Future | None = None
 
-  def attempt(self, work: Callable[["_Call"], Any]) -> Any:
-    """work(self), which ends SILENT_SECONDS after the last byte."""
+  def attempt(self, work: Callable[["_Call"], Any], seconds: float) -> Any:
+    """work(self), which is cancelled `seconds` after the last byte."""
 
     def bounded(alive):
       self._alive = alive
       return work(self)
 
     try:
-      return input_files.bounded(bounded, SILENT_SECONDS, patient=True)
+      return input_files.bounded(bounded, seconds, patient=True)
     except input_files.UnresponsiveError:
       if self._running:
         self._running.cancel()
-      raise BucketError(f"no answer for {SILENT_SECONDS:g} s") from None
+      raise BucketError(f"no answer for {seconds:g} s") from None
 
   def run(self, method: str, *args: Any, **options: Any) -> Any:
     """A method of fsspec's file system, which can be cancelled if it is asynchronous."""

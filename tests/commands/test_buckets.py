@@ -5,8 +5,12 @@ Needs s3fs and moto[server], or gcsfs and gcp-storage-emulator; skipped without 
 
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import bucket_servers
 import pytest
@@ -29,6 +33,42 @@ def run(arguments, cache, server):
   done = subprocess.run(command, cwd=tiny_run.ROOT, env=env, timeout=900, check=False, **pipes)
   assert "Traceback" not in done.stdout, done.stdout
   return done.returncode, done.stdout
+
+
+def start(arguments, cache, server):
+  """A slow run, which uploads every half second, with its output in a file of `cache`."""
+  cache.mkdir()
+  env = os.environ | tiny_run.environment(1) | server
+  env |= dict(PGJAX_CACHE_DIR=str(cache), PACE="0.3")
+  command = [sys.executable, "tests/faults/paced.py", *arguments[1:]]
+  with (cache / "out.txt").open("w") as output:
+    return subprocess.Popen(command, cwd=tiny_run.ROOT, env=env, stdout=output, stderr=output)
+
+
+def wait_until(process, ready, seconds=400):
+  deadline = time.monotonic() + seconds
+  while not ready():
+    assert time.monotonic() < deadline
+    assert process.poll() is None, process.returncode
+    time.sleep(0.1)
+
+
+def sums(bucket, step):
+  return json.loads(bucket.read(f"checkpoints/{step}/run.json"))["sums"]
+
+
+@pytest.fixture
+def server(monkeypatch):
+  """The environment of an S3 server with a bucket, also of this process."""
+  with bucket_servers.s3() as url:
+    env = bucket_servers.KEYS | dict(AWS_ENDPOINT_URL=url)
+    for name, value in env.items():
+      monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("bucket")
+    yield env
 
 
 def losses(bucket):
@@ -102,3 +142,54 @@ def test_a_bucket_that_cannot_be_used_ends_a_run_with_one_sentence(tmp_path):
   status, out = run(tiny_run.train_arguments("s3://bucket/run", **SETTINGS), tmp_path / "c", server)
   assert status == 1
   assert "--workdir=s3://bucket/run cannot be used" in out
+
+
+@pytest.mark.long
+@needs_s3
+def test_a_killed_and_a_stopped_run_go_on_elsewhere_to_the_same_numbers(server, tmp_path):
+  """kill -9 and SIGTERM; and while it runs, nobody else may use the workdir."""
+  straight = buckets.Bucket("s3://bucket/runs/straight", "--workdir")
+  status, out = run(tiny_run.train_arguments(straight.url, **SETTINGS), tmp_path / "0", server)
+  assert status == 0, out
+  bucket = buckets.Bucket("s3://bucket/runs/1", "--workdir")
+  train = tiny_run.train_arguments(bucket.url, **SETTINGS)
+  first = start(train, tmp_path / "first", server)
+  wait_until(first, lambda: bucket.read("checkpoints/6/files.json"))
+  status, out = run(train, tmp_path / "refused", server)
+  first.kill()
+  first.wait()
+  assert status == 1
+  holder = rf"s3://bucket/runs/1 is in use by another run on host {socket.gethostname()}, process"
+  assert re.search(rf"{holder} {first.pid}, which started at \d{{4}}-\d\d-\d\d \d\d:", out), out
+  second = start(train, tmp_path / "second", server)
+  printed = lambda: (tmp_path / "second/out.txt").read_text()  # noqa: E731
+  wait_until(second, lambda: "Resuming from step 6." in printed())
+  wait_until(second, lambda: b'"step": 8,' in bucket.read("metrics.jsonl"))
+  second.send_signal(signal.SIGTERM)
+  assert second.wait(120) == 75, printed()
+  [step] = re.findall(r"Stopped by SIGTERM after step (\d+) of 12, and saved", printed())
+  assert "Traceback" not in printed()
+  assert bucket.read(f"checkpoints/{step}/files.json")
+  assert list(losses(bucket)) == list(range(1, int(step) + 1))
+  status, out = run(train, tmp_path / "third", server)
+  assert status == 0, out
+  assert f"Resuming from step {step}." in out
+  assert losses(bucket) == losses(straight)
+  assert sums(bucket, 12) == sums(straight, 12)
+
+
+@pytest.mark.long
+@needs_s3
+def test_two_processes_of_one_run_use_one_bucket(server, tmp_path):
+  bucket = buckets.Bucket("s3://bucket/runs/2", "--workdir")
+  launch = ["launch/local.py", "--processes=2", "--devices=1", "--"]
+  train = [*launch, *tiny_run.train_arguments(bucket.url, **SETTINGS)]
+  status, out = run(train, tmp_path / "first", server)
+  assert status == 0, out
+  before = losses(bucket)
+  assert list(before) == list(range(1, 13))
+  bucket.delete([name for name in bucket.listing() if name.startswith("checkpoints/12/")])
+  status, out = run(train, tmp_path / "second", server)
+  assert status == 0, out
+  assert "Resuming from step 6." in out
+  assert losses(bucket) == before

@@ -1,6 +1,6 @@
 r"""Lets the disk or the object store of a run fail, and reports what the run does then.
 
-python tests/faults/storage.py --rows='s3.*silent'
+python tests/faults/storage.py --rows='S3.*silent' --jobs=3
 
 A row is a store, a phase and a fault. In each, a run of pgjax.train (or pgjax.evaluate) meets the
 fault, then it is over, and the same command is run again: for a bucket on another machine, which
@@ -10,11 +10,16 @@ a run that nothing interrupted. Needs s3fs and moto[server]; a full disk is a sm
 """
 
 import argparse
+import concurrent.futures
 import contextlib
+import copy
+import itertools
 import json
 import os
 import pathlib
+import queue
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -27,13 +32,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import bucket_servers  # noqa: E402
+import conftest  # noqa: E402, F401  # XLA_FLAGS, which compile fast, and a cache of programs.
 import tiny_run  # noqa: E402
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
 LIMIT_SECONDS = 600
 OUTAGE_SECONDS = 20.0
-SETTINGS = {"ckpt_steps": 20, "keep_ckpt_steps": 20, "evals.val.log_steps": 30}
-PACE = "0.1"
+tiny_run.STEPS = 24
+SETTINGS = {"total_steps": 24, "ckpt_steps": 8, "keep_ckpt_steps": 8, "evals.val.log_steps": 12}
+SETTINGS["evals.val.data"] = dict(name="easy_vqa", split="train[60:68]")
+PACE = "0.2"
 NETWORK = {  # {name: (fault of the proxy, share of the requests, seconds)}
   "HTTP 500, 20%": ("500", 0.2, float("inf")),
   "HTTP 500, all, 20 s": ("500", 1.0, OUTAGE_SECONDS),
@@ -54,9 +61,9 @@ REQUESTS = {  # {phase: the requests with the fault; * is the run's name}
 FULL = {
   "saving": ("save 2", 100_000),
   "saving, late": ("save 2", None),
-  "logging": ("log 25", 0),
+  "logging": ("log 10", 0),
   "evaluating": ("evaluate 1", 0),
-  "scoring": ("evaluate 1", 0),
+  "scoring": ("score 1", 0),
   "restoring": ("restore 1", 0),
   "loading data": ("", 0),
 }
@@ -87,20 +94,19 @@ class Bench:
 
   def __init__(self, folder):
     """Runs what nothing interrupts."""
-    self.folder, self.number = folder, 0
-    self.env = os.environ | tiny_run.environment(devices=1)
-    self.env |= dict(JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"))
+    self.folder, self.numbers = folder, itertools.count(1)
+    self.output, self.server = folder / "output.txt", serving()
     write_data(folder / "set")
     self.local = dict(name="jsonl", fname=str(folder / "set/train.jsonl"))
     straight = folder / "straight"
-    assert self.run(self.train(straight))[0] == 0  # Compiles.
+    assert self.run(self.train(straight))[0] == 0  # Compiles and imports.
     shutil.rmtree(straight)
     began = time.monotonic()
     assert self.run(self.train(straight))[0] == 0
     self.seconds = time.monotonic() - began
     self.expected = result(straight)
     self.stopped = folder / "stopped"
-    status, _ = self.run(self.train(self.stopped), stop_at=33)
+    status, _ = self.run(self.train(self.stopped), stop_at=13)
     assert status == 75
     shutil.rmtree(self.stopped / "tensorboard")
     began = time.monotonic()
@@ -108,6 +114,12 @@ class Bench:
     self.score_seconds = time.monotonic() - began
     self.answers = tiny_run.answers(folder / "scores")
     self.straight = straight
+
+  def beside(self, number):
+    """One that runs commands at the same time."""
+    other = copy.copy(self)
+    other.output, other.server = self.folder / f"output{number}.txt", serving()
+    return other
 
   def train(self, workdir, data=None):
     """The command."""
@@ -120,36 +132,36 @@ class Bench:
 
   def run(self, command, *, stop_at=None, full=None, **env):
     """(status, output); full: a function that is called at the pause."""
-    with tempfile.TemporaryFile("w+") as output:
-      process = subprocess.Popen(
-        [sys.executable, "tests/faults/paced.py", *command],
-        cwd=ROOT,
-        env=self.env | dict(PACE=PACE) | env,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        text=True,
-      )
-      deadline = time.monotonic() + LIMIT_SECONDS
-      while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-        if stop_at and tiny_rows(self.stopped) >= stop_at:
-          process.send_signal(signal.SIGTERM)
-          stop_at = None
-        if full and pathlib.Path(env["PAUSE_FILE"]).exists():
-          full()
-          pathlib.Path(env["PAUSE_FILE"]).unlink()
-      status = process.poll()
-      process.kill()
-      process.wait()
-      output.seek(0)
-      text = output.read()
-      self.log(f"$ {' '.join(command)}\n{text}\n-> {status}\n")
-      return status, text
+    output = self.output
+    job = dict(argv=command, env=dict(PACE=PACE, PAUSE="", LIMIT="") | env, output=str(output))
+    self.server.stdin.write(json.dumps(job) + "\n")
+    self.server.stdin.flush()
+    child, deadline = int(self.server.stdout.readline()), time.monotonic() + LIMIT_SECONDS
+    while not select.select([self.server.stdout], [], [], 0.02)[0]:
+      if time.monotonic() > deadline:
+        os.kill(child, signal.SIGKILL)
+      if stop_at and tiny_rows(self.stopped) >= stop_at:
+        os.kill(child, signal.SIGTERM)
+        stop_at = None
+      if full and pathlib.Path(env["PAUSE_FILE"]).exists():
+        full()
+        pathlib.Path(env["PAUSE_FILE"]).unlink()
+    status, text = int(self.server.stdout.readline()), output.read_text()
+    self.log(f"$ {' '.join(command)}\n{text}\n-> {status}\n")
+    return status, text
 
   def log(self, text):
     """Everything that the commands print."""
     with (self.folder / "log.txt").open("a") as file:
       file.write(text)
+
+
+def serving():
+  """Programs with their imports done (paced.py)."""
+  pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+  program = [sys.executable, "tests/faults/paced.py", "--serve"]
+  env = os.environ | tiny_run.environment(devices=1)
+  return subprocess.Popen(program, cwd=ROOT, env=env, **pipes)
 
 
 def tiny_rows(workdir):
@@ -217,7 +229,6 @@ class S3:
     import s3fs
 
     self.fs = s3fs.S3FileSystem(use_listings_cache=False)
-    self.fs.mkdir("bucket")
 
   def fails(self, fault, name, phase):
     """From here on."""
@@ -236,8 +247,7 @@ class S3:
 
 def network_row(bench, s3, phase, fault):
   """A row of an object store."""
-  bench.number += 1
-  name = f"row{bench.number}"
+  name = f"row{next(bench.numbers)}"
   url, caches = f"s3://bucket/runs/{name}", [bench.folder / f"{name}-{i}" for i in (1, 2)]
   data = None
   if phase == "loading data":
@@ -255,8 +265,8 @@ def network_row(bench, s3, phase, fault):
   assert s3.proxy.failed, "no request has met the fault"
   s3.fails("", name, phase)
   again = lambda: bench.run(command, **s3.env, PGJAX_CACHE_DIR=str(caches[1]))  # noqa: E731
-  copy = bench.folder / f"{name}-copy"
-  place = dict(scores=lambda: s3.get(f"scores/{name}", copy)) if phase == "scoring" else {}
+  copied = bench.folder / f"{name}-copy"
+  place = dict(scores=lambda: s3.get(f"scores/{name}", copied)) if phase == "scoring" else {}
   row = compared(
     bench,
     ("S3", phase, fault),
@@ -264,10 +274,10 @@ def network_row(bench, s3, phase, fault):
     output,
     seconds,
     again,
-    lambda: s3.get(f"runs/{name}", copy),
+    lambda: s3.get(f"runs/{name}", copied),
     **place,
   )
-  for folder in (*caches, copy):
+  for folder in (*caches, copied):
     shutil.rmtree(folder, ignore_errors=True)
   return row
 
@@ -292,7 +302,7 @@ def fill(disk, free):
 
 def step_bytes(bench):
   """Bytes of the arrays of a checkpoint."""
-  run = json.loads((bench.straight / "checkpoints/60/run.json").read_text())
+  run = json.loads((bench.straight / "checkpoints/24/run.json").read_text())
   total = 0
   for dtype, shape in run["shapes"].values():
     count = 1
@@ -304,8 +314,7 @@ def step_bytes(bench):
 
 def disk_row(bench, s3, store, phase, limit=False):
   """A row of a disk that is full, for a local workdir or the local copy of a bucket's."""
-  bench.number += 1
-  name = f"row{bench.number}"
+  name = f"row{next(bench.numbers)}"
   pause, free = FULL[phase]
   with small_disk(bench.folder / name) as disk:
     workdir, env, data = disk / "w", {}, None
@@ -341,8 +350,8 @@ def disk_row(bench, s3, store, phase, limit=False):
     with contextlib.suppress(FileNotFoundError):
       (disk / "filler").unlink()
     kept = {n: v for n, v in env.items() if n not in ("PAUSE", "LIMIT", "PAUSE_FILE")}
-    copy = bench.folder / f"{name}-copy"
-    of = lambda kind, path: s3.get(f"{kind}/{name}", copy) if store == "S3" else path  # noqa: E731
+    copied = bench.folder / f"{name}-copy"
+    of = lambda kind, path: s3.get(f"{kind}/{name}", copied) if store == "S3" else path  # noqa: E731
     place = dict(scores=lambda: of("scores", out)) if phase == "scoring" else {}
     row = compared(
       bench,
@@ -354,43 +363,64 @@ def disk_row(bench, s3, store, phase, limit=False):
       lambda: of("runs", workdir),
       **place,
     )
-    shutil.rmtree(copy, ignore_errors=True)
+    shutil.rmtree(copied, ignore_errors=True)
     return row
 
 
-def cases(bench, s3):
+def cases():
   """(store, phase, fault, the function that makes the row) of all rows."""
   for phase in FULL:
     if phase != "loading data":
-      yield "local", phase, "disk full", lambda p=phase: disk_row(bench, s3, "local", p)
-    yield "S3", phase, "disk full", lambda p=phase: disk_row(bench, s3, "S3", p)
+      yield "local", phase, "disk full", lambda b, s, p=phase: disk_row(b, s, "local", p)
+    yield "S3", phase, "disk full", lambda b, s, p=phase: disk_row(b, s, "S3", p)
   for phase in ("saving", "evaluating"):
-    limited = lambda p=phase: disk_row(bench, s3, "local", p, limit=True)  # noqa: E731
+    limited = lambda b, s, p=phase: disk_row(b, s, "local", p, limit=True)  # noqa: E731
     yield "local", phase, "file size limit", limited
   for phase in REQUESTS:
     for fault in NETWORK:
-      yield "S3", phase, fault, lambda p=phase, f=fault: network_row(bench, s3, p, f)
+      yield "S3", phase, fault, lambda b, s, p=phase, f=fault: network_row(b, s, p, f)
+
+
+def chosen(patterns):
+  """The rows that match one of the patterns, in the order of these."""
+  listed = {" ".join(case[:3]): case for case in cases()}
+  names = [name for pattern in patterns for name in listed if re.search(pattern, name)]
+  return [listed[name] for name in dict.fromkeys(names)]
 
 
 def main():
   """Prints the table; the exit status is 1 if a row is not right."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--rows", default="", help="regular expression: which rows to run")
+  parser.add_argument("--rows", nargs="+", default=[""], help="regular expressions: which rows")
+  parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
   args = parser.parse_args()
   folder = pathlib.Path(tempfile.mkdtemp(prefix="pgjax-storage-"))
   print(f"What the commands print is in {folder}/log.txt", flush=True)
-  rows = []
   with bucket_servers.s3() as url:
-    bench, s3 = Bench(folder), S3(url)
+    bench = Bench(folder)
+    workers = queue.SimpleQueue()
+    for number in range(args.jobs):
+      workers.put((bench.beside(number), S3(url)))
+    s3 = S3(url)
+    s3.fs.mkdir("bucket")
     s3.fs.put(str(folder / "set"), "bucket/set", recursive=True)
     print(f"A run takes {bench.seconds:.1f} s, scoring {bench.score_seconds:.1f} s.")
     print("| store | phase | fault | status | waited | resumed from | equal | sentence |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    for *name, work in cases(bench, s3):
-      if re.search(args.rows, " ".join(name)):
-        rows.append(work())
-        bench.log(f"{rows[-1].line()}\n\n")
-        print(rows[-1].line(), flush=True)
+
+    def one(case):
+      worker = workers.get()
+      try:
+        row = case[-1](*worker)
+      except Exception as error:  # The others go on.
+        row = Row(*case[:3], None, 0, "-", False, f"{type(error).__name__}: {error}")
+      workers.put(worker)
+      bench.log(f"{row.line()}\n\n")
+      print(row.line(), flush=True)
+      return row
+
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+      rows = list(pool.map(one, chosen(args.rows)))
   print(f"{sum(row.equal for row in rows)} of {len(rows)} rows are right.")
   return int(not all(row.equal for row in rows))
 
