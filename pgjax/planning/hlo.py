@@ -4,6 +4,7 @@ Parses the text of an optimized HLO program (`compiled.as_text()`): each collect
 (iterations of the loops around it), bytes and mesh axes, and the FLOPs of each product.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -65,7 +66,7 @@ def score_arrays(text: str, queries: int, keys: int, groups: int = 1) -> list[st
   pairs = {(queries, keys), (keys, queries), (groups * queries, keys)}
 
   def scores(dims):
-    return any(pair in pairs for pair in zip(dims, dims[1:], strict=False))
+    return any(pair in pairs for pair in itertools.pairwise(dims))
 
   shapes = {m[0]: tuple(int(d) for d in m[2].split(",") if d) for m in _SHAPE.finditer(text)}
   return sorted(shape for shape, dims in shapes.items() if scores(dims))
