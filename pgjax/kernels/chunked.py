@@ -28,7 +28,7 @@ def queries_of_a_block(B: int, T: int, S: int, K: int, G: int) -> int:
   fits = max(1, SCORE_BYTES // (4 * B * K * G * S))
   most = min(1 << (fits.bit_length() - 1), _MOST_QUERIES, T // (2 * G))
   most = max(most, _LEAST_QUERIES)
-  return -(-T // -(-T // most) // 8) * 8 if T > most else T
+  return -(-T // -(-T // most) // 8) * 8 if most < T else T
 
 
 def forward(
