@@ -39,7 +39,7 @@ GROUND = {"metrics", "errors", "call_syntax", "disk", "cache_dir"}
 
 # What it is -> the modules (a package, or a file of it) that may name it.
 IMPORT_DOORS = {
-  "absl.flags": COMMANDS | {"cli", "data/pipeline"},
+  "absl.flags": COMMANDS | {"cli", "data/pipeline", "kernels/flash"},
   "orbax": {"checkpoints/saver", "checkpoints/orbax_items", "checkpoints/orbax_params"},
   "tensorflow_datasets": {"data/sources", "datasets", "prepare"},
   "datasets": {"data/sources"},
@@ -53,6 +53,7 @@ IMPORT_DOORS = {
   "gradio": {"demo"},
   "sentencepiece": {"data/sentencepiece_model"},
   "grain": {"data"},
+  "tokamax": {"kernels/flash"},
   "matplotlib": {"planning/figure"},
   "PIL": {"api", "data", "datasets", "visualization", "metrics/segmentation"},
   "simplejpeg": {"data/images", "datasets/textvqa"},

@@ -95,7 +95,7 @@ def _misfit_flash(shape, device):
   if int(device.capability) not in map(int, flash.CAPABILITIES):
     return f"has no kernel for compute capability {device.capability}, only for 9.0 and 10.0"
   if not flash.installed():
-    return "needs tokamax (pip install -r requirements-gpu.txt)"
+    return "needs tokamax (pip install -r requirements-cuda.txt)"
   return None
 
 

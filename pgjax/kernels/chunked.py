@@ -4,8 +4,8 @@ Scores exist for one block of queries and all keys. The backward pass recomputes
 of the softmax's denominator, and adds up the gradients of keys and values in float32. Where a mesh
 splits tokens, each device loops over its own (kernels/on_mesh.py).
 
-Axes: B batch, T query, S key, K key/value heads, G query heads per key/value head, H head size, N
-blocks, t query of a block, R = G * t rows of a block.
+Axes: B batch, T query, S key, K key/value heads, G query heads per key/value head, H head size, t
+query of a block, R = G * t rows of a block.
 """
 
 import jax
@@ -17,13 +17,17 @@ from pgjax.kernels.visible_keys import VisibleKeys
 MASKED = -2.3819763e38  # The reference's score of a masked key.
 MAX_EXPONENT = 80.0  # exp(80), and its sum over any sequence, fit float32: no maximum needed.
 SCORE_BYTES = 128 << 20  # About as many scores of a block, in float32, on a device.
-_LEAST_QUERIES, _MOST_QUERIES = 64, 1024  # Of a block.
+_LEAST_QUERIES, _MOST_QUERIES = 64, 512  # Of a block.
 
 
-def queries_of_a_block(B: int, T: int, S: int, heads: int) -> int:
-  """How many queries to compute at once, so that blocks are even: a multiple of 8, or T."""
-  fits = max(1, SCORE_BYTES // (4 * B * heads * S))
-  most = min(max(1 << (fits.bit_length() - 1), _LEAST_QUERIES), _MOST_QUERIES)
+def queries_of_a_block(B: int, T: int, S: int, K: int, G: int) -> int:
+  """How many queries to compute at once: T, or a multiple of 8, so that blocks are even.
+
+  The rows of all heads that share keys are at most half of T, so that no product is of T x S.
+  """
+  fits = max(1, SCORE_BYTES // (4 * B * K * G * S))
+  most = min(1 << (fits.bit_length() - 1), _MOST_QUERIES, T // (2 * G))
+  most = max(most, _LEAST_QUERIES)
   return -(-T // -(-T // most) // 8) * 8 if most < T else T
 
 
@@ -38,15 +42,14 @@ def forward(
   block: int | None = None,
 ) -> tuple[Float[Array, "B T K G H"], Float[Array, "B K G T"]]:
   """(output in v's dtype, log of the softmax's denominator in float32)."""
-  B, T, K, G, _ = q_BTKGH.shape
-  S = k_BSKH.shape[1]
-  block = block or queries_of_a_block(B, T, S, K * G)
-  q_NBKRH = _blocks(q_BTKGH, block)
+  B, T, K, G, H = q_BTKGH.shape
+  block = block or queries_of_a_block(B, T, k_BSKH.shape[1], K, G)
   k_BKSH, v_BKSH = (jnp.swapaxes(a, 1, 2) for a in (k_BSKH, v_BSKH))
+  q_BTKGH, end_BT = _whole_blocks(block, q_BTKGH, visible and visible.end_BT)
 
-  def one(_, of_block):
-    q_BKRH, end_Bt = of_block
-    scores, _ = _scores(q_BKRH, k_BKSH, end_Bt, visible, softcap, score_dtype)
+  def one(results, n):
+    q_BtKGH, end_Bt = _block(n * block, block, q_BTKGH, end_BT)
+    scores, _ = _scores(_rows(q_BtKGH), k_BKSH, end_Bt, visible, softcap, score_dtype)
     if bounded := 0 < softcap <= MAX_EXPONENT:
       probs = jnp.exp(scores).astype(v_BSKH.dtype)
     else:
@@ -56,11 +59,13 @@ def forward(
     total_BKR = jnp.where(total_BKR > 0, total_BKR, 1.0)
     out_BKRH = _product("BKRS,BKSH->BKRH", probs, v_BKSH) / total_BKR[..., None]
     lse_BKR = jnp.log(total_BKR) if bounded else jnp.log(total_BKR) + largest_BKR
-    return None, (out_BKRH.astype(v_BSKH.dtype), lse_BKR)
+    block_results = (_unrows(a, G) for a in (out_BKRH.astype(v_BSKH.dtype), lse_BKR[..., None]))
+    return _written(results, n * block, block_results)
 
-  _, (out_NBKRH, lse_NBKR) = _scan(one, None, (q_NBKRH, _ends(visible, block, T)))
-  lse_BTKG1 = _unblocked(lse_NBKR[..., None], T, G)
-  return _unblocked(out_NBKRH, T, G), jnp.transpose(lse_BTKG1[..., 0], (0, 2, 3, 1))
+  Tp = q_BTKGH.shape[1]
+  empty = (jnp.empty((B, Tp, K, G, H), v_BSKH.dtype), jnp.empty((B, Tp, K, G, 1), jnp.float32))
+  out_BTKGH, lse_BTKG1 = _loop(one, empty, Tp // block)
+  return out_BTKGH[:, :T], jnp.transpose(lse_BTKG1[:, :T, ..., 0], (0, 2, 3, 1))
 
 
 def backward(
@@ -78,63 +83,80 @@ def backward(
 ) -> tuple[Float[Array, "B T K G H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
   """Gradients of q, in its dtype, and of k and v, in float32."""
   B, T, K, G, _ = q_BTKGH.shape
-  S, f32 = k_BSKH.shape[1], jnp.float32
-  block = block or queries_of_a_block(B, T, S, K * G)
+  f32 = jnp.float32
+  block = block or queries_of_a_block(B, T, k_BSKH.shape[1], K, G)
   k_BKSH, v_BKSH = (jnp.swapaxes(a, 1, 2) for a in (k_BSKH, v_BSKH))
-  mean_BTKG = jnp.sum(dout_BTKGH.astype(f32) * out_BTKGH.astype(f32), axis=-1)
-  lse_BTKG = jnp.transpose(lse_BKGT, (0, 3, 1, 2))
-  rows = jnp.stack([lse_BTKG, mean_BTKG], axis=-1)
-  blocks = (_blocks(a, block) for a in (q_BTKGH, dout_BTKGH, rows))
+  lse_BTKG1 = jnp.transpose(lse_BKGT, (0, 3, 1, 2))[..., None]
+  arrays = (q_BTKGH, out_BTKGH, dout_BTKGH, lse_BTKG1, visible and visible.end_BT)
+  arrays = _whole_blocks(block, *arrays)
 
-  def one(dk_dv, of_block):
-    q_BKRH, dout_BKRH, rows_BKR2, end_Bt = of_block
+  def one(gradients, n):
+    dq_BTKGH, dk_BKSH, dv_BKSH = gradients
+    *of_block, end_Bt = _block(n * block, block, *arrays)
+    q_BKRH, out_BKRH, dout_BKRH, lse_BKR1 = map(_rows, of_block)
     scores, tanh = _scores(q_BKRH, k_BKSH, end_Bt, visible, softcap, score_dtype)
-    probs = jnp.exp(scores - rows_BKR2[..., :1])
+    probs = jnp.exp(scores - lse_BKR1)
     dprobs = _product("BKRH,BKSH->BKRS", dout_BKRH, v_BKSH, score_dtype).astype(f32)
-    dscores = probs * (dprobs - rows_BKR2[..., 1:])
+    mean_BKR = jnp.sum(dout_BKRH.astype(f32) * out_BKRH.astype(f32), axis=-1)
+    dscores = probs * (dprobs - mean_BKR[..., None])
     if softcap:
       dscores = dscores * (1 - tanh * tanh)
     dscores, probs = dscores.astype(q_BKRH.dtype), probs.astype(v_BKSH.dtype)
     dq_BKRH = _product("BKRS,BKSH->BKRH", dscores, k_BKSH).astype(q_BKRH.dtype)
-    dk_BKSH = dk_dv[0] + _product("BKRS,BKRH->BKSH", dscores, q_BKRH)
-    dv_BKSH = dk_dv[1] + _product("BKRS,BKRH->BKSH", probs, dout_BKRH)
-    return (dk_BKSH, dv_BKSH), dq_BKRH
+    dk_BKSH += _product("BKRS,BKRH->BKSH", dscores, q_BKRH)
+    dv_BKSH += _product("BKRS,BKRH->BKSH", probs, dout_BKRH)
+    return *_written([dq_BTKGH], n * block, [_unrows(dq_BKRH, G)]), dk_BKSH, dv_BKSH
 
-  zeros = tuple(jnp.zeros(a.shape, f32) for a in (k_BKSH, v_BKSH))
-  (dk_BKSH, dv_BKSH), dq_NBKRH = _scan(one, zeros, (*blocks, _ends(visible, block, T)))
-  dk_BSKH, dv_BSKH = (jnp.swapaxes(a, 1, 2) for a in (dk_BKSH, dv_BKSH))
-  return _unblocked(dq_NBKRH, T, G), dk_BSKH, dv_BSKH
-
-
-def _scan(body, carry, blocks):
-  """lax.scan; one block is computed without a loop."""
-  if jax.tree.leaves(blocks)[0].shape[0] > 1:
-    return jax.lax.scan(body, carry, blocks)
-  carry, outputs = body(carry, jax.tree.map(lambda a: a[0], blocks))
-  return carry, jax.tree.map(lambda a: a[None], outputs)
+  zeros = (jnp.zeros(a.shape, f32) for a in (k_BKSH, v_BKSH))
+  zeros = (jnp.empty(arrays[0].shape, q_BTKGH.dtype), *zeros)
+  dq_BTKGH, *dk_dv = _loop(one, zeros, arrays[0].shape[1] // block)
+  dk_BSKH, dv_BSKH = (jnp.swapaxes(a, 1, 2) for a in dk_dv)
+  return dq_BTKGH[:, :T], dk_BSKH, dv_BSKH
 
 
-def _blocks(x_BTKGH, block):
-  """[B, T, K, G, H] to [N, B, K, R, H]; the last block is filled with zeros."""
-  B, T, K, G, H = x_BTKGH.shape
-  x = jnp.pad(x_BTKGH, ((0, 0), (0, -T % block), *[(0, 0)] * 3)) if T % block else x_BTKGH
-  x_NBKGtH = jnp.transpose(x.reshape(B, -1, block, K, G, H), (1, 0, 3, 4, 2, 5))
-  return x_NBKGtH.reshape(-1, B, K, G * block, H)
+def _loop(body, carry, length):
+  """body(carry, n) for every n below `length`; one block is computed without a loop."""
+  if length == 1:
+    return body(carry, 0)
+  return jax.lax.fori_loop(0, length, lambda n, carry: body(carry, n), carry)
 
 
-def _unblocked(x_NBKRH, T, G):
-  """The inverse, without what fills the last block."""
-  N, B, K, R, H = x_NBKRH.shape
-  x_BNtKGH = jnp.transpose(x_NBKRH.reshape(N, B, K, G, R // G, H), (1, 0, 4, 2, 3, 5))
-  return x_BNtKGH.reshape(B, N * R // G, K, G, H)[:, :T]
+def _whole_blocks(block, *arrays):
+  """Zeros after the last query; those see nothing and have no gradient."""
+  more = -arrays[0].shape[1] % block
+
+  def grown(x):
+    rest = [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, [(0, 0), (0, more), *rest])
+
+  return [grown(x) if more and x is not None else x for x in arrays]
 
 
-def _ends(visible, block, T):
-  """end_BT in blocks [N, B, t]; queries that fill the last block see nothing."""
-  if visible is None:
-    return None
-  end_BT = jnp.pad(visible.end_BT, ((0, 0), (0, -T % block)))
-  return jnp.swapaxes(end_BT.reshape(len(end_BT), -1, block), 0, 1)
+def _block(start, block, *arrays):
+  """The queries of a block."""
+
+  def cut(x):
+    return None if x is None else jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
+
+  return [cut(x) for x in arrays]
+
+
+def _written(arrays, start, blocks):
+  """Arrays [B, T, ...] with a block of queries each."""
+  update = jax.lax.dynamic_update_slice_in_dim
+  return tuple(update(x, new, start, axis=1) for x, new in zip(arrays, blocks, strict=True))
+
+
+def _rows(x_BtKGH):
+  """[B, t, K, G, H] to [B, K, R, H]."""
+  B, t, K, G, H = x_BtKGH.shape
+  return jnp.transpose(x_BtKGH, (0, 2, 3, 1, 4)).reshape(B, K, G * t, H)
+
+
+def _unrows(x_BKRH, G):
+  """The inverse."""
+  B, K, R, H = x_BKRH.shape
+  return jnp.transpose(x_BKRH.reshape(B, K, G, R // G, H), (0, 3, 1, 2, 4))
 
 
 def _product(equation, a, b, dtype=jnp.float32):

@@ -18,18 +18,22 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 from jaxtyping import Array, Float
 
 from pgjax.kernels import chunked
 from pgjax.kernels.visible_keys import VisibleKeys, valid_first
 
 CAPABILITIES = (9.0, 10.0)  # Of the GPUs with kernels for both directions, up to the next whole.
-_TILE = 128  # Queries of a tile; others are added.
+_TILE = 128  # Tokens of a tile.
 _WIDE_HEAD = 128
+_PRECISION = dict(
+  bfloat16=jax.lax.DotAlgorithmPreset.BF16_BF16_F32, float16=jax.lax.DotAlgorithmPreset.F16_F16_F32
+)
 
 
 def installed() -> bool:
-  """Whether tokamax is (requirements-gpu.txt)."""
+  """Whether tokamax is (requirements-cuda.txt)."""
   return importlib.util.find_spec("tokamax") is not None
 
 
@@ -52,7 +56,8 @@ def forward(
   from tokamax._src.ops.attention import pallas_mosaic_gpu
 
   B, T, K, G, H = q_BTKGH.shape
-  visible, k_BSKH, v_BSKH = _prefix(visible, k_BSKH, v_BSKH)
+  visible, order_BS, _ = _prefix(visible, B, T, k_BSKH.shape[1])
+  k_BSKH, v_BSKH = (_tiled(_ordered(a, order_BS)) for a in (k_BSKH, v_BSKH))
   q_BTNH, mask = _tiled(_heads(q_BTKGH)), _mask(visible)
   with _as_on(capability):
     out_BTNH, (largest_BNT, total_BNT) = pallas_mosaic_gpu.PallasMosaicGpuFlashAttention()(
@@ -95,10 +100,9 @@ def _own_backward(q_BTKGH, k_BSKH, v_BSKH, visible, out_BTKGH, lse_BKGT, dout_BT
   from tokamax._src.ops.attention import pallas_mosaic_gpu_vjp
 
   B, T, K, G, H = q_BTKGH.shape
-  order_BS = back_BS = None
-  if visible is not None:
-    visible, order_BS, back_BS = valid_first(visible)
-  k_BSKH, v_BSKH = (_ordered(a, order_BS) for a in (k_BSKH, v_BSKH))
+  S = k_BSKH.shape[1]
+  visible, order_BS, back_BS = _prefix(visible, B, T, S)
+  k_BSKH, v_BSKH = (_tiled(_ordered(a, order_BS)) for a in (k_BSKH, v_BSKH))
   q_BTNH, out_BTNH, dout_BTNH = (_tiled(_heads(a)) for a in (q_BTKGH, out_BTKGH, dout_BTKGH))
   more = q_BTNH.shape[1] - T
   lse_BNT = jnp.pad(lse_BKGT.reshape(B, K * G, T), ((0, 0), (0, 0), (0, more)))
@@ -110,7 +114,7 @@ def _own_backward(q_BTKGH, k_BSKH, v_BSKH, visible, out_BTKGH, lse_BKGT, dout_BT
       q_BTNH,
       k_BSKH,
       v_BSKH,
-      precision=(jax.lax.DotAlgorithmPreset.DEFAULT,) * 2,
+      precision=(_PRECISION[q_BTNH.dtype.name],) * 2,
       logits_dtype=jnp.dtype("float32"),
       logits_scale=1.0,
       bias=None,
@@ -124,7 +128,7 @@ def _own_backward(q_BTKGH, k_BSKH, v_BSKH, visible, out_BTKGH, lse_BKGT, dout_BT
       normalize_output=True,
     )
   dq_BTKGH = grads["q"][:, :T].reshape(B, T, K, G, H)
-  return dq_BTKGH, _ordered(grads["k"], back_BS), _ordered(grads["v"], back_BS)
+  return dq_BTKGH, *(_ordered(grads[name][:, :S], back_BS) for name in "kv")
 
 
 def _heads(x_BTKGH):
@@ -133,17 +137,16 @@ def _heads(x_BTKGH):
 
 
 def _tiled(x_BTNH):
-  """With zeros after the last query, up to a whole tile."""
+  """With zeros after the last token, up to a whole tile."""
   more = -x_BTNH.shape[1] % _TILE
   return jnp.pad(x_BTNH, ((0, 0), (0, more), (0, 0), (0, 0))) if more else x_BTNH
 
 
-def _prefix(visible, k_BSKH, v_BSKH):
-  """Visible keys as a number of keys, and the keys and values in the order that it counts."""
-  if visible is None:
-    return None, k_BSKH, v_BSKH
-  visible, order_BS, _ = valid_first(visible)
-  return visible, _ordered(k_BSKH, order_BS), _ordered(v_BSKH, order_BS)
+def _prefix(visible, B, T, S):
+  """valid_first; keys that fill a tile are seen by no query."""
+  if visible is None and S % _TILE:
+    visible = VisibleKeys(jnp.full((B, T), S))
+  return (None, None, None) if visible is None else valid_first(visible)
 
 
 def _ordered(x_BSKH, order_BS):
@@ -162,9 +165,14 @@ def _mask(visible):
 
 @contextlib.contextmanager
 def _as_on(capability: float) -> Iterator[None]:
-  """tokamax's questions about the device are answered for a GPU of this compute capability."""
+  """tokamax's questions about the device are answered for a GPU of this compute capability.
+
+  Its options are absl flags, which it would read from the command line.
+  """
   from tokamax._src import config, gpu_utils
 
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
   with (
     config.cross_compile(True),
     mock.patch.object(gpu_utils, "_compute_capability", return_value=capability),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
+from pgjax.kernels import chunked
 from pgjax.params import of_model, tree as param_tree
 from pgjax.planning import hlo
 
@@ -36,7 +37,9 @@ CASES = {
   "8-bit Adam": dict(optax_name="pgjax.adam8bit"),
   "microbatches, EMA": dict(microbatches=2, ema_decay=0.5),
   "2 images, state on the host": dict(num_frames=2, opt_state_memory="host"),
+  "2 images, attention in blocks": dict(num_frames=2),
 }
+IN_BLOCKS = "2 images, attention in blocks"
 # A code of 8-bit Adam may round to the next where gradients differ in their last digit.
 ROUNDED = "8-bit Adam"
 
@@ -70,7 +73,9 @@ def trained(case, axes):
   """(trained leaves, measured values of two steps, the compiled step's text)."""
   config = tiny.config(**CASES[case])
   mesh = tiny.mesh(axes.items(), int(np.prod(list(axes.values()))))
-  run, batches = tiny.Run(config, model(), mesh), [batch(case, seed) for seed in range(2)]
+  in_blocks = case == IN_BLOCKS and mesh.size > 1  # One device has plain attention.
+  towers = model().clone(attention="chunked" if in_blocks else "plain")
+  run, batches = tiny.Run(config, towers, mesh), [batch(case, seed) for seed in range(2)]
   run.train_step = run.train_step.lower(run.abstract, batches[0]).compile()
   state, log = run.steps(stored_values(config), batches)
   leaves = param_tree.flatten(jax.device_get(state.params))
@@ -107,6 +112,12 @@ def test_all_axes_together_equal_one_device_and_gather_neither_weights_nor_logit
   sums, gathers = ([c for c in over_tensor if c.op == op] for op in ("all-reduce", "all-gather"))
   assert sums[0].count >= 4 * tiny.LLM["depth"]  # Of activations, after attention and MLP.
   assert sum(c.bytes for c in gathers) < smallest * tiny.LLM["num_heads"]
+
+
+@pytest.mark.slow
+def test_attention_in_blocks_on_all_axes_equals_plain_attention_on_one_device(monkeypatch):
+  monkeypatch.setattr(chunked, "queries_of_a_block", lambda *sizes: 2)
+  assert_equals_one_device(IN_BLOCKS, MESHES["data x tensor x sequence"])
 
 
 TABLE = [(case, mesh) for case in CASES for mesh in MESHES]
