@@ -50,7 +50,7 @@ NETWORK = {  # {name: (fault of the proxy, share of the requests, seconds)}
   "silent for ever": ("silent", 1.0, float("inf")),
 }
 REQUESTS = {  # {phase: the requests with the fault; * is the run's name}
-  "saving": "(PUT|POST) /bucket/runs/*/checkpoints/",
+  "saving": "(PUT|POST) /bucket/runs/*/checkpoints/(16|24)/",
   "logging": "(PUT|POST) /bucket/runs/*/(metrics|tensorboard)",
   "evaluating": "(PUT|POST) /bucket/runs/*/evals/",
   "scoring": "(PUT|POST) /bucket/scores/*/",
@@ -131,15 +131,20 @@ class Bench:
     self.server.stdin.write(json.dumps(job) + "\n")
     self.server.stdin.flush()
     child, deadline = int(self.server.stdout.readline()), time.monotonic() + LIMIT_SECONDS
-    while not select.select([self.server.stdout], [], [], 0.02)[0]:
-      if time.monotonic() > deadline:
-        os.kill(child, signal.SIGKILL)
-      if stop_at and tiny_rows(self.stopped) >= stop_at:
-        os.kill(child, signal.SIGTERM)
-        stop_at = None
-      if full and pathlib.Path(env["PAUSE_FILE"]).exists():
-        full()
-        pathlib.Path(env["PAUSE_FILE"]).unlink()
+    try:
+      while not select.select([self.server.stdout], [], [], 0.02)[0]:
+        if time.monotonic() > deadline:
+          raise TimeoutError(f"no end after {LIMIT_SECONDS} s")
+        if stop_at and tiny_rows(self.stopped) >= stop_at:
+          os.kill(child, signal.SIGTERM)
+          stop_at = None
+        if full and pathlib.Path(env["PAUSE_FILE"]).exists():
+          full()
+          pathlib.Path(env["PAUSE_FILE"]).unlink()
+    except BaseException:
+      os.kill(child, signal.SIGKILL)
+      self.server.stdout.readline()
+      raise
     status, text = int(self.server.stdout.readline()), output.read_text()
     self.log(f"$ {' '.join(command)}\n{text}\n-> {status}\n")
     return status, text
@@ -288,9 +293,10 @@ def small_disk(folder, megabytes=64):
 
 def fill(disk, free):
   """All of it but `free` bytes."""
-  size = shutil.disk_usage(disk).free - free
-  with (disk / "filler").open("wb") as file:
-    os.posix_fallocate(file.fileno(), 0, max(size, 1))
+  size = max(shutil.disk_usage(disk).free - free, 0)
+  with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+    while size > 0:
+      size -= file.write(bytes(min(size, 4096 if size < 1 << 20 else 1 << 20)))
 
 
 def step_bytes(bench):
