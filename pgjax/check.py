@@ -243,7 +243,9 @@ def draw(config: Any, loaders: list[loader_lib.Loader], tokenizer: Any, num: int
 
 
 FLAGS = [
-  cli.Flag("out", str, required=True, help="folder for the report and the pictures"),
+  cli.Flag(
+    "out", str, required=True, help="folder for the report and the pictures; or s3://, gs://"
+  ),
   cli.Flag("num", int, 8, least=0, help="examples to draw"),
   cli.Flag("images", int, 50_000, least=1, help="examples per data set whose images are read"),
 ]

@@ -355,7 +355,9 @@ def _facts(source: source_lib.Source, leaves: Leaves) -> dict[str, Any]:
 WRITERS = dict(hf=_write_hf, bv=_write_bv, orbax=_write_orbax, peft=_write_peft)
 FLAGS = [
   cli.Flag("src", str, required=True, help=f"what to convert; {resolve.ALLOWED}"),
-  cli.Flag("dst", str, required=True, help="a new folder, or for --to=bv a new .npz file"),
+  cli.Flag(
+    "dst", str, required=True, help="a new folder, or for --to=bv a new .npz; or s3://, gs://"
+  ),
   cli.Flag("to", str, required=True, help="hf, bv (big_vision's .npz), orbax (pgjax) or peft"),
   cli.Flag("merge", bool, False, help="merge adapters into the weights"),
   cli.Flag("base", str, help="with adapters: the weights that they belong to, of any format"),

@@ -238,7 +238,7 @@ FLAGS = [
   cli.Flag("processes", int, 2, least=1, help="compilers of the table; each takes up to 2 GB"),
   cli.Flag("suggest", bool, False, help="search for the fastest setting of the run that fits"),
   cli.Flag("picture", str, help="a .png file of the bytes, or of what fits (needs matplotlib)"),
-  cli.Flag("json", str, help="a file for the same as data"),
+  cli.Flag("json", str, help="a file for the same as data; or s3://, gs://"),
 ]
 CONFIG = "required"
 EXAMPLES = [

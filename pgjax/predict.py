@@ -188,7 +188,7 @@ FLAGS = [
   cli.Flag("draw", str, help="picture to write: the image with boxes and masks, the answer below"),
   cli.Flag("json", bool, False, help="write tokens, probabilities, boxes in pixels and settings"),
   cli.Flag("jsonl", str, help='many questions, a line each: {"image": "a.png", "prefix": "..."}'),
-  cli.Flag("out", str, help="file for the answers to --jsonl; else stdout"),
+  cli.Flag("out", str, help="file for the answers to --jsonl, or s3://, gs://; else stdout"),
   cli.Flag("batch_size", int, least=1, help="questions per batch; else the checkpoint's own"),
   cli.Flag("resize", str, help="bicubic, antialias or bilinear; else the checkpoint's own"),
   cli.Flag("mesh", str, help="how several GPUs share the work, as config.mesh: docs/meshes.md"),

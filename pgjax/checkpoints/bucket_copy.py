@@ -12,6 +12,7 @@ of the checkpoints that are read. bucket_lock.py refuses a second run on another
 import contextlib
 import itertools
 import logging
+import os
 import pathlib
 import re
 import secrets
@@ -276,8 +277,8 @@ class BucketCopy:
     Steps are listed first: what belongs to one, such as its rows of metrics, is there before it.
     """
     files = {}
-    steps = (self.folder / workdir_lib.FOLDER).rglob("*")
-    for path in itertools.chain(list(steps), self.folder.rglob("*")):
+    steps = list(_paths(self.folder / workdir_lib.FOLDER))
+    for path in itertools.chain(steps, _paths(self.folder)):
       name = path.relative_to(self.folder).as_posix()
       unfinished = name.startswith(f"{workdir_lib.FOLDER}/") and not STEP.fullmatch(name)
       if not _LOCAL.fullmatch(name) and not unfinished:
@@ -356,6 +357,12 @@ def _order(name: str) -> tuple[bool, int, bool]:
   if not match:
     return False, 0, name.rpartition("/")[2] == "metrics.json"
   return True, int(match[1]), match[2] == MARK
+
+
+def _paths(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """All files; folders that are renamed or deleted meanwhile, as Orbax does, are no error."""
+  for parent, _, names in os.walk(folder):
+    yield from (pathlib.Path(parent, name) for name in names)
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int]:

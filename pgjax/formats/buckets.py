@@ -105,9 +105,11 @@ class Bucket:
 
   def is_object(self) -> bool:
     """Whether the URL is that of one object."""
-    return self._call(
-      "looking for it", lambda call: bool(call.run("isfile", self._root)), missing=False
-    )
+
+    def found(call):  # Not `isfile`, which takes a failure for an answer.
+      return call.run("info", self._root).get("type") == "file"
+
+    return self._call("looking for it", found, missing=False)
 
   def read(self, name: str) -> bytes | None:
     """The content of a small object; None if there is none."""
@@ -128,10 +130,12 @@ class Bucket:
         except FileExistsError:
           return False
         return True
-      if call.run("exists", self._path(name)):
-        return False
-      call.run("pipe_file", self._path(name), data)
-      return True
+      try:
+        call.run("info", self._path(name))
+      except FileNotFoundError:
+        call.run("pipe_file", self._path(name), data)
+        return True
+      return False
 
     return self._call(f"writing {name}", made)
 

@@ -5,6 +5,7 @@ tests/commands/test_buckets.py runs the commands against servers.
 
 import errno
 import logging
+import os
 
 import pytest
 
@@ -274,3 +275,20 @@ def test_a_stopped_run_whose_bucket_fails_ends_resumable(store, monkeypatch, roo
   monkeypatch.setattr(train, "train", stopped)
   assert train.execute(config, URL, "again", whole_process=False) == (5, 10, False)
   assert "cannot be written" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_renamed_while_it_is_listed_is_no_error(store, monkeypatch):
+  place = bucket_copy.writable(URL, "--workdir")
+  with place.synced():
+    unfinished = place.folder / "checkpoints/5.tmp"
+    (unfinished / "params").mkdir(parents=True)
+    scandir = os.scandir
+
+    def renamed_meanwhile(path="."):
+      if os.fspath(path) == str(unfinished) and unfinished.exists():
+        unfinished.rename(unfinished.with_suffix(""))
+      return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", renamed_meanwhile)
+    place.push()
+    assert not unfinished.exists()

@@ -35,11 +35,14 @@ def run(arguments, cache, server):
   return done.returncode, done.stdout
 
 
-def start(arguments, cache, server):
-  """A slow run, which uploads every half second, with its output in a file of `cache`."""
+def start(arguments, cache, server, log):
+  """A run that uploads every half second, and waits before it logs a step for the log-th time.
+
+  Its output is in a file of `cache`; it waits until the file "pause" there is gone.
+  """
   cache.mkdir()
   env = os.environ | tiny_run.environment(1) | server
-  env |= dict(PGJAX_CACHE_DIR=str(cache), PACE="0.3")
+  env |= dict(PGJAX_CACHE_DIR=str(cache), PAUSE=f"log {log}", PAUSE_FILE=str(cache / "pause"))
   command = [sys.executable, "tests/faults/paced.py", *arguments[1:]]
   with (cache / "out.txt").open("w") as output:
     return subprocess.Popen(command, cwd=tiny_run.ROOT, env=env, stdout=output, stderr=output)
@@ -153,7 +156,7 @@ def test_a_killed_and_a_stopped_run_go_on_elsewhere_to_the_same_numbers(server, 
   assert status == 0, out
   bucket = buckets.Bucket("s3://bucket/runs/1", "--workdir")
   train = tiny_run.train_arguments(bucket.url, **SETTINGS)
-  first = start(train, tmp_path / "first", server)
+  first = start(train, tmp_path / "first", server, 8)
   wait_until(first, lambda: bucket.read("checkpoints/6/files.json"))
   status, out = run(train, tmp_path / "refused", server)
   first.kill()
@@ -161,14 +164,16 @@ def test_a_killed_and_a_stopped_run_go_on_elsewhere_to_the_same_numbers(server, 
   assert status == 1
   holder = rf"s3://bucket/runs/1 is in use by another run on host {socket.gethostname()}, process"
   assert re.search(rf"{holder} {first.pid}, which started at \d{{4}}-\d\d-\d\d \d\d:", out), out
-  second = start(train, tmp_path / "second", server)
-  printed = lambda: (tmp_path / "second/out.txt").read_text()  # noqa: E731
-  wait_until(second, lambda: "Resuming from step 6." in printed())
-  wait_until(second, lambda: b'"step": 8,' in bucket.read("metrics.jsonl"))
+  second = start(train, tmp_path / "second", server, 3)
+  wait_until(second, (tmp_path / "second/pause").exists)
   second.send_signal(signal.SIGTERM)
-  assert second.wait(120) == 75, printed()
-  [step] = re.findall(r"Stopped by SIGTERM after step (\d+) of 12, and saved", printed())
-  assert "Traceback" not in printed()
+  (tmp_path / "second/pause").unlink()
+  status, printed = second.wait(120), (tmp_path / "second/out.txt").read_text()
+  assert status == 75, printed
+  assert "Resuming from step 6." in printed
+  assert re.search(r"Uploading the last \d+ files, .* MB, to s3://bucket/runs/1", printed)
+  [step] = re.findall(r"Stopped by SIGTERM after step (\d+) of 12, and saved", printed)
+  assert "Traceback" not in printed
   assert bucket.read(f"checkpoints/{step}/files.json")
   assert list(losses(bucket)) == list(range(1, int(step) + 1))
   status, out = run(train, tmp_path / "third", server)

@@ -26,6 +26,18 @@ class Store:
     await self._behave(self.calls)
     self.written.append(data)
 
+  async def _info(self, path):
+    self.calls += 1
+    await self._behave(self.calls)
+    return dict(type="file", name=path)
+
+  async def _isfile(self, path):  # As fsspec's.
+    try:
+      await self._info(path)
+    except Exception:
+      return False
+    return True
+
   async def _get_file(self, path, file, callback):
     self.calls += 1
     await self._behave(self.calls)
@@ -80,3 +92,16 @@ def test_a_full_disk_of_this_machine_is_not_the_stores_fault(bucket, tmp_path):
   ):
     other.get("a", tmp_path / "a")
   assert store.calls == 1
+
+
+def test_a_failure_is_not_taken_for_a_missing_object(bucket):
+  async def failing(call):
+    if call == 1:
+      raise OSError(errno.EREMOTEIO, "Internal Server Error")
+    if call == 3:
+      raise FileNotFoundError("bucket/run")
+
+  other, store = bucket(failing)
+  assert other.is_object()
+  assert not other.is_object()
+  assert store.calls == 3
