@@ -91,7 +91,7 @@ def open_checkpoint(
   saved = source.run.config if source.run else {}
   table = source.leaves[paligemma.TOKEN_TABLE].dtype.name
   dtype = dtype or saved.get("dtype", "float32" if table == "float32" else "bfloat16")
-  model = dict(source.model, dtype=dtype, remat="none")
+  model = dict(source.model, dtype=dtype, remat="none", attention="auto")
   fields = dict(model=model, res=source.res, dtype=dtype, text_len=saved.get("text_len", TEXT_LEN))
   fields |= on_mesh | {
     n: saved[n] for n in ("evals", "decode", "num_frames", "tokenizer") if n in saved

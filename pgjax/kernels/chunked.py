@@ -42,30 +42,31 @@ def forward(
   block: int | None = None,
 ) -> tuple[Float[Array, "B T K G H"], Float[Array, "B K G T"]]:
   """(output in v's dtype, log of the softmax's denominator in float32)."""
-  B, T, K, G, H = q_BTKGH.shape
+  B, T, K, G, _ = q_BTKGH.shape
   block = block or queries_of_a_block(B, T, k_BSKH.shape[1], K, G)
-  k_BKSH, v_BKSH = (jnp.swapaxes(a, 1, 2) for a in (k_BSKH, v_BSKH))
+  k_BKSH, v_BKSH = (jnp.swapaxes(a, 1, 2).astype(q_BTKGH.dtype) for a in (k_BSKH, v_BSKH))
   q_BTKGH, end_BT = _whole_blocks(block, q_BTKGH, visible and visible.end_BT)
 
-  def one(results, n):
-    q_BtKGH, end_Bt = _block(n * block, block, q_BTKGH, end_BT)
+  def one(results, n):  # The output takes the place of the queries.
+    q_BtKGH, end_Bt = _block(n * block, block, results[0], end_BT)
     scores, _ = _scores(_rows(q_BtKGH), k_BKSH, end_Bt, visible, softcap, score_dtype)
     if bounded := 0 < softcap <= MAX_EXPONENT:
-      probs = jnp.exp(scores).astype(v_BSKH.dtype)
+      probs = jnp.exp(scores).astype(v_BKSH.dtype)
     else:
       largest_BKR = jnp.max(scores, axis=-1)
-      probs = jnp.exp(scores - largest_BKR[..., None]).astype(v_BSKH.dtype)
+      probs = jnp.exp(scores - largest_BKR[..., None]).astype(v_BKSH.dtype)
     total_BKR = jnp.sum(probs.astype(jnp.float32), axis=-1)
     total_BKR = jnp.where(total_BKR > 0, total_BKR, 1.0)
     out_BKRH = _product("BKRS,BKSH->BKRH", probs, v_BKSH) / total_BKR[..., None]
     lse_BKR = jnp.log(total_BKR) if bounded else jnp.log(total_BKR) + largest_BKR
-    block_results = (_unrows(a, G) for a in (out_BKRH.astype(v_BSKH.dtype), lse_BKR[..., None]))
+    block_results = (_unrows(a, G) for a in (out_BKRH.astype(v_BKSH.dtype), lse_BKR[..., None]))
     return _written(results, n * block, block_results)
 
   Tp = q_BTKGH.shape[1]
-  empty = (jnp.empty((B, Tp, K, G, H), v_BSKH.dtype), jnp.empty((B, Tp, K, G, 1), jnp.float32))
-  out_BTKGH, lse_BTKG1 = _loop(one, empty, Tp // block)
-  return out_BTKGH[:, :T], jnp.transpose(lse_BTKG1[:, :T, ..., 0], (0, 2, 3, 1))
+  begin = (q_BTKGH, jnp.zeros((B, Tp, K, G, 1), jnp.float32))
+  out_BTKGH, lse_BTKG1 = _loop(one, begin, Tp // block)
+  out_BTKGH = out_BTKGH[:, :T].astype(v_BSKH.dtype)
+  return out_BTKGH, jnp.transpose(lse_BTKG1[:, :T, ..., 0], (0, 2, 3, 1))
 
 
 def backward(
@@ -86,30 +87,29 @@ def backward(
   f32 = jnp.float32
   block = block or queries_of_a_block(B, T, k_BSKH.shape[1], K, G)
   k_BKSH, v_BKSH = (jnp.swapaxes(a, 1, 2) for a in (k_BSKH, v_BSKH))
-  lse_BTKG1 = jnp.transpose(lse_BKGT, (0, 3, 1, 2))[..., None]
-  arrays = (q_BTKGH, out_BTKGH, dout_BTKGH, lse_BTKG1, visible and visible.end_BT)
-  arrays = _whole_blocks(block, *arrays)
+  mean_BTKG = jnp.sum(dout_BTKGH.astype(f32) * out_BTKGH.astype(f32), axis=-1)
+  lse_BTKG = jnp.transpose(lse_BKGT, (0, 3, 1, 2))
+  arrays = (q_BTKGH, dout_BTKGH, lse_BTKG[..., None], mean_BTKG[..., None])
+  q_BTKGH, *arrays = _whole_blocks(block, *arrays, visible and visible.end_BT)
 
-  def one(gradients, n):
-    dq_BTKGH, dk_BKSH, dv_BKSH = gradients
-    *of_block, end_Bt = _block(n * block, block, *arrays)
-    q_BKRH, out_BKRH, dout_BKRH, lse_BKR1 = map(_rows, of_block)
+  def one(gradients, n):  # The queries' gradient takes their place.
+    q_BTKGH, dk_BKSH, dv_BKSH = gradients
+    *of_block, end_Bt = _block(n * block, block, q_BTKGH, *arrays)
+    q_BKRH, dout_BKRH, lse_BKR1, mean_BKR1 = map(_rows, of_block)
     scores, tanh = _scores(q_BKRH, k_BKSH, end_Bt, visible, softcap, score_dtype)
     probs = jnp.exp(scores - lse_BKR1)
     dprobs = _product("BKRH,BKSH->BKRS", dout_BKRH, v_BKSH, score_dtype).astype(f32)
-    mean_BKR = jnp.sum(dout_BKRH.astype(f32) * out_BKRH.astype(f32), axis=-1)
-    dscores = probs * (dprobs - mean_BKR[..., None])
+    dscores = probs * (dprobs - mean_BKR1)
     if softcap:
       dscores = dscores * (1 - tanh * tanh)
     dscores, probs = dscores.astype(q_BKRH.dtype), probs.astype(v_BKSH.dtype)
     dq_BKRH = _product("BKRS,BKSH->BKRH", dscores, k_BKSH).astype(q_BKRH.dtype)
     dk_BKSH += _product("BKRS,BKRH->BKSH", dscores, q_BKRH)
     dv_BKSH += _product("BKRS,BKRH->BKSH", probs, dout_BKRH)
-    return *_written([dq_BTKGH], n * block, [_unrows(dq_BKRH, G)]), dk_BKSH, dv_BKSH
+    return *_written([q_BTKGH], n * block, [_unrows(dq_BKRH, G)]), dk_BKSH, dv_BKSH
 
   zeros = (jnp.zeros(a.shape, f32) for a in (k_BKSH, v_BKSH))
-  zeros = (jnp.empty(arrays[0].shape, q_BTKGH.dtype), *zeros)
-  dq_BTKGH, *dk_dv = _loop(one, zeros, arrays[0].shape[1] // block)
+  dq_BTKGH, *dk_dv = _loop(one, (q_BTKGH, *zeros), q_BTKGH.shape[1] // block)
   dk_BSKH, dv_BSKH = (jnp.swapaxes(a, 1, 2) for a in dk_dv)
   return dq_BTKGH[:, :T], dk_BSKH, dv_BSKH
 

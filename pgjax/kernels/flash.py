@@ -70,6 +70,8 @@ def forward(
       return_residuals=True,
     )
   seen_BNT = total_BNT > 0
+  if mask.k_end is not None:  # Kernels give queries without keys any number, or none.
+    seen_BNT &= mask.k_end > 0
   lse_BNT = jnp.where(seen_BNT, jnp.log(jnp.where(seen_BNT, total_BNT, 1)) + largest_BNT, 0)
   out_BTNH = jnp.where(jnp.swapaxes(seen_BNT, 1, 2)[..., None], out_BTNH, 0)
   return out_BTNH[:, :T].reshape(B, T, K, G, H), lse_BNT[..., :T].reshape(B, K, G, T)

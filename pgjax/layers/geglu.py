@@ -102,11 +102,11 @@ def chunked(
   """`geglu` on T / chunks tokens at a time, forwards and backwards; stores only x."""
   matrices, C = (_two(gating_2DF), linear_FD), x_BTD.shape[1] // chunks
 
-  def body(i, out_BTD):
+  def body(i, x_BTD):  # The output takes the place of the input.
     out_BCD, _ = _forward(_take(x_BTD, i, C), *_of_chunk(matrices, i), constrain)
-    return _put(out_BTD, out_BCD, i)
+    return _put(x_BTD, out_BCD, i)
 
-  return jax.lax.fori_loop(0, chunks, body, jnp.zeros_like(x_BTD))
+  return jax.lax.fori_loop(0, chunks, body, x_BTD)
 
 
 def _two(gating_2DF):
@@ -136,15 +136,15 @@ def _chunked_backward(chunks, constrain, residuals, dout_BTD):
   x_BTD, gating_2DF, linear_FD = residuals
   matrices, C = (_two(gating_2DF), linear_FD), x_BTD.shape[1] // chunks
 
-  def body(i, carry):
-    dx_BTD, *gradients = carry
+  def body(i, carry):  # The input's gradient takes the place of the output's.
+    dout_BTD, *gradients = carry
     _, operands = _forward(_take(x_BTD, i, C), *_of_chunk(matrices, i), constrain)
     dx_BCD, *new = _backward(constrain, operands, _take(dout_BTD, i, C))
-    return _put(dx_BTD, dx_BCD, i), *jax.tree.map(jnp.add, gradients, new)
+    return _put(dout_BTD, dx_BCD, i), *jax.tree.map(jnp.add, gradients, new)
 
   weights = [dataclasses.replace(m, key=None) for m in (gating_2DF, linear_FD)]
   zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
-  dx_BTD, *gradients = jax.lax.fori_loop(0, chunks, body, (jnp.zeros_like(x_BTD), *zeros))
+  dx_BTD, *gradients = jax.lax.fori_loop(0, chunks, body, (dout_BTD, *zeros))
   return dx_BTD, *jax.tree.map(lambda g, w: g.astype(w.dtype), gradients, weights)
 
 

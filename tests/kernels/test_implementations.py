@@ -1,7 +1,9 @@
 """Every implementation that runs on a CPU equals plain attention: outputs and gradients."""
 
 import functools
+import itertools
 
+import attention_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,69 +12,8 @@ import pytest
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.kernels import chunked, cudnn
 from pgjax.kernels.visible_keys import VisibleKeys
-from pgjax.layers import attention, placement
+from pgjax.layers import placement
 from pgjax.models import paligemma
-
-B, T, PATCHES = 4, 21, 6  # Odd: no block of 8 divides it.
-
-
-def prefix_lm(seed=0, image_valid=None):
-  """Two images of PATCHES tokens, a prefix and a suffix of random lengths, then padding."""
-  rng = np.random.default_rng(seed)
-  begin = 2 * PATCHES + rng.integers(1, 5, size=(B, 1))
-  mask_ar = (np.arange(T) >= begin).astype(np.int32)
-  masks = [mask_ar]
-  if image_valid is not None:
-    valid = np.ones((B, T), bool)
-    valid[:, : 2 * PATCHES] = np.repeat(image_valid, PATCHES, axis=1)
-    masks.append(valid)
-  return jax.tree.map(jnp.asarray, paligemma.prefix_lm_keys(*map(jnp.asarray, masks)))
-
-
-MASKS = {
-  "none": lambda: None,
-  "prefix": prefix_lm,
-  "one of two images masked": lambda: prefix_lm(1, [[0, 1], [1, 0], [1, 1], [0, 0]]),
-  "padding first": lambda: VisibleKeys(
-    jnp.where(jnp.arange(T) < 3, 0, T) * jnp.ones((B, 1), int),
-    jnp.ones((B, 1), bool) & (jnp.arange(T) >= 3),
-  ),
-}
-# K, G, H, soft-cap.
-HEADS = [(4, 1, 72, 0.0), (2, 2, 64, 50.0), (1, 4, 128, 0.0), (2, 3, 256, 50.0), (1, 2, 8, 500.0)]
-
-
-def arrays(K, G, H, dtype, seed=0):
-  rng = np.random.default_rng(seed)
-  shapes = [(B, T, K, G, H), (B, T, K, H), (B, T, K, H), (B, T, K, G, H)]
-  q, k, v, dout = (jnp.asarray(rng.normal(size=s), dtype) for s in shapes)
-  return q * (3 * H**-0.5), k, v, dout
-
-
-def run(attend, q, k, v, dout, visible):
-  """(out, dq, dk, dv); rows that see nothing have no cotangent, as nothing reads them."""
-  if visible is not None:
-    dout = jnp.where((visible.end_BT > 0)[..., None, None, None], dout, 0)
-
-  @jax.jit
-  def both(q, k, v, dout, visible):
-    out, pull = jax.vjp(lambda *a: attend(*a, visible), q, k, v)
-    return out, *pull(dout)
-
-  out, *grads = both(q, k, v, dout, visible)
-  return [jnp.where((dout != 0).any(-1, keepdims=True), out, 0), *grads]
-
-
-def switched(name, softcap=0.0, score_dtype="float32", **fields):
-  fields = dict(implementation=name, softcap=softcap, score_dtype=score_dtype) | fields
-  return functools.partial(attention.dot_product, **fields)
-
-
-def assert_close(ours, theirs, tolerance):
-  for name, a, b in zip(("out", "dq", "dk", "dv"), ours, theirs, strict=True):
-    a, b = (np.asarray(x, np.float32) for x in (a, b))
-    assert np.isfinite(a).all()
-    assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b), name
 
 
 @pytest.fixture
@@ -80,33 +21,42 @@ def blocks_of_8(monkeypatch):
   monkeypatch.setattr(chunked, "queries_of_a_block", lambda *sizes: 8)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-def test_chunked_equals_plain(blocks_of_8, dtype, tolerance):
-  for number, (K, G, H, softcap) in enumerate(HEADS):
-    name = list(MASKS)[number % len(MASKS)]
-    values = (*arrays(K, G, H, dtype, number), MASKS[name]())
-    ours, plain = (run(switched(n, softcap), *values) for n in ("chunked", "plain"))
-    assert ours[0].dtype == dtype
-    assert_close(ours, plain, tolerance)
+def assert_chunked_equals_plain(sizes, mask, dtype, seed=0, **fields):
+  K, G, H, softcap = sizes
+  values = (*cases.arrays(K, G, H, dtype, seed), cases.MASKS[mask]())
+  forms = (cases.switched(name, softcap, **fields) for name in ("chunked", "plain"))
+  ours, plain = (cases.run(form, *values) for form in forms)
+  assert ours[0].dtype == dtype
+  cases.assert_close(ours, plain, 1e-5 if dtype == "float32" else 2e-2)
 
 
-@pytest.mark.slow
+def test_chunked_equals_plain(blocks_of_8):
+  assert_chunked_equals_plain((2, 2, 64, 50.0), "prefix", "float32")
+  assert_chunked_equals_plain((1, 2, 72, 0.0), "one of two images masked", "bfloat16")
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mask", cases.MASKS)
 def test_chunked_equals_plain_for_every_mask_and_head(blocks_of_8, dtype, mask):
-  for seed, (K, G, H, softcap) in enumerate(HEADS):
-    values = (*arrays(K, G, H, dtype, seed), MASKS[mask]())
+  for seed, sizes in enumerate(cases.HEADS):
     for score_dtype in {"float32", dtype}:
-      options = dict(softcap=softcap, score_dtype=score_dtype)
-      ours, plain = (run(switched(n, **options), *values) for n in ("chunked", "plain"))
-      assert_close(ours, plain, 1e-5 if dtype == "float32" else 2e-2)
+      assert_chunked_equals_plain(sizes, mask, dtype, seed, score_dtype=score_dtype)
 
 
-def test_cudnn_is_asked_for_what_plain_attention_computes(monkeypatch):
-  monkeypatch.setattr(cudnn, "attend", functools.partial(cudnn.attend, implementation="xla"))
+def test_blocks_have_fewer_pairs_than_all_queries_and_keys():
+  for B, T, S, K, G in itertools.product((1, 4, 64), (9, 384, 1025, 4608), (4608,), (1, 4), (1, 8)):
+    block = chunked.queries_of_a_block(B, T, S, K, G)
+    assert block == T <= 64 or (block % 8 == 0 and block <= 512)
+    assert T <= 1024 or G * block <= T // 2
+
+
+def test_cudnn_is_asked_for_what_plain_attention_computes():
+  ours = functools.partial(cudnn.attend, implementation="xla")
   for K, G, mask in ((4, 1, "none"), (1, 4, "prefix")):
-    values = (*arrays(K, G, 8, "float32"), MASKS[mask]())
-    assert_close(run(cudnn.attend, *values), run(switched("plain"), *values), 1e-5)
+    values = (*cases.arrays(K, G, 8, "float32"), cases.MASKS[mask]())
+    plain = cases.run(cases.switched("plain"), *values)
+    cases.assert_close(cases.run(ours, *values), plain, 1e-5)
 
 
 def test_numbers_of_keys_are_the_mask():
@@ -124,18 +74,18 @@ MESHES = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("spec", MESHES, ids=str)
 def test_devices_of_a_mesh_compute_their_own_queries_and_heads(blocks_of_8, spec):
   mesh = mesh_lib.make_mesh(spec, jax.devices())
   constrain = placement.Placement(mesh)
-  q, k, v, dout = arrays(2, 2, 16, "float32")
-  visible = MASKS["one of two images masked"]()
-  wide = T + -T % 8
+  q, k, v, dout = cases.arrays(2, 2, 16, "float32")
+  visible = cases.MASKS["one of two images masked"]()
+  wide = cases.T + -cases.T % 8
   grow = lambda a, value=0: jnp.pad(  # noqa: E731
-    a, ((0, 0), (0, wide - T), *[(0, 0)] * (a.ndim - 2)), constant_values=value
+    a, ((0, 0), (0, wide - cases.T), *[(0, 0)] * (a.ndim - 2)), constant_values=value
   )
   visible = VisibleKeys(grow(visible.end_BT), grow(visible.valid_BS, False))
   values = (*(grow(a) for a in (q, k, v, dout)), visible)
-  ours = run(switched("chunked", 5.0, constrain=constrain), *values)
-  assert_close(ours, run(switched("plain", 5.0), *values), 1e-5)
+  ours = cases.run(cases.switched("chunked", 5.0, constrain=constrain), *values)
+  cases.assert_close(ours, cases.run(cases.switched("plain", 5.0), *values), 1e-5)
