@@ -233,7 +233,11 @@ class Group:
       self._ending = when, why, message.status
 
   def _lost(self, process: int, what: str) -> None:
-    self._end(f"{self.name(process)} {what}. {AGAIN}", LOST)
+    name = self.name(process)
+    if self.index == 0:  # It may be thawed.
+      text = f"{name} did not answer the others, which have ended. {AGAIN}"
+      self._send(self._links[process], Message("end", text=text, status=LOST))
+    self._end(f"{name} {what}. {AGAIN}", LOST)
 
   def _end(self, text: str, status: int) -> None:
     if self.index == 0:

@@ -68,7 +68,9 @@ def test_a_silent_process_is_named_to_all_others(group):
     assert status == peers.LOST
     assert text.startswith("Process 2 of 3 on host beta has been silent for 1 s: it is frozen, or")
     assert text.endswith("Run the same command again: it resumes from the newest checkpoint.")
-  frozen.close()
+  with frozen, frozen.makefile() as lines:  # If it thaws.
+    [ended, *_] = [line for line in lines if '"end"' in line]
+  assert "Process 2 of 3 on host beta did not answer the others, which have ended." in ended
 
 
 def test_a_connection_that_breaks_is_an_end_that_is_known_at_once(group):

@@ -113,7 +113,7 @@ def row(libc, case, start, workdir, data, straight):
       left = run.left(3)
   finally:
     run.clean_up()
-  said, named = runs.sentences(run.output), "train.jsonl:" in run.output
+  said, named = runs.sentences(run.output), "train.jsonl, line " in run.output
   wrong += [f"the status is not {STATUSES[name]}"] * (set(statuses) != {STATUSES[name]})
   wrong += ["it took too long"] * (seconds > LIMITS[name])
   wrong += ["no example is named"] * (not name and not named)

@@ -57,7 +57,8 @@ def main():
     assert run.finish() == [0, 0], run.output
     straight = runs.result(folder / "straight")
   print("launcher fault    victim phase       statuses  seconds  resumed  sentences")
-  with hosts() as prefixes:
+  has_hosts = "hosts" in args.launchers.split(",")
+  with hosts() if has_hosts else contextlib.nullcontext() as prefixes:
     for launcher, fault, victim in CASES:
       chosen = launcher in args.launchers.split(",") and fault in args.faults.split(",")
       if chosen and (victim is None or str(victim) in args.victims.split(",")):
@@ -72,7 +73,7 @@ def main():
 
 @contextlib.contextmanager
 def hosts():
-  """Prefixes of commands that run on two hosts; () if there is no permission to make them."""
+  """Prefixes of commands that run on two hosts."""
   names = [f"pgjax-fault-{os.getpid()}-{i}" for i in range(2)]
   try:
     for name in names:
@@ -84,12 +85,9 @@ def hosts():
       ip("-n", name, "link", "set", "cable", "up")
       ip("-n", name, "link", "set", "lo", "up")
     yield [("ip", "netns", "exec", name) for name in names]
-  except (OSError, subprocess.CalledProcessError):
-    yield ()
   finally:
     for name in names:
-      with contextlib.suppress(OSError):
-        subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+      subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
 def ip(*arguments):
@@ -116,7 +114,7 @@ def row(case, workdir, prefixes, straight, workers):
     statuses, seconds = ended(run, launcher, fault, victim, began)
   finally:
     if launcher == "hosts":
-      ip(*prefixes[0][:1], "-n", prefixes[0][3], "link", "set", "cable", "up")
+      ip("-n", prefixes[0][3], "link", "set", "cable", "up")
     run.clean_up()
   said = runs.sentences(run.output)
   wrong += check(case, statuses, seconds, said)
@@ -181,6 +179,8 @@ def check(case, statuses, seconds, said):
     what = "has ended, killed" if fault == "kill" else "has been silent for"
     expected, number = [LOST], 1
     pattern = rf"Process {victim} of 2 on host \S+ {what}"
+    if launcher == "mpirun" and fault == "freeze":  # It thaws what it ends.
+      number = len(said)
     if launcher == "hand":
       expected = [LOST, LOST]
       expected[victim] = -9 if fault == "kill" else LOST
