@@ -1,3 +1,4 @@
+import importlib
 import subprocess
 import sys
 
@@ -128,3 +129,12 @@ def test_help_and_a_mistake_in_a_config_import_nothing_heavy(command, argv, stat
   done = subprocess.run(code, capture_output=True, text=True, timeout=60)
   assert f"exit {status}; " in done.stderr, done.stderr
   assert not {*done.stderr.split()} & {*HEAVY}, done.stderr
+
+
+def test_every_command_that_joins_other_processes_takes_how_long_they_may_be_silent(root):
+  joining = set()
+  for path in (root / "pgjax").glob("*.py"):
+    if ".join()" in path.read_text() and path.stem != "cli":
+      joining.add(path.stem)
+      assert cli.PEER_TIMEOUT in importlib.import_module(f"pgjax.{path.stem}").FLAGS, path.stem
+  assert joining >= {"train", "evaluate", "predict"}

@@ -37,7 +37,7 @@ def heartbeat_seconds() -> int:
 def watch(index: int, count: int) -> None:
   """Connects this process to process 0 and watches; after jax.distributed.initialize."""
   state = distributed.global_state
-  made = peers.Group(index, count, peers.seconds(), _end)
+  made = peers.Group(index, count, peers.seconds(), end)
   if index == 0:
     meeting = _Meeting(made.listen(), made.token, socket.gethostname())
     state.client.key_value_set_bytes(_KEY, msgspec.json.encode(meeting))
@@ -56,8 +56,10 @@ def watch(index: int, count: int) -> None:
   made.start()
 
 
-def _end(text: str, status: int) -> None:
-  signals.of_process().end(text and f"error: {text}", status, peers.CLEAN_SECONDS)
+def end(text: str, status: int) -> None:
+  """Ends this process with a sentence, an error unless it is about a stop; see peers.Group."""
+  words = f"error: {text}" if text and status != signals.STOPPED else text
+  signals.of_process().end(words, status, peers.CLEAN_SECONDS)
 
 
 @contextlib.contextmanager
@@ -80,7 +82,7 @@ def outliving_coordinator() -> Iterator[None]:
 def _coordinator_lost(*status: Any) -> None:
   time.sleep(peers.seconds())  # peers.py knows more, and ends the process meanwhile.
   reason = errors.cut(" ".join(map(str, status)))
-  _end(f"JAX's coordinator does not answer: {reason}. {peers.AGAIN}", peers.LOST)
+  end(f"JAX's coordinator does not answer: {reason}. {peers.AGAIN}", peers.LOST)
 
 
 def _wait_in_terminate() -> None:

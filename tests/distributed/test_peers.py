@@ -17,7 +17,7 @@ import pytest
 
 import pgjax
 from pgjax.data import device_feed
-from pgjax.distributed import mesh as mesh_lib, peers, signals
+from pgjax.distributed import mesh as mesh_lib, peers, runtime, signals
 from pgjax.errors import UserError
 
 ROOT = pathlib.Path(pgjax.__path__[0]).parent
@@ -105,6 +105,15 @@ def test_a_stop_of_one_process_before_it_trains_stops_the_others_with_the_same_s
   (_, one), ends, _ = group(2, 2)
   one.leave(signals.STOPPED, "Stopped by SIGTERM before training began.")
   assert ends[0].get(timeout=20) == ("Stopped by SIGTERM before training began.", signals.STOPPED)
+
+
+def test_the_stop_of_another_process_is_no_error(monkeypatch):
+  said = []
+  end = lambda self, text, status, seconds: said.append((text, status))  # noqa: E731
+  monkeypatch.setattr(signals.Stop, "end", end)
+  for text, status in (("Stopped.", signals.STOPPED), ("It is lost.", peers.LOST), ("", 0)):
+    runtime.end(text, status)
+  assert said == [("Stopped.", signals.STOPPED), ("error: It is lost.", peers.LOST), ("", 0)]
 
 
 def test_strangers_are_not_heard(group):
