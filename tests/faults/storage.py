@@ -45,7 +45,7 @@ NETWORK = {  # {name: (fault of the proxy, share of the requests, seconds)}
   "HTTP 500, 20%": ("500", 0.2, float("inf")),
   "HTTP 500, all, 20 s": ("500", 1.0, OUTAGE_SECONDS),
   "HTTP 500, for ever": ("500", 1.0, float("inf")),
-  "reset at random": ("reset", 0.2, float("inf")),
+  "reset at random": ("reset", 0.5, float("inf")),
   "slow, 2 s late": ("slow", 1.0, float("inf")),
   "silent for ever": ("silent", 1.0, float("inf")),
 }
