@@ -288,6 +288,8 @@ def attention_implementations(shape: AttentionShape) -> dict[str, Callable[..., 
   import jax
   import jax.numpy as jnp
 
+  from pgjax.kernels import choice
+  from pgjax.kernels.visible_keys import VisibleKeys
   from pgjax.layers import attention
 
   B, T, K, G, H = shape.B, shape.T, shape.K, shape.G, shape.H
@@ -303,7 +305,16 @@ def attention_implementations(shape: AttentionShape) -> dict[str, Callable[..., 
     )
     return out.reshape(B, T, K, G, H)
 
-  found = dict(plain=plain)
+  seen = jnp.broadcast_to(jnp.maximum(jnp.arange(T) + 1, shape.prefix), (B, T))
+  seen = None if mask is None else VisibleKeys(seen)
+
+  def ours(name, q, k, v):
+    return attention.dot_product(q, k, v, seen, implementation=name, softcap=shape.softcap)
+
+  found = dict(plain=plain, chunked=functools.partial(ours, "chunked"))
+  asked = choice.Shape(T, H, "bfloat16", shape.softcap)
+  if choice.misfit("flash", asked, choice.device_of()) is None:
+    found["flash"] = functools.partial(ours, "flash")
   if not shape.softcap:
     found["cudnn"] = cudnn
   try:

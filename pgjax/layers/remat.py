@@ -3,6 +3,7 @@
 Measured memory and modelled time of each policy on the 3B: benchmarks/results.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ class Policy(NamedTuple):
 
   rule: Any  # Of jax.checkpoint_policies, or None: everything is stored.
   mlp_chunks: int = 1
+  chunk_tokens: int | None = None  # More chunks where they would have more tokens of an example.
 
 
 _rules = jax.checkpoint_policies
@@ -26,8 +28,8 @@ _ATTENTION = _rules.save_only_these_names("attn_out", "attn_lse")
 POLICIES = {
   # The reference's: a layer stores only its input.
   "nothing_saveable": Policy(_rules.nothing_saveable),
-  # The same, and the MLP's wide arrays exist for a quarter of the tokens at a time.
-  "least_memory": Policy(_rules.nothing_saveable, mlp_chunks=4),
+  # The same, and the MLP's wide arrays exist for a quarter of the tokens at a time, or fewer.
+  "least_memory": Policy(_rules.nothing_saveable, mlp_chunks=4, chunk_tokens=288),
   # The MLP's output, so that its last product is not computed twice.
   "mlp_out_saveable": Policy(_MLP_OUT),
   "mlp_out_saveable_chunked": Policy(_MLP_OUT, mlp_chunks=4),
@@ -63,6 +65,14 @@ def policy(name: str | None) -> Policy:
       f"remat={name!r} is not a policy; allowed: {', '.join([AUTO, BALANCED, *POLICIES])}."
     )
   return POLICIES[name]
+
+
+def mlp_chunks(name: str | None, tokens: int) -> int:
+  """In how many equal parts of the tokens the MLP runs under that policy."""
+  _, chunks, most = policy(name)
+  while most and tokens > chunks * most:
+    chunks *= 2
+  return math.gcd(chunks, tokens)
 
 
 def checkpointed(block, name: str | None, static_argnums=()):

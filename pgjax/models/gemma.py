@@ -9,7 +9,6 @@ H head size, D width, F hidden size of the MLP, V vocabulary, L layers.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -272,7 +271,7 @@ class FeedForward(nn.Module):
     linear_FD = read_weight.read(self, "linear", init(1.0, "fan_in", "normal"), (F, D), self.dtype)
     gating_2DF = self.constrain.weight(gating_2DF, "2DF")
     linear_FD = self.constrain.weight(linear_FD, "FD")
-    chunks = math.gcd(remat.policy(self.config.remat_policy).mlp_chunks, x_BTD.shape[1])
+    chunks = remat.mlp_chunks(self.config.remat_policy, x_BTD.shape[1])
     if chunks == 1 or self.constrain.sequence > 1:  # Tokens are split over devices already.
       return geglu.geglu(x_BTD, gating_2DF, linear_FD, self.constrain)
     out_BTD = geglu.chunked(x_BTD, gating_2DF, linear_FD, chunks, self.constrain)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax.layers import geglu
+from pgjax.layers import geglu, remat
 from pgjax.layers.lora import Linear
 
 B, T, D, F = 2, 12, 8, 24
@@ -87,3 +87,11 @@ def sizes(jaxpr):
       inner = getattr(value, "jaxpr", value)
       if hasattr(inner, "eqns"):
         yield from sizes(inner)
+
+
+def test_least_memory_has_more_chunks_of_long_sequences():
+  """Short ones are computed in four, as under every policy in chunks."""
+  chunks = {tokens: remat.mlp_chunks("least_memory", tokens) for tokens in (33, 384, 1536, 4608)}
+  assert chunks == {33: 1, 384: 4, 1536: 8, 4608: 16}
+  assert remat.mlp_chunks("mlp_out_saveable_chunked", 4608) == 4
+  assert remat.mlp_chunks("nothing_saveable", 4608) == 1
