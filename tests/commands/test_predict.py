@@ -6,7 +6,6 @@ The checkpoints have random weights: what they say is rubbish, and the same rubb
 import importlib.util
 import json
 import struct
-import types
 import zlib
 
 import jax
@@ -225,8 +224,8 @@ def test_a_mistake_in_a_jsonl_names_the_line(checkpoint, tmp_path, monkeypatch, 
 
 def test_answers_to_a_file_appear_when_all_are_there(tmp_path, monkeypatch):
   """Those before an error are not lost."""
-  args = types.SimpleNamespace(out=str(tmp_path / "answers.jsonl"))
-  predict.write(args, iter(["1", "2"]))
+  out = tmp_path / "answers.jsonl"
+  predict.write(out, iter(["1", "2"]))
   assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("answers.jsonl", "1\n2\n")]
 
   def fails(error):
@@ -238,7 +237,7 @@ def test_answers_to_a_file_appear_when_all_are_there(tmp_path, monkeypatch):
     with pytest.raises(
       errors.UserError, match=rf"{sentence}.*he answers so far are in .*\.partial\.$"
     ):
-      predict.write(args, fails(error))
+      predict.write(out, fails(error))
     assert (tmp_path / "answers.jsonl.partial").read_text() == "3\n"
     assert (tmp_path / "answers.jsonl").read_text() == "1\n2\n"
 

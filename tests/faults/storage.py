@@ -35,7 +35,7 @@ import bucket_servers  # noqa: E402
 import conftest  # noqa: E402, F401  # XLA_FLAGS, which compile fast, and a cache of programs.
 import tiny_run  # noqa: E402
 
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 1200
 OUTAGE_SECONDS = 20.0
 tiny_run.STEPS = 24
 SETTINGS = {"total_steps": 24, "ckpt_steps": 8, "keep_ckpt_steps": 8, "evals.val.log_steps": 12}
