@@ -236,6 +236,7 @@ class _Call:
     """Its time begins."""
     self._file_system, self._heard = file_system, time.monotonic()
     self._alive: Callable[[], None] = lambda: None
+    self._most = 0  # Bytes of the best attempt so far.
     self._running: concurrent.futures.Future | None = None
 
   def attempt(self, work: Callable[["_Call"], Any], seconds: float) -> Any:
@@ -265,16 +266,22 @@ class _Call:
     """Seconds since the beginning or the last byte."""
     return time.monotonic() - self._heard
 
+  def _report(self, done: int) -> None:
+    """done: bytes of this attempt; only those that no attempt had before are progress."""
+    if done > self._most:
+      self._most, self._heard = done, time.monotonic()
+    if done:
+      self._alive()
+
   def progress(self) -> Any:
-    """A callback for fsspec."""
+    """A callback for fsspec, which also calls it with the size before there is an answer."""
     import fsspec.callbacks
 
     call = self
 
     class Callback(fsspec.callbacks.Callback):
       def call(self, *args, **kwargs):
-        call._heard = time.monotonic()
-        call._alive()
+        call._report(self.value)
 
     return Callback()
 

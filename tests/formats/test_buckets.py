@@ -40,6 +40,8 @@ class Store:
 
   async def _get_file(self, path, file, callback):
     self.calls += 1
+    callback.set_size(10)
+    callback.relative_update(5)
     await self._behave(self.calls)
 
 
@@ -105,3 +107,15 @@ def test_a_failure_is_not_taken_for_a_missing_object(bucket):
   assert other.is_object()
   assert not other.is_object()
   assert store.calls == 3
+
+
+def test_bytes_that_come_again_with_each_attempt_do_not_prolong_a_call(bucket, tmp_path):
+  async def failing(call):
+    if call > 1:
+      await asyncio.sleep(0.02)
+      raise ConnectionResetError("reset by peer")
+
+  other, _ = bucket(failing)
+  other.write("x", b"1")
+  with pytest.raises(buckets.BucketError, match="reset by peer"):
+    other.get("a", tmp_path / "b")
