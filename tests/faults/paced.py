@@ -4,7 +4,7 @@ python tests/faults/paced.py pgjax.train --config=... --workdir=...
 
 PACE: seconds a step takes longer. A bucket's copy is uploaded every half second. PAUSE="save 2": at
 the second save (or "log", "evaluate", "restore") the file PAUSE_FILE appears, and the run waits
-until it is gone. LIMIT: bytes of the largest file that may be written after the pause.
+until it is gone.
 
 With --serve, commands are read from stdin, a JSON object each: "argv", "env", "output". Each runs
 in a process of its own, which is forked from one that has imported everything; its number and its
@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import pkgutil
-import resource
 import runpy
 import sys
 import time
@@ -64,8 +63,6 @@ def run(argv):
     file.touch()
     while file.exists():
       time.sleep(0.01)
-    if limit := os.environ.get("LIMIT"):
-      resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 
   if place:
     before(*PLACES[place], pause)

@@ -127,7 +127,7 @@ class Bench:
   def run(self, command, *, stop_at=None, full=None, **env):
     """(status, output); full: a function that is called at the pause."""
     output = self.output
-    job = dict(argv=command, env=dict(PACE=PACE, PAUSE="", LIMIT="") | env, output=str(output))
+    job = dict(argv=command, env=dict(PACE=PACE, PAUSE="") | env, output=str(output))
     self.server.stdin.write(json.dumps(job) + "\n")
     self.server.stdin.flush()
     child, deadline = int(self.server.stdout.readline()), time.monotonic() + LIMIT_SECONDS
@@ -311,7 +311,7 @@ def step_bytes(bench):
   return total
 
 
-def disk_row(bench, s3, store, phase, limit=False):
+def disk_row(bench, s3, store, phase):
   """A row of a disk that is full, for a local workdir or the local copy of a bucket's."""
   name = f"row{next(bench.numbers)}"
   pause, free = FULL[phase]
@@ -334,31 +334,26 @@ def disk_row(bench, s3, store, phase, limit=False):
         out = f"s3://bucket/scores/{name}"
       command = bench.score(ckpt, out)
     env["PAUSE_FILE"] = str(bench.folder / f"{name}-pause")
-    if limit:
-      env |= dict(PAUSE=pause, LIMIT="2000")
-      fill_disk = lambda: None  # noqa: E731
-    else:
-      env |= dict(PAUSE=pause)
-      free = int(0.93 * step_bytes(bench)) if free is None else free
-      fill_disk = lambda: fill(disk, free)  # noqa: E731
+    env |= dict(PAUSE=pause)
+    free = int(0.93 * step_bytes(bench)) if free is None else free
     if not pause:
       fill(disk, 40_000)
     filled = [time.monotonic()]
 
     def full():
-      fill_disk()
+      fill(disk, free)
       filled.append(time.monotonic())
 
     status, output = bench.run(command, full=full, **env)
     with contextlib.suppress(FileNotFoundError):
       (disk / "filler").unlink()
-    kept = {n: v for n, v in env.items() if n not in ("PAUSE", "LIMIT", "PAUSE_FILE")}
+    kept = {n: v for n, v in env.items() if n not in ("PAUSE", "PAUSE_FILE")}
     copied = bench.folder / f"{name}-copy"
     of = lambda kind, path: s3.get(f"{kind}/{name}", copied) if store == "S3" else path  # noqa: E731
     place = dict(scores=lambda: of("scores", out)) if phase == "scoring" else {}
     row = compared(
       bench,
-      (store, phase, "file size limit" if limit else "disk full"),
+      (store, phase, "disk full"),
       status,
       output,
       filled[-1],
@@ -376,9 +371,6 @@ def cases():
     if phase != "loading data":
       yield "local", phase, "disk full", lambda b, s, p=phase: disk_row(b, s, "local", p)
     yield "S3", phase, "disk full", lambda b, s, p=phase: disk_row(b, s, "S3", p)
-  for phase in ("saving", "evaluating"):
-    limited = lambda b, s, p=phase: disk_row(b, s, "local", p, limit=True)  # noqa: E731
-    yield "local", phase, "file size limit", limited
   for phase in REQUESTS:
     for fault in NETWORK:
       yield "S3", phase, fault, lambda b, s, p=phase, f=fault: network_row(b, s, p, f)
