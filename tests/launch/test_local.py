@@ -37,17 +37,6 @@ def test_a_signal_goes_to_all_and_so_does_the_exit_code_come_back(name):
   assert out.count(f"got {int(getattr(signal, name))}") == 2
 
 
-def test_the_first_failure_is_the_exit_code(tmp_path):
-  both = tmp_path / "both have started"
-  waits = (
-    f"wait = lambda: os.environ['PGJAX_PROCESS_ID'] == '1' or not os.path.exists({str(both)!r});"
-  )
-  process, _ = launch(f"{READY}{waits} [time.sleep(0.05) for _ in iter(wait, False)]; sys.exit(3)")
-  both.touch()
-  process.communicate(timeout=60)
-  assert process.returncode == 3
-
-
 PATCHED = """
 import sys
 sys.path.insert(0, "launch")
@@ -65,6 +54,19 @@ def launch_patched(program):
   process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
   lines = [process.stdout.readline().split() for _ in range(2)]
   return process, [int(pid) for _, pid in sorted(lines)]
+
+
+def test_the_first_failure_is_the_exit_code(tmp_path):
+  both = tmp_path / "both have started"
+  waits = (
+    f"wait = lambda: os.environ['PGJAX_PROCESS_ID'] == '1' or not os.path.exists({str(both)!r});"
+  )
+  process, _ = launch_patched(
+    f"{READY}{waits} [time.sleep(0.05) for _ in iter(wait, False)]; sys.exit(3)"
+  )
+  both.touch()
+  process.communicate(timeout=60)
+  assert process.returncode == 3
 
 
 def test_a_signal_to_one_of_the_processes_stops_the_others():
