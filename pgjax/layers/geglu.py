@@ -145,7 +145,10 @@ def _chunked_backward(chunks, constrain, residuals, dout_BTD):
   weights = [dataclasses.replace(m, key=None) for m in (gating_2DF, linear_FD)]
   zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
   dx_BTD, *gradients = jax.lax.fori_loop(0, chunks, body, (dout_BTD, *zeros))
-  return dx_BTD, *jax.tree.map(lambda g, w: g.astype(w.dtype), gradients, weights)
+  gradients = jax.tree.map(lambda g, w: g.astype(w.dtype), gradients, weights)
+  # Without the barrier XLA holds the float32 sums until the layer's end.
+  dx_BTD, gradients = jax.lax.optimization_barrier((dx_BTD, gradients))
+  return dx_BTD, *gradients
 
 
 chunked.defvjp(_chunked_forward, _chunked_backward)

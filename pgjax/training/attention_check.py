@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError, cut
@@ -120,11 +121,10 @@ def _trial(model, config, mesh, tower) -> Trial:
 
 def _trouble(name, trial, mesh) -> str | None:
   """What is wrong with an implementation; None if nothing is."""
-  compare = jax.jit(
-    functools.partial(errors, name, trial, mesh), out_shardings=mesh_lib.replicated(mesh)
-  )
+  everywhere = mesh_lib.replicated(mesh)
+  compare = jax.jit(functools.partial(errors, name, trial, mesh), out_shardings=everywhere)
   try:
-    found = [float(e) for e in compare()]
+    found = [float(e) for e in compare(jax.device_put(_inputs(trial, mesh), everywhere))]
   except Exception as error:  # Of a compiler, a driver or a kernel: of any type.
     return f"fails ({cut(' '.join(str(error).split()))})"
   worst = max(range(len(found)), key=lambda i: found[i] if found[i] == found[i] else jnp.inf)
@@ -136,14 +136,18 @@ def _trouble(name, trial, mesh) -> str | None:
   )
 
 
-def errors(name: str, trial: Trial, mesh: Any) -> list[jax.Array]:
-  """Norms of the differences of output and gradients, relative to plain attention in float32."""
+def _inputs(trial, mesh) -> list[np.ndarray]:
+  """Scaled queries, keys, values and a cotangent of the output; one example a device."""
   T, K, G, H = trial[:4]
-  B = mesh_lib.batch_devices(mesh)
-  keys = jax.random.split(jax.random.key(0), 4)
+  rng, B = np.random.default_rng(0), mesh_lib.batch_devices(mesh)
   shapes = [(B, T, K, G, H), (B, T, K, H), (B, T, K, H), (B, T, K, G, H)]
-  arrays = [jax.random.normal(k, s, trial.dtype) for k, s in zip(keys, shapes, strict=True)]
-  arrays[0] = arrays[0] * jnp.asarray(H**-0.5, trial.dtype)
+  q, *rest = (rng.normal(size=shape) for shape in shapes)
+  return [a.astype(jnp.dtype(trial.dtype)) for a in (q * H**-0.5, *rest)]
+
+
+def errors(name: str, trial: Trial, mesh: Any, arrays: list[jax.Array]) -> list[jax.Array]:
+  """Norms of the differences of output and gradients, relative to plain attention in float32."""
+  B, T = arrays[0].shape[:2]
   visible = _visible(B, T, trial.some_invalid) if trial.masked else None
 
   def both(arrays, **how):
