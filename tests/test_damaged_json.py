@@ -360,7 +360,7 @@ def test_a_compiled_step_in_the_cache_is_compiled_again(walk, tmp_path, monkeypa
   out = SimpleNamespace(readline=lambda: line + "\n")
   talk = SimpleNamespace(write=len, flush=lambda: None)
   vars(compiler).update(_gpu=None, _process=SimpleNamespace(stdin=talk, stdout=out))
-  config = SimpleNamespace(to_dict=dict)
+  config = SimpleNamespace(to_dict=dict, remat="balanced")
 
   def read(_):
     plan = compiler.step(config, 1)

@@ -210,7 +210,7 @@ def test_one_key_head_per_query_head_equals_grouped_heads_with_copies(batch, val
     (lambda: siglip.get("So400m"), r"'So400m' is not SIZE/PATCH .*\['patch_size'\]"),
     (lambda: siglip.get("B/16", num_heads=7), "width=768 is no multiple of num_heads=7"),
     (lambda: siglip.get("B/16", pool_type="map"), "pool_type='map': .* has 'none'"),
-    (lambda: remat.policy("nothing"), "'nothing' is not a policy; allowed: balanced"),
+    (lambda: remat.policy("nothing"), "'nothing' is not a policy; allowed: auto, balanced"),
     (lambda: of_model.param_shapes(tiny.model(), 20), "20x20 .* patch size 8x8"),
     (lambda: of_model.param_shapes(tiny.model(dtype="float8"), tiny.RES), "dtype='float8'"),
   ],
