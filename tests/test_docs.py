@@ -225,6 +225,7 @@ def test_sample_output_uses_the_programs_words(page, phrases):
     assert phrase.removeprefix("= ") in source, f"{page} shows {phrase!r}, which nothing prints"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "script", [p.name for p in (ROOT / "benchmarks").glob("*.py") if "argparse" in p.read_text()]
 )

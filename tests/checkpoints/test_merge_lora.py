@@ -137,6 +137,7 @@ def test_merged_answers_like_unmerged(adapted, base, tmp_path):
   np.testing.assert_allclose(merged, unmerged, atol=1e-5 * np.abs(unmerged).max())
 
 
+@pytest.mark.slow
 def test_adapters_merge_into_the_quantized_base_or_another(base, tmp_path, capsys):
   values, name = base
   stored = saved_run(QLORA, values, name, tmp_path / "run")

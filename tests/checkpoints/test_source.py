@@ -80,6 +80,7 @@ def test_two_sets_of_weights_are_refused_with_sizes_and_dates(two):
     opened(folder, weights="other.safetensors")
 
 
+@pytest.mark.slow
 def test_the_flag_of_convert_chooses_and_verify_compares_with_what_was_read(two, tmp_path, capsys):
   folder, whole, _ = two
   flags = (f"--src={folder}", f"--dst={tmp_path}/x.npz", "--to=bv")

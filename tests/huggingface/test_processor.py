@@ -115,6 +115,7 @@ def test_a_model_that_changes_texts_is_refused(tiny):
     processor.processor_files(model.SerializeToString(), res=28)
 
 
+@pytest.mark.slow
 def test_a_quarter_of_a_million_pieces_take_seconds():
   rng = random.Random(0)
   letters = "abcdefghijklmnopqrstuvwxyz▁"
