@@ -16,11 +16,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from pgjax.kernels import choice, cudnn, on_mesh
+from pgjax.kernels.chunked import MASKED, MAX_EXPONENT
 from pgjax.kernels.visible_keys import VisibleKeys
 from pgjax.layers import placement
-
-MASKED = -2.3819763e38  # The reference's score of a masked key.
-_MAX_EXPONENT = 80.0  # exp(80), and its sum over any sequence, fit float32: no maximum needed.
 
 
 def dot_product(
@@ -124,7 +122,7 @@ def _capped(q_BKGTH, k_BSKH, mask_BTS, softcap, score_dtype):
 def _forward(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap, score_dtype, splits_tokens):
   q_BKGTH = _rows(q_BTKGH, splits_tokens)
   scores_BKGTS, _ = _capped(q_BKGTH, k_BSKH, mask_BTS, softcap, score_dtype)
-  if bounded := 0 < softcap <= _MAX_EXPONENT:
+  if bounded := 0 < softcap <= MAX_EXPONENT:
     probs_BKGTS = jnp.exp(scores_BKGTS).astype(v_BSKH.dtype)
   else:
     largest_BKGT = jnp.max(scores_BKGTS, axis=-1)

@@ -13,16 +13,20 @@ class Phases:
     self._began = time.monotonic() - seconds_since_start()
     self._wall, self._cpu = 0.0, 0.0
     self._rows: dict[str, tuple[float, float]] = {}
+    self._closed = False
 
   def end(self, name: str) -> None:
     """What was since the last phase belongs to this one; one that comes twice is added up."""
+    if self._closed:  # A run goes on to wait for each of its evaluations.
+      return
     wall, cpu = time.monotonic() - self._began, time.process_time()
     before = self._rows.get(name, (0.0, 0.0))
     self._rows[name] = before[0] + wall - self._wall, before[1] + cpu - self._cpu
     self._wall, self._cpu = wall, cpu
 
   def table(self) -> str:
-    """A line each, which add up to the first one."""
+    """A line each, which add up to the first one; later phases are not recorded."""
+    self._closed = True
     width = max(map(len, self._rows))
     lines = [f"  {n:<{width}}{wall:>8.1f} s{cpu:>8.1f} s" for n, (wall, cpu) in self._rows.items()]
     head = (
