@@ -77,7 +77,7 @@ test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m "slow and not gpu and not parity and not tf" $(PYTEST_ARGS)
 
 test-long: $(VENV)/.installed-test
-	$(PYTEST) -m "long and not gpu and not parity and not tf" $(PYTEST_ARGS)
+	$(PYTEST) --timeout=0 -m "long and not gpu and not parity and not tf" $(PYTEST_ARGS)
 
 # Gradio takes half a minute to install and to import: too much for every change.
 test-demo: $(VENV)/.installed-demo
