@@ -98,4 +98,4 @@ def learns_nothing(
     return True
   steps = np.unique(np.linspace(0, total_steps - 1, min(total_steps, 1000)).astype(np.int64))
   schedules = set(for_names(config, total_steps, list(names), num_examples).values())
-  return not any(np.asarray(schedule(steps)).any() for schedule in schedules)
+  return not any(np.asarray(jax.jit(schedule)(steps)).any() for schedule in schedules)

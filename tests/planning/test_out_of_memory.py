@@ -59,7 +59,7 @@ def test_other_errors_pass(run, error):
 
 @pytest.mark.slow
 def test_a_first_step_that_needs_terabytes_ends_in_one_page(tmp_path, capsys):
-  """The mask and scores of plain attention over 400,000 tokens: it compiles in seconds, and no machine can run it."""
+  """Plain attention's scores of 400,000 tokens: it compiles in seconds, no machine can run it."""
   settings = dict(text_len=400_000, evals__val__log_steps=1000, attention="plain")
   assert test_run.run_here(train, test_run.arguments(tmp_path, **settings)) == 1
   output = capsys.readouterr()
