@@ -69,6 +69,7 @@ TEXT_DOORS = {
     "inference/decode",
     "evaluation/likelihood",
     "checkpoints/checksums",
+    "training/schedules",  # All rates of a run at once, to see whether any is above 0.
     "models/seg_vae",  # A program of its own, which checks and scores run on the host.
   },
   r"\bjax\.distributed\b|\bjax\.process_(index|count)\b": {"distributed/processes"},
