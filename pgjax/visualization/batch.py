@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -263,7 +262,7 @@ def allowed(row: Mapping[str, np.ndarray], length: int) -> np.ndarray:
   end = len(images) + length
   padded = -(-end // 64) * 64
   ar, valid = jnp.asarray(ar[None, :padded]), jnp.asarray(valid[None, :padded])
-  return np.asarray(jax.jit(paligemma.prefix_lm_mask)(ar, valid)[0])[:end, :end]
+  return np.asarray(paligemma.prefix_lm_mask(ar, valid)[0])[:end, :end]
 
 
 def attention(
