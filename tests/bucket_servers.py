@@ -22,6 +22,22 @@ HAS_GCS = all(importlib.util.find_spec(name) for name in ("gcp_storage_emulator"
 LATE_SECONDS = 2.0  # Of an answer with the fault "slow".
 
 
+def in_memory(folder, monkeypatch):
+  """fsspec's memory, empty, behind s3:// URLs until monkeypatch ends; one attempt a call."""
+  import fsspec
+
+  from pgjax.formats import buckets
+
+  monkeypatch.setattr(buckets, "PAUSE_SECONDS", 100.0)
+  monkeypatch.setitem(buckets.DRIVERS, "s3", "fsspec")
+  monkeypatch.setattr(buckets, "_PIECES", ())
+  monkeypatch.setenv("PGJAX_CACHE_DIR", str(folder / "cache"))
+  memory = fsspec.filesystem("memory")
+  memory.store.clear()
+  monkeypatch.setattr(buckets.Bucket, "_fs", lambda self: memory)
+  return memory
+
+
 class FaultyProxy(http.server.ThreadingHTTPServer):
   """Passes requests on; a `share` of those that match `only` ("PUT /bucket/x") has the `fault`.
 

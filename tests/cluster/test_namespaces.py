@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 
+import namespaces
 import pytest
+from namespaces import ADDRESSES
 from tiny_run import (
   ROOT,
   STEPS,
@@ -21,8 +23,6 @@ from tiny_run import (
   train_arguments,
   wait_for_rows,
 )
-
-ADDRESSES = ("10.77.13.1", "10.77.13.2")
 
 
 def why_not():
@@ -39,29 +39,12 @@ def why_not():
 pytestmark = pytest.mark.cluster
 
 
-def ip(*arguments):
-  subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def hosts():
-  """The names of two namespaces."""
   if reason := why_not():
     pytest.skip(reason)
-  names = [f"pgjax-{os.getpid()}-{i}" for i in range(2)]
-  try:
-    for name in names:
-      ip("netns", "add", name)
-    ends = ["type", "veth", "peer", "name", "cable", "netns", names[1]]
-    ip("-n", names[0], "link", "add", "cable", *ends)
-    for name, address in zip(names, ADDRESSES, strict=True):
-      ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
-      ip("-n", name, "link", "set", "cable", "up")
-      ip("-n", name, "link", "set", "lo", "up")
+  with namespaces.hosts() as names:
     yield names
-  finally:
-    for name in names:
-      subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
 def pgjax_variables(index):
@@ -80,7 +63,7 @@ def start(hosts, arguments, variables):
   processes = []
   for index, host in enumerate(hosts):
     environ = os.environ | environment(devices=4) | variables(index)
-    command = ["ip", "netns", "exec", host, sys.executable, *arguments]
+    command = [*namespaces.inside(host), sys.executable, *arguments]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     processes.append(subprocess.Popen(command, cwd=ROOT, env=environ, **pipes))
   return processes
@@ -118,11 +101,11 @@ def test_hosts_that_are_cut_off_end_with_a_sentence_and_resume_exactly(hosts, wh
   workdir = tmp_path / "run"
   began = start(hosts, [*train_arguments(workdir), "--peer_timeout=6"], pgjax_variables)
   wait_for_rows(workdir, 3, seconds=600)
-  ip("-n", hosts[0], "link", "set", "cable", "down")
+  namespaces.cable(hosts[0], "down")
   try:
     outputs = [process.communicate(timeout=60)[0] for process in began]
   finally:
-    ip("-n", hosts[0], "link", "set", "cable", "up")
+    namespaces.cable(hosts[0], "up")
   assert [process.returncode for process in began] == [76, 76], outputs
   for index, out in enumerate(outputs):
     [sentence] = [line for line in out.splitlines() if line.startswith("error:")]

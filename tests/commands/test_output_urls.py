@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import bucket_servers
 import pytest
 
 from pgjax import check, convert, plan, predict
@@ -12,22 +13,13 @@ from pgjax.formats import buckets, outputs
 from tests import small_checkpoint
 from tests.commands import test_train as runs
 
-fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("fsspec")
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-  """fsspec's memory behind s3:// URLs; `store.down` is an error of every write."""
-  monkeypatch.setattr(buckets, "PAUSE_SECONDS", 100.0)  # One attempt.
-  monkeypatch.setitem(buckets.DRIVERS, "s3", "fsspec")
-  monkeypatch.setattr(buckets, "_PIECES", ())
   monkeypatch.setattr(bucket_lock, "POLL_SECONDS", 0.02)
-  monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path / "cache"))
-  memory = fsspec.filesystem("memory")
-  memory.store.clear()
-  monkeypatch.setattr(buckets.Bucket, "_fs", lambda self: memory)
-  yield memory
-  memory.store.clear()
+  return bucket_servers.in_memory(tmp_path, monkeypatch)
 
 
 def names(store):

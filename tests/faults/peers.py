@@ -16,20 +16,19 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from tests import namespaces
 from tests.faults import runs
 
 TIMEOUT = 6  # --peer_timeout.
 DELAY = 4.0  # Two busy cores.
 LOST, STOPPED, AT_ONCE = 76, 75, 130
 CLEAN_SECONDS = 22.0  # launch/local.py, until it has killed a frozen process.
-ADDRESSES = ("10.77.14.1", "10.77.14.2")
 PHASES = ("stepping", "evaluating", "saving")
 CASES = [
   *((launcher, fault, victim) for launcher in ("hand", "local", "mpirun")
@@ -58,63 +57,40 @@ def main():
     straight = runs.result(folder / "straight")
   print("launcher fault    victim phase       statuses  seconds  resumed  sentences")
   has_hosts = "hosts" in args.launchers.split(",")
-  with hosts() if has_hosts else contextlib.nullcontext() as prefixes:
+  with namespaces.hosts() if has_hosts else contextlib.nullcontext() as hosts:
     for launcher, fault, victim in CASES:
       chosen = launcher in args.launchers.split(",") and fault in args.faults.split(",")
       if chosen and (victim is None or str(victim) in args.victims.split(",")):
         for phase in args.phases.split(","):
           case = (launcher, fault, victim, phase)
-          failed += not row(case, folder / "run", prefixes, straight, args.workers)
+          failed += not row(case, folder / "run", hosts, straight, args.workers)
           shutil.rmtree(folder / "run", ignore_errors=True)
   print(f"{failed} rows failed." if failed else "All rows are as they must be.")
   shutil.rmtree(folder)
   return int(failed > 0)
 
 
-@contextlib.contextmanager
-def hosts():
-  """Prefixes of commands that run on two hosts."""
-  names = [f"pgjax-fault-{os.getpid()}-{i}" for i in range(2)]
-  try:
-    for name in names:
-      ip("netns", "add", name)
-    ends = ["type", "veth", "peer", "name", "cable", "netns", names[1]]
-    ip("-n", names[0], "link", "add", "cable", *ends)
-    for name, address in zip(names, ADDRESSES, strict=True):
-      ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
-      ip("-n", name, "link", "set", "cable", "up")
-      ip("-n", name, "link", "set", "lo", "up")
-    yield [("ip", "netns", "exec", name) for name in names]
-  finally:
-    for name in names:
-      subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
-
-
-def ip(*arguments):
-  """Calls it; raises if that fails."""
-  subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-
-
-def start(launcher, workdir, prefixes, workers):
+def start(launcher, workdir, hosts, workers):
   """The run."""
   options = {"flags": [f"--peer_timeout={TIMEOUT}"], "input.num_workers": workers}
   if launcher == "hosts":
-    return runs.by_hand(workdir, prefixes=prefixes, host=ADDRESSES[0], **options)
+    prefixes = [namespaces.inside(host) for host in hosts]
+    return runs.by_hand(workdir, prefixes=prefixes, host=namespaces.ADDRESSES[0], **options)
   return dict(hand=runs.by_hand, local=runs.local, mpirun=runs.mpirun)[launcher](workdir, **options)
 
 
-def row(case, workdir, prefixes, straight, workers):
+def row(case, workdir, hosts, straight, workers):
   """One row; False if something is wrong, which it lists."""
   launcher, fault, victim, phase = case
-  run, wrong = start(launcher, workdir, prefixes, workers), []
+  run, wrong = start(launcher, workdir, hosts, workers), []
   try:
     assert run.wait(run.at(phase)), f"it ended before {phase}:\n{run.output}"
     began = time.monotonic()
-    cause(run, fault, victim, prefixes)
+    cause(run, fault, victim, hosts)
     statuses, seconds = ended(run, launcher, fault, victim, began)
   finally:
     if launcher == "hosts":
-      ip("-n", prefixes[0][3], "link", "set", "cable", "up")
+      namespaces.cable(hosts[0], "up")
     run.clean_up()
   said = runs.sentences(run.output)
   wrong += check(case, statuses, seconds, said)
@@ -135,10 +111,10 @@ def row(case, workdir, prefixes, straight, workers):
   return not wrong
 
 
-def cause(run, fault, victim, prefixes):
+def cause(run, fault, victim, hosts):
   """The fault."""
   if fault == "cut":
-    ip("-n", prefixes[0][3], "link", "set", "cable", "down")
+    namespaces.cable(hosts[0], "down")
   elif fault == "launcher":
     os.kill(run.started[0].pid, signal.SIGKILL)
   else:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import bucket_servers
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,20 +13,12 @@ from pgjax.data.sources import registry, remote
 from pgjax.errors import UserError
 from pgjax.formats import buckets
 
-fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("fsspec")
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-  """fsspec's memory behind s3:// URLs."""
-  monkeypatch.setattr(buckets, "PAUSE_SECONDS", 100.0)  # One attempt.
-  monkeypatch.setitem(buckets.DRIVERS, "s3", "fsspec")
-  monkeypatch.setenv("PGJAX_CACHE_DIR", str(tmp_path / "cache"))
-  memory = fsspec.filesystem("memory")
-  memory.store.clear()
-  monkeypatch.setattr(buckets.Bucket, "_fs", lambda self: memory)
-  yield memory
-  memory.store.clear()
+  return bucket_servers.in_memory(tmp_path, monkeypatch)
 
 
 def png(seed):
