@@ -39,8 +39,9 @@ def in_memory(folder, monkeypatch):
 
 
 class FaultyProxy(http.server.ThreadingHTTPServer):
-  """Passes requests on; a `share` of those that match `only` ("PUT /bucket/x") has the `fault`.
+  """Passes requests on; of those that match `only` ("PUT /bucket/x"), the first has the `fault`.
 
+  Of the later ones a `share` has it; none has it while that is 0. Faults are
   "500", "reset" before or within the answer, "slow", or "silent" (without an answer). With
   `seconds` the fault ends so long after the first request that had it.
   """
@@ -60,7 +61,8 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
     """Which fault a request has, such as "PUT /bucket/x"."""
     now = time.monotonic()
     ended = self.first_failed is not None and now > self.first_failed + self.seconds
-    if ended or not re.search(self.only, request) or self.random.random() >= self.share:
+    share = 1.0 if self.share and not self.failed else self.share
+    if ended or not re.search(self.only, request) or self.random.random() >= share:
       return ""
     self.first_failed = self.first_failed or now
     self.failed += 1
