@@ -101,7 +101,7 @@ def decoded(
   )
   if fits:
     stacked = model.apply(variables, method="layer_params")
-    layers = [decode_weights.transpose_for_gemv(layer) for layer in stacked]
+    layers = [decode_weights.fuse(layer, model.constrain.tensor) for layer in stacked]
   L = caches[0].k_BKHS.shape[3] - max_decode_len * N
   rules = search.rules(method, eos, batch, key, masks, mesh)
 

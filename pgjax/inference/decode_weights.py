@@ -55,16 +55,33 @@ def gather_and_cast(flat: dict[str, Any], dtype: str, mesh: Any = None) -> dict[
   return copied
 
 
-def transpose_for_gemv(layer: dict[str, Any]) -> dict[str, Any]:
-  """The parameters of a layer, nested, with its plain matrices as lora.Transposed."""
+def fuse(layer: dict[str, Any], tensor: int = 1) -> dict[str, Any]:
+  """The parameters of a layer, nested, for products with a few rows of x.
+
+  Plain matrices are lora.Transposed. Those of queries, keys and values, `attn/qkv`, are one with
+  axes [K, G + 2, H, D]: each key/value head after its G query heads. `tensor`: devices that share
+  the heads; where they do not share those of keys, all three stay apart.
+  """
   flat = param_tree.flatten(layer)
   for name, leaf in flat.items():
     matrix = param_names.matrix(f"llm/layers/{name}")
     if matrix and isinstance(leaf, jax.Array):
       fused = matrix.shared.removeprefix("L")
       order = [matrix.axes.index(a) - 1 for a in fused + matrix.new + matrix.summed]
-      leaf = jnp.transpose(leaf, order)
-      flat[name] = lora.Transposed(tuple(leaf)) if fused else lora.Transposed(leaf)
+      flat[name] = lora.Transposed(jnp.transpose(leaf, order))
+  q, kv, both = (flat.get(f"attn/{name}_einsum/w") for name in ("q", "kv", "qkv"))
+  if isinstance(both, lora.Transposed):
+    fused = jnp.swapaxes(flat.pop("attn/qkv_einsum/w").w, 0, 1)
+  elif isinstance(q, lora.Transposed) and isinstance(kv, lora.Transposed):
+    K, H, D = kv.w.shape[1:]
+    if K % tensor:
+      return param_tree.unflatten(flat)
+    q_KGHD, kv_K2HD = q.w.reshape(K, -1, H, D), jnp.swapaxes(kv.w, 0, 1)
+    fused = jnp.concatenate([q_KGHD, kv_K2HD], axis=1)
+    del flat["attn/q_einsum/w"], flat["attn/kv_einsum/w"]
+  else:
+    return param_tree.unflatten(flat)
+  flat["attn/qkv"] = lora.Transposed(fused)
   return param_tree.unflatten(flat)
 
 

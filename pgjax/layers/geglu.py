@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from pgjax.layers.lora import Linear, dropped, product
+from pgjax.layers.lora import Linear, Transposed, dot, dropped, product
 from pgjax.layers.placement import NO_MESH, Placement
 
 
@@ -33,14 +33,23 @@ def geglu(
 
 def _forward(x_BTD, gating_2DF, linear_FD, constrain):
   place = constrain.inside
+  if isinstance(gating_2DF, Linear) and isinstance(gating_2DF.w, Transposed):  # While decoding.
+    both_BT2F = dot("BTD,CDF->BTCF", x_BTD, gating_2DF.w)
+    gate_BTF, up_BTF = both_BT2F[:, :, 0], both_BT2F[:, :, 1]
+    hidden_BTF = _hidden(place(gate_BTF, "BTF"), place(up_BTF, "BTF"))
+    return place(_product(hidden_BTF, linear_FD), "BTD"), None
   gate_BTF = checkpoint_name(place(_product(x_BTD, gating_2DF[0]), "BTF"), "mlp_gate")
   # Without the barrier XLA fuses the two products where x is small, and copies both weights.
   again_BTD, gate_BTF = jax.lax.optimization_barrier((x_BTD, gate_BTF))
   up_BTF = checkpoint_name(place(_product(again_BTD, gating_2DF[1]), "BTF"), "mlp_up")
-  f32 = jnp.float32
-  hidden_BTF = (jax.nn.gelu(gate_BTF.astype(f32)) * up_BTF.astype(f32)).astype(x_BTD.dtype)
+  hidden_BTF = _hidden(gate_BTF, up_BTF)
   out_BTD = checkpoint_name(place(_product(hidden_BTF, linear_FD), "BTD"), "mlp_out")
   return out_BTD, (x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF)
+
+
+def _hidden(gate_BTF, up_BTF):
+  f32 = jnp.float32
+  return (jax.nn.gelu(gate_BTF.astype(f32)) * up_BTF.astype(f32)).astype(gate_BTF.dtype)
 
 
 _product = functools.partial(product, "BTX,XY->BTY")  # x w + dropout(x) a b.

@@ -54,12 +54,12 @@ class Linear:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Transposed:
-  """A matrix for products with a few rows: [new axes, summed axes], or parts of that kind.
+  """A matrix for products with a few rows: [new axes, summed axes], or [parts, new, summed].
 
   XLA's CPU multiplies it by a few columns up to twice as fast as a few rows by its transpose.
   """
 
-  w: jax.Array | tuple[jax.Array, ...]
+  w: jax.Array
 
   def __getitem__(self, i: int) -> "Transposed":
     return Transposed(self.w[i])

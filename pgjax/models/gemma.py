@@ -208,12 +208,9 @@ class Attention(nn.Module):
     """(output, cache): the given cache updated; with `fill_cache` a new one, else None."""
     c = self.config
     B, T, _ = x_BTD.shape
-    axes = ("NDH", "KDH", "KDH")
-    q_NDH, k_KDH, v_KDH = map(self.constrain.weight, self._weights(), axes)
     place = self.constrain.inside
-    q_BTNH = place(lora.product("BTD,NDH->BTNH", x_BTD, q_NDH), "BTNH")
-    k_BTKH = lora.product("BTD,KDH->BTKH", x_BTD, k_KDH)
-    v_BTKH = lora.product("BTD,KDH->BTKH", x_BTD, v_KDH)
+    q_BTNH, k_BTKH, v_BTKH = self._projected(x_BTD)
+    q_BTNH = place(q_BTNH, "BTNH")
     q_BTNH = (rotate(q_BTNH, positions_BT) * c.query_scalar**-0.5).astype(self.dtype)
     k_BTKH = rotate(k_BTKH, positions_BT).astype(self.dtype)
     q_BTNH, k_BTKH, v_BTKH = (
@@ -246,6 +243,19 @@ class Attention(nn.Module):
     copies = self.constrain.copies_of_kv(self.config.num_heads, self.config.num_kv_heads)
     x_BTKH = jnp.repeat(x_BTKH, copies, axis=2) if copies > 1 else x_BTKH
     return self.constrain.gathered_keys(x_BTKH)
+
+  def _projected(self, x_BTD):
+    """Queries, keys and values before their rotation."""
+    fused = self.get_variable("params", "qkv")
+    if fused is not None:  # inference/decode_weights.py
+      y_BTKXH = lora.dot("BTD,KXDH->BTKXH", x_BTD, fused)
+      q_BTKGH, k_BTKH, v_BTKH = y_BTKXH[..., :-2, :], y_BTKXH[..., -2, :], y_BTKXH[..., -1, :]
+      return q_BTKGH.reshape(*x_BTD.shape[:2], -1, self.config.head_dim), k_BTKH, v_BTKH
+    axes = ("NDH", "KDH", "KDH")
+    q_NDH, k_KDH, v_KDH = map(self.constrain.weight, self._weights(), axes)
+    q_BTNH = lora.product("BTD,NDH->BTNH", x_BTD, q_NDH)
+    k_BTKH = lora.product("BTD,KDH->BTKH", x_BTD, k_KDH)
+    return q_BTNH, k_BTKH, lora.product("BTD,KDH->BTKH", x_BTD, v_KDH)
 
   def _weights(self):
     if self.config.num_kv_heads == self.config.num_heads:

@@ -19,7 +19,7 @@ from pgjax.planning import gpus, hlo, hlo_text
 PRODUCTS = 0.72  # Large products in a step; 0.80 in one product of 8192 x 8192 numbers.
 BANDWIDTH = 0.865  # A copy.
 LAUNCH = 1.5e-6  # Seconds from kernel to kernel.
-_FREE = frozenset(
+FREE = frozenset(
   ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id")
 ) | {"replica-id", "iota", "opt-barrier", ""}  # fmt: skip
 
@@ -86,7 +86,7 @@ class _Reader(NamedTuple):
     """Of a computation, in the order of its schedule."""
     types = {i.name: i.type for i in self.program.get(name, ())}
     for i in self.program.get(name, ()):
-      if i.op in _FREE:
+      if i.op in FREE:
         continue
       inner = hlo_text.called(i)
       if i.op == "while":
