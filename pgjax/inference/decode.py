@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from pgjax.config.decode_method import GREEDY
 from pgjax.distributed import mesh as mesh_lib
-from pgjax.inference import decode_weights, search
+from pgjax.inference import decode_weights, kernel_check, search
 from pgjax.layers import embedding
 from pgjax.models import paligemma
 from pgjax.params import tree as param_tree
@@ -54,6 +54,7 @@ def jitted(
     eos=eos,
     mesh=mesh,
     byte_budget=decode_weights.byte_budget(mesh),
+    kernels=kernel_check.right(model, mesh),
   )
   rows, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
   inputs = (param_places, rows, everywhere, everywhere)
@@ -75,8 +76,12 @@ def decoded(
   readable=param_tree.unflatten,
   mesh=None,
   byte_budget=math.inf,
+  kernels=True,
 ) -> Decoded:
-  """What `jitted` compiles. It reads a copy of the weights if that fits `byte_budget`."""
+  """What `jitted` compiles. It reads a copy of the weights if that fits `byte_budget`.
+
+  kernels: those of pgjax/kernels may be used where they fit.
+  """
   flat = param_tree.flatten(params)
   fits = decode_weights.size(flat, model.dtype, mesh) <= byte_budget
   weights = decode_weights.gather_and_cast(flat, model.dtype, mesh) if fits else flat
@@ -101,9 +106,13 @@ def decoded(
   )
   if fits:
     stacked = model.apply(variables, method="layer_params")
-    layers = [decode_weights.fuse(layer, model.constrain.tensor) for layer in stacked]
+    rows = len(batch["text"]) * N
+    in_kernels = kernels and decode_weights.multiplies_codes(rows, model.dtype, model.constrain)
+    fuse = functools.partial(decode_weights.fuse, constrain=model.constrain, kernels=in_kernels)
+    layers = [fuse(layer, model.dtype) for layer in stacked]
   L = caches[0].k_BKHS.shape[3] - max_decode_len * N
-  rules = search.rules(method, eos, batch, key, masks, mesh)
+  softcap = model.llm_config.final_logits_softcap
+  rules = search.rules(method, eos, batch, key, masks, mesh, softcap)
 
   def extend(state):
     """Reads the last token of each branch, then chooses the next."""
@@ -117,6 +126,7 @@ def decoded(
       _visible(state.path, last, lengths_B, L),
       L + last * N,
       layers,
+      kernels,
       method="extend",
     )
     return search.choose(state._replace(caches=caches), next_logits(h_BND), rules)

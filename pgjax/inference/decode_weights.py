@@ -9,13 +9,14 @@ the 3B model at batch 64 moves 10.3 GB with the copy and 19.0 without).
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pgjax.distributed import mesh as mesh_lib, processes, sharding
-from pgjax.layers import lora
+from pgjax.kernels import choice
+from pgjax.layers import lora, quantization
 from pgjax.models import paligemma
 from pgjax.params import names as param_names, tree as param_tree
 
@@ -55,34 +56,81 @@ def gather_and_cast(flat: dict[str, Any], dtype: str, mesh: Any = None) -> dict[
   return copied
 
 
-def fuse(layer: dict[str, Any], tensor: int = 1) -> dict[str, Any]:
+class Fused(NamedTuple):
+  """The matrices of queries, keys and values as one."""
+
+  w: Any  # By rows [K, G + 2, H, D]: each key/value head after its G query heads.
+  factors: tuple[lora.Linear, ...]  # Of the three, without matrices.
+
+
+def fuse(layer: dict[str, Any], dtype: str, constrain: Any, kernels: bool) -> dict[str, Any]:
   """The parameters of a layer, nested, for products with a few rows of x.
 
-  Plain matrices are lora.Transposed. Those of queries, keys and values, `attn/qkv`, are one with
-  axes [K, G + 2, H, D]: each key/value head after its G query heads. `tensor`: devices that share
-  the heads; where they do not share those of keys, all three stay apart.
+  Matrices are by rows, with their adapters in the compute dtype: lora.Transposed, or
+  quantization.Rows where `kernels` may multiply quantized ones (others stay as they are). Those of
+  queries, keys and values are one (Fused), `attn/qkv`, unless devices that share the heads do not
+  share those of keys.
   """
   flat = param_tree.flatten(layer)
   for name, leaf in flat.items():
-    matrix = param_names.matrix(f"llm/layers/{name}")
-    if matrix and isinstance(leaf, jax.Array):
-      fused = matrix.shared.removeprefix("L")
-      order = [matrix.axes.index(a) - 1 for a in fused + matrix.new + matrix.summed]
-      flat[name] = lora.Transposed(jnp.transpose(leaf, order))
-  q, kv, both = (flat.get(f"attn/{name}_einsum/w") for name in ("q", "kv", "qkv"))
-  if isinstance(both, lora.Transposed):
-    fused = jnp.swapaxes(flat.pop("attn/qkv_einsum/w").w, 0, 1)
-  elif isinstance(q, lora.Transposed) and isinstance(kv, lora.Transposed):
-    K, H, D = kv.w.shape[1:]
-    if K % tensor:
-      return param_tree.unflatten(flat)
-    q_KGHD, kv_K2HD = q.w.reshape(K, -1, H, D), jnp.swapaxes(kv.w, 0, 1)
-    fused = jnp.concatenate([q_KGHD, kv_K2HD], axis=1)
-    del flat["attn/q_einsum/w"], flat["attn/kv_einsum/w"]
+    if matrix := param_names.matrix(f"llm/layers/{name}"):
+      flat[name] = _by_rows(matrix, leaf, dtype, constrain.mesh, kernels)
+  if "attn/qkv_einsum/w" in flat:
+    names, join = ["attn/qkv_einsum/w"], lambda w: jnp.swapaxes(w, 0, 1)
   else:
-    return param_tree.unflatten(flat)
-  flat["attn/qkv"] = lora.Transposed(fused)
+    names, join = ["attn/q_einsum/w", "attn/kv_einsum/w"], _joined
+  linears = [flat[name] for name in names]
+  if _alike(linears) and (len(names) == 1 or _shared(linears[-1], constrain)):
+    w = jax.tree.map(join, *(linear.w for linear in linears))
+    *q, kv = linears
+    parts = len(jax.tree.leaves(kv.w)[0])
+    factors = (*(a.without() for a in q), *(kv.factors(i) for i in range(parts)))
+    flat = {name: leaf for name, leaf in flat.items() if name not in names}
+    flat["attn/qkv"] = Fused(w, factors)
   return param_tree.unflatten(flat)
+
+
+def multiplies_codes(rows: int, dtype: str, constrain: Any) -> bool:
+  """Whether `rows` branches of a batch are multiplied with quantized matrices by a kernel."""
+  devices = 1 if constrain.mesh is None else mesh_lib.batch_devices(constrain.mesh)
+  device = choice.device_of(constrain.mesh)
+  return choice.multiplies_codes(rows // devices, dtype, device, constrain.tensor)
+
+
+def _by_rows(matrix, leaf, dtype, mesh, kernels):
+  """A lora.Linear by rows, or the leaf itself if its matrix cannot be."""
+  base = leaf.base if isinstance(leaf, lora.Adapted) else leaf
+  fused = matrix.shared.removeprefix("L")
+  if isinstance(base, quantization.Quantized):
+    w = quantization.by_rows(base, len(matrix.summed), mesh) if kernels else None
+  else:
+    order = [matrix.axes.index(a) - 1 for a in fused + matrix.new + matrix.summed]
+    w = lora.Transposed(jnp.transpose(base.astype(dtype), order))
+  if w is None:
+    return leaf
+  return lora.adapted(w, leaf, dtype) if isinstance(leaf, lora.Adapted) else lora.Linear(w)
+
+
+def _alike(linears):
+  """Whether all are by rows and stored in the same way."""
+
+  def kind(linear):
+    if not isinstance(linear, lora.Linear):
+      return None
+    return type(linear.w), [(a.dtype, a.shape[-1]) for a in jax.tree.leaves(linear.w)]
+
+  return kind(linears[0]) is not None and all(kind(a) == kind(linears[0]) for a in linears)
+
+
+def _shared(kv, constrain):
+  """Whether the devices along `tensor` share the key/value heads, each with its queries."""
+  return jax.tree.leaves(kv.w)[0].shape[1] % constrain.tensor == 0
+
+
+def _joined(q, kv):
+  """[N, H, ...] and [2, K, H, ...] as [K, G + 2, H, ...]."""
+  q_KGH, kv_K2H = q.reshape(kv.shape[1], -1, *q.shape[1:]), jnp.swapaxes(kv, 0, 1)
+  return jnp.concatenate([q_KGH, kv_K2H], axis=1)
 
 
 def _copy_dtype(name: str, leaf: Any, dtype: str) -> Any:

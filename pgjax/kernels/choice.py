@@ -15,6 +15,9 @@ from pgjax.kernels import cudnn, flash
 AUTO, PLAIN, CHUNKED, FLASH, CUDNN = "auto", "plain", "chunked", "flash", "cudnn"
 NAMES = (AUTO, PLAIN, FLASH, CHUNKED, CUDNN)
 LONG = 1024  # Tokens from which scores are worth avoiding.
+MAX_QUERY_ROWS = 64  # Of a key/value head, in decode_attention.py.
+MIN_PROGRAMS = 64  # One each for an example's key/value head keep a GPU busy.
+MAX_PRODUCT_ROWS = 256  # In quantized_product.py: with more, every tile is decoded too often.
 _HALF = ("bfloat16", "float16")
 
 
@@ -78,6 +81,30 @@ def choose(wanted: str, shape: Shape, device: Device, without: Mapping[str, str]
   if trouble is None:
     return Choice(FLASH, why)
   return Choice(CHUNKED, f"{why}; flash {trouble}")
+
+
+def attends_to_cache(
+  wanted: str, batch: int, rows: int, kv_heads: int, dtype: str, device: Device
+) -> bool:
+  """Whether attention of new tokens to a cache is kernels/decode_attention.py.
+
+  batch: of one device; rows: queries of a key/value head; dtype: of queries and of the cache.
+  """
+  fits = rows <= MAX_QUERY_ROWS and batch * kv_heads >= MIN_PROGRAMS
+  return wanted != PLAIN and fits and runs_triton(dtype, device)
+
+
+def multiplies_codes(rows: int, dtype: str, device: Device, tensor: int) -> bool:
+  """Whether products of so many rows a device with quantized matrices are decoded inside.
+
+  tensor: devices that share heads, and would need a part of the codes each.
+  """
+  return rows <= MAX_PRODUCT_ROWS and tensor == 1 and runs_triton(dtype, device)
+
+
+def runs_triton(dtype: str, device: Device) -> bool:
+  """Whether it is an NVIDIA GPU with products in this dtype, bfloat16."""
+  return dtype == "bfloat16" and device.platform == "gpu" and (device.capability or 0) >= 8
 
 
 def misfit(name: str, shape: Shape, device: Device, without: Mapping[str, str] = {}) -> str | None:

@@ -13,6 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from pgjax.kernels import choice, cudnn, on_mesh
@@ -34,15 +35,14 @@ def dot_product(
 ) -> Float[Array, "B T K G H"]:
   """What `attend` computes, by the implementation of that name (kernels/choice.py).
 
-  A mask as an array is for decoding, where T is small: there attention is plain.
+  A mask as an array is for decoding, where T is small: see `_to_cache`.
   """
+  if isinstance(visible, jax.Array):
+    return _to_cache(q_BTKGH, k_BSKH, v_BSKH, visible, implementation, softcap, constrain)
   splits_tokens = constrain.sequence > 1
-  name, device = choice.PLAIN, None
-  if not isinstance(visible, jax.Array):
-    device = choice.device_of(constrain.mesh)
-    masked = visible is not None
-    shape = (q_BTKGH.shape[1], q_BTKGH.shape[-1], q_BTKGH.dtype.name, softcap, masked)
-    name = choice.choose(implementation, choice.Shape(*shape, splits_tokens), device).name
+  device = choice.device_of(constrain.mesh)
+  shape = (q_BTKGH.shape[1], q_BTKGH.shape[-1], q_BTKGH.dtype.name, softcap, visible is not None)
+  name = choice.choose(implementation, choice.Shape(*shape, splits_tokens), device).name
   if name == choice.PLAIN:
     return attend(q_BTKGH, k_BSKH, v_BSKH, visible, softcap, score_dtype, splits_tokens)
   if name == choice.CUDNN:
@@ -51,6 +51,32 @@ def dot_product(
   places = _places(constrain, q_BTKGH.shape)
   kernel = on_mesh.Kernel(name, softcap, score_dtype, capability, places)
   return on_mesh.attend(q_BTKGH, k_BSKH, v_BSKH, visible, kernel)
+
+
+def _to_cache(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, implementation, softcap, constrain):
+  """Plain attention, or a kernel that reads the cache where it is (kernels/decode_attention.py)."""
+  places = _places(constrain, q_BTKGH.shape)
+  B, T, K, G, _ = q_BTKGH.shape
+  if places:
+    B //= placement.size_of(places.mesh, places.batch)
+    K //= placement.size_of(places.mesh, places.heads)
+  dtypes = {a.dtype.name for a in (q_BTKGH, k_BSKH, v_BSKH)}
+  dtype = dtypes.pop() if len(dtypes) == 1 else ""
+  device = choice.device_of(constrain.mesh)
+  if not choice.attends_to_cache(implementation, B, T * G, K, dtype, device):
+    return attend(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, softcap)
+  from pgjax.kernels import decode_attention  # Pallas takes long to import.
+
+  run = functools.partial(decode_attention.attend, softcap=softcap)
+  if places:
+    batch, heads = places.batch or None, places.heads or None
+    q, cache = P(batch, None, heads), P(batch, heads)
+    run = jax.shard_map(
+      run, mesh=places.mesh, in_specs=(q, cache, cache, P(batch)), out_specs=q, check_vma=False
+    )
+  # XLA cancels the cache's transpositions.
+  k_BKHS, v_BKSH = jnp.transpose(k_BSKH, (0, 2, 3, 1)), jnp.swapaxes(v_BSKH, 1, 2)
+  return run(q_BTKGH, k_BKHS, v_BKSH, mask_BTS)
 
 
 def _places(constrain, shape):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from pgjax.layers.lora import Linear, Transposed, dot, dropped, product
+from pgjax.layers.lora import Linear, dropped, is_by_rows, parts, product
 from pgjax.layers.placement import NO_MESH, Placement
 
 
@@ -33,11 +33,9 @@ def geglu(
 
 def _forward(x_BTD, gating_2DF, linear_FD, constrain):
   place = constrain.inside
-  if isinstance(gating_2DF, Linear) and isinstance(gating_2DF.w, Transposed):  # While decoding.
-    both_BT2F = dot("BTD,CDF->BTCF", x_BTD, gating_2DF.w)
-    gate_BTF, up_BTF = both_BT2F[:, :, 0], both_BT2F[:, :, 1]
-    hidden_BTF = _hidden(place(gate_BTF, "BTF"), place(up_BTF, "BTF"))
-    return place(_product(hidden_BTF, linear_FD), "BTD"), None
+  if is_by_rows(gating_2DF):  # While decoding.
+    both = (place(a, "BTF") for a in parts("BTD,CDF->BTCF", x_BTD, gating_2DF))
+    return place(_product(_hidden(*both), linear_FD), "BTD"), None
   gate_BTF = checkpoint_name(place(_product(x_BTD, gating_2DF[0]), "BTF"), "mlp_gate")
   # Without the barrier XLA fuses the two products where x is small, and copies both weights.
   again_BTD, gate_BTF = jax.lax.optimization_barrier((x_BTD, gate_BTF))

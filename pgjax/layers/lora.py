@@ -12,6 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pgjax.layers import quantization
+from pgjax.layers.quantization import Rows
+
 _STATIC = dict(static=True)
 
 
@@ -43,6 +46,14 @@ class Linear:
     a, b = (None, None) if self.a is None else (self.a[i], self.b[i])
     return Linear(self.w[i], a, b, self.key, self.dropout).with_key_of(i)
 
+  def without(self) -> "Linear":
+    """The same without its matrix."""
+    return dataclasses.replace(self, w=None)
+
+  def factors(self, i: int) -> "Linear":
+    """Part i of a fused leaf without its matrix."""
+    return dataclasses.replace(self, w=(None,) * (i + 1))[i]
+
   def with_key_of(self, i: Any) -> "Linear":
     """The same with a dropout key of its own for each i."""
     if self.key is None:
@@ -61,16 +72,27 @@ class Transposed:
 
   w: jax.Array
 
-  def __getitem__(self, i: int) -> "Transposed":
-    return Transposed(self.w[i])
+
+def is_by_rows(linear: Any) -> bool:
+  """Whether its matrix is in the form for a few rows of x, parts of a fused leaf in one."""
+  return isinstance(linear, Linear) and isinstance(linear.w, Transposed | Rows)
 
 
-def dot(equation: str, x: jax.Array, w: jax.Array | Transposed) -> jax.Array:
+def adapted(w: Any, leaf: Adapted, dtype: str, key: Any = None) -> Linear:
+  """The matrix `w` with the leaf's adapter in the compute dtype."""
+  a, b = leaf.a.astype(dtype), (leaf.b * leaf.scale).astype(dtype)
+  return Linear(w, a, b, key, leaf.dropout)
+
+
+def dot(equation: str, x: jax.Array, w: jax.Array | Transposed | Rows) -> jax.Array:
   """einsum(equation, x, w)."""
-  if not isinstance(w, Transposed):
+  if not isinstance(w, Transposed | Rows):
     return jnp.einsum(equation, x, w)
   x_axes, summed, new, result = _axes(equation)
   rest = "".join(axis for axis in x_axes if axis in result)
+  if isinstance(w, Rows):
+    x = x.reshape(*x.shape[: len(rest)], -1)
+    return jnp.einsum(f"{rest}{new}->{result}", quantization.multiply(x, w))
   y = jnp.einsum(f"{new}{summed},{x_axes}->{new}{rest}", w.w, x)
   y = jax.lax.optimization_barrier(y)  # Else XLA transposes the product, not the result.
   return jnp.einsum(f"{new}{rest}->{result}", y)
@@ -86,7 +108,21 @@ def _axes(equation):
 
 def product(equation: str, x: jax.Array, linear: Linear) -> jax.Array:
   """einsum(equation, x, w), such as "BTD,NDH->BTNH", plus the adapter's term."""
-  y = dot(equation, x, linear.w)
+  return with_adapter(dot(equation, x, linear.w), equation, x, linear)
+
+
+def parts(equation: str, x: jax.Array, linear: Linear) -> list[jax.Array]:
+  """The products with all parts of a fused leaf, the axis C of "BTD,CDF->BTCF", in one."""
+  y, axis = dot(equation, x, linear.w), equation.partition("->")[2].index("C")
+  of_part = equation.replace("C", "")
+  return [
+    with_adapter(jax.lax.index_in_dim(y, i, axis, keepdims=False), of_part, x, linear.factors(i))
+    for i in range(y.shape[axis])
+  ]
+
+
+def with_adapter(y: jax.Array, equation: str, x: jax.Array, linear: Linear) -> jax.Array:
+  """y, the product of x, plus the adapter's term."""
   if linear.a is None:
     return y
   x_axes, summed, new, result = _axes(equation)

@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from pgjax.layers import placement
 
 NF4 = np.array(
   [
@@ -71,6 +74,50 @@ class Quantized:
   order: Order = dataclasses.field(metadata=_STATIC)
   # The sharding in which codes are gathered, before they are decoded.
   place: Any = dataclasses.field(default=None, metadata=_STATIC)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """A matrix of one layer for kernels/quantized_product.py: a row of codes for each new axis."""
+
+  codes: Any  # [new axes, i]: int8, or nf4 as that kernel reads it.
+  scale: Any  # float32 [new axes, blocks].
+  mesh: Any = dataclasses.field(default=None, metadata=_STATIC)
+
+
+def by_rows(stored: Quantized, summed: int, mesh: Any = None) -> Rows | None:
+  """One layer's matrix, whose last axes in coded order, `summed` of them, are summed over.
+
+  None if the kernel cannot multiply it.
+  """
+  from pgjax.kernels import quantized_product  # Pallas takes long to import.
+
+  scheme, shape = stored.scheme, [stored.shape[axis] for axis in stored.order.axes]
+  new, inputs = shape[:-summed], math.prod(shape[-summed:])
+  outputs = math.prod(new) // stored.order.parts
+  if not quantized_product.fits(outputs, inputs, scheme.kind, scheme.block):
+    return None
+  by_part = {name: part.reshape(stored.order.parts, -1) for name, part in stored.parts.items()}
+  codes_Oi = by_part[scheme.kind].reshape(math.prod(new), -1)
+  if scheme.kind == "nf4":
+    codes_Oi = quantized_product.packed(codes_Oi, scheme.block)
+  return Rows(codes_Oi.reshape(*new, -1), _scales(by_part, scheme).reshape(*new, -1), mesh)
+
+
+def multiply(x: Any, rows: Rows) -> Any:
+  """x [..., summed] times the matrix: [..., new axes]; a mesh splits the first axis of x."""
+  from pgjax.kernels import quantized_product
+
+  new = rows.codes.shape[:-1]
+  codes_Oi, scale_Ob = (a.reshape(-1, a.shape[-1]) for a in (rows.codes, rows.scale))
+  table = jnp.asarray(NF4) if codes_Oi.dtype == jnp.uint8 else None
+  x_MI, run = x.reshape(-1, x.shape[-1]), quantized_product.product
+  if rows.mesh is not None and rows.mesh.size > 1:
+    batch = P(placement.split_axes(rows.mesh, "B", len(x)) or None)
+    specs = dict(in_specs=(batch, P(), P(), P()), out_specs=batch, check_vma=False)
+    run = jax.shard_map(run, mesh=rows.mesh, **specs)
+  return run(x_MI, codes_Oi, scale_Ob, table).reshape(*x.shape[:-1], *new)
 
 
 def part_shapes(
@@ -133,11 +180,8 @@ def _normed(blocks_Mbs, xp):
 
 def decode(parts_n: dict[str, Any], scheme: Scheme, shape: tuple[int, ...], xp: Any = jnp) -> Any:
   """The float32 numbers of one matrix, in the order of its codes; or of several: axes in front."""
-  scale_b = parts_n["scale"]
+  scale_b = _scales(parts_n, scheme, xp)
   *several, blocks = scale_b.shape
-  if scheme.double:
-    outer_b = xp.repeat(parts_n["scale_scale"], GROUP, axis=-1)[..., :blocks]
-    scale_b = scale_b.astype(np.float32) / 127 * outer_b + parts_n["scale_mean"]
   if scheme.kind == "nf4":
     codes = (parts_n["nf4"][..., None] >> np.array([4, 0], np.uint8)) & 15
     values = xp.asarray(NF4)[codes]
@@ -145,6 +189,15 @@ def decode(parts_n: dict[str, Any], scheme: Scheme, shape: tuple[int, ...], xp: 
     values = parts_n["int8"].astype(np.float32) / 127
   numbers = values.reshape(*several, blocks, scheme.block) * scale_b[..., None]
   return numbers.reshape(*several, -1)[..., : math.prod(shape)].reshape(*several, *shape)
+
+
+def _scales(parts_n, scheme, xp=jnp):
+  """The float32 scale of each block."""
+  scale_b = parts_n["scale"]
+  if not scheme.double:
+    return scale_b
+  outer_b = xp.repeat(parts_n["scale_scale"], GROUP, axis=-1)[..., : scale_b.shape[-1]]
+  return scale_b.astype(np.float32) / 127 * outer_b + parts_n["scale_mean"]
 
 
 def decode_layer(

@@ -6,22 +6,21 @@ import flax.linen as nn
 import jax
 
 from pgjax.layers import mixed_precision, quantization
-from pgjax.layers.lora import Adapted, Linear, Transposed
+from pgjax.layers.lora import Adapted, Linear, adapted
 from pgjax.layers.quantization import Quantized
 
 
 def read(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: str) -> Linear:
   """The parameter `name` of a compact module in the compute dtype; a `dropout` rng: training."""
   stored = module.get_variable("params", name)
-  if isinstance(stored, Transposed):
-    return Linear(stored)
+  if isinstance(stored, Linear):  # inference/decode_weights.py
+    return stored
   if not isinstance(stored, Adapted | Quantized):
     return Linear(mixed_precision.weight(module.param(name, init, shape), dtype))
   base = stored.base if isinstance(stored, Adapted) else stored
   w = quantization.weight(base, dtype) if isinstance(base, Quantized) else base.astype(dtype)
   if base is stored:
     return Linear(w)
-  a, b = stored.a.astype(dtype), (stored.b * stored.scale).astype(dtype)
   training = stored.dropout > 0 and module.has_rng("dropout")
   key = jax.random.key_data(module.make_rng("dropout")) if training else None
-  return Linear(w, a, b, key, stored.dropout)
+  return adapted(w, stored, dtype, key)

@@ -246,23 +246,32 @@ class Attention(nn.Module):
 
   def _projected(self, x_BTD):
     """Queries, keys and values before their rotation."""
-    fused = self.get_variable("params", "qkv")
-    if fused is not None:  # inference/decode_weights.py
-      y_BTKXH = lora.dot("BTD,KXDH->BTKXH", x_BTD, fused)
-      q_BTKGH, k_BTKH, v_BTKH = y_BTKXH[..., :-2, :], y_BTKXH[..., -2, :], y_BTKXH[..., -1, :]
-      return q_BTKGH.reshape(*x_BTD.shape[:2], -1, self.config.head_dim), k_BTKH, v_BTKH
-    axes = ("NDH", "KDH", "KDH")
-    q_NDH, k_KDH, v_KDH = map(self.constrain.weight, self._weights(), axes)
-    q_BTNH = lora.product("BTD,NDH->BTNH", x_BTD, q_NDH)
-    k_BTKH = lora.product("BTD,KDH->BTKH", x_BTD, k_KDH)
-    return q_BTNH, k_BTKH, lora.product("BTD,KDH->BTKH", x_BTD, v_KDH)
+    if (fused := self.get_variable("params", "qkv")) is not None:  # inference/decode_weights.py
+      return self._projected_by(fused, x_BTD)
+    q_NDH, *kv = self._weights()
+    q_BTNH = lora.product("BTD,NDH->BTNH", x_BTD, self.constrain.weight(q_NDH, "NDH"))
+    if len(kv) == 1:
+      return q_BTNH, *lora.parts("BTD,CKDH->BTCKH", x_BTD, kv[0])
+    kv = (self.constrain.weight(w_KDH, "KDH") for w_KDH in kv)
+    return q_BTNH, *(lora.product("BTD,KDH->BTKH", x_BTD, w_KDH) for w_KDH in kv)
+
+  def _projected_by(self, fused, x_BTD):
+    """The same by one product, with heads in the order of the cache."""
+    y_BTKXH = lora.dot("BTD,KXDH->BTKXH", x_BTD, fused.w)
+    q_BTKGH, k_BTKH, v_BTKH = y_BTKXH[..., :-2, :], y_BTKXH[..., -2, :], y_BTKXH[..., -1, :]
+    q_BTNH = q_BTKGH.reshape(*x_BTD.shape[:2], -1, self.config.head_dim)
+    ys, axes = (q_BTNH, k_BTKH, v_BTKH), "NKK"
+    return [
+      lora.with_adapter(y, f"BTD,{n}DH->BT{n}H", x_BTD, factors)
+      for y, n, factors in zip(ys, axes, fused.factors, strict=True)
+    ]
 
   def _weights(self):
     if self.config.num_kv_heads == self.config.num_heads:
       qkv = self.qkv_einsum()
       return qkv[0], qkv[1], qkv[2]
-    kv = self.kv_einsum()
-    return self.q_einsum(), kv[0], kv[1]
+    q, kv = self.q_einsum(), self.kv_einsum()
+    return (q, kv) if lora.is_by_rows(kv) else (q, kv[0], kv[1])
 
 
 class FeedForward(nn.Module):
@@ -372,11 +381,13 @@ class Gemma(nn.Module):
     caches: tuple[Cache, ...],
     slot: Int[Array, ""],
     layers: Sequence[Any] | None = None,  # Of `layer_params`, to unstack the parameters only once.
+    kernels: bool = True,  # False: attention is plain.
   ):
     """Runs the layers one by one, writing T tokens at `slot`: (x, caches)."""
     written, constrain = [], self.constrain._replace(splits_tokens=False)
+    config = self.config if kernels else dataclasses.replace(self.config, attention="plain")
     for params, cache in zip(layers or self.layer_params(), caches, strict=True):
-      block = Block(self.config, self.dtype, constrain, parent=None)
+      block = Block(config, self.dtype, constrain, parent=None)
       x_BTD, cache = block.apply(
         {"params": params}, x_BTD, positions_BT, mask_BTS, _EVALUATE, cache, slot
       )

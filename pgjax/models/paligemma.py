@@ -207,10 +207,13 @@ class Model(nn.Module):
     mask_BNS: Bool[Array, "B N S"],
     slot: Int[Array, ""],
     layers: Sequence[Any] | None = None,  # Of `layer_params`, to unstack the parameters only once.
+    kernels: bool = True,
   ):
     """N more tokens a row, written from `slot` on: (their states [B, N, D], caches)."""
     x_BND = x_BND.astype(self.dtype)
-    x_BND, caches = self.llm_tower.extend(x_BND, positions_BN, mask_BNS, caches, slot, layers)
+    x_BND, caches = self.llm_tower.extend(
+      x_BND, positions_BN, mask_BNS, caches, slot, layers, kernels
+    )
     return self.llm_tower.norm(x_BND), caches
 
   def layer_params(self):

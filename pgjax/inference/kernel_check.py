@@ -1,0 +1,94 @@
+"""Are the kernels of decoding right on the GPU at hand?
+
+Before a program is compiled, they run on small random input with the model's head sizes, and are
+compared with plain JAX. Where one fails or differs, decoding does without all of them.
+"""
+
+import functools
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pgjax.distributed import processes
+from pgjax.errors import cut
+from pgjax.kernels import choice
+from pgjax.layers import attention, quantization
+
+log = logging.getLogger("pgjax")
+
+TOLERANCE = 0.02  # Of the norm. Bfloat16 alone gives 0.004.
+_SLOTS, _ROWS, _OUTPUTS, _INPUTS = 77, 20, 192, 512
+
+
+def right(model: Any, mesh: Any) -> bool:
+  """Whether decoding may use its kernels; why not is logged. True where none would be used."""
+  device = choice.device_of(mesh)
+  if not (device.local and choice.runs_triton(model.dtype, device)):
+    return True
+  c = model.llm_config
+  heads = (c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim, c.attn_logits_softcap)
+  trouble = _trouble(*heads, model.dtype, mesh.local_devices[0])
+  return not any(processes.gather_objects(trouble))
+
+
+@functools.cache
+def _trouble(K, G, H, softcap, dtype, device) -> str | None:
+  """What is wrong with the kernels; None if nothing is."""
+  cases = dict(attention=lambda: attention_error(K, G, H, softcap, dtype))
+  for kind in ("int8", "nf4"):
+    cases[f"the product with {kind}"] = functools.partial(product_error, kind, dtype)
+  for name, case in cases.items():
+    try:
+      with jax.default_device(device):
+        error = float(case())
+    except Exception as failure:  # Of a compiler, a driver or a kernel: of any type.
+      trouble = f"fails ({cut(' '.join(str(failure).split()))})"
+    else:
+      if error <= TOLERANCE:
+        continue
+      trouble = f"differs from plain JAX by {error:.2g} of its norm (allowed: {TOLERANCE:g})"
+    kind = device.device_kind
+    log.warning("On this %s, the kernel of %s %s: decoding does without.", kind, name, trouble)
+    return trouble
+  return None
+
+
+def attention_error(K: int, G: int, H: int, softcap: float, dtype: str, **how: Any) -> jax.Array:
+  """The relative difference of kernels/decode_attention.py and plain attention, both jitted."""
+  from pgjax.kernels import decode_attention  # Pallas takes long to import.
+
+  rng, B, T = np.random.default_rng(0), 2, 3
+  shapes = ((B, T, K, G, H), (B, K, H, _SLOTS), (B, K, _SLOTS, H))
+  q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+  q, mask = (q * H**-0.5).astype(dtype), rng.random((B, T, _SLOTS)) < 0.5
+  mask[..., 0] = True
+  ours = jax.jit(functools.partial(decode_attention.attend, softcap=softcap, **how))(q, k, v, mask)
+  k_BSKH, v_BSKH = jnp.transpose(k, (0, 3, 1, 2)), jnp.swapaxes(v, 1, 2)
+  return _error(ours, jax.jit(attention.attend, static_argnums=4)(q, k_BSKH, v_BSKH, mask, softcap))
+
+
+def product_error(kind: str, dtype: str, **how: Any) -> jax.Array:
+  """The relative difference of kernels/quantized_product.py and a product with decoded numbers."""
+  from pgjax.kernels import quantized_product
+
+  rng, scheme = np.random.default_rng(0), quantization.Scheme(kind)
+  x = jnp.asarray(rng.normal(size=(_ROWS, _INPUTS)), dtype)
+  w_OI = rng.normal(size=(_OUTPUTS, _INPUTS)).astype(np.float32)
+  parts = quantization.encode(w_OI.reshape(1, -1), scheme, np)
+  order = quantization.Order((0, 1))
+  stored = quantization.Quantized(
+    {name: jnp.asarray(part[0]) for name, part in parts.items()}, scheme, w_OI.shape, order
+  )
+  rows = quantization.by_rows(stored, 1)
+  table = jnp.asarray(quantization.NF4) if kind == "nf4" else None
+  run = jax.jit(functools.partial(quantized_product.product, **how))
+  want = jax.jit(lambda x, stored: x @ quantization.weight(stored, dtype).T)(x, stored)
+  return _error(run(x, rows.codes, rows.scale, table), want)
+
+
+def _error(ours, right):
+  ours, right = ours.astype(jnp.float32), right.astype(jnp.float32)
+  return jnp.linalg.norm(ours - right) / jnp.linalg.norm(right)
