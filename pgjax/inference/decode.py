@@ -111,8 +111,7 @@ def decoded(
     fuse = functools.partial(decode_weights.fuse, constrain=model.constrain, kernels=in_kernels)
     layers = [fuse(layer, model.dtype) for layer in stacked]
   L = caches[0].k_BKHS.shape[3] - max_decode_len * N
-  softcap = model.llm_config.final_logits_softcap
-  rules = search.rules(method, eos, batch, key, masks, mesh, softcap)
+  rules = search.rules(method, eos, batch, key, masks, mesh)
 
   def extend(state):
     """Reads the last token of each branch, then chooses the next."""

@@ -84,9 +84,12 @@ def product_error(kind: str, dtype: str, **how: Any) -> jax.Array:
   )
   rows = quantization.by_rows(stored, 1)
   table = jnp.asarray(quantization.NF4) if kind == "nf4" else None
-  run = jax.jit(functools.partial(quantized_product.product, **how))
-  want = jax.jit(lambda x, stored: x @ quantization.weight(stored, dtype).T)(x, stored)
-  return _error(run(x, rows.codes, rows.scale, table), want)
+  args = (x, rows.codes, rows.scale, table)
+  run = jax.jit(functools.partial(quantized_product.product, **how), static_argnames="gated")
+  want_MO = jax.jit(lambda x, stored: x @ quantization.weight(stored, dtype).T)(x, stored)
+  gate, up = jnp.split(want_MO.astype(jnp.float32), 2, axis=1)
+  error = _error(run(*args), want_MO)
+  return jnp.maximum(error, _error(run(*args, gated=True), jax.nn.gelu(gate) * up))
 
 
 def _error(ours, right):

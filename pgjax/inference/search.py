@@ -16,8 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 from pgjax.config.decode_method import Method
 from pgjax.inference import grammar_mask, top_k
 
-MAX_SHIFT = 40.0  # Of a soft-cap c: exp(-2 c) is a normal float32.
-
 
 class Finished(NamedTuple):
   """The best finished hypothesis of a beam search, for each row."""
@@ -51,10 +49,9 @@ class Rules(NamedTuple):
   masks: grammar_mask.Tables | None
   grammar_B: Int[Array, " B"] | None
   mesh: Any = None  # That shards the rows.
-  softcap: float = 0.0  # No logit is larger; 0: there is no such number.
 
 
-def rules(method: Method, eos: int, batch, key, masks, mesh=None, softcap=0.0) -> Rules:
+def rules(method: Method, eos: int, batch, key, masks, mesh=None) -> Rules:
   """The rules for the arguments of decode.jitted's function."""
   B = batch["text"].shape[0]
   rows_B = jnp.arange(B)
@@ -62,9 +59,7 @@ def rules(method: Method, eos: int, batch, key, masks, mesh=None, softcap=0.0) -
   if method.kind == "sample":
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.get("_index", rows_B))
   grammar_B = None if masks is None else batch.get("_grammar", jnp.zeros_like(rows_B))
-  return Rules(
-    method, eos, batch.get("_mask", rows_B >= 0), keys_B, masks, grammar_B, mesh, softcap
-  )
+  return Rules(method, eos, batch.get("_mask", rows_B >= 0), keys_B, masks, grammar_B, mesh)
 
 
 def start(caches, rules: Rules, max_decode_len: int) -> DecodeState:
@@ -85,7 +80,7 @@ def start(caches, rules: Rules, max_decode_len: int) -> DecodeState:
 def choose(state: DecodeState, logits_BNV: Float[Array, "B N V"], rules: Rules) -> DecodeState:
   """Chooses one more token for every branch."""
   logits_BNV = logits_BNV.astype(jnp.float32)
-  lse_BN = _logsumexp(logits_BNV, rules.softcap)
+  lse_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
   allowed_BNV = None
   if rules.masks is not None:
     left = state.tokens.shape[2] - state.step - 1
@@ -93,13 +88,6 @@ def choose(state: DecodeState, logits_BNV: Float[Array, "B N V"], rules: Rules) 
     allowed_BNV = grammar_mask.allowed(rules.masks, rules.grammar_B, state.place, left, before_BN)
   advance = _beam if rules.method.kind == "beam" else _separately
   return advance(state, logits_BNV, lse_BN, allowed_BNV, rules)
-
-
-def _logsumexp(logits_BNV, softcap):
-  """Of the last axis; a bound in place of the largest logit saves a pass over all of them."""
-  if not 0 < softcap <= MAX_SHIFT:
-    return jax.nn.logsumexp(logits_BNV, axis=-1)
-  return softcap + jnp.log(jnp.sum(jnp.exp(logits_BNV - softcap), axis=-1))
 
 
 def is_unfinished(state: DecodeState, *, rules: Rules) -> Bool[Array, ""]:
@@ -134,11 +122,10 @@ def _separately(state, logits_BNV, lse_BN, allowed_BNV, rules):
   if allowed_BNV is not None:
     logits_BNV = jnp.where(allowed_BNV, logits_BNV, -jnp.inf)
   if rules.method.kind == "greedy":
-    # One pass over all logits, where a look-up of the largest would need them in memory.
-    token_BN, picked_BN = jnp.argmax(logits_BNV, axis=-1), jnp.max(logits_BNV, axis=-1)
+    token_BN = jnp.argmax(logits_BNV, axis=-1)
   else:
     token_BN = _sampled(logits_BNV, state.step, rules)
-    picked_BN = jnp.take_along_axis(logits_BNV, token_BN[..., None], axis=-1)[..., 0]
+  picked_BN = jnp.take_along_axis(logits_BNV, token_BN[..., None], axis=-1)[..., 0]
   logp_BN = jnp.where(state.ended, 0.0, picked_BN - lse_BN)
   token_BN = jnp.where(state.ended, 0, token_BN).astype(jnp.int32)
   return state._replace(

@@ -9,6 +9,7 @@ Axes: M rows of x, O outputs, I inputs, b the numbers of a block of codes, s tho
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -52,26 +53,32 @@ def product(
   scale_Ob: Float[Array, "O blocks"],
   table: Float[Array, "16"] | None,
   *,
+  gated: bool = False,
   interpret: bool = False,
-) -> Float[Array, "M O"]:
+) -> Float[Array, "M Y"]:
   """x times the transposed matrix, summed in float32; the result has x's dtype.
 
-  codes: int8, or `packed` with the `table` of the values that they stand for.
+  codes: int8, or `packed` with the `table` of the values that they stand for. gated: the result is
+  gelu(first half of the outputs) * second half, as in layers/geglu.py.
   """
-  (M, inputs), (outputs, width), blocks = x_MI.shape, codes_Oi.shape, scale_Ob.shape[1]
+  (M, inputs), parts = x_MI.shape, 2 if gated else 1
+  codes_COi, scale_COb = (
+    a.reshape(parts, len(a) // parts, a.shape[1]) for a in (codes_Oi, scale_Ob)
+  )
+  (_, outputs, width), blocks = codes_COi.shape, scale_COb.shape[2]
   block = inputs // blocks
   kind = "int8" if table is None else "nf4"
   rows = max(16, min(64, 1 << math.ceil(math.log2(M))))
   x_MI = jnp.pad(x_MI, ((0, -M % rows), (0, 0)))
-  tiling = tiling_of(len(x_MI), outputs, inputs, _step(kind, block))
-  n, splits = tiling
+  splits = (1,) if gated else _SPLITS
+  n, splits = tiling_of(len(x_MI), outputs, inputs, _step(kind, block), splits)
   partial_sMO = pl.pallas_call(
     functools.partial(_kernel, kind=kind, block=block),
     grid=(outputs // n, splits, len(x_MI) // rows),
     in_specs=[
       pl.BlockSpec((rows, inputs // splits), lambda o, s, m: (m, s)),
-      pl.BlockSpec((n, width // splits), lambda o, s, m: (o, s)),
-      pl.BlockSpec((n, blocks // splits), lambda o, s, m: (o, s)),
+      pl.BlockSpec((parts, n, width // splits), lambda o, s, m: (0, o, s)),
+      pl.BlockSpec((parts, n, blocks // splits), lambda o, s, m: (0, o, s)),
       *([] if table is None else [pl.BlockSpec((16,), lambda o, s, m: (0,))]),
     ],
     out_specs=pl.BlockSpec((None, rows, n), lambda o, s, m: (s, m, o)),
@@ -81,12 +88,14 @@ def product(
     compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=4),
     interpret=interpret,
     name=f"{kind}_product",
-  )(x_MI, codes_Oi, scale_Ob, *([] if table is None else [table]))
+  )(x_MI, codes_COi, scale_COb, *([] if table is None else [table]))
   y_MO = partial_sMO[0] if splits == 1 else jnp.sum(partial_sMO, axis=0).astype(x_MI.dtype)
   return y_MO[:M]
 
 
-def tiling_of(rows: int, outputs: int, inputs: int, step: int) -> Tiling:
+def tiling_of(
+  rows: int, outputs: int, inputs: int, step: int, splits: Sequence[int] = _SPLITS
+) -> Tiling:
   """That with the least traffic of those that keep a GPU busy, or the busiest."""
 
   def cost(tiling):
@@ -95,7 +104,7 @@ def tiling_of(rows: int, outputs: int, inputs: int, step: int) -> Tiling:
     partial = 2 * 4 * rows * outputs * tiling.splits if tiling.splits > 1 else 0
     return max(0, _PROGRAMS - programs), _CACHED * again + partial
 
-  tilings = (Tiling(n, s) for n in _OUTPUTS if outputs % n == 0 for s in _SPLITS)
+  tilings = (Tiling(n, s) for n in _OUTPUTS if outputs % n == 0 for s in splits)
   return min((t for t in tilings if inputs % (t.splits * step) == 0), key=cost)
 
 
@@ -107,28 +116,32 @@ def _step(kind, block):
 def _kernel(x_ref, codes_ref, scale_ref, *rest, kind, block):
   *table, out_ref = rest
   output_n1 = jnp.arange(out_ref.shape[1])[:, None]
+  parts = range(codes_ref.shape[0])
 
-  def decoded(values_nb, i):
-    """The rounded numbers of block i."""
-    scale_n1 = plgpu.load(scale_ref.at[output_n1, jnp.full((1, 1), i)])
-    return (values_nb * scale_n1).astype(x_ref.dtype)
+  def added(sum_mn, part, values_nb, i):
+    """With the product of x and block i, whose numbers are rounded first."""
+    scale_n1 = plgpu.load(scale_ref.at[part, output_n1, jnp.full((1, 1), i)])
+    numbers_nb = (values_nb * scale_n1).astype(x_ref.dtype)
+    return sum_mn + plgpu.dot(x_ref[:, pl.ds(i * block, block)], numbers_nb.T)
 
-  def x_of(i):
-    return x_ref[:, pl.ds(i * block, block)]
+  def int8(sum_mn, part, i):
+    values_nb = codes_ref[part, :, pl.ds(i * block, block)].astype(jnp.float32) / 127
+    return added(sum_mn, part, values_nb, i)
 
-  def int8(i, sum_mn):
-    values_nb = codes_ref[:, pl.ds(i * block, block)].astype(jnp.float32) / 127
-    return sum_mn + plgpu.dot(x_of(i), decoded(values_nb, i).T)
-
-  def nf4(i, sum_mn):
-    codes_nb = codes_ref[:, pl.ds(i * block, block)].astype(jnp.int32)
-    for part, half_nb in enumerate((codes_nb >> 4, codes_nb & 15)):
-      values_nb = plgpu.load(table[0].at[half_nb])
-      sum_mn += plgpu.dot(x_of(2 * i + part), decoded(values_nb, 2 * i + part).T)
+  def nf4(sum_mn, part, i):
+    codes_nb = codes_ref[part, :, pl.ds(i * block, block)].astype(jnp.int32)
+    for half, half_nb in enumerate((codes_nb >> 4, codes_nb & 15)):
+      sum_mn = added(sum_mn, part, plgpu.load(table[0].at[half_nb]), 2 * i + half)
     return sum_mn
 
-  start_mn = jnp.zeros(out_ref.shape, jnp.float32)
-  sum_mn = jax.lax.fori_loop(
-    0, codes_ref.shape[1] // block, int8 if kind == "int8" else nf4, start_mn
-  )
-  out_ref[...] = sum_mn.astype(out_ref.dtype)
+  def step(i, sums):
+    one = int8 if kind == "int8" else nf4
+    return tuple(one(sum_mn, part, i) for part, sum_mn in zip(parts, sums, strict=True))
+
+  start = tuple(jnp.zeros(out_ref.shape, jnp.float32) for _ in parts)
+  sums = jax.lax.fori_loop(0, codes_ref.shape[2] // block, step, start)
+  if len(sums) == 2:
+    gate_mn, up_mn = (sum_mn.astype(out_ref.dtype).astype(jnp.float32) for sum_mn in sums)
+    out_ref[...] = (jax.nn.gelu(gate_mn) * up_mn).astype(out_ref.dtype)
+  else:
+    out_ref[...] = sums[0].astype(out_ref.dtype)

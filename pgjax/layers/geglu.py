@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from pgjax.layers import quantization
 from pgjax.layers.lora import Linear, dropped, is_by_rows, parts, product
 from pgjax.layers.placement import NO_MESH, Placement
+from pgjax.layers.quantization import Rows
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -34,8 +36,12 @@ def geglu(
 def _forward(x_BTD, gating_2DF, linear_FD, constrain):
   place = constrain.inside
   if is_by_rows(gating_2DF):  # While decoding.
-    both = (place(a, "BTF") for a in parts("BTD,CDF->BTCF", x_BTD, gating_2DF))
-    return place(_product(_hidden(*both), linear_FD), "BTD"), None
+    if isinstance(gating_2DF.w, Rows) and gating_2DF.a is None:
+      hidden_BTF = quantization.multiply(x_BTD, gating_2DF.w, gated=True)
+    else:
+      both = (place(a, "BTF") for a in parts("BTD,CDF->BTCF", x_BTD, gating_2DF))
+      hidden_BTF = _hidden(*both)
+    return place(_product(hidden_BTF, linear_FD), "BTD"), None
   gate_BTF = checkpoint_name(place(_product(x_BTD, gating_2DF[0]), "BTF"), "mlp_gate")
   # Without the barrier XLA fuses the two products where x is small, and copies both weights.
   again_BTD, gate_BTF = jax.lax.optimization_barrier((x_BTD, gate_BTF))

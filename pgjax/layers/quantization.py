@@ -12,6 +12,7 @@ padded with zeros to whole blocks.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -105,14 +106,18 @@ def by_rows(stored: Quantized, summed: int, mesh: Any = None) -> Rows | None:
   return Rows(codes_Oi.reshape(*new, -1), _scales(by_part, scheme).reshape(*new, -1), mesh)
 
 
-def multiply(x: Any, rows: Rows) -> Any:
-  """x [..., summed] times the matrix: [..., new axes]; a mesh splits the first axis of x."""
+def multiply(x: Any, rows: Rows, *, gated: bool = False) -> Any:
+  """x [..., summed] times the matrix: [..., new axes]; a mesh splits the first axis of x.
+
+  gated: gelu(x gate) * (x up), where these are the parts of a matrix [2, new, summed].
+  """
   from pgjax.kernels import quantized_product
 
-  new = rows.codes.shape[:-1]
+  new = rows.codes.shape[1 if gated else 0 : -1]
   codes_Oi, scale_Ob = (a.reshape(-1, a.shape[-1]) for a in (rows.codes, rows.scale))
   table = jnp.asarray(NF4) if codes_Oi.dtype == jnp.uint8 else None
-  x_MI, run = x.reshape(-1, x.shape[-1]), quantized_product.product
+  x_MI = x.reshape(-1, x.shape[-1])
+  run = functools.partial(quantized_product.product, gated=gated)
   if rows.mesh is not None and rows.mesh.size > 1:
     batch = P(placement.split_axes(rows.mesh, "B", len(x)) or None)
     specs = dict(in_specs=(batch, P(), P(), P()), out_specs=batch, check_vma=False)

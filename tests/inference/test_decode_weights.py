@@ -1,0 +1,150 @@
+"""The copy of the weights that decoding reads: one product for several matrices, and kernels."""
+
+import functools
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from pgjax.config import decode_method
+from pgjax.distributed import mesh as mesh_lib, sharding
+from pgjax.inference import decode
+from pgjax.kernels import choice, decode_attention, quantized_product
+from pgjax.params import of_model, tree as param_tree
+
+pytestmark = pytest.mark.xdist_group("decode_weights")
+
+ROWS, NEW, DEPTH = 8, 5, 1
+FREEZE = (".*", "freeze")
+STORED = {
+  "plain": [FREEZE],
+  "lora": [("llm/layers/(attn|mlp)/.*", "lora(rank=4)"), FREEZE],
+  "int8": [("llm/layers/(attn|mlp)/.*", 'freeze("int8", block=16)'), FREEZE],
+  "nf4": [("llm/layers/(attn|mlp)/.*", 'freeze("nf4", block=16, double=True)'), FREEZE],
+  "nf4 and lora": [("llm/layers/(attn|mlp)/.*", 'lora(rank=4, base="nf4", block=16)'), FREEZE],
+  "int8 MLP": [("llm/layers/mlp/.*", 'freeze("int8", block=16)'), FREEZE],
+  "lora on queries": [("llm/layers/attn/q_einsum/.*", "lora(rank=4)"), FREEZE],
+}
+HEADS = dict(GQA={}, MQA=dict(num_kv_heads=1), MHA=dict(num_kv_heads=4))
+
+
+def program(stored, heads, mesh=None, method="greedy", **fields):
+  """(decode.decoded with its static arguments, stored arrays, a batch)."""
+  mesh = mesh or tiny.mesh()
+  model = tiny.model(llm=HEADS[heads] | dict(depth=DEPTH, final_logits_softcap=5.0), **fields)
+  leaves = of_model.stored_params(model, tiny.config(params=STORED[stored], dtype=model.dtype))
+  rng = np.random.default_rng(0)
+  flat = param_tree.flatten(tiny.parameters(model))
+  for name in flat:  # Answers that do not repeat the prompt's last token.
+    if name.startswith("llm/layers/") and not name.endswith("scale"):
+      flat[name] = flat[name] * 4
+  values = jax.tree.map(jnp.asarray, param_tree.unflatten(flat))
+  flat = param_tree.flatten(leaves.encode(values, 0))
+  for name, leaf in flat.items():
+    if name.startswith("lora/") and name.endswith("/b"):  # Zero at first.
+      flat[name] = jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype)
+  batch = tiny.batch(rows=ROWS)
+  text = batch["text"][:, :-1]
+  mask_input = np.arange(text.shape[1]) < 2 + np.arange(ROWS)[:, None] % 6
+  batch = dict(image=batch["image"], text=text, mask_ar=0 * text, mask_input=mask_input)
+  run = functools.partial(
+    decode.decoded,
+    model=model.clone(constrain=mesh_lib.batch_constraint(mesh)),
+    layout=None,
+    max_decode_len=NEW,
+    readable=sharding.for_model(leaves, mesh),
+    method=decode_method.parse(method, "method"),
+    mesh=mesh,
+  )
+  return run, param_tree.unflatten(flat), batch
+
+
+def assert_equal_without_copy(*args, atol=1e-5, **fields):
+  run, params, batch = program(*args, **fields)
+  tokens, logp = jax.jit(run)(params, batch)
+  want = jax.jit(functools.partial(run, byte_budget=0, kernels=False))(params, batch)
+  np.testing.assert_array_equal(tokens, want.tokens)
+  np.testing.assert_allclose(logp, want.logp, atol=atol)
+  assert len(np.unique(tokens)) > 10
+
+
+@pytest.mark.parametrize("stored", [
+  pytest.param(name, marks=() if name == "lora" else pytest.mark.long) for name in STORED
+])  # fmt: skip
+@pytest.mark.parametrize("heads", [
+  pytest.param(name, marks=() if name == "GQA" else pytest.mark.long) for name in HEADS
+])  # fmt: skip
+@pytest.mark.slow
+def test_answers_are_those_without_the_copy(stored, heads):
+  if heads == "MHA" and stored == "lora on queries":
+    return  # It has one matrix for all three.
+  method = "beam(3)" if heads == "MQA" else "greedy"
+  assert_equal_without_copy(stored, heads, method=method)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+  """The kernels run on this CPU; the list gets the name of each that a program has."""
+  used = []
+
+  def interpret(module, name):
+    kernel = getattr(module, name)
+
+    def run(*args, **how):
+      used.append(name)
+      return kernel(*args, **how, interpret=True)
+
+    monkeypatch.setattr(module, name, run)
+
+  interpret(decode_attention, "attend")
+  interpret(quantized_product, "product")
+  monkeypatch.setattr(choice, "runs_triton", lambda dtype, device: True)
+  monkeypatch.setattr(choice, "MIN_PROGRAMS", 1)
+  return used
+
+
+@pytest.mark.parametrize(
+  ("stored", "heads", "method", "devices"),
+  [
+    ("nf4 and lora", "GQA", "greedy", 1),
+    pytest.param("int8", "MQA", "beam(3)", 1, marks=pytest.mark.long),
+    pytest.param("nf4", "MHA", "greedy", 1, marks=pytest.mark.long),
+    pytest.param("int8 MLP", "GQA", "beam(2)", 4, marks=pytest.mark.long),
+  ],
+)
+@pytest.mark.slow
+def test_answers_with_kernels_are_those_without(interpreted, stored, heads, method, devices):
+  mesh = tiny.mesh(devices=devices)
+  assert_equal_without_copy(stored, heads, mesh=mesh, method=method)
+  assert interpreted.count("attend") == DEPTH
+  matrices = 2 if stored == "int8 MLP" else 4
+  assert interpreted.count("product") == matrices * DEPTH
+
+
+@pytest.mark.parametrize("stored", ["plain", "lora"])
+def test_a_token_takes_six_products_a_layer_and_one_for_the_logits(stored):
+  """Queries, keys and values; gate and up; those with adapters' small factors are counted apart."""
+  run, params, batch = program(stored, "GQA")
+  jaxpr = jax.make_jaxpr(run)(params, batch).jaxpr
+  loops = [e for e in equations(jaxpr) if e.primitive.name == "while"]
+  (body,) = [e.params["body_jaxpr"].jaxpr for e in loops if "dot_general" in names(e)]
+  products = [e for e in equations(body) if e.primitive.name == "dot_general"]
+  large = [e for e in products if 4 not in {n for v in e.invars for n in v.aval.shape[-1:]}]
+  assert len(large) == 6 * DEPTH + 1
+  assert len(products) - len(large) == (0 if stored == "plain" else 2 * 7 * DEPTH)
+
+
+def equations(jaxpr):
+  """All of a program and of those in it."""
+  for e in jaxpr.eqns:
+    yield e
+    for inner in jax.extend.core.jaxprs_in_params(e.params):
+      yield from equations(inner)
+
+
+def names(equation):
+  inner = jax.extend.core.jaxprs_in_params(equation.params)
+  return {e.primitive.name for jaxpr in inner for e in equations(jaxpr)}
