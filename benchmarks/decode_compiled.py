@@ -21,20 +21,23 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from pgjax.planning import gpus
 
 PALIGEMMA1, PALIGEMMA2 = "gemma_2b", "gemma2_2b"
-QUANTIZED = 'freeze("{}")'
+BF16, INT8, NF4 = (f'freeze("{dtype}")' for dtype in ("bfloat16", "int8", "nf4"))
+LORA, QLORA = (f'lora(rank=8, base="{dtype}")' for dtype in ("bfloat16", "nf4"))
 LAYERS = "llm/layers/(attn|mlp)/.*"
 TEXT_LEN, NEW_TOKENS, LAUNCH = 32, 64, 3e-6
 # name: (variant, batch, devices, how the text tower's matrices are stored, method)
 CASES = {
-  "bf16_b64": (PALIGEMMA2, 64, 1, "bfloat16", "greedy"),
-  "int8_b64": (PALIGEMMA2, 64, 1, "int8", "greedy"),
-  "nf4_b64": (PALIGEMMA2, 64, 1, "nf4", "greedy"),
-  "bf16_b1": (PALIGEMMA2, 1, 1, "bfloat16", "greedy"),
-  "int8_b1": (PALIGEMMA2, 1, 1, "int8", "greedy"),
-  "nf4_b1": (PALIGEMMA2, 1, 1, "nf4", "greedy"),
-  "bf16_beam3_b16": (PALIGEMMA2, 16, 1, "bfloat16", "beam(3)"),
-  "paligemma1_b64": (PALIGEMMA1, 64, 1, "bfloat16", "greedy"),
-  "fsdp8_b64": (PALIGEMMA2, 64, 8, "bfloat16", "greedy"),
+  "bf16_b64": (PALIGEMMA2, 64, 1, BF16, "greedy"),
+  "int8_b64": (PALIGEMMA2, 64, 1, INT8, "greedy"),
+  "nf4_b64": (PALIGEMMA2, 64, 1, NF4, "greedy"),
+  "lora_b64": (PALIGEMMA2, 64, 1, LORA, "greedy"),
+  "qlora_b64": (PALIGEMMA2, 64, 1, QLORA, "greedy"),
+  "bf16_b1": (PALIGEMMA2, 1, 1, BF16, "greedy"),
+  "int8_b1": (PALIGEMMA2, 1, 1, INT8, "greedy"),
+  "nf4_b1": (PALIGEMMA2, 1, 1, NF4, "greedy"),
+  "bf16_beam3_b16": (PALIGEMMA2, 16, 1, BF16, "beam(3)"),
+  "paligemma1_b64": (PALIGEMMA1, 64, 1, BF16, "greedy"),
+  "fsdp8_b64": (PALIGEMMA2, 64, 8, BF16, "greedy"),
 }
 
 
@@ -52,7 +55,7 @@ def compiled(variant, batch_size, num_devices, stored, method, device):
   from pgjax.params import of_model
   from pgjax.planning import compiler
 
-  params = [(LAYERS, QUANTIZED.format(stored)), (".*", 'freeze("bfloat16")')]
+  params = [(LAYERS, stored), (".*", BF16)]
   config = ml_collections.ConfigDict(
     dict(params=params, dtype="bfloat16", res=224, sharding_strategy=[(".*", 'fsdp("data")')])
   )

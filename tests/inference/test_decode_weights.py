@@ -1,6 +1,7 @@
 """The copy of the weights that decoding reads: one product for several matrices, and kernels."""
 
 import functools
+import re
 
 import jax
 import jax.extend.core
@@ -14,6 +15,7 @@ from pgjax.distributed import mesh as mesh_lib, sharding
 from pgjax.inference import decode
 from pgjax.kernels import choice, decode_attention, quantized_product
 from pgjax.params import of_model, tree as param_tree
+from pgjax.planning import hlo_text
 
 pytestmark = pytest.mark.xdist_group("decode_weights")
 
@@ -64,11 +66,13 @@ def program(stored, heads, mesh=None, method="greedy", **fields):
 
 def assert_equal_without_copy(*args, atol=1e-5, **fields):
   run, params, batch = program(*args, **fields)
-  tokens, logp = jax.jit(run)(params, batch)
+  compiled = jax.jit(run).lower(params, batch).compile()
+  tokens, logp = compiled(params, batch)
   want = jax.jit(functools.partial(run, byte_budget=0, kernels=False))(params, batch)
   np.testing.assert_array_equal(tokens, want.tokens)
   np.testing.assert_allclose(logp, want.logp, atol=atol)
   assert len(np.unique(tokens)) > 10
+  return compiled.as_text()
 
 
 @pytest.mark.parametrize("stored", [
@@ -82,7 +86,19 @@ def test_answers_are_those_without_the_copy(stored, heads):
   if heads == "MHA" and stored == "lora on queries":
     return  # It has one matrix for all three.
   method = "beam(3)" if heads == "MQA" else "greedy"
-  assert_equal_without_copy(stored, heads, method=method)
+  text = assert_equal_without_copy(stored, heads, method=method)
+  assert_no_cache_is_copied(text, HEADS[heads].get("num_kv_heads", tiny.LLM["num_kv_heads"]))
+
+
+def assert_no_cache_is_copied(text, kv_heads):
+  """In the loop over tokens, which updates the caches in place."""
+  program, entry = hlo_text.parse(text)
+  loops = [i for i in program[entry] if i.op == "while" and "known_trip" not in i.attributes]
+  (body,) = (program[hlo_text.called(loop, "body")[0]] for loop in loops)
+  cache = re.compile(rf"f32\[{ROWS},{kv_heads},\d+,\d+\]")
+  ops = [i.op for i in body if cache.match(i.type)]
+  assert any(op in ("fusion", "call", "dynamic-update-slice") for op in ops)
+  assert not any(op.startswith("copy") for op in ops)
 
 
 @pytest.fixture
