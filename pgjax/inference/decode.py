@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from pgjax.config.decode_method import GREEDY
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.inference import decode_weights, kernel_check, search
+from pgjax.kernels import choice
 from pgjax.layers import embedding
 from pgjax.models import paligemma
 from pgjax.params import tree as param_tree
@@ -92,7 +93,10 @@ def decoded(
     return embedding.embed(flat[paligemma.TOKEN_TABLE], tokens_BT, layout)
 
   def next_logits(h_BND):
-    return model.apply(variables, h_BND, method="logits")
+    # XLA for GPUs multiplies one row in float32, with a copy of the table.
+    alone = math.prod(h_BND.shape[:-1]) == 1 and choice.device_of(mesh).platform == "gpu"
+    rows_BND = jnp.pad(h_BND, ((0, 7), *((0, 0),) * (h_BND.ndim - 1))) if alone else h_BND
+    return model.apply(variables, rows_BND, method="logits")[: len(h_BND)]
 
   h_BD, caches, lengths_B = model.apply(
     variables,
