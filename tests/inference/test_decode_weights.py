@@ -57,6 +57,7 @@ def program(stored, heads, mesh=None, method="greedy", **fields):
     model=model.clone(constrain=mesh_lib.batch_constraint(mesh)),
     layout=None,
     max_decode_len=NEW,
+    eos=-1,
     readable=sharding.for_model(leaves, mesh),
     method=decode_method.parse(method, "method"),
     mesh=mesh,
