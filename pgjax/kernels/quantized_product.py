@@ -9,7 +9,6 @@ Axes: M rows of x, O outputs, I inputs, b the numbers of a block of codes, s tho
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from jaxtyping import Array, Float, Integer
 
 _PROGRAMS = 128  # Keep a large GPU busy.
 _OUTPUTS, _SPLITS = (128, 64, 32, 16), (1, 2, 4, 8)
+_BLOCKS = (16, 32, 64)  # Tiles of larger ones do not fit the shared memory of an L4, 99 KiB.
 _CACHED = 1 / 8  # The cost of a byte from the cache against one from memory.
 
 
@@ -32,8 +32,7 @@ class Tiling(NamedTuple):
 
 def fits(outputs: int, inputs: int, kind: str, block: int) -> bool:
   """Whether a matrix [outputs, inputs] of this kind ("nf4" or "int8") can be multiplied here."""
-  power_of_two = block & (block - 1) == 0 and 16 <= block <= 128
-  return power_of_two and outputs % _OUTPUTS[-1] == 0 and inputs % _step(kind, block) == 0
+  return block in _BLOCKS and outputs % _OUTPUTS[-1] == 0 and inputs % _step(kind, block) == 0
 
 
 def packed(nf4_Oi: Integer[Array, "O i"], block: int) -> Integer[Array, "O i"]:
@@ -70,8 +69,7 @@ def product(
   kind = "int8" if table is None else "nf4"
   rows = max(16, min(64, 1 << math.ceil(math.log2(M))))
   x_MI = jnp.pad(x_MI, ((0, -M % rows), (0, 0)))
-  splits = (1,) if gated else _SPLITS
-  n, splits = tiling_of(len(x_MI), outputs, inputs, _step(kind, block), splits)
+  n, splits = tiling_of(len(x_MI), outputs, inputs, _step(kind, block), gated=gated)
   partial_sMO = pl.pallas_call(
     functools.partial(_kernel, kind=kind, block=block),
     grid=(outputs // n, splits, len(x_MI) // rows),
@@ -93,10 +91,12 @@ def product(
   return y_MO[:M]
 
 
-def tiling_of(
-  rows: int, outputs: int, inputs: int, step: int, splits: Sequence[int] = _SPLITS
-) -> Tiling:
-  """That with the least traffic of those that keep a GPU busy, or the busiest."""
+def tiling_of(rows: int, outputs: int, inputs: int, step: int, *, gated: bool = False) -> Tiling:
+  """That with the least traffic of those that keep a GPU busy, or the busiest.
+
+  Two sums of a gated product cannot be shared by programs, and their tiles are at most 64 wide,
+  which fit an L4.
+  """
 
   def cost(tiling):
     programs = outputs // tiling.outputs * tiling.splits
@@ -104,7 +104,8 @@ def tiling_of(
     partial = 2 * 4 * rows * outputs * tiling.splits if tiling.splits > 1 else 0
     return max(0, _PROGRAMS - programs), _CACHED * again + partial
 
-  tilings = (Tiling(n, s) for n in _OUTPUTS if outputs % n == 0 for s in splits)
+  wide, splits = (_OUTPUTS[1:], (1,)) if gated else (_OUTPUTS, _SPLITS)
+  tilings = (Tiling(n, s) for n in wide if outputs % n == 0 for s in splits)
   return min((t for t in tilings if inputs % (t.splits * step) == 0), key=cost)
 
 

@@ -27,6 +27,10 @@ def test_a_large_gpu_is_kept_busy_with_few_reads_of_x():
     n, splits = quantized_product.tiling_of(64, outputs, inputs, 128)
     assert outputs % n == inputs % (128 * splits) == 0
     assert outputs // n * splits >= 128
+  gated = quantized_product.tiling_of(64, 16384, 2048, 128, gated=True)
+  assert gated == (64, 1)  # Two sums of 128 do not fit the shared memory of an L4.
+  assert quantized_product.fits(4096, 2048, "nf4", 64)
+  assert not quantized_product.fits(4096, 2048, "nf4", 128)
 
 
 def test_a_kernel_that_fails_is_said_once_and_not_used(monkeypatch, caplog):
