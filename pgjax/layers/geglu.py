@@ -16,6 +16,22 @@ from pgjax.layers.lora import Linear, dropped, product
 from pgjax.layers.placement import NO_MESH, Placement
 
 
+@jax.custom_vjp
+def gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
+  """gelu in its tanh form, in float32 inside; its backward pass reads x in its own dtype."""
+  return jax.nn.gelu(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _gelu_backward(x, dy):
+  # Without the barrier XLA shares tanh with a recomputed forward pass, by a float32 array.
+  x, dy = jax.lax.optimization_barrier((x, dy))
+  _, vjp = jax.vjp(jax.nn.gelu, x.astype(jnp.float32))
+  return (vjp(dy.astype(jnp.float32))[0].astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def geglu(
   x_BTD: Float[Array, "B T D"],
