@@ -135,7 +135,8 @@ class Attention(nn.Module):
     # The reference rounds scores and softmax to the compute dtype here; this rounds the scores.
     how = dict(implementation=c.attention, score_dtype=self.dtype, constrain=self.constrain)
     out = attention.dot_product(q_BPNH[:, :, :, None], k_BPNH, v_BPNH, None, **how)
-    return dense("BPNH,NHD->BPD", (*heads, c.width), name="out")(out[:, :, :, 0])
+    out_BPD = dense("BPNH,NHD->BPD", (*heads, c.width), name="out")(out[:, :, :, 0])
+    return checkpoint_name(out_BPD, "img_attn_proj")
 
 
 class MlpBlock(nn.Module):
