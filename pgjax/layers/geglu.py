@@ -51,10 +51,12 @@ def _forward(x_BTD, gating_2DF, linear_FD, constrain):
   place = constrain.inside
   gate_BTF = checkpoint_name(place(_product(x_BTD, gating_2DF[0]), "BTF"), "mlp_gate")
   # Without the barrier XLA fuses the two products where x is small, and copies both weights.
-  again_BTD, gate_BTF = jax.lax.optimization_barrier((x_BTD, gate_BTF))
+  again_BTD, _ = jax.lax.optimization_barrier((x_BTD, gate_BTF))
   up_BTF = checkpoint_name(place(_product(again_BTD, gating_2DF[1]), "BTF"), "mlp_up")
-  f32 = jnp.float32
-  hidden_BTF = (jax.nn.gelu(gate_BTF.astype(f32)) * up_BTF.astype(f32)).astype(x_BTD.dtype)
+  # Without the barrier XLA shares gelu with the backward pass, by a float32 array. One over there
+  # would make a copy of stored arrays.
+  wide = (a.astype(jnp.float32) for a in jax.lax.optimization_barrier((gate_BTF, up_BTF)))
+  hidden_BTF = (jax.nn.gelu(next(wide)) * next(wide)).astype(x_BTD.dtype)
   out_BTD = checkpoint_name(place(_product(hidden_BTF, linear_FD), "BTD"), "mlp_out")
   return out_BTD, (x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF)
 
@@ -89,8 +91,6 @@ def _backward(constrain, residuals, dout_BTD):
   dtype, f32 = x_BTD.dtype, jnp.float32
   place = constrain.inside
   dhidden_BTF = place(_transposed(dout_BTD, linear_FD), "BTF")
-  # Without the barrier XLA shares gelu with the recomputed forward pass, by a float32 array.
-  gate_BTF, up_BTF, dhidden_BTF = jax.lax.optimization_barrier((gate_BTF, up_BTF, dhidden_BTF))
   gelu_BTF, gelu_vjp = jax.vjp(jax.nn.gelu, gate_BTF.astype(f32))
   up, dhidden = up_BTF.astype(f32), dhidden_BTF.astype(f32)
   hidden_BTF = (gelu_BTF * up).astype(dtype)
