@@ -5,7 +5,7 @@
 XLA's GPU compiler compiles the real step from abstract shapes, on a machine without a GPU; it needs
 the wheels of requirements-plan.txt. A row: gigabytes (1e9 bytes) of arguments, of temporaries,
 their sum, and seconds of compilation. Not included: cuBLAS workspaces, fragmentation, the CUDA
-context. --hlo writes each compiled program as text.
+context. --hlo writes each compiled program as text, and prints what a fused kernel multiplies.
 """
 
 import argparse
@@ -37,9 +37,13 @@ AT_448 = dict(res=448, text_len=512)
 AT_896 = dict(res=896, text_len=512)
 VIDEO = dict(num_frames=16)
 PLAIN, CHUNKED = (dict(attention=name) for name in ("plain", "chunked"))
-LEAST, REFERENCE, PRODUCTS, ATTENTION_OUT = (
+FLASH = dict(attention="flash")
+LEAST, REFERENCE, PRODUCTS, ATTENTION_OUT, OUTPUTS, GATE = (
   dict(remat=name)
-  for name in ("least_memory", "nothing_saveable", "products_saveable", "attention_saveable")
+  for name in (
+    *("least_memory", "nothing_saveable", "products_saveable", "attention_saveable"),
+    *("outputs_saveable", "mlp_gate_saveable"),
+  )
 )
 # name: (batch, devices, fields that differ from PaliGemma 2 3B, 224 px, 128 text tokens)
 CASES = {
@@ -49,6 +53,10 @@ CASES = {
   "full_b32_least": (32, 1, FULL | BF16 | LEAST),
   "full_b32_reference": (32, 1, FULL | BF16 | REFERENCE),
   "full_b32_products": (32, 1, FULL | BF16 | PRODUCTS),
+  "full_b32_outputs": (32, 1, FULL | BF16 | OUTPUTS),
+  "full_b32_outputs_flash": (32, 1, FULL | BF16 | OUTPUTS | FLASH),
+  "full_b32_gate": (32, 1, FULL | BF16 | GATE),
+  "full_b32_products_flash": (32, 1, FULL | BF16 | PRODUCTS | FLASH),
   "full_b64": (64, 1, FULL | BF16),
   "no_vit_b32": (32, 1, NO_VIT | BF16),
   "no_vit_adam8bit_b32": (32, 1, NO_VIT | BF16 | ADAM8),
@@ -56,12 +64,25 @@ CASES = {
   "no_vit_lion_b32": (32, 1, NO_VIT | BF16 | dict(optax_name="scale_by_lion")),
   "full_adam8bit_b32": (32, 1, FULL | BF16 | ADAM8),
   "attention_b32": (32, 1, ATTENTION | BF16),
+  "attention_b32_products": (32, 1, ATTENTION | BF16 | PRODUCTS),
   "attention_b8": (8, 1, ATTENTION | BF16),
   "lora_b32": (32, 1, LORA | BF16),
+  "lora_b32_outputs": (32, 1, LORA | BF16 | OUTPUTS),
+  "lora_b32_products": (32, 1, LORA | BF16 | PRODUCTS),
   "qlora_b32": (32, 1, QLORA | BF16),
   "full_448_b8": (8, 1, FULL | BF16 | AT_448),
   "full_896_b2": (2, 1, FULL | BF16 | AT_896),
   "full_896_b2_attention": (2, 1, FULL | BF16 | AT_896 | ATTENTION_OUT),
+  **{
+    f"full_{size}_{policy}": (batch, 1, FULL | BF16 | resolution | remat)
+    for size, batch, resolution in (
+      *(("448_b8", 8, AT_448), ("896_b2", 2, AT_896), ("896_b4", 4, AT_896)),
+      *(("896_b6", 6, AT_896), ("896_b8", 8, AT_896), ("896_b12", 12, AT_896)),
+    )
+    for policy, remat in dict(outputs=OUTPUTS, gate=GATE, products=PRODUCTS).items()
+  },
+  "lora_448_b8_products": (8, 1, LORA | BF16 | AT_448 | PRODUCTS),
+  "lora_896_b2_products": (2, 1, LORA | BF16 | AT_896 | PRODUCTS),
   "full_448_b32": (32, 1, FULL | BF16 | AT_448),
   "full_448_b32_least": (32, 1, FULL | BF16 | AT_448 | LEAST),
   "full_896_b8": (8, 1, FULL | BF16 | AT_896),
@@ -72,6 +93,7 @@ CASES = {
   "qlora_896_b4": (4, 1, QLORA | BF16 | AT_896),
   "lora_video_b8": (8, 1, LORA | BF16 | VIDEO),
   "full_fsdp8_b64": (64, 8, FULL | BF16),
+  "full_fsdp8_b64_products": (64, 8, FULL | BF16 | PRODUCTS),
   "full_fsdp8_b64_least": (64, 8, FULL | BF16 | LEAST),
 }
 
@@ -146,6 +168,37 @@ def with_trip_counts(text, tokens, train_table):
   return "\n".join(lines)
 
 
+def kernel_flops(text):
+  """FLOPs of the products inside tokamax's attention kernels, from the shapes of their arrays.
+
+  Forward 4 for each query, key and number of a head, as it is padded. Backward, two kernels that
+  each make the scores again: 6 for the queries' gradient, 8 for that of keys and values.
+  """
+  from pgjax.planning import hlo_text
+
+  program, entry = hlo_text.parse(text)
+
+  def shape(type_text):
+    return [int(n) for n in re.search(r"\[([\d,]*)\]", type_text)[1].split(",")]
+
+  def total(name, times):
+    types, flops = {i.name: i.type for i in program[name]}, 0
+    for i in program[name]:
+      if i.op == "while":
+        trips = int(re.search(r'known_trip_count":\{"n":"(\d+)"', i.attributes)[1])
+        flops += total(hlo_text.called(i, "body")[0], times * trips)
+      elif i.op in ("call", "conditional"):
+        flops += sum(total(c, times) for c in hlo_text.called(i, "to_apply|branch_computations"))
+      elif 'custom_call_target="mosaic_gpu' in i.attributes:
+        (B, T, N, H), keys = shape(types[i.operands[0]]), shape(types[i.operands[1]])
+        forward = "f32" in i.type
+        each = 4 if forward else 8 if i.type.startswith("(") else 6
+        flops += times * each * B * N * T * keys[1] * H
+    return flops
+
+  return total(entry, 1)
+
+
 def main():
   """Prints the table."""
   parser = argparse.ArgumentParser(
@@ -185,7 +238,10 @@ def main():
       folder.mkdir(parents=True, exist_ok=True)
       train_table = fields["params"] == FULL["params"]
       tokens = batch_size // num_devices * fields.get("text_len", 128)
-      (folder / f"{name}.txt").write_text(with_trip_counts(compiled.as_text(), tokens, train_table))
+      text = with_trip_counts(compiled.as_text(), tokens, train_table)
+      (folder / f"{name}.txt").write_text(text)
+      if flops := kernel_flops(text):
+        print(f"{'':22s} and {flops / 1e12:.1f} TFLOP in attention kernels", flush=True)
 
 
 if __name__ == "__main__":

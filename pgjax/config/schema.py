@@ -12,8 +12,8 @@ from pgjax.errors import UserError, cut, did_you_mean
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = (  # Of layers/remat.py.
   "balanced", "nothing_saveable", "least_memory", "mlp_out_saveable", "mlp_out_saveable_chunked",
-  "attention_saveable", "products_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable",
-  "none",
+  "attention_saveable", "outputs_saveable", "mlp_gate_saveable", "products_saveable",
+  "dots_with_no_batch_dims_saveable", "dots_saveable", "none",
 )  # fmt: skip
 ATTENTION = ("auto", "plain", "flash", "chunked", "cudnn")  # Of kernels/choice.py.
 DECAY_TYPES = ("cosine", "linear", "polynomial", "rsqrt", "stair", "const")

@@ -20,12 +20,14 @@ SCORE_BYTES = 128 << 20  # About as many scores of a block, in float32, on a dev
 _LEAST_QUERIES, _MOST_QUERIES = 64, 512  # Of a block.
 
 
-def queries_of_a_block(B: int, T: int, S: int, K: int, G: int) -> int:
+def queries_of_a_block(
+  B: int, T: int, S: int, K: int, G: int, score_bytes: int = SCORE_BYTES
+) -> int:
   """How many queries to compute at once: T, or a multiple of 8, so that blocks are even.
 
   The rows of all heads that share keys are at most half of T, so that no product is of T x S.
   """
-  fits = max(1, SCORE_BYTES // (4 * B * K * G * S))
+  fits = max(1, score_bytes // (4 * B * K * G * S))
   most = min(1 << (fits.bit_length() - 1), _MOST_QUERIES, T // (2 * G))
   most = max(most, _LEAST_QUERIES)
   return -(-T // -(-T // most) // 8) * 8 if most < T else T

@@ -27,6 +27,8 @@ from pgjax.kernels.visible_keys import VisibleKeys, valid_first
 CAPABILITIES = (9.0, 10.0)  # Of the GPUs with kernels for both directions, up to the next whole.
 _TILE = 128  # Tokens of a tile.
 _WIDE_HEAD = 128
+_ONE_BLOCK = 1024  # Up to so many queries, scores of all of them cost less than a loop.
+_SCORE_BYTES = 256 << 20  # Of a block: fewer sums of the gradients of keys and values.
 _PRECISION = dict(
   bfloat16=jax.lax.DotAlgorithmPreset.BF16_BF16_F32, float16=jax.lax.DotAlgorithmPreset.F16_F16_F32
 )
@@ -94,7 +96,11 @@ def backward(
   arrays = (q_BTKGH, k_BSKH, v_BSKH, visible, out_BTKGH, lse_BKGT, dout_BTKGH)
   if own_backward(capability, softcap, q_BTKGH.shape[-1]):
     return _own_backward(*arrays, softcap=softcap, capability=capability)
-  return chunked.backward(*arrays, softcap=softcap, score_dtype="float32")
+  B, T, K, G, _ = q_BTKGH.shape
+  block = T
+  if T > _ONE_BLOCK:
+    block = chunked.queries_of_a_block(B, T, k_BSKH.shape[1], K, G, _SCORE_BYTES)
+  return chunked.backward(*arrays, softcap=softcap, score_dtype="float32", block=block)
 
 
 def _own_backward(q_BTKGH, k_BSKH, v_BSKH, visible, out_BTKGH, lse_BKGT, dout_BTKGH, *, softcap,

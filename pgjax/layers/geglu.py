@@ -18,6 +18,22 @@ from pgjax.layers.placement import NO_MESH, Placement
 from pgjax.layers.quantization import Rows
 
 
+@jax.custom_vjp
+def gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
+  """gelu in its tanh form, in float32 inside; its backward pass reads x in its own dtype."""
+  return jax.nn.gelu(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _gelu_backward(x, dy):
+  # Without the barrier XLA shares tanh with a recomputed forward pass, by a float32 array.
+  x, dy = jax.lax.optimization_barrier((x, dy))
+  _, vjp = jax.vjp(jax.nn.gelu, x.astype(jnp.float32))
+  return (vjp(dy.astype(jnp.float32))[0].astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def geglu(
   x_BTD: Float[Array, "B T D"],
@@ -44,9 +60,11 @@ def _forward(x_BTD, gating_2DF, linear_FD, constrain):
     return place(_product(hidden_BTF, linear_FD), "BTD"), None
   gate_BTF = checkpoint_name(place(_product(x_BTD, gating_2DF[0]), "BTF"), "mlp_gate")
   # Without the barrier XLA fuses the two products where x is small, and copies both weights.
-  again_BTD, gate_BTF = jax.lax.optimization_barrier((x_BTD, gate_BTF))
+  again_BTD, _ = jax.lax.optimization_barrier((x_BTD, gate_BTF))
   up_BTF = checkpoint_name(place(_product(again_BTD, gating_2DF[1]), "BTF"), "mlp_up")
-  hidden_BTF = _hidden(gate_BTF, up_BTF)
+  # Without the barrier XLA shares gelu with the backward pass, by a float32 array. One over there
+  # would make a copy of stored arrays.
+  hidden_BTF = _hidden(*jax.lax.optimization_barrier((gate_BTF, up_BTF)))
   out_BTD = checkpoint_name(place(_product(hidden_BTF, linear_FD), "BTD"), "mlp_out")
   return out_BTD, (x_BTD, gating_2DF, linear_FD, gate_BTF, up_BTF)
 
@@ -86,8 +104,6 @@ def _backward(constrain, residuals, dout_BTD):
   dtype, f32 = x_BTD.dtype, jnp.float32
   place = constrain.inside
   dhidden_BTF = place(_transposed(dout_BTD, linear_FD), "BTF")
-  # Without the barrier XLA shares gelu with the recomputed forward pass, by a float32 array.
-  gate_BTF, up_BTF, dhidden_BTF = jax.lax.optimization_barrier((gate_BTF, up_BTF, dhidden_BTF))
   gelu_BTF, gelu_vjp = jax.vjp(jax.nn.gelu, gate_BTF.astype(f32))
   up, dhidden = up_BTF.astype(f32), dhidden_BTF.astype(f32)
   hidden_BTF = (gelu_BTF * up).astype(dtype)

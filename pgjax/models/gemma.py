@@ -236,7 +236,7 @@ class Attention(nn.Module):
     out_BTNH = place(out_BTKGH.reshape(q_BTNH.shape), "BTNH")
     out_NHD = self.constrain.weight(self.attn_vec_einsum(), "NHD")
     out_BTD = lora.product("BTNH,NHD->BTD", out_BTNH, out_NHD)
-    return place(out_BTD, "BTD"), cache
+    return checkpoint_name(place(out_BTD, "BTD"), "attn_proj"), cache
 
   def _of_queries(self, x_BTKH):
     """Keys or values of all tokens and of the heads that a device's queries need."""

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pgjax.errors import UserError
-from pgjax.layers import attention, lora, placement, read_weight, remat
+from pgjax.layers import attention, geglu, lora, placement, read_weight, remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +127,7 @@ class Attention(nn.Module):
     heads = (c.num_heads, c.width // c.num_heads)
     shape = (x_BPD.shape[-1], *heads)
     q_BPNH, k_BPNH, v_BPNH = (
-      checkpoint_name(dense("BPD,DNH->BPNH", shape, name=name)(x_BPD), name[0])
+      checkpoint_name(dense("BPD,DNH->BPNH", shape, name=name)(x_BPD), f"img_{name}")
       for name in ("query", "key", "value")
     )
     k_BPNH, v_BPNH = (self.constrain.gathered_keys(a, "BPNH") for a in (k_BPNH, v_BPNH))
@@ -136,7 +135,8 @@ class Attention(nn.Module):
     # The reference rounds scores and softmax to the compute dtype here; this rounds the scores.
     how = dict(implementation=c.attention, score_dtype=self.dtype, constrain=self.constrain)
     out = attention.dot_product(q_BPNH[:, :, :, None], k_BPNH, v_BPNH, None, **how)
-    return dense("BPNH,NHD->BPD", (*heads, c.width), name="out")(out[:, :, :, 0])
+    out_BPD = dense("BPNH,NHD->BPD", (*heads, c.width), name="out")(out[:, :, :, 0])
+    return checkpoint_name(out_BPD, "img_attn_proj")
 
 
 class MlpBlock(nn.Module):
@@ -152,8 +152,8 @@ class MlpBlock(nn.Module):
     init = dict(bias_init=nn.initializers.normal(1e-6))
     dense = functools.partial(Dense, dtype=self.dtype, constrain=self.constrain, **init)
     h = dense("BPD,DF->BPF", (D, F), name="Dense_0")(x_BPD)
-    h = checkpoint_name(h, "mlp_up")
-    h = jax.nn.gelu(h.astype(jnp.float32)).astype(self.dtype)
+    h = checkpoint_name(h, "img_mlp_up")
+    h = geglu.gelu(h).astype(self.dtype)
     return dense("BPF,FD->BPD", (F, D), name="Dense_1")(h)
 
 

@@ -16,7 +16,10 @@ from pgjax.planning import interconnects, savings, step_time
 from pgjax.planning.compiler import Step
 from pgjax.planning.gpus import Gpu
 
-POLICIES = ("products_saveable", "attention_saveable", remat.BALANCED, "least_memory")
+POLICIES = (
+  *("products_saveable", "attention_saveable", remat.BALANCED, "least_memory"),
+  *("mlp_gate_saveable", "outputs_saveable"),
+)
 REPLICATED = '[[".*", "replicate()"]]'
 
 

@@ -13,7 +13,10 @@ from pgjax.params import of_model
 from pgjax.planning import memory, savings
 
 # Measured on an H100 and modelled: benchmarks/results, docs/memory.md.
-ORDER = ("products_saveable", "attention_saveable", remat.BALANCED, "least_memory")
+ORDER = (
+  *("products_saveable", "mlp_gate_saveable", "outputs_saveable", "attention_saveable"),
+  *(remat.BALANCED, "least_memory"),
+)
 
 
 class Choice(NamedTuple):

@@ -142,6 +142,11 @@ def activation_bytes(run: PlannedRun, policy: str) -> int:
     text = llm.width
   elif policy == "attention_saveable":
     text, image = heads, img.width
+  elif policy == "outputs_saveable":
+    text, image = 2 * heads + llm.width, img.width
+  elif policy == "mlp_gate_saveable":
+    keys_values = 2 * llm.num_kv_heads * llm.head_dim
+    text, image = 2 * heads + keys_values + 2 * llm.width + llm.mlp_dim, img.width
   elif policy in ("products_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable", "none"):
     text = 2 * heads + 2 * llm.num_kv_heads * llm.head_dim + 2 * llm.width + 2 * llm.mlp_dim
     image = 5 * img.width + img.mlp_dim

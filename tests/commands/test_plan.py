@@ -275,6 +275,7 @@ def fake_step(total, executed, parts=1):
 
 def test_the_fastest_that_fits_is_suggested():
   sizes = {"products_saveable": (60, 100), "attention_saveable": (30, 120), "balanced": (25, 125)}
+  sizes |= {"mlp_gate_saveable": (50, 105), "outputs_saveable": (35, 115)}
 
   def compile_step(changed):
     return fake_step(*sizes.get(changed.remat, (20, 140)))
@@ -286,7 +287,9 @@ def test_the_fastest_that_fits_is_suggested():
     )
 
   assert chosen(80e9).overrides == {"remat": "products_saveable"}
-  assert chosen(40e9).overrides == {"remat": "attention_saveable"}
+  assert chosen(55e9).overrides == {"remat": "mlp_gate_saveable"}
+  assert chosen(40e9).overrides == {"remat": "outputs_saveable"}
+  assert chosen(33e9).overrides == {"remat": "attention_saveable"}
   assert chosen(29e9).overrides == {}
   assert chosen(22.5e9).overrides == {"remat": "least_memory"}
 

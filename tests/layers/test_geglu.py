@@ -68,6 +68,18 @@ def test_output_and_gradients_equal_the_formula(mlp, dtype, tolerance, expected)
     np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(), err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_and_its_gradient_are_those_of_its_formula(dtype):
+  x, *_, dy = inputs(dtype)
+  x = 3 * x
+  out, vjp = jax.vjp(geglu.gelu, x)
+  expected, expected_vjp = jax.vjp(jax.nn.gelu, x.astype(jnp.float32))
+  (dx,), (expected_dx,) = vjp(dy), expected_vjp(dy.astype(jnp.float32))
+  assert out.dtype == dx.dtype == x.dtype
+  np.testing.assert_array_equal(out, expected.astype(dtype))
+  np.testing.assert_array_equal(dx, expected_dx.astype(dtype))
+
+
 def test_chunks_never_hold_the_whole_hidden_layer():
   """The reason for chunks: no array of [B, T, F], forwards or backwards."""
 
