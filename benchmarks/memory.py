@@ -76,13 +76,11 @@ CASES = {
   **{
     f"full_{size}_{policy}": (batch, 1, FULL | BF16 | resolution | remat)
     for size, batch, resolution in (
-      *(("448_b8", 8, AT_448), ("896_b2", 2, AT_896), ("896_b4", 4, AT_896)),
-      *(("896_b6", 6, AT_896), ("896_b8", 8, AT_896), ("896_b12", 12, AT_896)),
+      *(("448_b8", 8, AT_448), ("896_b2", 2, AT_896)),
+      *(("896_b4", 4, AT_896), ("896_b8", 8, AT_896)),
     )
     for policy, remat in dict(outputs=OUTPUTS, gate=GATE, products=PRODUCTS).items()
   },
-  "lora_448_b8_products": (8, 1, LORA | BF16 | AT_448 | PRODUCTS),
-  "lora_896_b2_products": (2, 1, LORA | BF16 | AT_896 | PRODUCTS),
   "full_448_b32": (32, 1, FULL | BF16 | AT_448),
   "full_448_b32_least": (32, 1, FULL | BF16 | AT_448 | LEAST),
   "full_896_b8": (8, 1, FULL | BF16 | AT_896),
