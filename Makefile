@@ -74,7 +74,7 @@ test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow and not long and not cluster and not gpu and not parity and not tf" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test
-	$(PYTEST) -m "slow and not gpu and not parity and not tf" $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not long and not gpu and not parity and not tf" $(PYTEST_ARGS)
 
 test-long: $(VENV)/.installed-test
 	$(PYTEST) --timeout=0 -m "long and not gpu and not parity and not tf" $(PYTEST_ARGS)
