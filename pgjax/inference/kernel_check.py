@@ -71,7 +71,10 @@ def attention_error(K: int, G: int, H: int, softcap: float, dtype: str, **how: A
 
 
 def product_error(kind: str, dtype: str, **how: Any) -> jax.Array:
-  """The relative difference of kernels/quantized_product.py and a product with decoded numbers."""
+  """The relative difference of kernels/quantized_product.py and a product with decoded numbers.
+
+  The larger one of a product and of a gated one.
+  """
   from pgjax.kernels import quantized_product
 
   rng, scheme = np.random.default_rng(0), quantization.Scheme(kind)
@@ -84,12 +87,14 @@ def product_error(kind: str, dtype: str, **how: Any) -> jax.Array:
   )
   rows = quantization.by_rows(stored, 1)
   table = jnp.asarray(quantization.NF4) if kind == "nf4" else None
-  args = (x, rows.codes, rows.scale, table)
   run = jax.jit(functools.partial(quantized_product.product, **how), static_argnames="gated")
-  want_MO = jax.jit(lambda x, stored: x @ quantization.weight(stored, dtype).T)(x, stored)
-  gate, up = jnp.split(want_MO.astype(jnp.float32), 2, axis=1)
-  error = _error(run(*args), want_MO)
-  return jnp.maximum(error, _error(run(*args, gated=True), jax.nn.gelu(gate) * up))
+  want = jax.jit(lambda x, stored: x @ quantization.weight(stored, dtype).T)(x, stored)
+  gate, up = (half.astype(jnp.float32) for half in jnp.split(want, 2, axis=1))
+  operands = (x, rows.codes, rows.scale, table)
+  return jnp.maximum(
+    _error(run(*operands), want),
+    _error(run(*operands, gated=True), (jax.nn.gelu(gate) * up).astype(dtype)),
+  )
 
 
 def _error(ours, right):

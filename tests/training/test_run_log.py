@@ -240,6 +240,20 @@ def test_an_unwritable_compilation_cache_is_ignored(monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+def test_small_programs_are_cached_unless_the_environment_says_otherwise(monkeypatch):
+  before = jax.config.jax_persistent_cache_min_compile_time_secs
+  monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
+  try:
+    cache_dir.use_compilation_cache()
+    assert jax.config.jax_persistent_cache_min_compile_time_secs < 1
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 3.0)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "3")
+    cache_dir.use_compilation_cache()
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 3
+  finally:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
 class Full:
   """A file on a full disk."""
 
