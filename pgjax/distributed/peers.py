@@ -46,6 +46,8 @@ class _Link:
 
   def __init__(self, connection: socket.socket):
     connection.setblocking(False)
+    # The last message leaves at once: a process that ends loses what is unsent.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     self.connection, self.process, self.host = connection, -1, ""
     self.inbox, self.outbox = bytearray(), bytearray()
     self.opened = self.heard = time.monotonic()

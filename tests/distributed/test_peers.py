@@ -1,5 +1,6 @@
 """A process that is dead, frozen or cut off ends the others; broken data stops all of them."""
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -83,6 +84,29 @@ def test_a_connection_that_breaks_is_an_end_that_is_known_at_once(group):
   text, status = ends[1].get(timeout=20)
   assert text.startswith("Process 0 of 2 on host alpha has ended, killed perhaps")
   assert status == peers.LOST
+
+
+def test_the_last_message_arrives_although_the_process_ends_with_others_unread(monkeypatch):
+  """TCP throws away what it has not sent yet; without TCP_NODELAY that is the last message."""
+  hub = peers.Group(0, 3, 600, Ended())
+  port = hub.listen()
+  listening = connect(port, process=1, host="alpha", token=hub.token)
+  listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+
+  def name(process):  # The moment at which process 2 is found to be lost.
+    listening.sendall(b"{}\n")
+    hub.leave(0)
+    return f"Process {process}"
+
+  monkeypatch.setattr(hub, "name", name)
+  hub.start()
+  connect(port, process=2, host="beta", token=hub.token).close()
+  received = b""
+  with listening, contextlib.suppress(ConnectionResetError):
+    while data := listening.recv(1 << 16):
+      received += data
+  assert b'"bye"' in received
+  assert b"Process 2 has ended" in received
 
 
 def test_a_process_that_says_goodbye_is_not_missed_unless_it_has_an_error(group, monkeypatch):
