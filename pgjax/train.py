@@ -37,6 +37,7 @@ with epy.lazy_imports():  # Not for --help or a mistake in the config.
     bucket_copy,
     bucket_files,
     checksums,
+    first_state,
     initial,
     run_lock,
     same_run,
@@ -145,7 +146,9 @@ def train(config, mesh, place, log, lock, stop: Stop) -> tuple[int, int, bool]:
     log.say(LEARNS_NOTHING)
   advice = out_of_memory.Advice(config, model, abstract, mesh)
   with advice:
-    state, position = resume_or_init(config, model, tx, mesh, abstract, saver, log, stop)
+    state, position = first_state.newest(abstract, saver, log, stop)
+    if state is None:
+      weights = first_state.initial_weights(config, model, abstract, log)
   if position["step"] > total_steps or (position["step"] == total_steps and position["evaluated"]):
     saver.close()
     return position["step"], total_steps, True
@@ -158,6 +161,8 @@ def train(config, mesh, place, log, lock, stop: Stop) -> tuple[int, int, bool]:
     write_start(workdir, config, position, log, first, tokenizer, model)
   with advice:
     train_step = advice.program = compile_step(config, model, tx, mesh, abstract, first, log)
+    if state is None:
+      state = first_state.initial(config, model, tx, mesh, weights, log)
   log.start(
     position["step"],
     evaluated=position["evaluated"],
@@ -319,28 +324,6 @@ def log_start(log, config, mesh, model, abstract, data, evaluators, total_steps)
     for line in pipeline.differing_prompts(data.scans, evaluator.batches.scans):
       log.say(f"{evaluator.name}: {line}")
   log.say("\n" + param_table.table(abstract.params, of_model.stored_params(model, config)) + "\n")
-
-
-def resume_or_init(
-  config, model, tx, mesh, abstract, saver, log, stop: Stop
-) -> tuple[Any, dict[str, Any]]:
-  """The newest state in the workdir or an initial one, and the position in the data."""
-  state, position = saver.latest(abstract)
-  if state is not None:
-    stop.last_words = (
-      f"Stopped by {{}} before training went on; the checkpoint of step {position['step']} is the"
-      " newest. Run the same command again."
-    )
-    log.say(f"Resuming from step {position['step']}.")
-    return state, position
-  loaded = None
-  if config.model_init:
-    with log.waiting(f"Loading {config.model_init}"):
-      leaves = of_model.stored_params(model, config)
-      loaded = initial.load_initial(config.model_init, abstract.params, leaves)
-  with log.waiting("Initializing the state"):
-    state = jax.block_until_ready(train_state.init(model, tx, config, mesh, loaded))
-  return state, dict(seed=config.seed, step=0, examples=0, evaluated=False)
 
 
 def write_start(workdir, config, position, log, first, tokenizer, model) -> None:

@@ -1,6 +1,6 @@
 """Initial weights of a run, as `config.model_init` names them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pgjax.checkpoints import load as load_params, resolve, source as source_lib
@@ -21,10 +21,17 @@ def needs_download(model_init: str | Mapping[str, str] | None) -> bool:
     return any(source_lib.needs_download(s.name, s.base) for s in map(model_init_lib.parse, specs))
 
 
-def load_initial(
+def load_initial(*args: Any) -> dict[str, Any]:
+  """Checks and reads at once; see `checked`."""
+  return checked(*args)()
+
+
+def checked(
   model_init: str | Mapping[str, str], abstract: Mapping[str, Any], leaves: StoredParams
-) -> dict[str, Any]:
-  """The parameters that a run starts from, nested, cast and placed; see load.load.
+) -> Callable[[], dict[str, Any]]:
+  """Opens and checks the parameters that a run starts from; the result reads them.
+
+  It returns them nested, cast and placed; see load.checked.
 
   model_init: a CKPT, "x.npz:img" for a part of a file, ckpt("CKPT", base="...") with choices
   (config/model_init.py), or a dict from parts of the model to such strings; parts that it leaves
@@ -36,7 +43,7 @@ def load_initial(
     if peft.is_folder(path) and spec.weights in (None, peft.FILE):  # Before its base is opened.
       peft.check_start(path, model_init, leaves)
     arrays, adapters = _leaves_of(model_init, dtype)
-    return load_params.load(arrays, abstract, leaves, model_init, adapters)
+    return load_params.checked(arrays, abstract, leaves, model_init, adapters)
   parts = {name.split("/")[0] for name in leaves.shapes}
   if unknown := sorted(set(model_init) - parts):
     raise UserError(f"model_init has no part {unknown}; the model has {sorted(parts)}.")
@@ -48,7 +55,7 @@ def load_initial(
   inside = StoredParams(
     *({n: x for n, x in d.items() if n.split("/")[0] in model_init} for d in leaves)
   )
-  return load_params.load(arrays, abstract, inside, ", ".join(model_init.values()), adapters)
+  return load_params.checked(arrays, abstract, inside, ", ".join(model_init.values()), adapters)
 
 
 def _dtype(leaves: StoredParams) -> str | None:

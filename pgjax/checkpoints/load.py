@@ -4,9 +4,10 @@ Leaf by leaf, and each process reads only the slices of its devices, so that nei
 device holds a second copy of the model.
 """
 
+import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,15 +38,23 @@ def abstract_params(leaves: StoredParams, config: Any, mesh: Any) -> dict[str, A
   )
 
 
-def load(
+def load(*args: Any, **kwargs: Any) -> dict[str, Any]:
+  """Checks and reads at once; see `checked`."""
+  return checked(*args, **kwargs)()
+
+
+def checked(
   arrays: Mapping[str, LazyArray],
   abstract: Mapping[str, Any],
   leaves: StoredParams,
   source: str,
   adapters: Mapping[str, Adapter] | None = None,
   unchanged: Mapping[str, LazyArray] | None = None,
-) -> dict[str, Any]:
-  """Nested dict of the checkpoint's arrays on the mesh: adapted, cast or quantized as needed.
+) -> Callable[[], dict[str, Any]]:
+  """Checks names, shapes and adapters; the result reads, in any thread.
+
+  It returns a nested dict of the checkpoint's arrays on the mesh: adapted, cast or quantized as
+  needed.
 
   Args:
     arrays: exactly the model's leaves, under our names.
@@ -56,26 +65,32 @@ def load(
       elsewhere. The result lacks adapters of the run that the checkpoint does not have.
     unchanged: stored arrays to copy as they are, by their names in the result.
   """
-  wanted = param_tree.flatten(abstract)
   have = {name: leaf.shape for name, leaf in arrays.items()}
   want = {name: tuple(leaf.shape) for name, leaf in leaves.shapes.items()}
   hf_names.check_same(want, have, f"'{source}'", fits=_fits)
-  loaded, adapters, unchanged = {}, adapters or {}, unchanged or {}
+  adapters = adapters or {}
+  if merged := [name for name in adapters if leaves.rules[name].kind != "lora"]:
+    log.info("The adapters of %d leaves of %s are merged into them.", len(merged), source)
+  for name, rule in leaves.rules.items():
+    if name in adapters and rule.kind == "lora":
+      _check_adapter(name, adapters[name], leaves, source)
+    if scheme := scheme_of(rule):
+      _check_scheme(name, arrays[name].scheme or scheme, scheme, source)
+  wanted = param_tree.flatten(abstract)
+  return functools.partial(_read, arrays, wanted, leaves, source, adapters, unchanged or {})
+
+
+def _read(arrays, wanted, leaves, source, adapters, unchanged):
+  """What `checked` describes."""
+  loaded = {}
 
   def put(name, leaf):
     loaded[name] = _placed(
       lazy_array.finite(unchanged.get(name, leaf), f"{source}: {name}"), wanted[name]
     )
 
-  if merged := [name for name in adapters if leaves.rules[name].kind != "lora"]:
-    log.info("The adapters of %d leaves of %s are merged into them.", len(merged), source)
-  for name, rule in leaves.rules.items():  # Before anything is read.
-    if name in adapters and rule.kind == "lora":
-      _check_adapter(name, adapters[name], leaves, source)
-    if scheme := scheme_of(rule):
-      _check_scheme(name, arrays[name].scheme or scheme, scheme, source)
   for name, rule in leaves.rules.items():
-    leaf = _adapted(name, arrays[name], want[name])
+    leaf = _adapted(name, arrays[name], tuple(leaves.shapes[name].shape))
     if name in adapters and rule.kind == "lora":
       put(f"{param_names.LORA}{name}/a", adapters[name].a)
       put(f"{param_names.LORA}{name}/b", adapters[name].b)
