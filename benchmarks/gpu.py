@@ -5,10 +5,10 @@
 One command for a machine with an NVIDIA GPU: what the GPU itself reaches; steps of PaliGemma 2 3B,
 their time, MFU and peak memory beside the planner's; decoding, its time a token beside the time
 that reading the weights takes; attention by each implementation that is installed, with its error
-against plain attention in float32; the same steps and decode by transformers and PEFT where they
-are installed. Weights, images and texts are random. Rows are printed as they end and written to
-benchmarks/results/DATE-GPU.md; what does not fit or has no time left is a row that says so. --tiny
-runs everything with small sizes, also on a CPU.
+against plain attention in float32; the kernels of decoding; the input pipeline; the same steps and
+decode by transformers and PEFT where they are installed. Weights, images and texts are random. Rows
+are printed as they end and written to benchmarks/results/DATE-GPU.md; what does not fit or has no
+time left is a row that says so. --tiny runs everything with small sizes, also on a CPU.
 """
 
 import argparse
@@ -28,12 +28,13 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks import gpu_cases
+from benchmarks import gpu_cases, gpu_input, gpu_kernels
 from benchmarks.gpu_cases import NEW_TOKENS, Case
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GB, TERA = 1e9, 1e12
-ATTENTION, TRANSFORMERS = "attention", "transformers"  # Names for --only.
+# Names for --only.
+ATTENTION, KERNELS, INPUT, TRANSFORMERS = "attention", "kernels", "input", "transformers"
 ROUNDS, STEPS = 3, 4  # The median of rounds of this many calls each.
 
 
@@ -209,6 +210,33 @@ def attention_table(run: Run) -> None:
         run.report.row([shape.name, name, first_line(error), "", "", ""])
 
 
+def kernels_table(run: Run) -> None:
+  """The kernels of decoding beside plain JAX."""
+  columns = ("work of one layer", "kernel ms", "plain ms", "error")
+  run.report.table("Kernels of decoding, bfloat16; errors against plain JAX", columns)
+  for name, make in gpu_kernels.cases(run.args.tiny).items():
+    try:
+      run.check_time()
+      pair = make()
+      times = [f"{1e3 * seconds_of(call, steps=10):.3f}" for call in pair]
+      run.report.row([name, *times, f"{float(pair.error()):.1e}"])
+    except Exception as error:  # A kernel that does not compile for this GPU is a row.
+      run.report.row([name, first_line(error), "", ""])
+
+
+def input_table(run: Run) -> None:
+  """The input pipeline alone."""
+  columns = ("px", "examples/s", "a core")
+  run.report.table(f"Input pipeline alone, {os.cpu_count()} cores, JPEG of 640 x 480", columns)
+  for res in (28, 56) if run.args.tiny else (224, 448, 896):
+    try:
+      run.check_time()
+      rate = gpu_input.examples_per_second(res, batches=2 if run.args.tiny else 64)
+      run.report.row([res, f"{rate:.1f}", f"{rate / (os.cpu_count() or 1):.1f}"])
+    except Exception as error:  # A case that fails is a row.
+      run.report.row([res, first_line(error), ""])
+
+
 def transformers_table(report: Report, args: Any, end: float) -> None:
   """The same work by transformers and PEFT."""
   columns = ("case", "batch", "ms", "a second", "peak GB")
@@ -274,8 +302,9 @@ def of_pgjax(args: Any, end: float, report: Report) -> None:
     steps_table(run, cases)
   if cases := chosen(gpu_cases.DECODES, args):
     decode_table(run, cases)
-  if re.fullmatch(args.only, ATTENTION):
-    attention_table(run)
+  for name, table in (ATTENTION, attention_table), (KERNELS, kernels_table), (INPUT, input_table):
+    if re.fullmatch(args.only, name):
+      table(run)
 
 
 def chosen(cases: list[Case], args: Any) -> list[Case]:
@@ -300,7 +329,8 @@ def main() -> None:
     re.compile(args.only)
   except re.error as error:
     sys.exit(f"error: --only={args.only} is not a regular expression: {error}.")
-  known = [case.name for case in [*gpu_cases.STEPS, *gpu_cases.DECODES]] + [ATTENTION, TRANSFORMERS]
+  known = [case.name for case in [*gpu_cases.STEPS, *gpu_cases.DECODES]]
+  known += [ATTENTION, KERNELS, INPUT, TRANSFORMERS]
   if not any(re.fullmatch(args.only, name) for name in known):
     sys.exit(f"error: --only={args.only} matches none of {', '.join(known)}.")
   name = device_name()

@@ -28,22 +28,33 @@ def _tuned(name, **fields):
 
 _FULL, _ATTENTION = memory.FULL | memory.BF16, memory.ATTENTION | memory.BF16
 _PRODUCTS, _ATTENTION_OUT = memory.PRODUCTS, memory.ATTENTION_OUT
+_448, _896 = memory.AT_448, memory.AT_896
 STEPS = [
   Case("full_224_b32", 32, _FULL),
   Case("full_224_b32_products", 32, _FULL | _PRODUCTS),
+  Case("full_224_b32_outputs", 32, _FULL | memory.OUTPUTS, rare=True),
+  Case("full_224_b32_flash", 32, _FULL | memory.FLASH, rare=True),
   Case("full_224_b8", 8, _FULL),
-  Case("full_448_b8", 8, _FULL | memory.AT_448),
-  Case("full_896_b2", 2, _FULL | memory.AT_896),
-  Case("full_896_b2_attention", 2, _FULL | memory.AT_896 | _ATTENTION_OUT, rare=True),
+  Case("full_448_b8", 8, _FULL | _448),
+  Case("full_448_b8_plain", 8, _FULL | _448 | memory.PLAIN, rare=True),
+  Case("full_448_b8_outputs", 8, _FULL | _448 | memory.OUTPUTS, rare=True),
+  Case("full_896_b2", 2, _FULL | _896),
+  Case("full_896_b2_plain", 2, _FULL | _896 | memory.PLAIN),
+  Case("full_896_b2_outputs", 2, _FULL | _896 | memory.OUTPUTS, rare=True),
+  Case("full_896_b2_attention", 2, _FULL | _896 | _ATTENTION_OUT, rare=True),
   Case("attention_224_b32", 32, _ATTENTION),
+  Case("attention_448_b8", 8, _ATTENTION | _448, rare=True),
+  Case("attention_896_b2", 2, _ATTENTION | _896, rare=True),
   Case("lora_224_b8", 8, _tuned("lora")),
   Case("lora_224_b32", 32, _tuned("lora")),
   Case("lora_224_b32_products", 32, _tuned("lora") | _PRODUCTS),
-  Case("lora_448_b8", 8, _tuned("lora") | memory.AT_448, rare=True),
-  Case("lora_896_b4", 4, _tuned("lora") | memory.AT_896),
-  Case("lora_896_b4_attention", 4, _tuned("lora") | memory.AT_896 | _ATTENTION_OUT),
+  Case("lora_448_b8", 8, _tuned("lora") | _448, rare=True),
+  Case("lora_896_b4", 4, _tuned("lora") | _896),
+  Case("lora_896_b4_plain", 4, _tuned("lora") | _896 | memory.PLAIN),
+  Case("lora_896_b4_attention", 4, _tuned("lora") | _896 | _ATTENTION_OUT),
   Case("qlora_224_b32", 32, _tuned("qlora")),
-  Case("qlora_896_b4", 4, _tuned("qlora") | memory.AT_896, rare=True),
+  Case("qlora_448_b8", 8, _tuned("qlora") | _448, rare=True),
+  Case("qlora_896_b4", 4, _tuned("qlora") | _896, rare=True),
   Case("full_adam8bit_224_b32", 32, _FULL | memory.ADAM8, rare=True),
 ]
 DECODES = [

@@ -25,16 +25,22 @@ def rows(path):
 
 @pytest.mark.long
 def test_steps_decoding_and_attention_are_measured(tmp_path):
-  only = "full_224_b8|lora_896_b4|greedy_b1|greedy_b64_nf4|attention"
+  only = "full_224_b8|lora_896_b4(_plain)?|greedy_b1|greedy_b64_nf4|attention|kernels|input"
   ended = run("--tiny", f"--only={only}", f"--out={tmp_path}/gpu.md", "--minutes=30")
   assert ended.returncode == 0, ended.stderr
   table = rows(tmp_path / "gpu.md")
-  for name in ("full_224_b8", "lora_896_b4"):
+  for name in ("full_224_b8", "lora_896_b4", "lora_896_b4_plain"):
     milliseconds, loss = float(table[name][3]), float(table[name][9])
     assert milliseconds > 0
     assert 5 < loss < 10  # About log(1,856) for random weights.
   for name in ("greedy_b1", "greedy_b64_nf4"):
     assert all(float(cell.replace(",", "")) > 0 for cell in table[name][2:5])
+  kernels = {
+    n: cells for n, cells in table.items() if n.startswith(("attention to", "int8", "nf4"))
+  }
+  assert len(kernels) == 20
+  assert all(float(cells[3]) < 5e-3 for cells in kernels.values())
+  assert float(table["28"][1]) > 0
   plain = [line.split("|") for line in ended.stdout.splitlines() if "| plain |" in line]
   assert len(plain) == 6
   assert all(float(error) < 1e-2 for cells in plain for error in cells[5:7])

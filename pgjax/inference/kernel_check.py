@@ -6,7 +6,8 @@ compared with plain JAX. Where one fails or differs, decoding does without all o
 
 import functools
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +38,15 @@ def right(model: Any, mesh: Any) -> bool:
 @functools.cache
 def _trouble(K, G, H, softcap, dtype, device) -> str | None:
   """What is wrong with the kernels; None if nothing is."""
-  cases = dict(attention=lambda: attention_error(K, G, H, softcap, dtype))
+  cases = dict(attention=lambda: attention_pair(K, G, H, softcap, dtype))
   for kind in ("int8", "nf4"):
-    cases[f"the product with {kind}"] = functools.partial(product_error, kind, dtype)
+    cases[f"the product with {kind}"] = functools.partial(product_pair, kind, dtype)
+    gated = functools.partial(product_pair, kind, dtype, gated=True)
+    cases[f"the gated product with {kind}"] = gated
   for name, case in cases.items():
     try:
       with jax.default_device(device):
-        error = float(case())
+        error = float(case().error())
     except Exception as failure:  # Of a compiler, a driver or a kernel: of any type.
       trouble = f"fails ({cut(' '.join(str(failure).split()))})"
     else:
@@ -56,47 +59,62 @@ def _trouble(K, G, H, softcap, dtype, device) -> str | None:
   return None
 
 
-def attention_error(K: int, G: int, H: int, softcap: float, dtype: str, **how: Any) -> jax.Array:
-  """The relative difference of kernels/decode_attention.py and plain attention, both jitted."""
+class Pair(NamedTuple):
+  """The same work by a kernel and by plain JAX, both jitted, without arguments."""
+
+  kernel: Callable[[], jax.Array]
+  plain: Callable[[], jax.Array]
+
+  def error(self) -> jax.Array:
+    """The relative difference of the results."""
+    ours, right = (run().astype(jnp.float32) for run in self)
+    return jnp.linalg.norm(ours - right) / jnp.linalg.norm(right)
+
+
+def attention_pair(
+  K: int, G: int, H: int, softcap: float, dtype: str, *, shape=(2, 3, _SLOTS), **how: Any
+) -> Pair:
+  """kernels/decode_attention.py and plain attention; shape: examples, tokens, slots."""
   from pgjax.kernels import decode_attention  # Pallas takes long to import.
 
-  rng, B, T = np.random.default_rng(0), 2, 3
-  shapes = ((B, T, K, G, H), (B, K, H, _SLOTS), (B, K, _SLOTS, H))
+  rng, (B, T, S) = np.random.default_rng(0), shape
+  shapes = ((B, T, K, G, H), (B, K, H, S), (B, K, S, H))
   q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
-  q, mask = (q * H**-0.5).astype(dtype), rng.random((B, T, _SLOTS)) < 0.5
+  q, mask = (q * H**-0.5).astype(dtype), rng.random((B, T, S)) < 0.5
   mask[..., 0] = True
-  ours = jax.jit(functools.partial(decode_attention.attend, softcap=softcap, **how))(q, k, v, mask)
+  kernel = jax.jit(functools.partial(decode_attention.attend, softcap=softcap, **how))
+  plain = jax.jit(attention.attend, static_argnums=4)
   k_BSKH, v_BSKH = jnp.transpose(k, (0, 3, 1, 2)), jnp.swapaxes(v, 1, 2)
-  return _error(ours, jax.jit(attention.attend, static_argnums=4)(q, k_BSKH, v_BSKH, mask, softcap))
+  return Pair(lambda: kernel(q, k, v, mask), lambda: plain(q, k_BSKH, v_BSKH, mask, softcap))
 
 
-def product_error(kind: str, dtype: str, **how: Any) -> jax.Array:
-  """The relative difference of kernels/quantized_product.py and a product with decoded numbers.
+def product_pair(
+  kind: str, dtype: str, *, gated: bool = False, shape=(_ROWS, _OUTPUTS, _INPUTS), **how: Any
+) -> Pair:
+  """kernels/quantized_product.py and a product with decoded numbers; shape: rows, outputs, inputs.
 
-  The larger one of a product and of a gated one.
+  gated: with layers/geglu.py on the halves of the outputs.
   """
   from pgjax.kernels import quantized_product
 
-  rng, scheme = np.random.default_rng(0), quantization.Scheme(kind)
-  x = jnp.asarray(rng.normal(size=(_ROWS, _INPUTS)), dtype)
-  w_OI = rng.normal(size=(_OUTPUTS, _INPUTS)).astype(np.float32)
+  rng, scheme, (rows, outputs, inputs) = np.random.default_rng(0), quantization.Scheme(kind), shape
+  x = jnp.asarray(rng.normal(size=(rows, inputs)), dtype)
+  w_OI = rng.normal(size=(outputs, inputs)).astype(np.float32)
   parts = quantization.encode(w_OI.reshape(1, -1), scheme, np)
   order = quantization.Order((0, 1))
   stored = quantization.Quantized(
     {name: jnp.asarray(part[0]) for name, part in parts.items()}, scheme, w_OI.shape, order
   )
-  rows = quantization.by_rows(stored, 1)
+  by_rows = quantization.by_rows(stored, 1)
   table = jnp.asarray(quantization.NF4) if kind == "nf4" else None
-  run = jax.jit(functools.partial(quantized_product.product, **how), static_argnames="gated")
-  want = jax.jit(lambda x, stored: x @ quantization.weight(stored, dtype).T)(x, stored)
-  gate, up = (half.astype(jnp.float32) for half in jnp.split(want, 2, axis=1))
-  operands = (x, rows.codes, rows.scale, table)
-  return jnp.maximum(
-    _error(run(*operands), want),
-    _error(run(*operands, gated=True), (jax.nn.gelu(gate) * up).astype(dtype)),
-  )
+  kernel = jax.jit(functools.partial(quantized_product.product, gated=gated, **how))
 
+  @jax.jit
+  def plain(x, stored):
+    y = x @ quantization.weight(stored, dtype).T
+    if not gated:
+      return y
+    gate, up = (half.astype(jnp.float32) for half in jnp.split(y, 2, axis=1))
+    return (jax.nn.gelu(gate) * up).astype(dtype)
 
-def _error(ours, right):
-  ours, right = ours.astype(jnp.float32), right.astype(jnp.float32)
-  return jnp.linalg.norm(ours - right) / jnp.linalg.norm(right)
+  return Pair(lambda: kernel(x, by_rows.codes, by_rows.scale, table), lambda: plain(x, stored))

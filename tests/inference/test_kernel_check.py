@@ -1,5 +1,6 @@
 """The kernels of decoding, interpreted on the CPU, against plain JAX."""
 
+import itertools
 import logging
 
 import pytest
@@ -12,14 +13,15 @@ from pgjax.kernels import choice, quantized_product
 def test_attention_to_a_cache_equals_plain(dtype):
   """GQA with a soft-cap, MQA without; masks of each query; slots that fill no whole step."""
   for K, G, H, softcap in ((2, 2, 16, 5.0), (1, 3, 32, 0.0)):
-    error = kernel_check.attention_error(K, G, H, softcap, dtype, interpret=True)
-    assert error <= (1e-6 if dtype == "float32" else 4e-3)
+    pair = kernel_check.attention_pair(K, G, H, softcap, dtype, interpret=True)
+    assert pair.error() <= (1e-6 if dtype == "float32" else 4e-3)
 
 
 def test_products_with_codes_equal_those_with_decoded_numbers():
-  for kind in ("int8", "nf4"):
-    assert kernel_check.product_error(kind, "float32", interpret=True) <= 1e-6
-    assert kernel_check.product_error(kind, "bfloat16", interpret=True) <= 4e-3
+  for kind, gated in itertools.product(("int8", "nf4"), (False, True)):
+    for dtype, bound in (("float32", 1e-6), ("bfloat16", 4e-3)):
+      pair = kernel_check.product_pair(kind, dtype, gated=gated, interpret=True)
+      assert pair.error() <= bound
 
 
 def test_a_large_gpu_is_kept_busy_with_few_reads_of_x():
