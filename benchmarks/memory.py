@@ -35,6 +35,7 @@ LORA, QLORA = (dict(params=common.TUNE[name]) for name in ("lora", "qlora"))
 F32, BF16 = dict(dtype="float32"), dict(dtype="bfloat16")
 AT_448 = dict(res=448, text_len=512)
 AT_896 = dict(res=896, text_len=512)
+MICRO4 = dict(microbatches=4)
 VIDEO = dict(num_frames=16)
 PLAIN, CHUNKED = (dict(attention=name) for name in ("plain", "chunked"))
 FLASH = dict(attention="flash")
@@ -57,6 +58,8 @@ CASES = {
   "full_b32_outputs_flash": (32, 1, FULL | BF16 | OUTPUTS | FLASH),
   "full_b32_gate": (32, 1, FULL | BF16 | GATE),
   "full_b32_products_flash": (32, 1, FULL | BF16 | PRODUCTS | FLASH),
+  "full_b32_micro4": (32, 1, FULL | BF16 | MICRO4),
+  "full_b32_micro4_bf16": (32, 1, FULL | BF16 | MICRO4 | dict(accumulation_dtype="bfloat16")),
   "full_b64": (64, 1, FULL | BF16),
   "no_vit_b32": (32, 1, NO_VIT | BF16),
   "no_vit_adam8bit_b32": (32, 1, NO_VIT | BF16 | ADAM8),
@@ -107,6 +110,7 @@ def run_config(batch_size, fields):
     text_len=128,
     label_smoothing=0.0,
     microbatches=1,
+    accumulation_dtype="float32",
     remat="balanced",
     attention="auto",
     sharding_strategy=[(".*", 'fsdp(axis="data")')],

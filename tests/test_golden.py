@@ -69,6 +69,7 @@ class Golden:
       lr_mults=None,
       wd_mults=None,
       microbatches=1,
+      accumulation_dtype="float32",
       stochastic_rounding=False,
       opt_state_memory="device",
       ema_decay=None,

@@ -56,6 +56,7 @@ def config(**fields):
     ema_decay=None,
     label_smoothing=0.1,
     microbatches=1,
+    accumulation_dtype="float32",
     sharding_strategy=FSDP,
   )
   return ml_collections.ConfigDict({**base, **fields})

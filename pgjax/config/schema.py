@@ -136,6 +136,7 @@ RUN = _fields(
   remat=(_RUN_REMAT, "which activations are stored for the backward pass (docs/memory.md)"),
   attention=(_ATTENTION, "how attention is computed (docs/attention.md)"),
   microbatches=(_ROWS, "accumulate gradients over this many parts of a batch"),
+  accumulation_dtype=(_DTYPE, "in which `microbatches` accumulate (docs/memory.md)"),
   mesh=(_MESH, "how devices share the work (docs/meshes.md); -1: the remaining devices"),
   sharding_strategy=(
     _STRATEGY,

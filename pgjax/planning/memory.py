@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import msgspec
 
 from pgjax.data import device_feed
@@ -79,7 +80,9 @@ def need(config: Any, model: Any, state: Any, batch: Mapping[str, Any],
   parts = dict.fromkeys(("trained", "frozen", "lora"), 0)
   for name, leaf in param_tree.flatten(state.params).items():
     parts[part_of(name, rules)] += device_bytes(leaf)
-  gradients = gradient_bytes(model, state, rules) * (2 if config.microbatches > 1 else 1)
+  gradients = gradient_bytes(model, state, rules)
+  if config.microbatches > 1:
+    gradients += accumulated_bytes(state, rules, config.accumulation_dtype)
   temporaries = gradients if temporaries is None else temporaries
   gradients = min(gradients, temporaries)
   return Need(
@@ -116,13 +119,23 @@ def tree_bytes(tree: Any) -> int:
 
 
 def gradient_bytes(model: Any, state: Any, rules: Mapping[str, Any]) -> int:
-  """Of one set of gradients; accumulating over microbatches needs two."""
-  leaves = param_tree.flatten(state.params)
-  trained = {n: leaf for n, leaf in leaves.items() if part_of(n, rules) != "frozen"}
+  """Of the gradients of one batch or microbatch."""
+  trained = _trained(state, rules)
   cast = functools.partial(mixed_precision.differentiable, dtype=model.dtype)
   gradients = jax.eval_shape(cast, trained)
   narrow = {n: gradients[n].dtype.itemsize / a.dtype.itemsize for n, a in trained.items()}
   return sum(round(device_bytes(a) * narrow[n]) for n, a in trained.items())
+
+
+def accumulated_bytes(state: Any, rules: Mapping[str, Any], dtype: str) -> int:
+  """Of the sum of gradients over microbatches."""
+  leaves = _trained(state, rules).values()
+  return sum(device_bytes(a) // a.dtype.itemsize for a in leaves) * jnp.dtype(dtype).itemsize
+
+
+def _trained(state, rules):
+  leaves = param_tree.flatten(state.params)
+  return {n: leaf for n, leaf in leaves.items() if part_of(n, rules) != "frozen"}
 
 
 def loss_chunks(config: Any, batch: Mapping[str, Any], rules: Mapping[str, Any]) -> tuple[int, int]:

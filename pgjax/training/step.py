@@ -94,7 +94,8 @@ def train_step(state, batch, *, model, update, readable, is_trained, options, co
   if config.microbatches == 1:
     grads, loss = gradients_of(batch, key)
   else:
-    grads, loss = _accumulated(gradients_of, batch, key, config.microbatches)
+    dtype = config.accumulation_dtype
+    grads, loss = accumulated(gradients_of, batch, key, config.microbatches, dtype)
   on = config.stochastic_rounding
   rounding_key = stochastic_rounding.leaf_key(key, "rounding") if on else None
   apply = functools.partial(stochastic_rounding.apply_updates, key=rounding_key)
@@ -170,8 +171,11 @@ def hidden_states(model, variables, x_BTD, batch, key=None):
   )
 
 
-def _accumulated(gradients_of, batch, key, microbatches):
-  """Sums over microbatches of every M-th row each, so that no row changes its device."""
+def accumulated(gradients_of, batch, key, microbatches, dtype):
+  """Sums over microbatches of every M-th row each, so that no row changes its device.
+
+  The gradients' sum is stored in `dtype`, and rounded to it once for each microbatch.
+  """
   parts = jax.tree.map(
     lambda a: jnp.swapaxes(a.reshape(-1, microbatches, *a.shape[1:]), 0, 1), batch
   )
@@ -179,9 +183,13 @@ def _accumulated(gradients_of, batch, key, microbatches):
   def body(total, numbered):
     number, part = numbered
     new = gradients_of(part, jax.random.fold_in(key, number))
-    return jax.tree.map(jnp.add, total, new), None
+    return stored(jax.tree.map(jnp.add, total, new)), None
+
+  def stored(sums):
+    grads, loss = sums
+    return {name: g.astype(dtype) for name, g in grads.items()}, loss
 
   first = gradients_of(jax.tree.map(lambda a: a[0], parts), jax.random.fold_in(key, 0))
   rest = jax.tree.map(lambda a: a[1:], parts)
-  total, _ = jax.lax.scan(body, first, (jnp.arange(1, microbatches), rest))
-  return total
+  (grads, loss), _ = jax.lax.scan(body, stored(first), (jnp.arange(1, microbatches), rest))
+  return {name: g.astype(jnp.float32) for name, g in grads.items()}, loss

@@ -97,6 +97,7 @@ BAD = {
   "dtype": ["float16", "fp32", 3, None],
   "remat": ["all", 3, None, ""],
   "attention": ["fast", 3, None, ""],
+  "accumulation_dtype": ["float16", 16, None],
   "microbatches": [*NOT_WHOLE, 0, 3, 10**9],
   "mesh": [3, [], ["data"], [("data", 0)], [("data", -2)], [("data", 1.5)], [("data", 10**9)],
     [("data", -1), ("data", 2)], [("a", -1), ("b", -1)], [(3, -1)], "", "tensors", [("model", 2)],

@@ -104,6 +104,27 @@ def test_microbatches_give_the_adam_update_of_the_whole_batch(values, one):
   assert_same_update(four, one, values, 1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_are_summed_in_the_dtype_of_accumulation(dtype):
+  """Each sum is exact in float32 and rounded once; the loss is not rounded."""
+  rows = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+
+  def gradients_of(part, key):
+    return {"w": jnp.sum(part, axis=0)}, jnp.sum(part)
+
+  accumulate = functools.partial(step_lib.accumulated, gradients_of, microbatches=4, dtype=dtype)
+  grads, loss = accumulate(rows, jax.random.key(0))
+  want = jnp.zeros(3, dtype)
+  for part in np.swapaxes(rows.reshape(3, 4, 3), 0, 1):
+    want = (want.astype(jnp.float32) + part.sum(axis=0)).astype(dtype)
+  assert grads["w"].dtype == jnp.float32
+  np.testing.assert_allclose(grads["w"], want.astype(jnp.float32), rtol=1e-6)
+  np.testing.assert_allclose(loss, rows.sum(), rtol=1e-5)
+  carried = jax.make_jaxpr(accumulate)(rows, jax.random.key(0))
+  (scan,) = [e for e in carried.eqns if e.primitive.name == "scan"]
+  assert {v.aval.dtype.name for v in scan.outvars if v.aval.shape} == {dtype}
+
+
 @pytest.fixture(scope="module")
 def frozen():
   """Only the text tower's attention trains, with dropout; the rest is stored in bfloat16."""
