@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,12 @@ log = logging.getLogger("pgjax")
 TEXT_KEYS = ("text", "mask_ar", "mask_loss", "mask_input")
 # Of a batch, not of the data, unless the source declares them as its `own_columns`.
 RESERVED = ("image_mask", "mask_ar", "mask_loss", "mask_input")
+# Ops on images that change no text and draw no random numbers.
+_WITHOUT_TEXT = (
+  *("decode", "resize", "resize_small", "resize_long", "value_range", "vgg_value_range"),
+  *("clip_value_range", "central_crop", "draw_bbox", "video_decode", "video_replicate_img"),
+  *("video_ensure_shape", "stack_images"),
+)
 # Columns in which other programs' files have the prompt or the answer.
 _OTHER_NAMES = {
   "prefix": ("prompt", "question", "instruction", "query", "input", "problem"),
@@ -97,6 +103,8 @@ class Loader:
     self.decode, self.ops = _DecodeCache.split(parsed, cache_bytes)
     fname = getattr(part.source, "fname", None)
     self._noted: set[str] = set()
+    self._prompt_lens: dict[int, int] = {}
+    self._text_only = all(op.name in _WITHOUT_TEXT for op in parsed.ops if op.needs_image)
     self.folder = os.path.dirname(os.path.abspath(fname)) if fname else None
 
   def __call__(self, position: int, index: int) -> LoadedRow:
@@ -128,8 +136,23 @@ class Loader:
     """The example after the text ops, its number of tokens, and how many fit."""
     row = self.part.source.texts(index)
     example = notes.without_image_word(self.text_ops(self._start(row, 0, index)))
-    _, num_tokens, room = self._pack(example, row)
+    arrays, num_tokens, room = self._pack(example, row)
+    if not self.layout.for_training:
+      real = np.flatnonzero(arrays["mask_input"])
+      self._prompt_lens[index] = int(real[-1]) + 1 if len(real) else 0
     return example, num_tokens, room
+
+  def prompt_lens(self, indices: Iterable[int]) -> np.ndarray | None:
+    """Tokens of each example's prompt, up to the last that is not padding; reads no images.
+
+    None if texts do not decide them: an op draws random numbers of the image's, or the source does.
+    """
+    if not self._text_only or hasattr(self.part.source, "sample"):
+      return None
+    for index in indices:
+      if index not in self._prompt_lens:
+        self.num_tokens(index)
+    return np.array([self._prompt_lens[index] for index in indices], np.int64)
 
   def _read(self, position: int, index: int) -> dict:
     """The raw example; of a source that draws parts of it, a random one for each epoch."""

@@ -19,6 +19,7 @@ Random ops draw from (seed, data set, example, epoch). Threads do the work (Pill
 """
 
 import collections
+import functools
 import hashlib
 import itertools
 import sys
@@ -30,7 +31,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from pgjax.data import loader as loader_lib, notes as notes_lib, workers
+from pgjax.data import loader as loader_lib, notes as notes_lib, prompt_order, workers
 from pgjax.data.loader import Layout, LoadedRow, Loader
 from pgjax.data.sources import registry
 from pgjax.errors import UserError, naming
@@ -78,18 +79,24 @@ class Scan(NamedTuple):
   prompts: Mapping[tuple[str, ...], int] = types.MappingProxyType({})  # Those for boxes and masks.
 
 
+def _scanned(total: int) -> list[int]:
+  """Examples of a data set that represent it."""
+  seen = min(total, MAX_SCANNED)
+  return [k * total // seen for k in range(seen)]
+
+
 def scan(loaders, *, allow_truncated: bool) -> list[Scan]:
   """Counts texts over text_len, without reading images; raises above 1% unless allowed."""
   scans = []
   for loader in loaders:
     name, total, text_len = loader.part.name, len(loader.part.source), loader.layout.text_len
-    seen = min(total, MAX_SCANNED)
     noted, lengths = notes_lib.Notes(loader.part.source.where), []
-    for i in (k * total // seen for k in range(seen)):
+    for i in (scanned := _scanned(total)):
       with naming(loader.part.source.where(i)):
         example, *length = loader.texts(i)
       lengths.append(length)
       noted.add(i, example)
+    seen = len(scanned)
     truncated = sum(tokens > room for tokens, room in lengths)
     longest = max(tokens - room + text_len for tokens, room in lengths)
     if truncated > MAX_TRUNCATED * seen and not allow_truncated:
@@ -195,15 +202,21 @@ class EvalBatches:
   Copies of the last example, with `_mask` False, pad the last batch.
   """
 
-  def __init__(self, make_stream, num_batches: int, loader: Loader, scans: list[Scan]):
+  def __init__(self, make_stream, make_order, num_batches: int, loader: Loader, scans: list[Scan]):
     self.num_examples, self.scans = len(loader.part.source), scans
     self._make_stream, self._num_batches, self._loader = make_stream, num_batches, loader
+    self._order = functools.cache(make_order)
 
   def __len__(self):
     return self._num_batches
 
   def __iter__(self):
     return self.after(0)
+
+  @property
+  def order(self) -> prompt_order.Order:
+    """Of the examples; its first use reads the prompts of a large split."""
+    return self._order()
 
   def first_columns(self) -> dict:
     """The first example's columns for the host."""
@@ -217,7 +230,7 @@ class EvalBatches:
 
   def after(self, batches: int) -> Iterator["EvalBatch"]:
     """Skips the first `batches` batches."""
-    for arrays, columns in self._make_stream(batches):
+    for arrays, columns in self._make_stream(batches, self.order):
       yield EvalBatch(arrays, list(itertools.compress(columns, arrays["_mask"])))
 
 
@@ -234,7 +247,8 @@ def eval_batches(
     raise UserError("An evaluator takes one data set; write one evaluator for each.")
   loader = Loader(part, section.pp, tokenizer, layout, seed)
   scans = scan([loader], allow_truncated=allow_truncated)
-  return split_of(loader, section.batch_size, scans=scans, **reading)
+  by_length = not layout.for_training
+  return split_of(loader, section.batch_size, scans=scans, by_length=by_length, **reading)
 
 
 def split_of(
@@ -245,27 +259,46 @@ def split_of(
   scans: Sequence[Scan] = (),
   process_index: int = 0,
   process_count: int = 1,
+  by_length: bool = False,
+  window: int | None = None,
 ) -> EvalBatches:
-  """All rows of a loader in order, each once."""
+  """All rows of a loader, each once: in order, or by_length as in prompt_order.py."""
   local = _local_size(batch_size, process_count)
   num_examples = len(loader.part.source)
   num_batches = -(-num_examples // batch_size)
 
-  def row(j):
+  def row(j, order):
     step, i = divmod(j, local)
-    index = step * batch_size + process_index * local + i
-    loaded = loader(0, min(index, num_examples - 1))
-    loaded.columns["_sha256"] = _digest(loaded.arrays)
-    own = dict(_mask=np.bool_(index < num_examples), _index=np.int32(index))
-    return loaded._replace(arrays=loaded.arrays | own)
+    place = step * batch_size + process_index * local + i
+    index = int(order.examples[min(place, num_examples - 1)])
+    loaded = loader(0, index)
+    loaded.columns.update(_sha256=_digest(loaded.arrays), _index=index)
+    is_real = place < num_examples
+    own = dict(_mask=np.bool_(is_real), _index=np.int32(index if is_real else place))
+    with naming(loader.part.source.where(index)):
+      return loaded._replace(arrays=order.trimmed(loaded.arrays, step) | own)
 
-  def make_stream(first_batch):
+  def make_stream(first_batch, order):
     if first_batch == num_batches:
       return iter(())
-    rows = grain.MapDataset.range(first_batch * local, num_batches * local).map(row)
+    rows = grain.MapDataset.range(first_batch * local, num_batches * local)
+    rows = rows.map(functools.partial(row, order=order))
     return _batched(rows, local, loader.layout, num_threads, num_workers=0)
 
-  return EvalBatches(make_stream, num_batches, loader, list(scans))
+  def make_order():
+    if by_length:
+      return _by_length(loader, batch_size, window)
+    return prompt_order.Order(np.arange(num_examples))
+
+  return EvalBatches(make_stream, make_order, num_batches, loader, list(scans))
+
+
+def _by_length(loader, batch_size, window):
+  total, text_len = len(loader.part.source), loader.layout.text_len
+  sample = loader.prompt_lens(_scanned(total))
+  if sample is None or not (len(sample) == total or prompt_order.may_save(sample, text_len)):
+    return prompt_order.Order(np.arange(total))
+  return prompt_order.by_length(loader.prompt_lens(range(total)), batch_size, text_len, window)
 
 
 def _digest(arrays) -> str:

@@ -192,7 +192,7 @@ def run(
     if feed.was_interrupted:
       return None
   score_previous()
-  rows = [dict(row) for row in _in_order(mesh_lib.gather_parts(mesh, rows))]
+  rows = _in_order(mesh_lib.gather_parts(mesh, rows))
   of_split = evaluator.scorer.of_split(evaluator.section, rows) if evaluator.scorer else {}
   if unanswered := _unanswered(evaluator, rows):
     of_split = dict(of_split, no_answer=unanswered)
@@ -238,7 +238,7 @@ def _rows(evaluator: Evaluator, tokenizer, batch: pipeline.EvalBatch, output) ->
       answer = scorers.Generated(tokenizer.decode(tokens), tokens, logp)
       row |= dict(prediction=answer.text, logp=float(logp.sum()), **groups)
       row |= evaluator.scorer.row(evaluator.section, tokenizer, example, answer)
-    rows.append(dict(row, _sha256=example["_sha256"]))
+    rows.append(dict(row, **{n: example[n] for n in ("_sha256", "_index") if n in example}))
   return rows
 
 
@@ -249,8 +249,13 @@ def _id(example: Mapping[str, Any]) -> Any:
 
 
 def _in_order(by_process: list[list[list[dict]]]) -> list[dict]:
-  """[part][batch][row] to the order of the split: batch, then part (of a process), then row."""
-  return [row for batches in zip(*by_process, strict=True) for rows in batches for row in rows]
+  """[part][batch][row] to the order of the split: batch, then part (of a process), then row.
+
+  If batches are sorted by length, `_index` is a row's place in the split.
+  """
+  merged = (row for batches in zip(*by_process, strict=True) for rows in batches for row in rows)
+  rows = [dict(row) for row in merged]
+  return sorted(rows, key=lambda row: row.pop("_index", 0))
 
 
 def folder_of(workdir: pathlib.Path, name: str) -> pathlib.Path:

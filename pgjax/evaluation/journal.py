@@ -25,6 +25,7 @@ class _Row(TypedDict):
   prompt: str
   scores: dict[str, tuple[float, float]]
   _sha256: str
+  _index: NotRequired[int]
   prediction: NotRequired[str]
   logp: NotRequired[float]
   nll: NotRequired[float]

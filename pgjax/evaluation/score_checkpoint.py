@@ -109,7 +109,8 @@ class Scoring:
     for evaluator in self.evaluators:
       name = evaluator.name
       same = {n: about[n] for n in ("checkpoint", "config_sha256", "tokenizer_sha256")}
-      journals.append(journal.Journal(out, name, same | about["evals"][name]))
+      order = dict(order_sha256=evaluator.batches.order.sha256())
+      journals.append(journal.Journal(out, name, same | about["evals"][name] | order))
       if done := len(journals[-1].batches):
         self.log.say(f"{name}: {done} of {len(evaluator.batches)} batches were scored before.")
       began = time.monotonic()

@@ -6,9 +6,8 @@ run's own evaluation. Image and prompt seed a sample, not its place in the batch
 depend on the other questions.
 """
 
-import itertools
+import contextlib
 import logging
-import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from pgjax.data.pp import parse
 from pgjax.distributed import mesh as mesh_lib, mesh_notes, sharding
 from pgjax.errors import UserError, naming, not_finite
 from pgjax.huggingface import image_config
-from pgjax.inference import grammar
+from pgjax.inference import grammar, question_batches
 from pgjax.inference.decoder_cache import Decoders, Settings
 from pgjax.models import paligemma
 from pgjax.params import of_model, storage
@@ -208,40 +207,36 @@ class Engine:
   def answers(
     self, questions: Loader, settings: Settings, batch_size: int, *, num_threads: int = 8
   ) -> Iterator[Answer]:
-    """In the order of the questions; the same on every process."""
-    run, tokenizer = self._decoders.of(settings), self.opened.tokenizer
-    for batch in self.batches(questions, batch_size, num_threads=num_threads):
-      prompts = [example["prefix"] for example in batch.rows]
-      outputs = map(mesh_lib.local_rows, run(self.params, batch.arrays, batch.rows))
-      rows = list(zip(prompts, *(a[: len(prompts)].tolist() for a in outputs), strict=True))
-      for prompt, ids, logp in itertools.chain(*mesh_lib.gather_parts(self.mesh, rows)):
+    """In the order of the questions; the same on every process.
+
+    While answers are reported, the next batch is decoded and the one after it is read.
+    """
+    tokenizer, decoded = self.opened.tokenizer, self._decoders.of(settings)
+    batches = self.batches(questions, batch_size, num_threads=num_threads, by_length=True)
+    with contextlib.closing(batches):
+      run = lambda batch: decoded(self.params, batch.arrays, batch.rows)  # noqa: E731
+      outputs = question_batches.dispatched_ahead(batches, run)
+      for prompt, ids, logp in question_batches.in_order(outputs, self.mesh):
         ids = ids[: ids.index(tokenizer.eos) + 1] if tokenizer.eos in ids else ids
         if np.isnan(logp[: len(ids)]).any():
           raise not_finite(f"log p of the answer to {prompt!r}", np.nan)
         yield Answer(prompt, tokenizer.decode(ids), ids, logp[: len(ids)])
 
   def batches(
-    self, questions: Loader, batch_size: int, *, num_threads: int = 8
+    self, questions: Loader, batch_size: int, *, num_threads: int = 8, by_length: bool = False
   ) -> Iterator[pipeline.EvalBatch]:
-    """On the mesh, with this process's `rows`.
+    """On the mesh, with this process's `rows`; a thread reads the next ones.
 
-    The batch size is rounded up to a multiple of the devices that split it.
+    The batch size is rounded up to a multiple of the devices that split it. by_length: similar
+    prompts share a batch, if there are many (data/prompt_order.py).
     """
-    devices, part = mesh_lib.batch_devices(self.mesh), mesh_lib.rows_of_process(self.mesh)
+    devices = mesh_lib.batch_devices(self.mesh)
     size = -(-min(batch_size, len(questions.part.source)) // devices) * devices
-    read = dict(process_index=part.index, process_count=part.count, num_threads=num_threads)
-    for batch in pipeline.split_of(questions, size, **read) if size else ():
-      arrays = batch.arrays | dict(_index=_content_hashes(batch.arrays))
-      yield batch._replace(arrays=mesh_lib.global_batch(arrays, self.mesh))
-
-
-def _content_hashes(arrays) -> np.ndarray:
-  """int32 [B]: a number for each row that depends only on its image and prompt."""
-  hashes = [
-    zlib.crc32(image.tobytes(), zlib.crc32(text.tobytes()))
-    for image, text in zip(arrays["image"], arrays["text"], strict=True)
-  ]
-  return np.array(hashes, np.uint32).astype(np.int32) & 0x7FFFFFFF
+    if not size:
+      return
+    feed = question_batches.feed(questions, size, self.mesh, num_threads, by_length=by_length)
+    with contextlib.closing(feed):
+      yield from feed
 
 
 def objects_of(opened: OpenCheckpoint, answer: Answer) -> locations.Parsed:

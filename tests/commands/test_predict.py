@@ -15,7 +15,7 @@ from PIL import Image
 
 from pgjax import cli, convert, errors, evaluate, predict
 from pgjax.checkpoints import run_lock
-from pgjax.data import tokenizer
+from pgjax.data import prompt_order, tokenizer
 from pgjax.data.sources import memory, registry
 from pgjax.inference import decoder_cache, engine
 from pgjax.params import tree as param_tree
@@ -68,6 +68,41 @@ def test_answers_are_those_of_the_evaluation(checkpoint, asked, tmp_path):
   assert [{name: row[name] for name in same[0]} for row in predicted] == same
   logps = ([row["logp"] for row in rows] for rows in (evaluated, predicted))
   np.testing.assert_allclose(*logps, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_answers_of_sorted_batches_are_those_of_the_order_of_the_split(
+  checkpoint, asked, tmp_path, monkeypatch
+):
+  """Three batches of 8, of two text lengths; samples have the same seeds."""
+  length = "--max_decode_len=4"
+  flags = {
+    "evaluated": (evaluate, "--evals=test", "--config.evals.test.batch_size=8"),
+    "predicted": (predict, asked[2], length, "--batch_size=8"),
+    "sampled": (predict, asked[2], length, "--batch_size=8", "--decode=temperature(1.0)"),
+  }
+  shapes, rows, trimmed = set(), {}, prompt_order.Order.trimmed
+
+  def noted(order, arrays, batch):
+    shapes.add(order.text_lens is not None and order.text_lens[batch])
+    return trimmed(order, arrays, batch)
+
+  monkeypatch.setattr(prompt_order.Order, "trimmed", noted)
+  for way in ("plain", "sorted"):
+    if way == "sorted":
+      assert shapes == {False}
+      for name, value in dict(MULTIPLE=1, MIN_SAVED=0.1, MIN_BATCHES=3).items():
+        monkeypatch.setattr(prompt_order, name, value)
+    for name, (command, *more) in flags.items():
+      out = tmp_path / f"{name} {way}"
+      file = out if command is evaluate else out.with_suffix(".jsonl")
+      assert run(command, f"--ckpt={checkpoint}", f"--out={file}", *more) == 0
+      rows[name, way] = read(out / "predictions.jsonl" if command is evaluate else file)
+  assert len(shapes) == 3
+  for name in flags:
+    logps = [[row.pop("logp") for row in rows[name, way]] for way in ("plain", "sorted")]
+    np.testing.assert_allclose(*logps, atol=1e-4)
+    assert rows[name, "plain"] == rows[name, "sorted"]
 
 
 @pytest.mark.long

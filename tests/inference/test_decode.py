@@ -109,6 +109,18 @@ def test_a_single_row_equals_the_same_row_in_a_batch(values, batch, eos, cached)
   np.testing.assert_allclose(logps, cached[1][3:4], atol=1e-5)
 
 
+def test_padding_does_not_change_tokens(values, batch, eos, cached):
+  """The text length of a batch depends on the other prompts (data/prompt_order.py)."""
+  text = {
+    name: np.pad(batch[name], ((0, 0), (0, 5)), constant_values=0)
+    for name in batch
+    if name.startswith(("text", "mask_"))
+  }
+  tokens, logps = generate(values, batch | text, eos)
+  np.testing.assert_array_equal(tokens, cached[0])
+  np.testing.assert_allclose(logps, cached[1], atol=1e-5)
+
+
 def test_eight_devices_equal_one(values, batch, eos, cached):
   tokens, logps = generate(values, batch, eos, devices=8)
   np.testing.assert_array_equal(tokens, cached[0])
