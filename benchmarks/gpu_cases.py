@@ -324,8 +324,9 @@ def attention_implementations(shape: AttentionShape) -> dict[str, Callable[..., 
 
   found = dict(plain=plain, chunked=functools.partial(ours, "chunked"))
   asked = choice.Shape(T, H, "bfloat16", shape.softcap)
-  if choice.misfit("flash", asked, choice.device_of()) is None:
-    found["flash"] = functools.partial(ours, "flash")
+  for name in ("triton", "flash"):
+    if choice.misfit(name, asked, choice.device_of()) is None:
+      found[name] = functools.partial(ours, name)
   if not shape.softcap:
     found["cudnn"] = cudnn
   try:

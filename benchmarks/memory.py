@@ -38,13 +38,16 @@ AT_896 = dict(res=896, text_len=512)
 MICRO4 = dict(microbatches=4)
 VIDEO = dict(num_frames=16)
 PLAIN, CHUNKED = (dict(attention=name) for name in ("plain", "chunked"))
-FLASH = dict(attention="flash")
+FLASH, TRITON = dict(attention="flash"), dict(attention="triton")
 LEAST, REFERENCE, PRODUCTS, ATTENTION_OUT, OUTPUTS, GATE = (
   dict(remat=name)
   for name in (
     *("least_memory", "nothing_saveable", "products_saveable", "attention_saveable"),
     *("outputs_saveable", "mlp_gate_saveable"),
   )
+)
+OUR_KERNEL = re.compile(
+  r'_target="__gpu\$xla.gpu.triton".*op_name="[^"]*\b(attention_\w+)\W+pallas'
 )
 # name: (batch, devices, fields that differ from PaliGemma 2 3B, 224 px, 128 text tokens)
 CASES = {
@@ -171,11 +174,12 @@ def with_trip_counts(text, tokens, train_table):
 
 
 def kernel_flops(text):
-  """FLOPs of the products inside tokamax's attention kernels, from the shapes of their arrays.
+  """FLOPs of the products inside attention kernels, from the shapes of their arrays.
 
   Forward 4 for each query, key and number of a head, as it is padded. Backward, two kernels that
   each make the scores again: 6 for the queries' gradient, 8 for that of keys and values.
   """
+  from pgjax.kernels import triton
   from pgjax.planning import hlo_text
 
   program, entry = hlo_text.parse(text)
@@ -196,6 +200,9 @@ def kernel_flops(text):
         forward = "f32" in i.type
         each = 4 if forward else 8 if i.type.startswith("(") else 6
         flops += times * each * B * N * T * keys[1] * H
+      elif kernel := OUR_KERNEL.search(i.attributes):
+        (B, T, K, G, H), keys = shape(types[i.operands[0]]), shape(types[i.operands[1]])
+        flops += times * triton.flops(kernel[1], B, T, keys[1], K * G, H)
     return flops
 
   return total(entry, 1)

@@ -134,7 +134,7 @@ def base():
   c.model_init = None  # "pt_224", a path, or None: from scratch.
   c.dtype = "float32"  # Compute dtype; trained parameters are stored in float32.
   c.remat = "balanced"  # Activations stored for the backward pass; "auto": as many as fit.
-  c.attention = "auto"  # Or "plain", "flash", "chunked", "cudnn": see docs/attention.md.
+  c.attention = "auto"  # Or "plain", "triton", "flash", "chunked", "cudnn": see docs/attention.md.
   c.microbatches = 1  # Splits a batch that does not fit; results stay the same.
   c.accumulation_dtype = "float32"  # "bfloat16": half the memory for their sum of gradients.
   c.mesh = [("data", -1)]  # Or the name of one of STRATEGIES, or "auto".

@@ -15,7 +15,7 @@ REMAT_POLICIES = (  # Of layers/remat.py.
   "attention_saveable", "outputs_saveable", "mlp_gate_saveable", "products_saveable",
   "dots_with_no_batch_dims_saveable", "dots_saveable", "none",
 )  # fmt: skip
-ATTENTION = ("auto", "plain", "flash", "chunked", "cudnn")  # Of kernels/choice.py.
+ATTENTION = ("auto", "plain", "triton", "flash", "chunked", "cudnn")  # Of kernels/choice.py.
 DECAY_TYPES = ("cosine", "linear", "polynomial", "rsqrt", "stair", "const")
 EVAL_TYPES = (  # Of evaluation/scorers.py, and perplexity, which does not decode.
   "vqa", "vqav2", "chartqa", "choice", "science_qa", "pope", "tallyqa", "rsvqa", "caption",

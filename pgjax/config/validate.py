@@ -107,7 +107,7 @@ def _check_attention(config: ConfigDict) -> None:
   if all(dtype == "float32" for dtype in towers.values()):
     wanted["config.attention"], dtypes["config.attention"] = config.attention, "float32"
   for where, name in wanted.items():
-    if name in ("flash", "cudnn") and dtypes[where] == "float32":
+    if name in ("triton", "flash", "cudnn") and dtypes[where] == "float32":
       raise UserError(
         f'{where}="{name}" computes in bfloat16, and config.dtype is "float32"; set'
         ' config.dtype="bfloat16", or take "chunked", which needs no more memory.'

@@ -1,8 +1,9 @@
 """Which implementation of attention suits a tower on a device, and why?
 
-"auto" takes plain attention for short sequences, where scores are small. For long ones it takes
-flash on GPUs of Hopper and Blackwell, cuDNN for a tower without mask and soft-cap, and chunked
-everywhere else; those have no array of T x S scores. Measured: benchmarks/results.
+On NVIDIA GPUs from Ampere on, in bfloat16, "auto" takes our own Triton kernels from 128 tokens on;
+for long sequences cuDNN for a tower without mask and soft-cap, and flash on Hopper and Blackwell.
+Elsewhere it takes plain attention for short sequences, where scores are small, and chunked for long
+ones. Only plain has an array of T x S scores. Measured: benchmarks/results.
 """
 
 from collections.abc import Mapping
@@ -12,9 +13,12 @@ import jax
 
 from pgjax.kernels import cudnn, flash
 
-AUTO, PLAIN, CHUNKED, FLASH, CUDNN = "auto", "plain", "chunked", "flash", "cudnn"
-NAMES = (AUTO, PLAIN, FLASH, CHUNKED, CUDNN)
-LONG = 1024  # Tokens from which scores are worth avoiding.
+AUTO, PLAIN, CHUNKED = "auto", "plain", "chunked"
+TRITON, FLASH, CUDNN = "triton", "flash", "cudnn"
+NAMES = (AUTO, PLAIN, TRITON, FLASH, CHUNKED, CUDNN)
+KERNELS = (TRITON, FLASH, CUDNN)  # Those that do not run everywhere.
+LONG = 1024  # Tokens from which scores are worth avoiding by a loop over blocks of them.
+SHORT = 128  # Tokens below which they are not worth a kernel: one block of queries.
 MAX_QUERY_ROWS = 64  # Of a key/value head, in decode_attention.py.
 MIN_PROGRAMS = 64  # One each for an example's key/value head keep a GPU busy.
 MAX_PRODUCT_ROWS = 256  # In quantized_product.py: with more, every tile is decoded too often.
@@ -64,23 +68,31 @@ def choose(wanted: str, shape: Shape, device: Device, without: Mapping[str, str]
   """
   if wanted in (PLAIN, CHUNKED) and wanted not in without:
     return Choice(wanted, "as asked for")
-  if wanted in (FLASH, CUDNN):
+  if wanted in KERNELS:
     trouble = misfit(wanted, shape, device, without)
     if trouble is None:
       return Choice(wanted, "as asked for")
     instead = choose(AUTO, shape, device, {**without, wanted: trouble})
     return instead._replace(why=f"{wanted} {trouble}; {instead.why}")
-  if shape.tokens < LONG:
-    return Choice(PLAIN, f"{shape.tokens:,} tokens are fewer than {LONG:,}")
   why = f"{shape.tokens:,} tokens"
+  no_triton = misfit(TRITON, shape, device, without)
+  if shape.tokens < LONG:
+    if no_triton is None and shape.tokens >= SHORT:
+      return Choice(TRITON, why)
+    least = LONG if no_triton else SHORT
+    return Choice(PLAIN, f"{why} are fewer than {least:,}")
   if not shape.masked and misfit(CUDNN, shape, device, without) is None:
     return Choice(CUDNN, f"{why} without mask and soft-cap")
   if not (shape.masked or misfit(CUDNN, shape, device._replace(local=True), without)):
     why += "; cudnn on the GPU itself"
-  trouble = misfit(FLASH, shape, device, without)
-  if trouble is None:
+  no_flash = misfit(FLASH, shape, device, without)
+  pads = shape.head_size % 64 > 0  # To a multiple of 64: 72 to 128, almost twice the products.
+  if no_flash is None and not (pads and no_triton is None):
     return Choice(FLASH, why)
-  return Choice(CHUNKED, f"{why}; flash {trouble}")
+  if no_triton is None:
+    return Choice(TRITON, f"{why}; flash {no_flash}" if no_flash else why)
+  also = "" if no_triton == no_flash else f"; triton {no_triton}"
+  return Choice(CHUNKED, f"{why}; flash {no_flash}{also}")
 
 
 def attends_to_cache(
@@ -108,14 +120,22 @@ def runs_triton(dtype: str, device: Device) -> bool:
 
 
 def misfit(name: str, shape: Shape, device: Device, without: Mapping[str, str] = {}) -> str | None:
-  """Why flash or cudnn cannot be used, as the end of a sentence; None if it can."""
+  """Why one of KERNELS cannot be used, as the end of a sentence; None if it can."""
   if name in without:
     return without[name]
   if device.platform != "gpu" or device.capability is None:
     return "needs an NVIDIA GPU"
   if shape.dtype not in _HALF:
     return f"computes in bfloat16, not in {shape.dtype}"
-  return (_misfit_flash if name == FLASH else _misfit_cudnn)(shape, device)
+  return _MISFITS[name](shape, device)
+
+
+def _misfit_triton(shape, device):
+  if not runs_triton("bfloat16", device):
+    return f"needs compute capability 8.0, and the GPU has {device.capability}"
+  if shape.dtype != "bfloat16":
+    return f"computes in bfloat16, not in {shape.dtype}"
+  return None
 
 
 def _misfit_flash(shape, device):
@@ -137,3 +157,6 @@ def _misfit_cudnn(shape, device):
   if not device.local:
     return "cannot be compiled without the GPU"
   return None
+
+
+_MISFITS = {TRITON: _misfit_triton, FLASH: _misfit_flash, CUDNN: _misfit_cudnn}

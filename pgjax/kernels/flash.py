@@ -2,7 +2,8 @@
 
 The forward kernel also gives the softmax's denominator, so that any backward pass can follow. That
 is the kernel's own, except where it was measured to lose against products of XLA: with a soft-cap
-and heads of more than 128 numbers on an H100 (benchmarks/results/2026-11-26-H100.md).
+and heads of more than 128 numbers on an H100 (benchmarks/results/2026-11-26-H100.md). There it is
+our own Triton kernels'.
 
 tokamax asks the default device what it can run. Where a program is compiled for a GPU that is not
 there, the answers are those of the GPU that is compiled for (`compute_capability`).
@@ -21,14 +22,12 @@ import jax.numpy as jnp
 from absl import flags
 from jaxtyping import Array, Float
 
-from pgjax.kernels import chunked
+from pgjax.kernels import triton
 from pgjax.kernels.visible_keys import VisibleKeys, valid_first
 
 CAPABILITIES = (9.0, 10.0)  # Of the GPUs with kernels for both directions, up to the next whole.
 _TILE = 128  # Tokens of a tile.
 _WIDE_HEAD = 128
-_ONE_BLOCK = 1024  # Up to so many queries, scores of all of them cost less than a loop.
-_SCORE_BYTES = 256 << 20  # Of a block: fewer sums of the gradients of keys and values.
 _PRECISION = dict(
   bfloat16=jax.lax.DotAlgorithmPreset.BF16_BF16_F32, float16=jax.lax.DotAlgorithmPreset.F16_F16_F32
 )
@@ -40,7 +39,7 @@ def installed() -> bool:
 
 
 def own_backward(capability: float, softcap: float, head_size: int) -> bool:
-  """Whether the kernel's backward pass is used, and not that of chunked attention."""
+  """Whether the kernel's backward pass is used, and not that of triton.py."""
   return not (int(capability) == 9 and softcap and head_size > _WIDE_HEAD)
 
 
@@ -96,11 +95,8 @@ def backward(
   arrays = (q_BTKGH, k_BSKH, v_BSKH, visible, out_BTKGH, lse_BKGT, dout_BTKGH)
   if own_backward(capability, softcap, q_BTKGH.shape[-1]):
     return _own_backward(*arrays, softcap=softcap, capability=capability)
-  B, T, K, G, _ = q_BTKGH.shape
-  block = T
-  if T > _ONE_BLOCK:
-    block = chunked.queries_of_a_block(B, T, k_BSKH.shape[1], K, G, _SCORE_BYTES)
-  return chunked.backward(*arrays, softcap=softcap, score_dtype="float32", block=block)
+  how = dict(softcap=softcap, score_dtype=score_dtype, capability=capability)
+  return triton.backward(*arrays, **how)
 
 
 def _own_backward(q_BTKGH, k_BSKH, v_BSKH, visible, out_BTKGH, lse_BKGT, dout_BTKGH, *, softcap,

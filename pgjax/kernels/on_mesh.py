@@ -14,10 +14,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from pgjax.kernels import chunked, flash
+from pgjax.kernels import chunked, flash, triton
 from pgjax.kernels.visible_keys import VisibleKeys
 
-KERNELS: dict[str, ModuleType] = {"chunked": chunked, "flash": flash}
+KERNELS: dict[str, ModuleType] = {"chunked": chunked, "flash": flash, "triton": triton}
 
 
 class Places(NamedTuple):
@@ -35,7 +35,7 @@ class Kernel(NamedTuple):
   name: str  # Of KERNELS.
   softcap: float
   score_dtype: str
-  capability: float | None = None  # Of the GPU that is compiled for; only for flash.
+  capability: float | None = None  # Of the GPU that is compiled for; not for chunked.
   places: Places | None = None  # None: one device.
 
   def arguments(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def dot_product(
     return attend(q_BTKGH, k_BSKH, v_BSKH, visible, softcap, score_dtype, splits_tokens)
   if name == choice.CUDNN:
     return checkpoint_name(cudnn.attend(q_BTKGH, k_BSKH, v_BSKH, visible), "attn_out")
-  capability = device.capability if name == choice.FLASH else None
+  capability = None if name == choice.CHUNKED else device.capability
   places = _places(constrain, q_BTKGH.shape)
   kernel = on_mesh.Kernel(name, softcap, score_dtype, capability, places)
   return on_mesh.attend(q_BTKGH, k_BSKH, v_BSKH, visible, kernel)

@@ -22,6 +22,7 @@ from pgjax.layers import attention, placement
 
 TOLERANCE = 0.02  # Of the norm of each array. Bfloat16 alone gives 0.004.
 TOKENS = 1152  # At most; chunked attention has two blocks of them.
+_BLOCK = 128  # Of tokens, in kernels: as many are left over as in the run.
 _TOWERS = dict(llm="text tower", img="image tower")
 _ARRAYS = ("output", "gradient of queries", "gradient of keys", "gradient of values")
 
@@ -59,10 +60,10 @@ def described(chosen: Mapping[str, choice.Choice]) -> str:
 
 
 def check_asked(model: Any, config: Any, mesh: Any) -> None:
-  """Raises if flash or cudnn was asked for and fits no tower that it was asked for."""
+  """Raises if a kernel for GPUs was asked for and fits no tower that it was asked for."""
   chosen, wanted = choices(model, config, mesh), dict(llm=model.llm_config, img=model.img_config)
   asked = {name: wanted[name].attention for name in chosen}
-  for name in (choice.FLASH, choice.CUDNN):
+  for name in choice.KERNELS:
     towers = [tower for tower in chosen if asked[tower] == name]
     if towers and all(chosen[tower].name != name for tower in towers):
       why = "; ".join(f"{_TOWERS[tower]}: {chosen[tower].why}" for tower in towers)
@@ -91,13 +92,16 @@ def _right(name, trial, mesh, tower) -> tuple[str, list[str]]:
   """(the first implementation that is right, why it is not the one that was asked for)."""
   notes = []
   while name != choice.PLAIN and (trouble := _trouble(name, trial, mesh)):
-    tried, name = name, _instead(name, trial)
+    tried, name = name, _instead(name, trial, choice.device_of(mesh))
     kind = mesh.devices.flat[0].device_kind
     notes.append(f"On this {kind}, {tried} attention {trouble}: the {tower} uses {name} instead.")
   return name, notes
 
 
-def _instead(name, trial):
+def _instead(name, trial, device):
+  shape = choice.Shape(trial.T, trial.H, trial.dtype, trial.softcap, trial.masked)
+  if name in (choice.FLASH, choice.CUDNN) and not choice.misfit(choice.TRITON, shape, device):
+    return choice.TRITON
   long = trial.T >= choice.LONG
   return choice.CHUNKED if long and name != choice.CHUNKED else choice.PLAIN
 
@@ -106,15 +110,17 @@ def _trial(model, config, mesh, tower) -> Trial:
   patches, tokens = sizes(model, config)
   tensor, sequence = (placement.size_of(mesh, (axis,)) for axis in ("tensor", "sequence"))
   c = model.llm_config if tower == "llm" else model.img_config
-  T = min(TOKENS, tokens if tower == "llm" else patches)
+  T = tokens if tower == "llm" else patches
+  T = TOKENS - -T % _BLOCK if T > TOKENS else T
   T += -T % sequence
   heads, H = c.num_heads, c.width // c.num_heads
   if tower == "img":
     K = tensor if heads % tensor == 0 else 1
-    return Trial(T, K, 1, H, c.dtype_mm or model.dtype, 0.0, False, False)
+    return Trial(T, K * min(2, heads // K), 1, H, c.dtype_mm or model.dtype, 0.0, False, False)
   copies = placement.copies_of_kv(tensor, heads, c.num_kv_heads)
   K = tensor if heads % tensor == 0 else 1
   G = heads // (c.num_kv_heads * copies)
+  K *= min(2, heads // (G * K))  # Two of a device, if it has them.
   return Trial(T, K, G, c.head_dim, model.dtype, c.attn_logits_softcap, True,
                bool(config.num_frames))  # fmt: skip
 
