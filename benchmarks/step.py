@@ -5,11 +5,12 @@
 Both sides get the same weights, batch, dtype and optimizer (AdamW, clipped to norm 1), each in its
 own process, and take turns, so that other load on the machine slows both. A case is a shape (tiny,
 or mid with 100 M parameters) and a method. The first losses must agree; without LoRA also those
-after two updates. A row: trained parameters, examples/s (from the median of the
-rounds), peak memory, and the difference of the first losses. Memory is that of the process on a CPU
-("total" with loading and compilation, "step" while it trains), and the peak of the framework's
-allocator on a GPU. For transformers, qlora needs a GPU and bitsandbytes. Packages:
-requirements-parity.txt.
+after two updates. A row: trained parameters, examples/s (from the median of the rounds), peak
+memory, and the difference of the first losses. "Of products %" is model FLOPs a second,
+recomputation not counted, over those of each side's own product of two large matrices, measured in
+the same rounds: what its library reaches. Memory is that of the process on a CPU ("total" with
+loading and compilation, "step" while it trains), and the peak of the framework's allocator on a
+GPU. For transformers, qlora needs a GPU and bitsandbytes. Packages: requirements-parity.txt.
 """
 
 import argparse
@@ -24,10 +25,12 @@ import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
+from step_sides import PRODUCT
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIDES = ROOT / "benchmarks" / "step_sides.py"
 NAMES = ("pgjax", "transformers")
+PRODUCTS = 3  # In a round.
 MB = 1e6
 IMAGE_ROWS = 64  # Of transformers, for <image>, after those of text.
 PREFIX = 0.75  # Share of the text; the rest has a loss.
@@ -185,14 +188,17 @@ def measured(spec: dict[str, Any], shape: Shape, pythons: dict[str, str]) -> dic
   for name in names:  # One after the other, so that compilations do not overlap.
     sides[name] = Side(name, pythons[name], spec)
     results[name] = sides[name].answer()
-  rounds = {name: [] for name in names}
+  rounds, products = ({name: [] for name in names} for _ in range(2))
   for number in range(shape.rounds):
     for name in names if number % 2 == 0 else names[::-1]:
+      products[name].append(sides[name].answer(f"products {PRODUCTS}")["seconds"] / PRODUCTS)
       rounds[name].append(sides[name].answer(f"steps {shape.steps}"))
   for name in names:
+    reached = 2 * PRODUCT**3 / statistics.median(products[name])
     seconds = statistics.median(r["seconds"] for r in rounds[name]) / shape.steps
     results[name] |= sides[name].end()
     results[name] |= dict(examples_per_second=spec["batch"] / seconds, rounds=rounds[name])
+    results[name] |= dict(of_products=results[NAMES[0]]["flops"] / seconds / reached)
   return results
 
 
@@ -220,14 +226,16 @@ def row(case: str, results: dict[str, Any], apart: str) -> str:
   cells = [case, f"{results[NAMES[0]]['trained']:,}"]
   cells += [f"{speed:.3g}" if speed else "n/a" for speed in speeds]
   cells.append(f"{speeds[0] / speeds[1]:.2f}" if speeds[1] else "")
+  cells += [f"{100 * side['of_products']:.0f}" if side else "n/a" for side in both]
   for kind in ("peak_step", "peak_all"):
     cells += [f"{side[kind] / MB:,.0f}" if side else "n/a" for side in both]
   return "| " + " | ".join([*cells, apart]) + " |"
 
 
 HEAD = (
-  "| case | trained | ex/s pgjax | ex/s transformers | ratio | step MB pgjax | step MB transformers"
-  " | total MB pgjax | total MB transformers | losses differ by |"
+  "| case | trained | ex/s pgjax | ex/s transformers | ratio | of products % pgjax"
+  " | of products % transformers | step MB pgjax | step MB transformers | total MB pgjax"
+  " | total MB transformers | losses differ by |"
 )
 
 

@@ -16,14 +16,16 @@ import time
 import numpy as np
 
 FIRST_STEPS = 3  # For compilation, caches, and the losses to compare.
+PRODUCT = 2048  # The side of square matrices, whose product shows what the library reaches.
 STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 LR, CLIP = 1e-4, 1.0
 
 
-def serve(first, step, gpu_peak=None):
+def serve(first, step, gpu_peak=None, product=None):
   """Reports the first steps, then follows requests. `step()` returns when its work is done.
 
-  Not ru_maxrss: a process inherits it from its parent.
+  product: computes one matrix product of side PRODUCT. Not ru_maxrss: a process inherits it from
+  its parent.
   """
   print(json.dumps(first), flush=True)
   memory = dict(peak_all=peak_of_process())
@@ -35,9 +37,11 @@ def serve(first, step, gpu_peak=None):
       memory["peak_all"] = max(memory.values())
       print(json.dumps(memory), flush=True)
       return
+    kind, number = request.split()
+    call = dict(steps=step, products=product)[kind]
     start, cpu_start = time.perf_counter(), time.process_time()
-    for _ in range(int(request.split()[1])):
-      step()
+    for _ in range(int(number)):
+      call()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     print(json.dumps(dict(seconds=seconds, cpu_seconds=cpu)), flush=True)
 
@@ -57,6 +61,7 @@ def pgjax(spec):
   from pgjax.distributed import mesh as mesh_lib
   from pgjax.models import paligemma
   from pgjax.params import of_model, rules as param_rules, tree as param_tree
+  from pgjax.planning import flops
   from pgjax.training import optimizer as optimizer_lib, state as train_state, step as step_lib
 
   config = common.base()
@@ -86,7 +91,12 @@ def pgjax(spec):
 
   stats = jax.devices()[0].memory_stats
   gpu_peak = (lambda: stats()["peak_bytes_in_use"]) if spec["device"] == "gpu" else None
-  serve(dict(trained=trained, losses=[update() for _ in range(FIRST_STEPS)]), update, gpu_peak)
+  first = dict(trained=trained, flops=flops.of_step(config, model, leaves))
+  first["losses"] = [update() for _ in range(FIRST_STEPS)]
+  square = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT), dtype)
+  multiply = jax.jit(jax.numpy.dot)
+  multiply(square, square).block_until_ready()
+  serve(first, update, gpu_peak, lambda: multiply(square, square).block_until_ready())
 
 
 def transformers(spec):
@@ -112,7 +122,16 @@ def transformers(spec):
 
   first = dict(trained=sum(p.numel() for p in moving))
   first["losses"] = [update() for _ in range(FIRST_STEPS)]
-  serve(first, update, torch.cuda.max_memory_allocated if gpu else None)
+  dtype = torch.bfloat16 if gpu else torch.float32
+  square = torch.randn(PRODUCT, PRODUCT, dtype=dtype, device=device)
+
+  def product():
+    torch.mm(square, square)
+    if gpu:
+      torch.cuda.synchronize()
+
+  product()
+  serve(first, update, torch.cuda.max_memory_allocated if gpu else None, product)
 
 
 def torch_model(spec, device):
