@@ -177,7 +177,8 @@ def kernel_flops(text):
   """FLOPs of the products inside attention kernels, from the shapes of their arrays.
 
   Forward 4 for each query, key and number of a head, as it is padded. Backward, two kernels that
-  each make the scores again: 6 for the queries' gradient, 8 for that of keys and values.
+  each make the scores again: 6 for the queries' gradient, 8 for that of keys and values; 2 for the
+  first where the other writes the scores' gradient.
   """
   from pgjax.kernels import triton
   from pgjax.planning import hlo_text
@@ -201,8 +202,7 @@ def kernel_flops(text):
         each = 4 if forward else 8 if i.type.startswith("(") else 6
         flops += times * each * B * N * T * keys[1] * H
       elif kernel := OUR_KERNEL.search(i.attributes):
-        (B, T, K, G, H), keys = shape(types[i.operands[0]]), shape(types[i.operands[1]])
-        flops += times * triton.flops(kernel[1], B, T, keys[1], K * G, H)
+        flops += times * triton.flops(kernel[1], *(shape(types[name]) for name in i.operands[:2]))
     return flops
 
   return total(entry, 1)

@@ -18,7 +18,7 @@ from pgjax.checkpoints.orbax_items import under
 from pgjax.checkpoints.source import Source
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import names as hf_names
-from pgjax.layers import embedding, placement
+from pgjax.layers import embedding, placement, residual
 from pgjax.models import gemma, paligemma, siglip
 from pgjax.params import tree as param_tree
 
@@ -127,7 +127,7 @@ def _text_logits(leaves, llm, z_1PD, tokens_T, rows) -> np.ndarray:
     layer = _layer(leaves, "llm/layers", i)
     x_1LD, _ = block.apply(layer, x_1LD, positions_1L, mask_1LL, gemma.Mode())
   scale = jnp.asarray(leaves["llm/final_norm/scale"].whole(), jnp.float32)
-  h_TD = gemma.RMSNorm(llm.norm_eps).apply({"params": {"scale": scale}}, x_1LD[0, P:])
+  h_TD = residual.normed(x_1LD[0, P:], residual.Norm(scale, None), llm.norm_eps)
   parts = [
     embedding.logits(h_TD, jnp.asarray(block, jnp.float32), llm.final_logits_softcap)
     for block in hf_names.with_rows(table, rows).chunks()

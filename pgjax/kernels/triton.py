@@ -4,12 +4,16 @@ This file chooses the blocks; the kernels are in triton_attention.py, which impo
 there.
 """
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
 from pgjax.kernels.visible_keys import VisibleKeys
 
+# Up to so many keys, reading the gradient of scores costs less than making them once more.
+MOST_STORED_KEYS = 512
 _LARGE_SHARED_MEMORY = (9, 10)  # Whole numbers of compute capabilities with 227 KiB.
 
 
@@ -59,13 +63,23 @@ def blocks(head_size: int, capability: float | None) -> Blocks:
   return Blocks(Tile(64, 32, 4, 1, H), Tile(32, 32, 4, 1, H), Tile(32, 32, 4, 1, H))
 
 
-def flops(kernel: str, B: int, T: int, S: int, N: int, H: int) -> int:
+def stores_scores(num_keys: int) -> bool:
+  """Whether the gradient of scores is an array, of which that of queries is computed."""
+  return num_keys <= MOST_STORED_KEYS
+
+
+def flops(kernel: str, first: Sequence[int], second: Sequence[int]) -> int:
   """FLOPs of the products of one kernel, by its name; all keys counted, heads as padded.
 
-  N: query heads.
+  first, second: shapes of its first two arrays, queries [B, T, K, G, H] or scores [B, K, G, T, S],
+  and keys [B, S, K, H].
   """
-  products = dict(attention_forward=2, attention_backward_queries=3, attention_backward_keys=4)
-  return 2 * products[kernel] * B * N * T * S * padded(H)
+  if kernel == "attention_means":
+    return 0
+  pairs = math.prod(first[:4]) * second[1]  # Of queries and keys.
+  products = dict(attention_forward=2, attention_from_scores=1, attention_backward_queries=3,
+                  attention_backward_keys=4)  # fmt: skip
+  return 2 * products[kernel] * pairs * padded(second[-1])
 
 
 def forward(

@@ -1,10 +1,11 @@
 """Attention whose scores stay inside three kernels: Triton, for NVIDIA GPUs from Ampere on.
 
 The forward kernel writes the output and the log of the softmax's denominator. The backward pass has
-a kernel for the gradient of queries and one for that of keys and values; both make the scores
-again, so nothing is added up between programs and results are the same each time. Heads are cut
-into powers of two of at least 16 numbers: 72 as 64 and 16. Scores and softmax are float32,
-probabilities are rounded to v's dtype.
+a kernel for the gradients of keys and values and one for that of queries; both make the scores
+again, so nothing is added up between programs and results are the same each time. For short
+sequences the first also writes the gradient of scores, which the second reads. Heads are cut into
+powers of two of at least 16 numbers: 72 as 64 and 16. Scores and softmax are float32, probabilities
+are rounded to v's dtype.
 
 Axes: B batch, T query, S key, K key/value heads, G query heads per key/value head, H head size, h
 numbers of a part of a head, t queries of a block, s keys of a block.
@@ -20,7 +21,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from pgjax.kernels.chunked import MASKED, MAX_EXPONENT
-from pgjax.kernels.triton import Blocks, Tile, parts
+from pgjax.kernels.triton import Blocks, Tile, parts, stores_scores
 from pgjax.kernels.visible_keys import VisibleKeys
 
 
@@ -33,6 +34,11 @@ class _How(NamedTuple):
   masked: bool
   some_invalid: bool
   tile: Tile
+
+  @property
+  def num_masks(self) -> int:
+    """Arrays of VisibleKeys."""
+    return self.masked + self.some_invalid
 
 
 def forward(
@@ -70,6 +76,24 @@ def backward(
 ) -> tuple[Float[Array, "B T K G H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
   """Gradients of q, k and v, in their dtypes."""
   like = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)  # noqa: E731
+  B, T, K, G, _ = q_BTKGH.shape
+  if stores_scores(k_BSKH.shape[1]):
+    call = _Call(q_BTKGH, k_BSKH, None, softcap, blocks.queries, interpret)
+    (mean_BKGT,) = call.by_queries(
+      _means, "attention_means", [out_BTKGH, dout_BTKGH], [0, 0], [like(lse_BKGT)], first_output=1
+    )
+    call = _Call(q_BTKGH, k_BSKH, visible, softcap, blocks.keys, interpret)
+    dscores = jax.ShapeDtypeStruct((B, K, G, T, k_BSKH.shape[1]), q_BTKGH.dtype)
+    dk_BSKH, dv_BSKH, dscores_BKGTS = call.by_keys(
+      _backward_keys, "attention_backward_keys",
+      [q_BTKGH, k_BSKH, v_BSKH, lse_BKGT, mean_BKGT, dout_BTKGH], [0, 1, 1, 2, 2, 0],
+      [like(k_BSKH), like(v_BSKH), dscores],
+    )  # fmt: skip
+    call = _Call(q_BTKGH, k_BSKH, None, softcap, blocks.queries, interpret)
+    (dq_BTKGH,) = call.by_queries(
+      _from_scores, "attention_from_scores", [dscores_BKGTS, k_BSKH], [3, 1], [like(q_BTKGH)]
+    )
+    return dq_BTKGH, dk_BSKH, dv_BSKH
   call = _Call(q_BTKGH, k_BSKH, visible, softcap, blocks.queries, interpret)
   dq_BTKGH, mean_BKGT = call.by_queries(
     _backward_queries, "attention_backward_queries",
@@ -98,17 +122,22 @@ class _Call:
     self.masks = [] if visible is None else [visible.end_BT.astype(jnp.int32)]
     self.masks += [visible.valid_BS.astype(jnp.int8)] if invalid else []
 
-  def by_queries(self, kernel, name, inputs, kinds, outputs) -> Any:
-    """A program for a block of queries of a head; kinds: 0 as q, 1 as k, 2 as lse."""
+  def by_queries(self, kernel, name, inputs, kinds, outputs, first_output=0) -> Any:
+    """A program for a block of queries of a head; kinds: 0 as q, 1 as k, 2 as lse, 3 scores."""
     B, T, K, G, H = self.sizes
     S = self.num_keys
     specs = [
       pl.BlockSpec((None, T, None, None, H), lambda i, n, b: (b, 0, n // G, n % G, 0)),
       pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, n // G, 0)),
       pl.BlockSpec((None, None, None, T), lambda i, n, b: (b, n // G, n % G, 0)),
+      pl.BlockSpec((None, None, None, T, S), lambda i, n, b: (b, n // G, n % G, 0, 0)),
     ]
     grid = (pl.cdiv(T, self.how.tile.queries), K * G, B)
-    return self._run(kernel, name, grid, inputs, [specs[i] for i in kinds], outputs, specs[::2])
+    specs_in, specs_out = (
+      [specs[i] for i in kinds],
+      [specs[0], specs[2]][first_output:][: len(outputs)],
+    )
+    return self._run(kernel, name, grid, inputs, specs_in, outputs, specs_out)
 
   def by_keys(self, kernel, name, inputs, kinds, outputs) -> Any:
     """A program for a block of keys of a head, and all query heads that share them."""
@@ -120,7 +149,9 @@ class _Call:
       pl.BlockSpec((None, None, G, T), lambda j, n, b: (b, n, 0, 0)),
     ]
     grid = (pl.cdiv(S, self.how.tile.keys), K, B)
-    return self._run(kernel, name, grid, inputs, [specs[i] for i in kinds], outputs, [specs[1]] * 2)
+    dscores = pl.BlockSpec((None, None, G, T, S), lambda j, n, b: (b, n, 0, 0, 0))
+    out_specs = [specs[1], specs[1], dscores][: len(outputs)]
+    return self._run(kernel, name, grid, inputs, [specs[i] for i in kinds], outputs, out_specs)
 
   def _run(self, kernel, name, grid, inputs, specs, outputs, out_specs):
     each = [pl.BlockSpec((None, a.shape[1]), lambda i, n, b: (b, 0)) for a in self.masks]
@@ -182,9 +213,7 @@ def _backward_queries(q_ref, k_ref, v_ref, out_ref, lse_ref, dout_ref, *rest, ho
   end_t = _ends(masks, how, t, T)
   inside = _inside(t, T, queries)
   lse_t = plgpu.load(lse_ref.at[t], mask=inside, other=None if inside is None else 0.0)
-  f32 = jnp.float32
-  pairs = zip(out, dout, strict=True)
-  mean_t = sum(jnp.sum(a.astype(f32) * b.astype(f32), axis=1) for a, b in pairs)
+  f32, mean_t = jnp.float32, _mean(out, dout)
 
   def step(j, dq):
     s = j * keys + jnp.arange(keys)
@@ -206,8 +235,37 @@ def _backward_queries(q_ref, k_ref, v_ref, out_ref, lse_ref, dout_ref, *rest, ho
   plgpu.store(mean_ref.at[t], mean_t, mask=inside)
 
 
+def _mean(out, dout):
+  """The mean of the gradients of a query's probabilities."""
+  f32, pairs = jnp.float32, zip(out, dout, strict=True)
+  return sum(jnp.sum(a.astype(f32) * b.astype(f32), axis=1) for a, b in pairs)
+
+
+def _means(out_ref, dout_ref, mean_ref, *, how):
+  T, queries = out_ref.shape[0], how.tile.queries
+  t = pl.program_id(0) * queries + jnp.arange(queries)
+  out, dout = (_load(ref, how, t, T) for ref in (out_ref, dout_ref))
+  plgpu.store(mean_ref.at[t], _mean(out, dout), mask=_inside(t, T, queries))
+
+
+def _from_scores(dscores_ref, k_ref, dq_ref, *, how):
+  (T, S), (queries, keys) = dscores_ref.shape, how.tile[:2]
+  t = pl.program_id(0) * queries + jnp.arange(queries)
+
+  def step(j, dq):
+    s = j * keys + jnp.arange(keys)
+    mask = _pairs(t, T, s, S)
+    other = None if mask is None else 0.0
+    dscores_ts = plgpu.load(dscores_ref.at[t[:, None], s[None]], mask=mask, other=other)
+    k = _load(k_ref, how, s, S)
+    return tuple(a + plgpu.dot(dscores_ts, k_sh) for a, k_sh in zip(dq, k, strict=True))
+
+  zeros = tuple(jnp.zeros((queries, size), jnp.float32) for _, size in how.heads)
+  _store(dq_ref, how, t, T, jax.lax.fori_loop(0, pl.cdiv(S, keys), step, zeros))
+
+
 def _backward_keys(q_ref, k_ref, v_ref, lse_ref, mean_ref, dout_ref, *rest, how):
-  *masks, dk_ref, dv_ref = rest
+  masks, (dk_ref, dv_ref, *dscores_ref) = rest[: how.num_masks], rest[how.num_masks :]
   (T, G, _), (queries, keys) = q_ref.shape, how.tile[:2]
   s = pl.program_id(0) * keys + jnp.arange(keys)
   k, v = (_load(ref, how, s, how.keys) for ref in (k_ref, v_ref))
@@ -232,6 +290,9 @@ def _backward_keys(q_ref, k_ref, v_ref, lse_ref, mean_ref, dout_ref, *rest, how)
     if slope_st is not None:
       dscores_st *= slope_st
     dscores_st, probs_st = dscores_st.astype(q[0].dtype), probs_st.astype(v[0].dtype)
+    if dscores_ref:
+      mask = _pairs(s, how.keys, t, T)
+      plgpu.store(dscores_ref[0].at[g, t[None], s[:, None]], dscores_st, mask=mask)
     dv = tuple(a + plgpu.dot(probs_st, d) for a, d in zip(dv, dout, strict=True))
     return tuple(a + plgpu.dot(dscores_st, b) for a, b in zip(dk, q, strict=True)), dv
 
@@ -244,6 +305,15 @@ def _backward_keys(q_ref, k_ref, v_ref, lse_ref, mean_ref, dout_ref, *rest, how)
 def _inside(token, tokens, block):
   """Which tokens of a block there are; None if blocks are whole."""
   return None if tokens % block == 0 else token < tokens
+
+
+def _pairs(row, rows, column, columns):
+  """Which pairs of tokens there are, of `rows` and `columns`; None if blocks are whole."""
+  insides = (_inside(row, rows, row.shape[0]), _inside(column, columns, column.shape[0]))
+  masks = [a if axis else a[:, None] for axis, a in enumerate(insides) if a is not None]
+  if not masks:
+    return None
+  return jnp.broadcast_to(functools.reduce(jnp.logical_and, masks), (row.size, column.size))
 
 
 def _part(how, head, token, tokens):

@@ -39,18 +39,30 @@ def dot_product(
   """
   if isinstance(visible, jax.Array):
     return _to_cache(q_BTKGH, k_BSKH, v_BSKH, visible, implementation, softcap, constrain)
-  splits_tokens = constrain.sequence > 1
-  device = choice.device_of(constrain.mesh)
   shape = (q_BTKGH.shape[1], q_BTKGH.shape[-1], q_BTKGH.dtype.name, softcap, visible is not None)
-  name = choice.choose(implementation, choice.Shape(*shape, splits_tokens), device).name
+  name = chosen(implementation, choice.Shape(*shape), constrain)
   if name == choice.PLAIN:
-    return attend(q_BTKGH, k_BSKH, v_BSKH, visible, softcap, score_dtype, splits_tokens)
+    more = (softcap, score_dtype, constrain.sequence > 1)
+    return attend(q_BTKGH, k_BSKH, v_BSKH, visible, *more)
   if name == choice.CUDNN:
     return checkpoint_name(cudnn.attend(q_BTKGH, k_BSKH, v_BSKH, visible), "attn_out")
+  device = choice.device_of(constrain.mesh)
   capability = None if name == choice.CHUNKED else device.capability
   places = _places(constrain, q_BTKGH.shape)
   kernel = on_mesh.Kernel(name, softcap, score_dtype, capability, places)
   return on_mesh.attend(q_BTKGH, k_BSKH, v_BSKH, visible, kernel)
+
+
+def chosen(implementation: str, shape: choice.Shape, constrain: placement.Placement) -> str:
+  """The name of the implementation for such arrays on the mesh's devices."""
+  shape = shape._replace(splits_tokens=constrain.sequence > 1)
+  return choice.choose(implementation, shape, choice.device_of(constrain.mesh)).name
+
+
+def is_kernel(implementation: str, shape: choice.Shape, constrain: placement.Placement) -> bool:
+  """Whether it is a kernel for GPUs, so that the norms around it are, too (residual.py)."""
+  few = shape.tokens < choice.SHORT
+  return not few and chosen(implementation, shape, constrain) in choice.KERNELS
 
 
 def _to_cache(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, implementation, softcap, constrain):

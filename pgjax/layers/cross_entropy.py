@@ -105,6 +105,11 @@ def _run_local(h_BTD, table_VD, targets_BT, weights_BT, options, with_gradients)
   unpack = lambda a: jnp.zeros_like(a).at[order].set(a)  # noqa: E731
   nll_BT = unpack(nll.reshape(-1)[:N]).reshape(targets_BT.shape)
   dh_BTD = unpack(dh.reshape(-1, D)[:N]).reshape(h_BTD.shape) if with_gradients else None
+  if trained and dtable.dtype != jnp.float32:
+    # XLA would round the sums only when they are read, and hold them until then. So that it cannot,
+    # the layers' backward pass waits for a number of the result.
+    dtable = jax.lax.optimization_barrier(dtable)
+    dh_BTD += (0.0 * dtable[0, 0]).astype(dh_BTD.dtype)
   return nll_BT, dh_BTD, dtable
 
 

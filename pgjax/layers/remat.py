@@ -24,8 +24,8 @@ _rules = jax.checkpoint_policies
 # The names are those of `checkpoint_name` in attention.py, geglu.py, gemma.py and siglip.py.
 _MLP_OUT = _rules.save_only_these_names("mlp_out")
 _ATTENTION = _rules.save_only_these_names("attn_out", "attn_lse")
-_OUTPUTS = ("mlp_out", "attn_out", "attn_lse", "q")
-_ALL_BUT_UP = (*_OUTPUTS, "k", "v", "attn_proj", "mlp_gate")
+_OUTPUTS = ("mlp_out", "attn_out", "attn_lse", "q", "k", "v")
+_ALL_BUT_UP = (*_OUTPUTS, "attn_proj", "mlp_gate")
 _OF_IMAGES = ("img_query", "img_key", "img_value", "img_attn_proj", "img_mlp_up")
 
 POLICIES = {
@@ -38,7 +38,7 @@ POLICIES = {
   "mlp_out_saveable_chunked": Policy(_MLP_OUT, mlp_chunks=4),
   # Attention's output, so that scores are recomputed once, not twice: for long sequences.
   "attention_saveable": Policy(_ATTENTION),
-  # The MLP's output, and attention's queries and output: they save the most time for their size.
+  # The MLP's output, and attention's inputs and output: they save the most time for their size.
   "outputs_saveable": Policy(_rules.save_only_these_names(*_OUTPUTS)),
   # Every product of the text tower but one of the MLP's two wide ones, and attention's output.
   "mlp_gate_saveable": Policy(_rules.save_only_these_names(*_ALL_BUT_UP)),

@@ -19,8 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax.errors import UserError
+from pgjax.kernels import choice
 from pgjax.kernels.visible_keys import VisibleKeys
-from pgjax.layers import attention, geglu, lora, placement, read_weight, remat
+from pgjax.layers import attention, geglu, lora, placement, read_weight, remat, residual
 
 VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
 
@@ -144,19 +145,6 @@ class Mode(NamedTuple):
 
 
 _EVALUATE = Mode()
-
-
-class RMSNorm(nn.Module):
-  """x / rms(x) * (1 + scale), in float32; `scale` is initially zero."""
-
-  eps: float
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    scale_D = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
-    f32 = x.astype(jnp.float32)
-    normed = f32 * jax.lax.rsqrt(jnp.mean(f32 * f32, axis=-1, keepdims=True) + self.eps)
-    return (normed * (1 + scale_D.astype(jnp.float32))).astype(x.dtype)
 
 
 class Einsum(nn.Module):
@@ -308,21 +296,25 @@ class Block(nn.Module):
   def __call__(self, x_BTD, positions_BT, mask, mode, cache=None, slot=None):
     c = self.config
     dropout = nn.Dropout(c.dropout, deterministic=not mode.train)
-    norm = lambda name: RMSNorm(c.norm_eps, name=name)  # noqa: E731
+    norm = lambda name: residual.RMSNorm(c.width, name=name)()  # noqa: E731
+    shape = choice.Shape(x_BTD.shape[1], c.head_dim, self.dtype, c.attn_logits_softcap)
+    kernels = attention.is_kernel(c.attention, shape, self.constrain)
+    how = dict(eps=c.norm_eps, kernels=kernels, constrain=self.constrain)
+
+    def add(x_BTD, h, name, before):  # Dropout is after this norm, but before the next one.
+      post = norm(name) if c.post_norms else None
+      if c.dropout and post is not None and name == "post_attention_norm":
+        h, post = residual.normed(h, post, c.norm_eps), None
+      return residual.added(x_BTD, dropout(h), post, before, **how)
 
     x_BTD = self.constrain(x_BTD, "BTD")
-    h = norm("pre_attention_norm")(x_BTD)
+    x_BTD, h = residual.added(x_BTD, None, None, norm("pre_attention_norm"), **how)
     h, cache = Attention(c, self.dtype, self.constrain, name="attn")(
       h, positions_BT, mask, cache, slot, mode.fill_cache
     )
-    if c.post_norms:
-      h = norm("post_attention_norm")(h)
-    x_BTD = x_BTD + dropout(h)  # Dropout is after this norm, but before the next post norm.
-    h = FeedForward(c, self.dtype, self.constrain, name="mlp")(norm("pre_ffw_norm")(x_BTD))
-    h = dropout(h)
-    if c.post_norms:
-      h = norm("post_ffw_norm")(h)
-    return x_BTD + h, cache
+    x_BTD, h = add(x_BTD, h, "post_attention_norm", norm("pre_ffw_norm"))
+    h = FeedForward(c, self.dtype, self.constrain, name="mlp")(h)
+    return add(x_BTD, h, "post_ffw_norm", None)[0], cache
 
 
 class Embedder(nn.Module):
@@ -355,13 +347,13 @@ class Gemma(nn.Module):
       length=c.depth,
       unroll=1 if c.scan else c.depth,
     )(c, self.dtype, self.constrain)
-    self.final_norm = RMSNorm(c.norm_eps)
+    self.final_norm = residual.RMSNorm(c.width)
 
   def table(self) -> Float[Array, "V D"]:
     return self.embedder()
 
   def norm(self, x_BTD):
-    return self.final_norm(x_BTD)
+    return residual.normed(x_BTD, self.final_norm(), self.config.norm_eps)
 
   def __call__(
     self,

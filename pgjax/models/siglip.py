@@ -16,7 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pgjax.errors import UserError
-from pgjax.layers import attention, geglu, lora, placement, read_weight, remat
+from pgjax.kernels import choice
+from pgjax.layers import attention, geglu, lora, placement, read_weight, remat, residual
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,14 +167,17 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BPD, _):
-    norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)  # noqa: E731
-    fields = self.config, self.dtype, self.constrain
+    c, fields = self.config, (self.config, self.dtype, self.constrain)
+    first, second = (residual.LayerNorm(c.width, name=f"LayerNorm_{i}")() for i in range(2))
+    shape = (x_BPD.shape[1], c.width // c.num_heads, self.dtype, 0.0, False)
+    kernels = attention.is_kernel(c.attention, choice.Shape(*shape), self.constrain)
+    how = dict(eps=1e-6, kernels=kernels, constrain=self.constrain)
     attn = Attention(*fields, name="MultiHeadDotProductAttention_0")
     mlp = MlpBlock(*fields, name="MlpBlock_0")
     x_BPD = self.constrain(x_BPD, "BPD")
-    x_BPD = x_BPD + attn(norm("LayerNorm_0")(x_BPD))
-    x_BPD = x_BPD + mlp(norm("LayerNorm_1")(x_BPD))
-    return x_BPD, None
+    x_BPD, h_BPD = residual.added(x_BPD, None, None, first, **how)
+    x_BPD, h_BPD = residual.added(x_BPD, attn(h_BPD), None, second, **how)
+    return x_BPD + mlp(h_BPD), None
 
 
 class Transformer(nn.Module):

@@ -1,9 +1,10 @@
 """Which attention does each tower of a run use, and is it right on the run's own devices?
 
 Before the first step, `checked` compares output and gradients of each kernel with plain attention,
-on random input with the run's head sizes, mask and dtype, and replaces what is wrong.
+on random input with the run's head sizes, mask and dtype, and replaces what is wrong. Kernels of
+norms, which are used beside those of attention, are compared and replaced with them.
 
-Axes: B batch, T tokens, K key/value heads, G query heads per key/value head, H head size.
+Axes: B batch, T tokens, K key/value heads, G query heads per key/value head, H head size, D width.
 """
 
 import functools
@@ -18,13 +19,13 @@ from pgjax.distributed import mesh as mesh_lib
 from pgjax.errors import UserError, cut
 from pgjax.kernels import choice
 from pgjax.kernels.visible_keys import VisibleKeys
-from pgjax.layers import attention, placement
+from pgjax.layers import attention, placement, residual
 
 TOLERANCE = 0.02  # Of the norm of each array. Bfloat16 alone gives 0.004.
 TOKENS = 1152  # At most; chunked attention has two blocks of them.
 _BLOCK = 128  # Of tokens, in kernels: as many are left over as in the run.
 _TOWERS = dict(llm="text tower", img="image tower")
-_ARRAYS = ("output", "gradient of queries", "gradient of keys", "gradient of values")
+_ARRAYS = ("output", "gradient of queries", "gradient of keys", "gradient of values", "norms")
 
 
 class Trial(NamedTuple):
@@ -38,6 +39,8 @@ class Trial(NamedTuple):
   softcap: float
   masked: bool
   some_invalid: bool  # Images may be padding.
+  width: int
+  post: bool  # Branches have norms.
 
 
 def choices(model: Any, config: Any, mesh: Any) -> dict[str, choice.Choice]:
@@ -116,21 +119,28 @@ def _trial(model, config, mesh, tower) -> Trial:
   heads, H = c.num_heads, c.width // c.num_heads
   if tower == "img":
     K = tensor if heads % tensor == 0 else 1
-    return Trial(T, K * min(2, heads // K), 1, H, c.dtype_mm or model.dtype, 0.0, False, False)
+    return Trial(T, K * min(2, heads // K), 1, H, c.dtype_mm or model.dtype, 0.0, False, False,
+                 c.width, False)  # fmt: skip
   copies = placement.copies_of_kv(tensor, heads, c.num_kv_heads)
   K = tensor if heads % tensor == 0 else 1
   G = heads // (c.num_kv_heads * copies)
   K *= min(2, heads // (G * K))  # Two of a device, if it has them.
   return Trial(T, K, G, c.head_dim, model.dtype, c.attn_logits_softcap, True,
-               bool(config.num_frames))  # fmt: skip
+               bool(config.num_frames), c.width, c.post_norms)  # fmt: skip
 
 
 def _trouble(name, trial, mesh) -> str | None:
   """What is wrong with an implementation; None if nothing is."""
   everywhere = mesh_lib.replicated(mesh)
-  compare = jax.jit(functools.partial(errors, name, trial, mesh), out_shardings=everywhere)
+
+  def compared(errors, arrays):
+    compare = jax.jit(functools.partial(errors, trial, mesh), out_shardings=everywhere)
+    return [float(e) for e in compare(jax.device_put(arrays, everywhere))]
+
   try:
-    found = [float(e) for e in compare(jax.device_put(_inputs(trial, mesh), everywhere))]
+    found = compared(functools.partial(errors, name), _inputs(trial, mesh))
+    if name in choice.KERNELS:
+      found.append(max(compared(norm_errors, _rows(trial, mesh))))
   except Exception as error:  # Of a compiler, a driver or a kernel: of any type.
     return f"fails ({cut(' '.join(str(error).split()))})"
   worst = max(range(len(found)), key=lambda i: found[i] if found[i] == found[i] else jnp.inf)
@@ -167,6 +177,32 @@ def errors(name: str, trial: Trial, mesh: Any, arrays: list[jax.Array]) -> list[
   ours = both(arrays, implementation=name, score_dtype=score_dtype, constrain=constrain)
   with jax.default_matmul_precision("highest"):
     right = both([a.astype(jnp.float32) for a in arrays], implementation=choice.PLAIN)
+  return [jnp.linalg.norm(a - b) / jnp.linalg.norm(b) for a, b in zip(ours, right, strict=True)]
+
+
+def _rows(trial, mesh) -> list[np.ndarray]:
+  """Residuals, a branch, the cotangents of the sum and of its norm; two vectors of scales."""
+  rng, shape = np.random.default_rng(0), (mesh_lib.batch_devices(mesh), trial.T, trial.width)
+  rows = [rng.normal(size=shape).astype(jnp.dtype(trial.dtype)) for _ in range(4)]
+  return rows + [rng.normal(size=trial.width).astype(np.float32) for _ in range(2)]
+
+
+def norm_errors(trial: Trial, mesh: Any, arrays: list[jax.Array]) -> list[jax.Array]:
+  """As `errors`, of kernels/norms.py: results of a residual sum with norms, and gradients."""
+  constrain = mesh_lib.batch_constraint(mesh)
+
+  def both(arrays, *, kernels):
+    x_BTD, branch_BTD, *cotangents, scale_D, more_D = arrays
+    norm = residual.Norm(scale_D, None if trial.masked else more_D)
+    post = residual.Norm(more_D, None) if trial.post else None
+    how = dict(eps=1e-6, kernels=kernels, constrain=constrain)
+    added = functools.partial(residual.added, **how)
+    results, pull = jax.vjp(added, x_BTD, branch_BTD, post, norm)
+    found = (*results, *pull(tuple(cotangents)))
+    return [a.astype(jnp.float32) for a in jax.tree.leaves(found)]
+
+  right = both([a.astype(jnp.float32) for a in arrays], kernels=False)
+  ours = both(arrays, kernels=True)
   return [jnp.linalg.norm(a - b) / jnp.linalg.norm(b) for a, b in zip(ours, right, strict=True)]
 
 

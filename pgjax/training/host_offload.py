@@ -22,8 +22,10 @@ def update_by_leaf(
   fetch: Callable[[Any, Any], Any],
   shardings: Any,
   grad_clip_norm: float | None,
-) -> tuple[dict[str, jax.Array], Any, jax.Array]:
-  """(new leaves, new state, norm of all updates); `apply(leaves, updates)` gives new leaves.
+) -> tuple[dict[str, jax.Array], Any, jax.Array, jax.Array]:
+  """(new leaves, new state, norm of all updates, and of all new leaves).
+
+  `apply(leaves, updates)` gives new leaves.
 
   `fetch(part of the state, its shardings)` moves it to the device. Clipping is the only part of
   optimizer.py's chain that needs all leaves, so it happens here, first; for a single leaf there is
@@ -43,7 +45,7 @@ def update_by_leaf(
     new_leaves[name], square = jax.lax.optimization_barrier((leaf, square))
     total = total + square
     new = part if new is None else _joined(new, part, grads)
-  return new_leaves, new, jnp.sqrt(total)
+  return new_leaves, new, jnp.sqrt(total), optax.tree.norm(new_leaves)
 
 
 def _only(state, name, names):

@@ -8,7 +8,7 @@ so weight decay follows the schedule but not `lr`, as in big_vision (its optax.p
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +39,37 @@ def make(
     parts.append(optax.clip_by_global_norm(config.grad_clip_norm))
   parts.append(_optimizer(config.optax_name, dict(config.optax)))
   parts.append(optax.scale(config.lr))
+  lr_mults, wd_mults = dict.fromkeys(names, 1.0), dict.fromkeys(names, 0.0)
   if config.lr_mults:
-    parts.append(_scale_each(_per_name(config.lr_mults, names, "config.lr_mults", default=1.0)))
+    lr_mults = _per_name(config.lr_mults, names, "config.lr_mults", default=1.0)
+    parts.append(_scale_each(lr_mults))
   if config.wd:
-    parts.append(_decay_each(config.wd, _wd_mults(config, names)))
-  parts.append(_schedule_each(schedules_lib.for_names(config, total_steps, names, num_examples)))
+    wd_mults = _wd_mults(config, names)
+    parts.append(_decay_each(config.wd, wd_mults))
+  schedules = schedules_lib.for_names(config, total_steps, names, num_examples)
+  parts.append(_schedule_each(schedules))
   parts.append(optax.scale(-1.0))
-  return _in_float32(optax.chain(*parts))
+  chain = Chain(*_in_float32(optax.chain(*parts)))
+  if config.optax_name == "scale_by_adam" and not set(config.optax) - {"b1", "b2", "eps"}:
+    rates = {n: (config.lr * lr_mults[n], (config.wd or 0.0) * wd_mults[n]) for n in names}
+    chain.adam = Adam(**config.optax, rates=rates, schedules=schedules)
+  return chain
+
+
+class Adam(NamedTuple):
+  """All numbers of a chain whose optimizer is Adam, for one_pass.py; its state is optax's."""
+
+  rates: Mapping[str, tuple[float, float]]  # (learning rate, weight decay) of each leaf.
+  schedules: Mapping[str, schedules_lib.Schedule]
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+
+
+class Chain(optax.GradientTransformation):
+  """What `make` returns."""
+
+  adam: Adam | None = None  # None: another optimizer.
 
 
 def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -14,7 +14,7 @@ from pgjax.layers import cross_entropy, embedding, mixed_precision, remat
 from pgjax.models import paligemma
 from pgjax.params import of_model, rules as param_rules
 from pgjax.params.tree import flatten, merge, split, unflatten
-from pgjax.training import ema, host_offload, state as train_state, stochastic_rounding
+from pgjax.training import ema, host_offload, one_pass, state as train_state, stochastic_rounding
 
 
 def jitted(model, tx, config, mesh):
@@ -27,6 +27,9 @@ def jitted(model, tx, config, mesh):
   shardings = sharding.shardings_of(train_state.abstract_state(model, tx, config, mesh))
   leaves = of_model.stored_params(model, config)
   update = functools.partial(_update, tx)
+  trained = of_model.trained_shapes(model, config)
+  if in_one_pass := one_pass.fits(tx, config, mesh, trained):
+    update = functools.partial(one_pass.update, tx, grad_clip_norm=config.grad_clip_norm)
   if config.opt_state_memory == "host":
     update = functools.partial(
       host_offload.update_by_leaf,
@@ -43,6 +46,7 @@ def jitted(model, tx, config, mesh):
         remat=remat.chosen(model.remat, model.dtype, mesh.size),
       ),
       update=update,
+      widen=not in_one_pass,
       readable=sharding.for_model(leaves, mesh),
       is_trained=frozenset(param_rules.trained_names(leaves.rules)),
       options=loss_options(model, config, table_layout(mesh, shardings.params)),
@@ -77,7 +81,9 @@ def table_layout(mesh, param_shardings):
   return embedding.table_layout(mesh, flatten(param_shardings)[paligemma.TOKEN_TABLE])
 
 
-def train_step(state, batch, *, model, update, readable, is_trained, options, config, cast_first):
+def train_step(
+  state, batch, *, model, update, readable, is_trained, options, config, cast_first, widen=True
+):
   """One update; see `jitted`."""
   trained, frozen = split(state.params, is_trained)
   key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -90,6 +96,7 @@ def train_step(state, batch, *, model, update, readable, is_trained, options, co
     options=options,
     examples=len(batch["text"]),
     cast_first=cast_first,
+    widen=widen or config.microbatches > 1,
   )
   if config.microbatches == 1:
     grads, loss = gradients_of(batch, key)
@@ -99,13 +106,13 @@ def train_step(state, batch, *, model, update, readable, is_trained, options, co
   on = config.stochastic_rounding
   rounding_key = stochastic_rounding.leaf_key(key, "rounding") if on else None
   apply = functools.partial(stochastic_rounding.apply_updates, key=rounding_key)
-  trained, opt_state, l2_updates = update(apply, grads, state.opt_state, trained)
+  trained, opt_state, *norms = update(apply, grads, state.opt_state, trained)
   lengths_B = jnp.sum(batch["mask_loss"][:, 1:], axis=1).astype(jnp.float32)
   measured = dict(
     training_loss=loss,
-    l2_grads=optax.tree.norm(grads),
-    l2_params=optax.tree.norm(trained),
-    l2_updates=l2_updates,
+    l2_grads=optax.tree.norm(_wide(grads)),
+    l2_updates=norms[0],
+    l2_params=norms[1],
     avg_sup_seqlen=jnp.mean(lengths_B),
     max_sup_seqlen=jnp.max(lengths_B),
   )
@@ -116,34 +123,53 @@ def train_step(state, batch, *, model, update, readable, is_trained, options, co
 
 
 def _update(tx, apply, grads, opt_state, leaves):
-  """(new leaves, new state, norm of all updates); `apply(leaves, updates)` gives new leaves."""
+  """(new leaves, new state, norm of all updates, and of all new leaves).
+
+  `apply(leaves, updates)` gives new leaves.
+  """
   updates, opt_state = tx.update(grads, opt_state, leaves)
-  return apply(leaves, updates), opt_state, optax.tree.norm(updates)
+  leaves = apply(leaves, updates)
+  return leaves, opt_state, optax.tree.norm(updates), optax.tree.norm(leaves)
+
+
+def _wide(grads):
+  return {name: g.astype(jnp.float32) for name, g in grads.items()}
 
 
 def gradients(
-  trained, frozen, batch, key, *, model, options, examples, readable=unflatten, cast_first=()
-):
-  """(gradients, loss) of these rows' part of the mean over `examples` examples."""
+  trained, frozen, batch, key, *, model, options, examples, readable=unflatten, cast_first=(),
+  widen=True,
+):  # fmt: skip
+  """(gradients, loss) of these rows' part of the mean over `examples` examples.
+
+  widen: gradients are float32; else most have the compute dtype, and the loss's gradient of the
+  table is rounded to it while the layers' are computed.
+  """
   table = {**trained, **frozen}[paligemma.TOKEN_TABLE]
   tokens_BT = batch["text"][:, :-1]
   x_BTD = embedding.embed(table, tokens_BT, options.layout).astype(model.dtype)
 
   def loss_fn(moving, x_BTD):
     masters = mixed_precision.restored(trained, moving, model.dtype, cast_first)
+    if narrow_table:
+      master = mixed_precision.Master(table, moving[paligemma.TOKEN_TABLE])
+      masters[paligemma.TOKEN_TABLE] = mixed_precision.weight(master, model.dtype)
     variables = {"params": readable({**masters, **frozen})}
     return _loss(model, variables, x_BTD, batch, options, examples, key)
 
   moving = mixed_precision.differentiable(trained, model.dtype)
+  narrow_table = options.train_table and not widen
+  if narrow_table:
+    moving[paligemma.TOKEN_TABLE] = jnp.zeros(table.shape, model.dtype)
   if options.train_table:
     # The lookup's gradient goes into the buffer of the loss's: one table-sized array, not two.
     loss, (grads, dx_BTD) = jax.value_and_grad(loss_fn, argnums=(0, 1))(moving, x_BTD)
     grads[paligemma.TOKEN_TABLE] = embedding.add_embed_gradient(
-      grads[paligemma.TOKEN_TABLE], tokens_BT, dx_BTD, options.layout
+      grads[paligemma.TOKEN_TABLE].astype(table.dtype), tokens_BT, dx_BTD, options.layout
     )
   else:
     loss, grads = jax.value_and_grad(loss_fn)(moving, x_BTD)
-  return {name: g.astype(jnp.float32) for name, g in grads.items()}, loss
+  return _wide(grads) if widen else grads, loss
 
 
 def _loss(model, variables, x_BTD, batch, options, examples, key):
