@@ -32,6 +32,7 @@ _448, _896 = memory.AT_448, memory.AT_896
 STEPS = [
   Case("full_224_b32", 32, _FULL),
   Case("full_224_b32_products", 32, _FULL | _PRODUCTS),
+  Case("full_224_b32_plain", 32, _FULL | memory.PLAIN),
   Case("full_224_b32_outputs", 32, _FULL | memory.OUTPUTS, rare=True),
   Case("full_224_b32_flash", 32, _FULL | memory.FLASH, rare=True),
   Case("full_224_b8", 8, _FULL),
