@@ -7,13 +7,14 @@ Parses the text of an optimized HLO program (`compiled.as_text()`): each collect
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from pgjax.formats.typed_json import Count
+from pgjax.planning import hlo_text
 
 _BITS = {"pred": 8, "bf16": 16}  # The other names contain the width: f32, s8, f8e4m3fn.
 OPS = (
@@ -21,15 +22,7 @@ OPS = (
   *("collective-permute", "collective-broadcast"),
 )
 _OP = re.compile(rf"(?<![%\w-])({'|'.join(OPS)})(-start)?\(")
-_PRODUCT = re.compile(r"(?<![%\w-])(?:dot|custom-call)\(%?([\w.\-]+),.*lhs_contracting_dim\w+")
-_CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)')
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_CALLED = re.compile(
-  r"(?:calls|body|to_apply|branch_computations|true_computation|false_computation)="
-  r"(\{[^}]*\}|%?[\w.\-]+)"
-)
 
 
 class Collective(msgspec.Struct, frozen=True):
@@ -47,10 +40,11 @@ def collectives(text: str, mesh: Mapping[str, int], unknown_trips: int = 1) -> l
 
   unknown_trips: the iterations of loops whose length the compiler does not know.
   """
-  computations, entry = _computations(text)
   totals: dict[tuple[str, str], list[int]] = {}
-  for _, line, times in _executed(computations, entry, 1, unknown_trips, _OP):
-    sent = read_collective(line, mesh)
+  for i, _, times in hlo_text.executed(text, unknown_trips):
+    if i.op.removesuffix("-start") not in OPS:
+      continue
+    sent = read_collective(f"%{i.name} = {i.type} {i.op}(){i.attributes}", mesh)
     total = totals.setdefault((sent.op, sent.axes), [0, 0, 0])
     total[0] += times
     total[1] += times * sent.bytes
@@ -94,52 +88,9 @@ def read_collective(line: str, mesh: Mapping[str, int]) -> Sent:
 
 
 def product_flops(text: str, unknown_trips: int = 1) -> float:
-  """FLOPs of all matrix products that one device runs in a step."""
-  computations, entry = _computations(text)
-  types = {
-    name: dict(line.split("%", 1)[1].split(" = ", 1) for line in lines if "%" in line)
-    for name, lines in computations.items()
-  }
-  total = 0.0
-  for name, line, times in _executed(computations, entry, 1, unknown_trips, _PRODUCT):
-    left = _dims(types[name][_PRODUCT.search(line)[1]])
-    shared = math.prod(left[i] for i in _ints(_CONTRACTED.search(line)[1]))
-    total += 2.0 * math.prod(_dims(line.partition(" = ")[2])) * shared * times
-  return total
-
-
-def _dims(type_text: str) -> list[int]:
-  """The shape of the first array in a type."""
-  return _ints(_SHAPE.search(type_text)[2])
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-  """Lines of each computation without their metadata, and the name of the entry."""
-  computations: dict[str, list[str]] = {}
-  entry = name = ""
-  for line in text.splitlines():
-    if head := _HEAD.match(line):
-      name = head[2]
-      computations[name] = []
-      entry = name if head[1] else entry
-    elif name and " = " in line:
-      computations[name].append(re.sub(r"metadata=\{[^}]*\}", "", line))
-  return computations, entry
-
-
-def _executed(computations, name, times, unknown_trips, wanted) -> Iterator[tuple[str, str, int]]:
-  """(computation, line, executions) of each wanted line, where `name` is executed `times` times."""
-  for line in computations.get(name, ()):
-    if wanted.search(line):
-      yield name, line, times
-      continue
-    inner = times
-    if " while(" in line:
-      trips = _TRIPS.search(line)
-      inner *= int(trips[1]) if trips else unknown_trips
-    for called in _CALLED.findall(line):
-      for callee in re.findall(r"[\w.\-]+", called):
-        yield from _executed(computations, callee, inner, unknown_trips, wanted)
+  """FLOPs of all matrix products that one device runs in a step, those inside kernels included."""
+  executed = hlo_text.executed(text, unknown_trips)
+  return sum(times * hlo_text.product_flops(i, types) for i, types, times in executed)
 
 
 def _bytes(type_text: str) -> int:

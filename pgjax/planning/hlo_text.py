@@ -1,19 +1,22 @@
 """Which instructions does a compiled program run, and what does each read, write and multiply?
 
-Parses the text of an optimized HLO program (`compiled.as_text()`) for planning/timeline.py.
+Parses the text of an optimized HLO program (`compiled.as_text()`) for hlo.py and timeline.py.
 """
 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+from pgjax.planning import kernel_flops
 
 _BITS = {"pred": 8, "bf16": 16, "token": 0}  # The other names contain the width: f32, s8, u4.
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)')
+_CALLED = "calls|body|to_apply|branch_computations|true_computation|false_computation"
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -34,6 +37,7 @@ class Cost(NamedTuple):
   flops: float  # Of matrix products.
   dtype: str  # Of their left operand; "" without products.
   tiles: int  # Of 128 x 128 numbers in the results of its products.
+  fused: bool = False  # Its products are inside a kernel of attention.
 
 
 Program = Mapping[str, Sequence[Instruction]]
@@ -51,6 +55,38 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     elif name and (match := _LINE.match(line)):
       computations[name].append(_instruction(match[1], match[2]))
   return computations, entry
+
+
+def executed(
+  text: str, unknown_trips: int = 1
+) -> Iterator[tuple[Instruction, Mapping[str, str], int]]:
+  """(instruction, types of the names of its computation, executions), those in fusions included.
+
+  unknown_trips: the iterations of loops whose length the compiler does not know.
+  """
+  program, entry = parse(text)
+  types = {name: {i.name: i.type for i in body} for name, body in program.items()}
+
+  def of(name, times):
+    for i in program.get(name, ()):
+      yield i, types[name], times
+      inner = times * (_trips(i) or unknown_trips) if i.op == "while" else times
+      for callee in called(i, _CALLED):
+        yield from of(callee, inner)
+
+  return of(entry, 1)
+
+
+def _trips(instruction: Instruction) -> int:
+  found = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes)
+  return int(found[1]) if found else 0
+
+
+def product_flops(instruction: Instruction, types: Mapping[str, str]) -> float:
+  """Of an instruction that is no fusion; 0 if it is no product and no kernel with products."""
+  if instruction.op == "dot" or "gemm_backend_config" in instruction.attributes:
+    return _product(instruction, types)[0]
+  return kernel_flops.of(instruction, types)
 
 
 def _instruction(name: str, text: str) -> Instruction:
@@ -102,6 +138,8 @@ def cost(instruction: Instruction, types: Mapping[str, str], program: Program) -
   if instruction.op == "dot" or "gemm_backend_config" in instruction.attributes:
     written = _SHAPE.search(instruction.type)  # Not the workspace after it.
     return Cost(read + size(written[0] if written else ""), *_product(instruction, types))
+  if flops := kernel_flops.of(instruction, types):
+    return Cost(read + size(instruction.type), flops, "bf16", 0, fused=True)
   return Cost(read + size(instruction.type), 0.0, "", 0)
 
 

@@ -17,6 +17,7 @@ from pgjax.planning import gpus, hlo, hlo_text
 
 # Measured on an H100 (benchmarks/results/2026-11-26-H100.md), as shares of the data sheet's rates.
 PRODUCTS = 0.72  # Large products in a step; 0.80 in one product of 8192 x 8192 numbers.
+FUSED = 0.45  # Those inside a kernel of attention, assumed: ours were never timed.
 BANDWIDTH = 0.865  # A copy.
 LAUNCH = 1.5e-6  # Seconds from kernel to kernel.
 FREE = frozenset(
@@ -108,7 +109,8 @@ class _Reader(NamedTuple):
   def _kernel(self, cost: hlo_text.Cost) -> Event:
     products = 0.0
     if cost.flops:
-      products = cost.flops / (self.gpu.flops(_DTYPES.get(cost.dtype, "float32")) * PRODUCTS)
+      reached = FUSED if cost.fused else PRODUCTS
+      products = cost.flops / (self.gpu.flops(_DTYPES.get(cost.dtype, "float32")) * reached)
       waves = cost.tiles / self.gpu.cores
       products *= max(1.0, math.ceil(waves) / max(waves, 1e-9)) if waves < 8 else 1.0
     moved = cost.bytes / (self.gpu.bandwidth * BANDWIDTH)
