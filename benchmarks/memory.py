@@ -46,9 +46,6 @@ LEAST, REFERENCE, PRODUCTS, ATTENTION_OUT, OUTPUTS, GATE = (
     *("outputs_saveable", "mlp_gate_saveable"),
   )
 )
-OUR_KERNEL = re.compile(
-  r'_target="__gpu\$xla.gpu.triton".*op_name="[^"]*\b(attention_\w+)\W+pallas'
-)
 # name: (batch, devices, fields that differ from PaliGemma 2 3B, 224 px, 128 text tokens)
 CASES = {
   "full_f32_b32": (32, 1, FULL | F32),
@@ -173,41 +170,6 @@ def with_trip_counts(text, tokens, train_table):
   return "\n".join(lines)
 
 
-def kernel_flops(text):
-  """FLOPs of the products inside attention kernels, from the shapes of their arrays.
-
-  Forward 4 for each query, key and number of a head, as it is padded. Backward, two kernels that
-  each make the scores again: 6 for the queries' gradient, 8 for that of keys and values; 2 for the
-  first where the other writes the scores' gradient.
-  """
-  from pgjax.kernels import triton
-  from pgjax.planning import hlo_text
-
-  program, entry = hlo_text.parse(text)
-
-  def shape(type_text):
-    return [int(n) for n in re.search(r"\[([\d,]*)\]", type_text)[1].split(",")]
-
-  def total(name, times):
-    types, flops = {i.name: i.type for i in program[name]}, 0
-    for i in program[name]:
-      if i.op == "while":
-        trips = int(re.search(r'known_trip_count":\{"n":"(\d+)"', i.attributes)[1])
-        flops += total(hlo_text.called(i, "body")[0], times * trips)
-      elif i.op in ("call", "conditional"):
-        flops += sum(total(c, times) for c in hlo_text.called(i, "to_apply|branch_computations"))
-      elif 'custom_call_target="mosaic_gpu' in i.attributes:
-        (B, T, N, H), keys = shape(types[i.operands[0]]), shape(types[i.operands[1]])
-        forward = "f32" in i.type
-        each = 4 if forward else 8 if i.type.startswith("(") else 6
-        flops += times * each * B * N * T * keys[1] * H
-      elif kernel := OUR_KERNEL.search(i.attributes):
-        flops += times * triton.flops(kernel[1], *(shape(types[name]) for name in i.operands[:2]))
-    return flops
-
-  return total(entry, 1)
-
-
 def main():
   """Prints the table."""
   parser = argparse.ArgumentParser(
@@ -223,7 +185,7 @@ def main():
     sys.exit(f"error: --only={args.only} is not a regular expression: {error}.")
   if not named:
     sys.exit(f"error: --only={args.only} matches none of {', '.join(CASES)}.")
-  from pgjax.planning import compiler  # After --help: it imports JAX.
+  from pgjax.planning import compiler, hlo_text, kernel_flops  # After --help: they import JAX.
 
   if not compiler.can_compile_for_gpus():
     sys.exit(
@@ -249,7 +211,8 @@ def main():
       tokens = batch_size // num_devices * fields.get("text_len", 128)
       text = with_trip_counts(compiled.as_text(), tokens, train_table)
       (folder / f"{name}.txt").write_text(text)
-      if flops := kernel_flops(text):
+      parts = hlo_text.executed(text)
+      if flops := sum(times * kernel_flops.of(i, types) for i, types, times in parts):
         print(f"{'':22s} and {flops / 1e12:.1f} TFLOP in attention kernels", flush=True)
 
 

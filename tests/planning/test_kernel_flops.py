@@ -1,6 +1,6 @@
-"""What benchmarks/memory.py counts of fused attention, by hand."""
+"""What is counted of fused attention, by hand."""
 
-from benchmarks import memory
+from pgjax.planning import hlo
 
 PROGRAM = """
 %body (p: s32[]) -> s32[] {
@@ -29,8 +29,8 @@ ENTRY %main (p: s32[]) -> s32[] {
 
 def test_products_of_kernels_are_counted_in_every_iteration():
   pairs = 2 * 8 * 128 * 384  # Batch, query heads, queries, keys.
-  assert memory.kernel_flops(PROGRAM) == 26 * (4 + 6 + 8) * pairs * 256
+  assert hlo.product_flops(PROGRAM) == 26 * (4 + 6 + 8) * pairs * 256
 
 
 def test_heads_of_our_kernels_are_counted_as_padded():
-  assert memory.kernel_flops(OURS) == (4 + 6 + 8) * 2 * 8 * 128 * 384 * 80
+  assert hlo.product_flops(OURS) == (4 + 6 + 8) * 2 * 8 * 128 * 384 * 80
