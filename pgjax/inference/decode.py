@@ -87,17 +87,10 @@ def decoded(
   fits = decode_weights.size(flat, model.dtype, mesh) <= byte_budget
   weights = decode_weights.gather_and_cast(flat, model.dtype, mesh) if fits else flat
   variables = {"params": readable(weights)}
-  N, layers = method.branches, None
-
-  def embed(tokens_BT):
-    return embedding.embed(flat[paligemma.TOKEN_TABLE], tokens_BT, layout)
-
-  def next_logits(h_BND):
-    # XLA for GPUs multiplies one row in float32, with a copy of the table.
-    alone = math.prod(h_BND.shape[:-1]) == 1 and choice.device_of(mesh).platform == "gpu"
-    rows_BND = jnp.pad(h_BND, ((0, 7), *((0, 0),) * (h_BND.ndim - 1))) if alone else h_BND
-    return model.apply(variables, rows_BND, method="logits")[: len(h_BND)]
-
+  N = method.branches
+  embed = functools.partial(embedding.embed, flat[paligemma.TOKEN_TABLE], layout=layout)
+  platform = choice.device_of(mesh).platform
+  next_logits = functools.partial(_logits, model, variables, platform)
   h_BD, caches, lengths_B = model.apply(
     variables,
     model.apply(variables, batch["image"], method="embed_image"),
@@ -108,12 +101,8 @@ def decoded(
     max_decode_len * N,
     method="prefill",
   )
-  if fits:
-    stacked = model.apply(variables, method="layer_params")
-    rows = len(batch["text"]) * N
-    in_kernels = kernels and decode_weights.multiplies_codes(rows, model.dtype, model.constrain)
-    fuse = functools.partial(decode_weights.fuse, constrain=model.constrain, kernels=in_kernels)
-    layers = [fuse(layer, model.dtype) for layer in stacked]
+  rows = len(batch["text"]) * N
+  layers = _layers(model, variables, rows, platform, kernels) if fits else None
   L = caches[0].k_BKHS.shape[3] - max_decode_len * N
   rules = search.rules(method, eos, batch, key, masks, mesh)
 
@@ -138,6 +127,26 @@ def decoded(
   state = search.choose(search.start(caches, rules, max_decode_len), first_BNV, rules)
   state = jax.lax.while_loop(functools.partial(search.is_unfinished, rules=rules), extend, state)
   return Decoded(*search.best(state, rules))
+
+
+def _layers(model, variables, rows, platform, kernels):
+  """The copy of each layer's parameters that is fast for so many rows."""
+  in_kernels = kernels and decode_weights.multiplies_codes(rows, model.dtype, model.constrain)
+  columns = platform != "cpu" or decode_weights.are_few(rows, model.constrain)
+  fields = dict(constrain=model.constrain, kernels=in_kernels, columns=columns)
+  stacked = model.apply(variables, method="layer_params")
+  return [decode_weights.fuse(layer, model.dtype, **fields) for layer in stacked]
+
+
+def _logits(model, variables, platform, h_BND):
+  """The logits of a few rows, by the product that the platform is fast at."""
+  if platform == "gpu" and math.prod(h_BND.shape[:-1]) == 1:
+    # XLA for GPUs multiplies one row in float32, with a copy of the table.
+    h_BND = jnp.pad(h_BND, ((0, 7), *((0, 0),) * (h_BND.ndim - 1)))
+    return model.apply(variables, h_BND, method="logits")[:1]
+  rows = math.prod(h_BND.shape[:-1])
+  columns = platform == "cpu" and decode_weights.are_few(rows, model.constrain)
+  return model.apply(variables, h_BND, columns, method="logits")
 
 
 def _visible(path_BNT, last, lengths_B, L):

@@ -139,15 +139,29 @@ def _scatter_add(dtable_VD, tokens_BT, dx_BTD, layout):
 
 
 def logits(
-  h_BTD: Float[Array, "*B D"], table_VD: Float[Array, "V D"], softcap: float = 0.0
+  h_BTD: Float[Array, "*B D"],
+  table_VD: Float[Array, "V D"],
+  softcap: float = 0.0,
+  *,
+  columns: bool = False,
 ) -> Float[Array, "*B V"]:
-  """All logits in float32, soft-capped where `softcap` is set. For inference."""
-  return cap(product(h_BTD, table_VD.astype(h_BTD.dtype)), softcap)
+  """All logits in float32, soft-capped where `softcap` is set. For inference.
+
+  columns: the product is the table times columns, which is faster on CPUs for a few of them.
+  """
+  multiply = _times_columns if columns else product
+  return cap(multiply(h_BTD, table_VD.astype(h_BTD.dtype)), softcap)
 
 
 def product(h, table_VD):
   """Logits in float32, before the soft-cap."""
   return jnp.einsum("...D,VD->...V", h, table_VD, preferred_element_type=jnp.float32)
+
+
+def _times_columns(h, table_VD):
+  y = jnp.einsum("VD,...D->V...", table_VD, h, preferred_element_type=jnp.float32)
+  y = jax.lax.optimization_barrier(y)  # Else XLA transposes the product, not the result.
+  return jax.lax.optimization_barrier(jnp.moveaxis(y, 0, -1))
 
 
 def cap(x, softcap):

@@ -65,12 +65,15 @@ class Linear:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Transposed:
-  """A matrix for products with a few rows: [new axes, summed axes], or [parts, new, summed].
+  """A matrix for products with a few rows: [new axes, summed], or [parts, new, summed].
+
+  The summed axes are one: for two, XLA's CPU copies the matrix at each product.
 
   XLA's CPU multiplies it by a few columns up to twice as fast as a few rows by its transpose.
   """
 
   w: jax.Array
+  columns: bool = dataclasses.field(default=True, metadata=_STATIC)  # Else rows by its transpose.
 
 
 def is_by_rows(linear: Any) -> bool:
@@ -90,10 +93,12 @@ def dot(equation: str, x: jax.Array, w: jax.Array | Transposed | Rows) -> jax.Ar
     return jnp.einsum(equation, x, w)
   x_axes, summed, new, result = _axes(equation)
   rest = "".join(axis for axis in x_axes if axis in result)
+  x = x.reshape(*x.shape[: len(rest)], -1)
   if isinstance(w, Rows):
-    x = x.reshape(*x.shape[: len(rest)], -1)
     return jnp.einsum(f"{rest}{new}->{result}", quantization.multiply(x, w))
-  y = jnp.einsum(f"{new}{summed},{x_axes}->{new}{rest}", w.w, x)
+  if not w.columns:
+    return jnp.einsum(f"{rest}{summed[0]},{new}{summed[0]}->{result}", x, w.w)
+  y = jnp.einsum(f"{new}{summed[0]},{rest}{summed[0]}->{new}{rest}", w.w, x)
   y = jax.lax.optimization_barrier(y)  # Else XLA transposes the product, not the result.
   return jnp.einsum(f"{new}{rest}->{result}", y)
 

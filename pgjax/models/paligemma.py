@@ -162,9 +162,10 @@ class Model(nn.Module):
     )
     return self.llm_tower.norm(x_BLD[:, P : P + T])
 
-  def logits(self, h_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-    """Float32 logits of normed states, soft-capped if the tower is."""
-    return embedding.logits(h_BTD, self.table(), self.llm_config.final_logits_softcap)
+  def logits(self, h_BTD: Float[Array, "*B D"], columns: bool = False) -> Float[Array, "*B V"]:
+    """Float32 logits of normed states, soft-capped if the tower is; columns: see embedding.py."""
+    softcap = self.llm_config.final_logits_softcap
+    return embedding.logits(h_BTD, self.table(), softcap, columns=columns)
 
   def prefill(
     self,
