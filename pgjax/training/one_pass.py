@@ -55,8 +55,8 @@ def update(
     run = functools.partial(elementwise.run, interpret=interpret)
     arrays = [leaves[name], moments.mu[name], moments.nu[name]]
     scalars = [factor, *debias, mults[adam.schedules[name]]]
-    step = functools.partial(_step, adam, *adam.rates[name])
-    results, squared = run(step, arrays, [grad], [jnp.asarray(s, jnp.float32) for s in scalars])
+    function = functools.partial(step, adam, *adam.rates[name])
+    results, squared = run(function, arrays, [grad], [jnp.asarray(s, jnp.float32) for s in scalars])
     for into, result in zip(new, results, strict=True):
       into[name] = result
     squares = squares + squared
@@ -67,7 +67,7 @@ def update(
   return new[0], tuple(after.get(type(s), s) for s in state), *jnp.sqrt(squares)
 
 
-def _step(adam, lr, wd, blocks, scalars):
+def step(adam: optimizer.Adam, lr: float, wd: float, blocks: Any, scalars: Any) -> Any:
   """([leaf, moments], [update, leaf]) of a block of numbers."""
   leaf, mu, nu, grad = blocks
   factor, debias_mu, debias_nu, mult = scalars
