@@ -45,9 +45,6 @@ LEAST, REFERENCE, PRODUCTS, ATTENTION_OUT, OUTPUTS, GATE = (
     *("outputs_saveable", "mlp_gate_saveable"),
   )
 )
-OUR_KERNEL = re.compile(
-  r'_target="__gpu\$xla.gpu.triton".*op_name="[^"]*\b(attention_\w+)\W+pallas'
-)
 # name: (batch, devices, fields that differ from PaliGemma 2 3B, 224 px, 128 text tokens)
 CASES = {
   "full_f32_b32": (32, 1, FULL | F32),
@@ -176,7 +173,6 @@ def kernel_flops(text):
   each make the scores again: 6 for the queries' gradient, 8 for that of keys and values; 2 for the
   first where the other writes the scores' gradient.
   """
-  from pgjax.kernels import triton
   from pgjax.planning import hlo_text
 
   program, entry = hlo_text.parse(text)
@@ -197,8 +193,8 @@ def kernel_flops(text):
         forward = "f32" in i.type
         each = 4 if forward else 8 if i.type.startswith("(") else 6
         flops += times * each * B * N * T * keys[1] * H
-      elif kernel := OUR_KERNEL.search(i.attributes):
-        flops += times * triton.flops(kernel[1], *(shape(types[name]) for name in i.operands[:2]))
+      else:
+        flops += times * hlo_text.attention_flops(i, types)
     return flops
 
   return total(entry, 1)

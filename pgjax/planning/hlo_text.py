@@ -9,11 +9,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pgjax.kernels import triton
+
 _BITS = {"pred": 8, "bf16": 16, "token": 0}  # The other names contain the width: f32, s8, u4.
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)')
+_ATTENTION = re.compile(
+  r'_target="__gpu\$xla\.gpu\.triton".*op_name="[^"]*\b(attention_\w+)\W+pallas_call"'
+)
+_MANY_TILES = 1 << 20  # Of a kernel whose programs keep a GPU busy.
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -102,7 +108,18 @@ def cost(instruction: Instruction, types: Mapping[str, str], program: Program) -
   if instruction.op == "dot" or "gemm_backend_config" in instruction.attributes:
     written = _SHAPE.search(instruction.type)  # Not the workspace after it.
     return Cost(read + size(written[0] if written else ""), *_product(instruction, types))
-  return Cost(read + size(instruction.type), 0.0, "", 0)
+  flops = attention_flops(instruction, types)
+  kernel = (float(flops), "bf16", _MANY_TILES) if flops else (0.0, "", 0)
+  return Cost(read + size(instruction.type), *kernel)
+
+
+def attention_flops(instruction: Instruction, types: Mapping[str, str]) -> int:
+  """FLOPs of the products inside one of the kernels of kernels/triton_attention.py; else 0."""
+  kernel = _ATTENTION.search(instruction.attributes)
+  if kernel is None:
+    return 0
+  found = (_SHAPE.search(types[name]) for name in instruction.operands[:2])
+  return triton.flops(kernel[1], *(_ints(shape[2]) for shape in found if shape))
 
 
 def _product(instruction: Instruction, types: Mapping[str, str]) -> tuple[float, str, int]:
