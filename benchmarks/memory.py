@@ -80,7 +80,7 @@ CASES = {
     f"full_{size}_{policy}": (batch, 1, FULL | BF16 | resolution | remat)
     for size, batch, resolution in (
       *(("448_b8", 8, AT_448), ("896_b2", 2, AT_896)),
-      *(("896_b4", 4, AT_896), ("896_b8", 8, AT_896)),
+      *(("896_b3", 3, AT_896), ("896_b4", 4, AT_896), ("896_b8", 8, AT_896)),
     )
     for policy, remat in dict(outputs=OUTPUTS, gate=GATE, products=PRODUCTS).items()
   },

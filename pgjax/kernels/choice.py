@@ -3,7 +3,8 @@
 On NVIDIA GPUs from Ampere on, in bfloat16, "auto" takes our own Triton kernels from 128 tokens on;
 for long sequences cuDNN for a tower without mask and soft-cap, and flash on Hopper and Blackwell.
 Elsewhere it takes plain attention for short sequences, where scores are small, and chunked for long
-ones. Only plain has an array of T x S scores. Measured: benchmarks/results.
+ones. Only plain has an array of T x S scores; triton has one of their gradients up to 512 keys.
+Modelled and measured: benchmarks/results.
 """
 
 from collections.abc import Mapping

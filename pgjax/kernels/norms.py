@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from pgjax.kernels.triton import parts
 
-_ROWS = 4  # Of a step.
+_ROWS, _BACKWARD_ROWS = 4, 2  # Of a step; with more, the backward kernel runs out of registers.
 _PROGRAMS = 512  # Of the backward kernel, each with a partial sum of the gradients of scales.
 
 
@@ -76,7 +76,7 @@ def backward(
 ) -> tuple[Float[Array, "M D"], Float[Array, "M D"], Float[Array, "P N D"]]:
   """Gradients of x and of the branch, and of the N vectors as partial sums of P programs."""
   M, D = dx1_MD.shape
-  programs = min(_PROGRAMS, pl.cdiv(M, _ROWS))
+  programs = min(_PROGRAMS, pl.cdiv(M, _BACKWARD_ROWS))
   rows = pl.BlockSpec((M, D), lambda i: (0, 0))
   sums = pl.BlockSpec((None, how.scales, D), lambda i: (i, 0, 0))
   arrays = [dx1_MD] + [x1_MD, dh_MD] * how.norm + [branch_MD] * how.post
@@ -138,7 +138,7 @@ def _backward(*refs, how, programs):
 
   def step(i, sums):
     sums = [list(s) for s in sums]
-    row_r = (i * programs + program) * _ROWS + jnp.arange(_ROWS)
+    row_r = (i * programs + program) * _BACKWARD_ROWS + jnp.arange(_BACKWARD_ROWS)
     dx = _rows(dx1_ref, row_r)
     if how.norm:
       dh, scale = _rows(dh_ref, row_r), scales[how.post]
@@ -160,7 +160,7 @@ def _backward(*refs, how, programs):
     return tuple(tuple(s) for s in sums)
 
   zeros = tuple(jnp.zeros((size,), jnp.float32) for _, size in parts(D))
-  steps = pl.cdiv(M, programs * _ROWS)
+  steps = pl.cdiv(M, programs * _BACKWARD_ROWS)
   for n, total in enumerate(jax.lax.fori_loop(0, steps, step, (zeros,) * how.scales)):
     for (start, size), value in zip(parts(D), total, strict=True):
       d = start + jnp.arange(size)

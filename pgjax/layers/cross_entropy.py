@@ -26,6 +26,7 @@ class LossOptions(NamedTuple):
   chunk: int | None = None  # Tokens of a chunk on a device; default: `chunk_size`.
   train_table: bool = True
   layout: embedding.TableLayout | None = None
+  kernels: bool = False  # Of kernels/logsumexp.py, on one device.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -53,7 +54,8 @@ def _weighted_nll_forward(h_BTD, table_VD, targets_BT, weights_BT, options):
 
 def _weighted_nll_backward(options, residuals, cotangents):
   g, (dh, dtable) = cotangents[0], residuals
-  return (dh * g).astype(dh.dtype), None if dtable is None else dtable * g, None, None
+  dtable = None if dtable is None else (dtable * g).astype(dtable.dtype)
+  return (dh * g).astype(dh.dtype), dtable, None, None
 
 
 weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward)
@@ -118,11 +120,27 @@ def chunk_size(tokens: int, train_table: bool = True) -> int:
   return min(1024, max(128, -(-tokens // (4 if train_table else 8))))
 
 
+def _summed_over(axes):
+  return functools.partial(jax.lax.psum, axis_name=axes) if axes else lambda a: a
+
+
+def _logsumexp(logits_CV, axes, kernels):
+  """Of each row, whose parts the devices along `axes` have."""
+  if kernels and not axes:
+    from pgjax.kernels import logsumexp  # Pallas takes long to import.
+
+    return logsumexp.of_rows(logits_CV)
+  largest = jnp.max(logits_CV, axis=-1)
+  largest = jax.lax.pmax(largest, axes) if axes else largest
+  exponentials = jnp.sum(jnp.exp(logits_CV - largest[:, None]), axis=-1)
+  return largest + jnp.log(_summed_over(axes)(exponentials))
+
+
 def _chunk(dtable, h_CD, targets_C, weights_C, *, table, options, with_gradients):
   """(table gradient with this chunk's, nll [C], gradient of h [C, D])."""
   layout, C = options.layout, h_CD.shape[0]
   axes, batch = (layout.vocab_axes, layout.gathered_axes) if layout else ((), ())
-  total = functools.partial(jax.lax.psum, axis_name=axes) if axes else lambda a: a
+  total = _summed_over(axes)
   h_CD, targets_C, weights_C = embedding.gathered((h_CD, targets_C, weights_C), layout)
   V = table.shape[0] * math.prod(layout.mesh.shape[axis] for axis in axes)
   rest = options.label_smoothing / (V - 1)
@@ -131,9 +149,7 @@ def _chunk(dtable, h_CD, targets_C, weights_C, *, table, options, with_gradients
   target_CV = (jnp.arange(table.shape[0]) == local[:, None]) & mine[:, None]
 
   logits_CV = embedding.cap(embedding.product(h_CD, table), options.softcap)
-  largest = jnp.max(logits_CV, axis=-1)
-  largest = jax.lax.pmax(largest, axes) if axes else largest
-  lse = largest + jnp.log(total(jnp.sum(jnp.exp(logits_CV - largest[:, None]), axis=-1)))
+  lse = _logsumexp(logits_CV, axes, options.kernels)
   at_target = total(jnp.sum(jnp.where(target_CV, logits_CV, 0.0), axis=-1))
   nll = lse - extra * at_target
   if rest:

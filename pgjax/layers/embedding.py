@@ -128,6 +128,28 @@ def add_embed_gradient(
   return add(dtable_VD, tokens_BT, dx_BTD)
 
 
+def add_narrow_embed_gradient(
+  dtable_VD: Float[Array, "V D"], tokens_BT: Int[Array, "B T"], dx_BTD: Float[Array, "B T D"]
+) -> Float[Array, "V D"]:
+  """As add_embed_gradient on one device, for a table's gradient in bfloat16.
+
+  The gradients of a token are added up in float32, and each row that they touch is rounded once.
+  """
+  V, D = dtable_VD.shape
+  N = tokens_BT.size
+  rows_N, where_N = jnp.unique(
+    tokens_BT.reshape(N), return_inverse=True, size=N, fill_value=V
+  )  # After the last token V, which is no row.
+  dx_ND = dx_BTD.reshape(N, D).astype(jnp.float32) * D**0.5
+  sums_ND = jnp.zeros((N, D), jnp.float32).at[where_N].add(dx_ND)
+  old_ND = dtable_VD.at[rows_N].get(mode="fill", fill_value=0)
+  new_ND = (old_ND.astype(jnp.float32) + sums_ND).astype(dtable_VD.dtype)
+  # As integers: XLA would widen a whole table of bfloat16 for it.
+  bits_VD, new_ND = (jax.lax.bitcast_convert_type(a, jnp.uint16) for a in (dtable_VD, new_ND))
+  bits_VD = bits_VD.at[rows_N].set(new_ND, mode="drop", indices_are_sorted=True)
+  return jax.lax.bitcast_convert_type(bits_VD, dtable_VD.dtype)
+
+
 def _scatter_add(dtable_VD, tokens_BT, dx_BTD, layout):
   scale = dtable_VD.shape[-1] ** 0.5
   for axes, dim in ((layout.batch_axes, 0), (layout.sequence_axes, 1)) if layout else ():

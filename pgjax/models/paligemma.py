@@ -63,6 +63,7 @@ class Model(nn.Module):
   remat: str | None = None  # The policy of a tower that names none.
   attention: str = "auto"  # The implementation of a tower that names none (kernels/choice.py).
   cache_dtype: str | None = None
+  kernels: bool = True  # Of the training step, beside attention: see training/step_check.py.
   constrain: placement.Placement = placement.NO_MESH
 
   @property

@@ -20,6 +20,7 @@ from pgjax.errors import UserError, cut
 from pgjax.kernels import choice
 from pgjax.kernels.visible_keys import VisibleKeys
 from pgjax.layers import attention, placement, residual
+from pgjax.training import step_check
 
 TOLERANCE = 0.02  # Of the norm of each array. Bfloat16 alone gives 0.004.
 TOKENS = 1152  # At most; chunked attention has two blocks of them.
@@ -77,7 +78,10 @@ def check_asked(model: Any, config: Any, mesh: Any) -> None:
 
 
 def checked(model: Any, config: Any, mesh: Any, log: Any) -> Any:
-  """The model, with another implementation where the chosen one is wrong; each is logged."""
+  """The model, with another implementation where the chosen one is wrong; each is logged.
+
+  The step's other kernels are checked, too (step_check.py).
+  """
   for tower, chosen in choices(model, config, mesh).items():
     if chosen.name == choice.PLAIN:
       continue
@@ -88,7 +92,7 @@ def checked(model: Any, config: Any, mesh: Any, log: Any) -> Any:
     if name != chosen.name:
       section = dict(getattr(model, tower)) | dict(attention=name)
       model = model.clone(**{tower: section})
-  return model
+  return step_check.checked(model, mesh, log)
 
 
 def _right(name, trial, mesh, tower) -> tuple[str, list[str]]:

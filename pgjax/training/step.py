@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from pgjax.distributed import mesh as mesh_lib, sharding
+from pgjax.kernels import choice
 from pgjax.layers import cross_entropy, embedding, mixed_precision, remat
 from pgjax.models import paligemma
 from pgjax.params import of_model, rules as param_rules
@@ -28,7 +29,7 @@ def jitted(model, tx, config, mesh):
   leaves = of_model.stored_params(model, config)
   update = functools.partial(_update, tx)
   trained = of_model.trained_shapes(model, config)
-  if in_one_pass := one_pass.fits(tx, config, mesh, trained):
+  if in_one_pass := model.kernels and one_pass.fits(tx, config, mesh, trained):
     update = functools.partial(one_pass.update, tx, grad_clip_norm=config.grad_clip_norm)
   if config.opt_state_memory == "host":
     update = functools.partial(
@@ -49,7 +50,7 @@ def jitted(model, tx, config, mesh):
       widen=not in_one_pass,
       readable=sharding.for_model(leaves, mesh),
       is_trained=frozenset(param_rules.trained_names(leaves.rules)),
-      options=loss_options(model, config, table_layout(mesh, shardings.params)),
+      options=loss_options(model, config, table_layout(mesh, shardings.params), mesh),
       config=config,
       cast_first=_copied_to_gather(shardings.params),
     ),
@@ -59,13 +60,15 @@ def jitted(model, tx, config, mesh):
   )
 
 
-def loss_options(model, config, layout=None):
+def loss_options(model, config, layout=None, mesh=None):
   """The loss's static options; `layout`: how a mesh shards the token table."""
+  one = mesh is not None and mesh.size == 1
   return cross_entropy.LossOptions(
     label_smoothing=config.label_smoothing,
     softcap=model.llm_config.final_logits_softcap,
     train_table=of_model.rules(model, config)[paligemma.TOKEN_TABLE].kind == "train",
     layout=layout,
+    kernels=one and model.kernels and choice.runs_triton(model.dtype, choice.device_of(mesh)),
   )
 
 
@@ -142,8 +145,7 @@ def gradients(
 ):  # fmt: skip
   """(gradients, loss) of these rows' part of the mean over `examples` examples.
 
-  widen: gradients are float32; else most have the compute dtype, and the loss's gradient of the
-  table is rounded to it while the layers' are computed.
+  widen: gradients are float32; else most have the compute dtype, the table's too.
   """
   table = {**trained, **frozen}[paligemma.TOKEN_TABLE]
   tokens_BT = batch["text"][:, :-1]
@@ -158,15 +160,18 @@ def gradients(
     return _loss(model, variables, x_BTD, batch, options, examples, key)
 
   moving = mixed_precision.differentiable(trained, model.dtype)
-  narrow_table = options.train_table and not widen
+  narrow_table = options.train_table and not widen and model.dtype == "bfloat16"
   if narrow_table:
     moving[paligemma.TOKEN_TABLE] = jnp.zeros(table.shape, model.dtype)
   if options.train_table:
     # The lookup's gradient goes into the buffer of the loss's: one table-sized array, not two.
     loss, (grads, dx_BTD) = jax.value_and_grad(loss_fn, argnums=(0, 1))(moving, x_BTD)
-    grads[paligemma.TOKEN_TABLE] = embedding.add_embed_gradient(
-      grads[paligemma.TOKEN_TABLE].astype(table.dtype), tokens_BT, dx_BTD, options.layout
-    )
+    dtable = grads[paligemma.TOKEN_TABLE]
+    if narrow_table:
+      dtable = embedding.add_narrow_embed_gradient(dtable, tokens_BT, dx_BTD)
+    else:
+      dtable = embedding.add_embed_gradient(dtable, tokens_BT, dx_BTD, options.layout)
+    grads[paligemma.TOKEN_TABLE] = dtable
   else:
     loss, grads = jax.value_and_grad(loss_fn)(moving, x_BTD)
   return _wide(grads) if widen else grads, loss

@@ -204,3 +204,15 @@ def test_bfloat16_states_give_nearly_the_float32_loss(inputs):
   for name, tolerance in dict(total=1e-6, nll=1e-6, dh=1e-2, dtable=4e-3).items():
     atol = tolerance * np.abs(theirs[name]).max()
     np.testing.assert_allclose(np.float32(ours[name]), theirs[name], rtol=0, atol=atol)
+
+
+def test_a_narrow_gradient_of_the_table_is_rounded_once():
+  """Also where a token occurs a thousand times, whose sum in bfloat16 would stop to grow."""
+  tokens = jnp.asarray(np.where(np.arange(1000) < 9, 1, [[3], [7]]))
+  rng = np.random.default_rng(0)
+  dx = jnp.asarray(rng.random((2, 1000, 8)), jnp.bfloat16)
+  dtable = jnp.asarray(rng.normal(size=(10, 8)), jnp.bfloat16)
+  ours = embedding.add_narrow_embed_gradient(dtable, tokens, dx)
+  right = embedding.add_embed_gradient(dtable.astype(jnp.float32), tokens, dx)
+  np.testing.assert_allclose(ours.astype(jnp.float32), right, rtol=1 / 256)
+  np.testing.assert_array_equal(ours[0], dtable[0])

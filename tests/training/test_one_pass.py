@@ -1,13 +1,10 @@
 """Adam as one pass over every array equals optax's chain, step after step."""
 
-import logging
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from pgjax.kernels import choice
 from pgjax.training import one_pass, optimizer, step
 
 SHAPES = {"img/head/kernel": (40, 60), "llm/a": (3, 7), "llm/b": (2048, 2)}
@@ -39,18 +36,3 @@ def test_other_optimizers_are_left_to_xla():
   config = tiny.config()
   config.optax_name, config.optax = "scale_by_adam", dict(mu_dtype="bfloat16")
   assert optimizer.make(config, 100, ["llm/a"]).adam is None
-
-
-def test_the_kernel_is_compared_with_plain_jax_before_it_is_used(monkeypatch, caplog):
-  assert one_pass.self_check(interpret=True) <= 1e-6
-  config = tiny.config()
-  leaves = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in SHAPES.items()}
-  tx = optimizer.make(config, 100, leaves)
-  monkeypatch.setattr(choice, "device_of", lambda mesh: choice.Device("gpu", 9.0))
-  with caplog.at_level(logging.WARNING, "pgjax"):
-    assert not one_pass.fits(tx, config, tiny.mesh(), leaves)  # Triton cannot run on this CPU.
-    assert not one_pass.fits(tx, config, tiny.mesh(), leaves)
-  (record,) = caplog.records
-  assert "the kernel of Adam fails" in record.message
-  monkeypatch.setattr(choice, "device_of", lambda mesh: choice.Device("gpu", 9.0, local=False))
-  assert one_pass.fits(tx, config, tiny.mesh(), leaves)  # It is only compiled for.
