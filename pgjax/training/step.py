@@ -29,7 +29,10 @@ def jitted(model, tx, config, mesh):
   leaves = of_model.stored_params(model, config)
   update = functools.partial(_update, tx)
   trained = of_model.trained_shapes(model, config)
-  if in_one_pass := model.kernels and one_pass.fits(tx, config, mesh, trained):
+  policy = remat.chosen(model.remat, model.dtype, mesh.size)
+  # Before such an update XLA's schedule holds gradients early: 3 GB where the MLP runs in chunks.
+  whole = remat.policy(policy).mlp_chunks == 1
+  if in_one_pass := whole and model.kernels and one_pass.fits(tx, config, mesh, trained):
     update = functools.partial(one_pass.update, tx, grad_clip_norm=config.grad_clip_norm)
   if config.opt_state_memory == "host":
     update = functools.partial(
@@ -42,10 +45,7 @@ def jitted(model, tx, config, mesh):
   return jax.jit(
     functools.partial(
       train_step,
-      model=model.clone(
-        constrain=mesh_lib.batch_constraint(mesh),
-        remat=remat.chosen(model.remat, model.dtype, mesh.size),
-      ),
+      model=model.clone(constrain=mesh_lib.batch_constraint(mesh), remat=policy),
       update=update,
       widen=not in_one_pass,
       readable=sharding.for_model(leaves, mesh),
