@@ -30,9 +30,9 @@ def jitted(model, tx, config, mesh):
   update = functools.partial(_update, tx)
   trained = of_model.trained_shapes(model, config)
   policy = remat.chosen(model.remat, model.dtype, mesh.size)
-  # Before such an update XLA's schedule holds gradients early: 3 GB where the MLP runs in chunks.
-  whole = remat.policy(policy).mlp_chunks == 1
-  if in_one_pass := whole and model.kernels and one_pass.fits(tx, config, mesh, trained):
+  # Before such an update XLA's schedule holds gradients early: 3 GB more where little is stored.
+  stores = remat.policy(policy).mlp_chunks == 1 and policy != "nothing_saveable"
+  if in_one_pass := stores and model.kernels and one_pass.fits(tx, config, mesh, trained):
     update = functools.partial(one_pass.update, tx, grad_clip_norm=config.grad_clip_norm)
   if config.opt_state_memory == "host":
     update = functools.partial(
