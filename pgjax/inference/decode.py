@@ -102,7 +102,7 @@ def decoded(
     method="prefill",
   )
   rows = len(batch["text"]) * N
-  layers = _layers(model, variables, rows, platform, kernels) if fits else None
+  layers = _layers(model, variables, rows, kernels) if fits else None
   L = caches[0].k_BKHS.shape[3] - max_decode_len * N
   rules = search.rules(method, eos, batch, key, masks, mesh)
 
@@ -129,13 +129,11 @@ def decoded(
   return Decoded(*search.best(state, rules))
 
 
-def _layers(model, variables, rows, platform, kernels):
+def _layers(model, variables, rows, kernels):
   """The copy of each layer's parameters that is fast for so many rows."""
   in_kernels = kernels and decode_weights.multiplies_codes(rows, model.dtype, model.constrain)
-  columns = platform != "cpu" or decode_weights.are_few(rows, model.constrain)
-  fields = dict(constrain=model.constrain, kernels=in_kernels, columns=columns)
   stacked = model.apply(variables, method="layer_params")
-  return [decode_weights.fuse(layer, model.dtype, **fields) for layer in stacked]
+  return [decode_weights.fuse(layer, model.dtype, model.constrain, in_kernels) for layer in stacked]
 
 
 def _logits(model, variables, platform, h_BND):

@@ -20,7 +20,7 @@ from pgjax.layers import lora, quantization
 from pgjax.models import paligemma
 from pgjax.params import names as param_names, tree as param_tree
 
-# XLA's CPU multiplies a matrix by up to so many columns faster than the rows by its transpose.
+# XLA's CPU multiplies the token table by up to so many columns faster than rows by its transpose.
 MAX_COLUMNS = 48
 SHARE = 0.25  # The largest share of a device's memory that the copy may take.
 _TEXT_TOWER = ("llm/", f"{param_names.LORA}llm/")
@@ -65,20 +65,18 @@ class Fused(NamedTuple):
   factors: tuple[lora.Linear, ...]  # Of the three, without matrices.
 
 
-def fuse(
-  layer: dict[str, Any], dtype: str, constrain: Any, kernels: bool, columns: bool = True
-) -> dict[str, Any]:
+def fuse(layer: dict[str, Any], dtype: str, constrain: Any, kernels: bool) -> dict[str, Any]:
   """The parameters of a layer, nested, for products with a few rows of x.
 
   Matrices are by rows, with their adapters in the compute dtype: lora.Transposed, or
   quantization.Rows where `kernels` may multiply quantized ones (others stay as they are). Those of
   queries, keys and values are one (Fused), `attn/qkv`, unless devices that share the heads do not
-  share those of keys. columns: as in lora.Transposed.
+  share those of keys.
   """
   flat = param_tree.flatten(layer)
   for name, leaf in flat.items():
     if matrix := param_names.matrix(f"llm/layers/{name}"):
-      flat[name] = _by_rows(matrix, leaf, dtype, constrain.mesh, kernels, columns)
+      flat[name] = _by_rows(matrix, leaf, dtype, constrain.mesh, kernels)
   if "attn/qkv_einsum/w" in flat:
     names, join = ["attn/qkv_einsum/w"], lambda w: jnp.swapaxes(w, 0, 1)
   else:
@@ -107,7 +105,7 @@ def are_few(rows: int, constrain: Any) -> bool:
   return rows <= MAX_COLUMNS * devices
 
 
-def _by_rows(matrix, leaf, dtype, mesh, kernels, columns):
+def _by_rows(matrix, leaf, dtype, mesh, kernels):
   """A lora.Linear by rows, or the leaf itself if its matrix cannot be."""
   base = leaf.base if isinstance(leaf, lora.Adapted) else leaf
   fused = matrix.shared.removeprefix("L")
@@ -116,7 +114,7 @@ def _by_rows(matrix, leaf, dtype, mesh, kernels, columns):
   else:
     order = [matrix.axes.index(a) - 1 for a in fused + matrix.new + matrix.summed]
     w = jnp.transpose(base.astype(dtype), order)
-    w = lora.Transposed(w.reshape(*w.shape[: -len(matrix.summed)], -1), columns)
+    w = lora.Transposed(w.reshape(*w.shape[: -len(matrix.summed)], -1))
   if w is None:
     return leaf
   return lora.adapted(w, leaf, dtype) if isinstance(leaf, lora.Adapted) else lora.Linear(w)

@@ -73,7 +73,6 @@ class Transposed:
   """
 
   w: jax.Array
-  columns: bool = dataclasses.field(default=True, metadata=_STATIC)  # Else rows by its transpose.
 
 
 def is_by_rows(linear: Any) -> bool:
@@ -96,8 +95,6 @@ def dot(equation: str, x: jax.Array, w: jax.Array | Transposed | Rows) -> jax.Ar
   x = x.reshape(*x.shape[: len(rest)], -1)
   if isinstance(w, Rows):
     return jnp.einsum(f"{rest}{new}->{result}", quantization.multiply(x, w))
-  if not w.columns:
-    return jnp.einsum(f"{rest}{summed[0]},{new}{summed[0]}->{result}", x, w.w)
   y = jnp.einsum(f"{new}{summed[0]},{rest}{summed[0]}->{new}{rest}", w.w, x)
   y = jax.lax.optimization_barrier(y)  # Else XLA transposes the product, not the result.
   return jnp.einsum(f"{new}{rest}->{result}", y)
