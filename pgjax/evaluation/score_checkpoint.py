@@ -30,7 +30,7 @@ from pgjax.huggingface import image_config
 from pgjax.models import paligemma
 from pgjax.params import tree as param_tree
 from pgjax.planning import mesh_choice
-from pgjax.training import run_log
+from pgjax.training import attention_check, run_log
 
 _NO_CONFIG = (
   "--ckpt={} has weights but no config that says what to score: give --config (a run.json has it in"
@@ -76,7 +76,8 @@ class Scoring:
     config, self.mesh = _on_mesh(config, args.evals, is_own, self.log)
     self.config = config
     self.tokenizer = restore.tokenizer_of(source, config)
-    self.model = paligemma.Model(**config.model)
+    model = paligemma.Model(**config.model)
+    self.model = attention_check.checked_forward(model, config, self.mesh, self.log.say)
     self.leaves = restore.leaves_of(source, self.model, config, args.quantize)
     self.abstract = load_params.abstract_params(self.leaves, config, self.mesh)
     places = sharding.shardings_of(self.abstract)

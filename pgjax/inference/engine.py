@@ -33,6 +33,7 @@ from pgjax.inference.decoder_cache import Decoders, Settings
 from pgjax.models import paligemma
 from pgjax.params import of_model, storage
 from pgjax.params.rules import Rule
+from pgjax.training import attention_check
 
 log = logging.getLogger("pgjax")
 
@@ -194,9 +195,10 @@ class Engine:
     """Loads the weights onto all devices of this machine, or those of `mesh`."""
     config, source = opened.config, opened.source
     self.opened, self.mesh = opened, mesh or mesh_lib.start(config.mesh)
-    self.model = paligemma.Model(**config.model)
-    for note in mesh_notes.notes(self.model, config, self.mesh):
+    model = paligemma.Model(**config.model)
+    for note in mesh_notes.notes(model, config, self.mesh):
       log.info("%s", note)
+    self.model = attention_check.checked_forward(model, config, self.mesh, log.warning)
     self.leaves = storage.of_rules(of_model.param_shapes(self.model, config.res), opened.rules)
     abstract = load_params.abstract_params(self.leaves, config, self.mesh)
     places = sharding.shardings_of(abstract)

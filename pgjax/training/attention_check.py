@@ -8,7 +8,7 @@ Axes: B batch, T tokens, K key/value heads, G query heads per key/value head, H 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +42,7 @@ class Trial(NamedTuple):
   some_invalid: bool  # Images may be padding.
   width: int
   post: bool  # Branches have norms.
+  gradients: bool = True  # Are compared, too.
 
 
 def choices(model: Any, config: Any, mesh: Any) -> dict[str, choice.Choice]:
@@ -87,12 +88,26 @@ def checked(model: Any, config: Any, mesh: Any, log: Any) -> Any:
       continue
     with log.waiting(f"Comparing {chosen.name} with plain attention"):
       name, notes = _right(chosen.name, _trial(model, config, mesh, tower), mesh, _TOWERS[tower])
-    for note in notes:
-      log.say(note)
-    if name != chosen.name:
-      section = dict(getattr(model, tower)) | dict(attention=name)
-      model = model.clone(**{tower: section})
+    model = _with(model, tower, name, notes, log.say)
   return step_check.checked(model, mesh, log)
+
+
+def checked_forward(model: Any, config: Any, mesh: Any, say: Callable[[str], None]) -> Any:
+  """As `checked`, for a model that is not trained: kernels for GPUs, without their gradients."""
+  for tower, chosen in choices(model, config, mesh).items():
+    if chosen.name in choice.KERNELS:
+      trial = _trial(model, config, mesh, tower)._replace(gradients=False)
+      model = _with(model, tower, *_right(chosen.name, trial, mesh, _TOWERS[tower]), say)
+  return model
+
+
+def _with(model, tower, name, notes, say):
+  """The model with the implementation that is right; the notes say why it is another one."""
+  for note in notes:
+    say(note)
+  if not notes:
+    return model
+  return model.clone(**{tower: dict(getattr(model, tower)) | dict(attention=name)})
 
 
 def _right(name, trial, mesh, tower) -> tuple[str, list[str]]:
@@ -147,11 +162,12 @@ def _trouble(name, trial, mesh) -> str | None:
       found.append(max(compared(norm_errors, _rows(trial, mesh))))
   except Exception as error:  # Of a compiler, a driver or a kernel: of any type.
     return f"fails ({cut(' '.join(str(error).split()))})"
+  names = _ARRAYS if trial.gradients else (_ARRAYS[0], _ARRAYS[-1])
   worst = max(range(len(found)), key=lambda i: found[i] if found[i] == found[i] else jnp.inf)
   if found[worst] <= TOLERANCE:
     return None
   return (
-    f"differs from plain attention by {found[worst]:.2g} of the norm of its {_ARRAYS[worst]}"
+    f"differs from plain attention by {found[worst]:.2g} of the norm of its {names[worst]}"
     f" (allowed: {TOLERANCE:g})"
   )
 
@@ -173,6 +189,8 @@ def errors(name: str, trial: Trial, mesh: Any, arrays: list[jax.Array]) -> list[
   def both(arrays, **how):
     q, k, v, dout = arrays
     attend = functools.partial(attention.dot_product, visible=visible, softcap=trial.softcap, **how)
+    if not trial.gradients:
+      return [attend(q, k, v).astype(jnp.float32)]
     out, pull = jax.vjp(lambda *qkv: attend(*qkv), q, k, v)
     return [a.astype(jnp.float32) for a in (out, *pull(dout.astype(out.dtype)))]
 
@@ -201,6 +219,8 @@ def norm_errors(trial: Trial, mesh: Any, arrays: list[jax.Array]) -> list[jax.Ar
     post = residual.Norm(more_D, None) if trial.post else None
     how = dict(eps=1e-6, kernels=kernels, constrain=constrain)
     added = functools.partial(residual.added, **how)
+    if not trial.gradients:
+      return [a.astype(jnp.float32) for a in added(x_BTD, branch_BTD, post, norm)]
     results, pull = jax.vjp(added, x_BTD, branch_BTD, post, norm)
     found = (*results, *pull(tuple(cotangents)))
     return [a.astype(jnp.float32) for a in jax.tree.leaves(found)]

@@ -19,12 +19,14 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pgjax import cli, convert, evaluate, train
+from pgjax import cli, convert, evaluate, predict, train
 from pgjax.checkpoints import workdir as workdir_lib
 from pgjax.distributed import signals
 from pgjax.errors import UserError
 from pgjax.evaluation import score_checkpoint
+from pgjax.training import attention_check
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 40
@@ -268,6 +270,19 @@ def test_a_converted_checkpoint_scores_the_same_and_starts_another_run(whole, tm
   assert run_here(train, [*more, *short]) == 0
   first, trained = losses(tmp_path / "w")[1], losses(whole)
   assert abs(first - trained[STEPS]) < 0.5 * abs(trained[1] - trained[STEPS])
+
+
+@pytest.mark.xdist_group("whole")
+def test_kernels_are_compared_before_a_checkpoint_is_loaded(whole, tmp_path, monkeypatch, capsys):
+  def compared(*args):
+    raise UserError("They were compared.")
+
+  monkeypatch.setattr(attention_check, "checked_forward", compared)
+  Image.new("RGB", (20, 20)).save(tmp_path / "image.png")
+  asked = [f"--ckpt={whole}", f"--image={tmp_path}/image.png", "--prompt=what is it?"]
+  for command, flags in (evaluate, [f"--ckpt={whole}", f"--out={tmp_path}/out"]), (predict, asked):
+    assert run_here(command, flags) == 1
+    assert "They were compared." in capsys.readouterr().err
 
 
 @pytest.mark.xdist_group("whole")

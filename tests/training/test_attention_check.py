@@ -5,6 +5,7 @@ import re
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 
@@ -69,6 +70,21 @@ def test_a_wrong_kernel_is_replaced_with_one_sentence(monkeypatch, part, kernel,
   assert re.search(says, line)
   assert line.endswith("the text tower uses plain instead.")
   assert jax.devices()[0].device_kind in line
+
+
+def test_inference_compares_kernels_without_their_gradients(monkeypatch):
+  monkeypatch.setattr(
+    choice, "KERNELS", ("chunked",)
+  )  # Others do not run here, nor those of norms.
+  monkeypatch.setattr(attention_check, "norm_errors", lambda *_: [jnp.float32(0)])
+  model, lines = tiny.model(attention="chunked").clone(img=dict(tiny.IMG, attention="plain")), []
+  for forward, stays in ((chunked.forward, True), (forgets_the_mask, False)):
+    kernel = types.SimpleNamespace(forward=forward, backward=fails)
+    monkeypatch.setitem(on_mesh.KERNELS, "chunked", kernel)
+    found = attention_check.checked_forward(model, tiny.config(), tiny.mesh(), lines.append)
+    assert found.llm_config.attention == ("chunked" if stays else "plain")
+  (line,) = lines
+  assert "of the norm of its output" in line
 
 
 def test_what_fits_no_tower_is_refused():
