@@ -146,9 +146,8 @@ def train(config, mesh, place, log, lock, stop: Stop) -> tuple[int, int, bool]:
     log.say(LEARNS_NOTHING)
   advice = out_of_memory.Advice(config, model, abstract, mesh)
   with advice:
-    state, position = first_state.newest(abstract, saver, log, stop)
-    if state is None:
-      weights = first_state.initial_weights(config, model, abstract, log)
+    beginning = first_state.begin(config, model, abstract, saver, log, stop)
+  position = beginning.position
   if position["step"] > total_steps or (position["step"] == total_steps and position["evaluated"]):
     saver.close()
     return position["step"], total_steps, True
@@ -161,8 +160,7 @@ def train(config, mesh, place, log, lock, stop: Stop) -> tuple[int, int, bool]:
     write_start(workdir, config, position, log, first, tokenizer, model)
   with advice:
     train_step = advice.program = compile_step(config, model, tx, mesh, abstract, first, log)
-    if state is None:
-      state = first_state.initial(config, model, tx, mesh, weights, log)
+    state = first_state.completed(beginning, config, model, tx, mesh, log)
   log.start(
     position["step"],
     evaluated=position["evaluated"],

@@ -66,7 +66,6 @@ TEXT_DOORS = {
     "training/step",
     "training/state",
     "training/attention_check",  # A small program of its own, before the first step.
-    "training/step_check",  # The same.
     "inference/kernel_check",  # The same, before the first answer.
     "inference/decode",
     "evaluation/likelihood",

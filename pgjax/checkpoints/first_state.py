@@ -6,7 +6,7 @@ Initial weights are checked at once, and read in the background while the step i
 import threading
 import time
 from concurrent import futures
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,28 +16,34 @@ from pgjax.params import of_model
 from pgjax.training import state as train_state
 
 
-def newest(abstract: Any, saver: Any, log: Any, stop: Stop) -> tuple[Any, dict[str, Any]]:
-  """The newest state in the workdir and its position in the data; None and the first one."""
+class Beginning(NamedTuple):
+  """What a run begins with, as far as it is known before the step is compiled."""
+
+  state: Any  # The newest one in the workdir, or None.
+  position: dict[str, Any]  # In the data.
+  weights: futures.Future | None  # Of an initial state, where the config names a checkpoint.
+
+
+def begin(config: Any, model: Any, abstract: Any, saver: Any, log: Any, stop: Stop) -> Beginning:
+  """Loads the newest state; without one it checks initial weights, and a thread reads them."""
   state, position = saver.latest(abstract)
   if state is None:
-    return None, dict(step=0, evaluated=False)
+    weights = _read(config, model, abstract, log) if config.model_init else None
+    return Beginning(None, dict(step=0, evaluated=False), weights)
   stop.last_words = (
     f"Stopped by {{}} before training went on; the checkpoint of step {position['step']} is the"
     " newest. Run the same command again."
   )
   log.say(f"Resuming from step {position['step']}.")
-  return state, position
+  return Beginning(state, position, None)
 
 
-def initial_weights(config: Any, model: Any, abstract: Any, log: Any) -> futures.Future:
-  """What config.model_init names: checked, and read by a thread; None in it without one."""
-  weights: futures.Future = futures.Future()
-  if not config.model_init:
-    weights.set_result(None)
-    return weights
+def _read(config, model, abstract, log) -> futures.Future:
+  """The parameters that config.model_init names; an error of reading is in the future."""
   with log.waiting(f"Opening {config.model_init}"):
     leaves = of_model.stored_params(model, config)
     read = initial_lib.checked(config.model_init, abstract.params, leaves)
+  weights: futures.Future = futures.Future()
 
   def work():
     began = time.monotonic()
@@ -53,12 +59,13 @@ def initial_weights(config: Any, model: Any, abstract: Any, log: Any) -> futures
   return weights
 
 
-def initial(config: Any, model: Any, tx: Any, mesh: Any, weights: futures.Future, log: Any) -> Any:
-  """The state of step 0."""
-  if config.model_init:
+def completed(beginning: Beginning, config: Any, model: Any, tx: Any, mesh: Any, log: Any) -> Any:
+  """The state, initial or not; raises what reading the weights raised."""
+  if beginning.state is not None:
+    return beginning.state
+  loaded = None
+  if beginning.weights is not None:
     with log.waiting(f"Waiting for {config.model_init}"):
-      loaded = weights.result()
-  else:
-    loaded = weights.result()
+      loaded = beginning.weights.result()
   with log.waiting("Initializing the state"):
     return jax.block_until_ready(train_state.init(model, tx, config, mesh, loaded))
