@@ -15,8 +15,12 @@ import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from etils import epy
+
 from pgjax.errors import UserError
-from pgjax.metrics import ptb
+
+with epy.lazy_imports():  # Its patterns take 40 ms to compile.
+  from pgjax.metrics import ptb
 
 MAX_N = 4  # Words in the longest n-gram, of CIDEr and of BLEU.
 CIDER_SIGMA = 6.0  # In 2-grams; how fast CIDEr-D falls with the difference in length.

@@ -346,6 +346,7 @@ class Gemma(nn.Module):
       in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
       length=c.depth,
       unroll=1 if c.scan else c.depth,
+      check_constancy_invariants=False,  # Nothing is broadcast out of it; a check traces it twice.
     )(c, self.dtype, self.constrain)
     self.final_norm = residual.RMSNorm(c.width)
 

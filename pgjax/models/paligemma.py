@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pgjax.errors import UserError
@@ -24,14 +25,15 @@ _DTYPES = ("float32", "bfloat16")
 
 
 def prefix_lm_mask(
-  mask_ar_BL: Int[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-) -> Bool[Array, "B L L"]:
+  mask_ar_BL: Int[Array | np.ndarray, "B L"],
+  valid_BL: Bool[Array | np.ndarray, "B L"] | None = None,
+) -> Bool[Array | np.ndarray, "B L L"]:
   """Which key each query may attend to.
 
   mask_ar 0 joins the preceding block, 1 begins a new one; a query attends to its own and all
-  earlier blocks. Invalid tokens neither attend nor are attended to.
+  earlier blocks. Invalid tokens neither attend nor are attended to. Works on NumPy arrays too.
   """
-  block_BL = jnp.cumsum(mask_ar_BL, axis=1)
+  block_BL = mask_ar_BL.cumsum(axis=1)
   allowed = block_BL[:, None, :] <= block_BL[:, :, None]
   if valid_BL is not None:
     allowed = allowed & valid_BL[:, None, :] & valid_BL[:, :, None]

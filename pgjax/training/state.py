@@ -51,7 +51,7 @@ def init(model, tx, config, mesh, loaded=None) -> TrainState:
   of_params = param_tree.flatten(shardings.params)
   missing = {name: of_params[name] for name in of_params if name not in flat}
 
-  @functools.partial(jax.jit, out_shardings=missing)
+  @functools.partial(jax.jit, out_shardings=missing, compiler_options=_run_once(mesh))
   def random_params():
     zeros = (jnp.zeros(s.shape, s.dtype) for s in inputs)
     params = jax.jit(make)(jax.random.key(config.seed), *zeros)
@@ -69,3 +69,8 @@ def init(model, tx, config, mesh, loaded=None) -> TrainState:
 
   step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
   return TrainState(step, values, *beside(values))
+
+
+def _run_once(mesh):
+  """Options of a program that runs once: LLVM's third level would triple its time to compile."""
+  return {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -251,18 +250,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def allowed(row: Mapping[str, np.ndarray], length: int) -> np.ndarray:
-  """bool [N + length, N + length] for N images and the first tokens: row attends to column.
-
-  Computed for lengths rounded up to a multiple of 64, so that few shapes are compiled.
-  """
+  """bool [N + length, N + length] for N images and the first tokens: row attends to column."""
   images = row.get("image_mask", np.ones(1, bool))
   ar = np.concatenate([np.zeros(len(images), np.int32), row["mask_ar"]])
   text = row.get("mask_input", np.ones(len(row["text"])))
   valid = np.concatenate([images, text]).astype(bool)
   end = len(images) + length
-  padded = -(-end // 64) * 64
-  ar, valid = jnp.asarray(ar[None, :padded]), jnp.asarray(valid[None, :padded])
-  return np.asarray(paligemma.prefix_lm_mask(ar, valid)[0])[:end, :end]
+  return paligemma.prefix_lm_mask(ar[None, :end], valid[None, :end])[0]
 
 
 def attention(
