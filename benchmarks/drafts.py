@@ -90,7 +90,8 @@ def timed(batch: int, counts: Sequence[int]) -> list[float]:
   import numpy as np
 
   from pgjax.inference import decode_weights
-  from pgjax.models import gemma, paligemma
+  from pgjax.layers import kv_cache
+  from pgjax.models import paligemma
 
   shape = step.SHAPES["mid"]
   sizes = dict(shape.llm, vocab_size=shape.llm["rows"], post_norms=True, attn_logits_softcap=50.0)
@@ -107,7 +108,7 @@ def timed(batch: int, counts: Sequence[int]) -> list[float]:
     jnp.zeros((*heads, config.head_dim, slots)),
     jnp.zeros((*heads, slots, config.head_dim)),
   )
-  caches = tuple(gemma.Cache(keys, values) for _ in layers)
+  caches = tuple(kv_cache.Cache(keys, values) for _ in layers)
 
   @jax.jit
   def run(params, layers, caches, tokens):

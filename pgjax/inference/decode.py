@@ -99,6 +99,7 @@ def decoded(
     batch["mask_input"].astype(bool),
     batch.get("image_mask"),
     max_decode_len * N,
+    kernels,
     method="prefill",
   )
   rows = len(batch["text"]) * N

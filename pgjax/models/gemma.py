@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from pgjax.errors import UserError
 from pgjax.kernels import choice
 from pgjax.kernels.visible_keys import VisibleKeys
-from pgjax.layers import attention, geglu, lora, placement, read_weight, remat, residual
+from pgjax.layers import attention, geglu, kv_cache, lora, placement, read_weight, remat, residual
+from pgjax.layers.rotary import rotate
 
 VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
 
@@ -112,39 +113,15 @@ def find_variant(sizes: Mapping[str, Any], *, post_norms: bool) -> str | None:
   return None
 
 
-class Cache(NamedTuple):
-  """Keys and values of one layer, in attention's layout and written in place; S slots."""
-
-  k_BKHS: Float[Array, "B K H S"]
-  v_BKSH: Float[Array, "B K S H"]
-
-  @classmethod
-  def of(cls, k_BSKH, v_BSKH, dtype):
-    """A cache of these, rounded to `dtype`."""
-    k_BKHS, v_BKSH = jnp.transpose(k_BSKH, (0, 2, 3, 1)), jnp.swapaxes(v_BSKH, 1, 2)
-    return cls(k_BKHS.astype(dtype), v_BKSH.astype(dtype))
-
-  def written(self, new: "Cache", slot) -> "Cache":
-    """With the slots of `new` written from `slot` on."""
-    k_BKHS = jax.lax.dynamic_update_slice_in_dim(self.k_BKHS, new.k_BKHS, slot, axis=3)
-    v_BKSH = jax.lax.dynamic_update_slice_in_dim(self.v_BKSH, new.v_BKSH, slot, axis=2)
-    return Cache(k_BKHS, v_BKSH)
-
-  def grown(self, slots: int) -> "Cache":
-    """With this number of empty slots appended."""
-    grow = (0, slots)
-    k_BKHS = jnp.pad(self.k_BKHS, ((0, 0), (0, 0), (0, 0), grow))
-    return Cache(k_BKHS, jnp.pad(self.v_BKSH, ((0, 0), (0, 0), grow, (0, 0))))
-
-
 class Mode(NamedTuple):
   """What a call is for; static under jit."""
 
   train: bool = False  # Dropout is on.
   fill_cache: bool = False  # Prefill: return the keys and values, rounded to `cache_dtype`.
+  only_cache: bool = False  # With fill_cache: and nothing else.
 
 
-_EVALUATE = Mode()
+_EVALUATE, _PREFILL = Mode(), Mode(fill_cache=True)
 
 
 class Einsum(nn.Module):
@@ -161,18 +138,6 @@ class Einsum(nn.Module):
       1.0, "fan_in", "normal", in_axis=self.in_axis, out_axis=self.out_axis, batch_axis=()
     )
     return read_weight.read(self, "w", init, self.shape, self.dtype)
-
-
-def rotate(
-  x_BTNH: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"]
-) -> Float[Array, "B T N H"]:
-  """Rotary position embedding, base 10,000, halves rotated against each other; float32."""
-  half = x_BTNH.shape[-1] // 2
-  wavelengths = 10_000.0 ** (jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions_BT[..., None, None].astype(jnp.float32) / wavelengths
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 class Attention(nn.Module):
@@ -192,7 +157,7 @@ class Attention(nn.Module):
       self.kv_einsum = Einsum((2, K, D, H), (2,), (1, 3), self.dtype)
     self.attn_vec_einsum = Einsum((N, H, D), (0, 1), (2,), self.dtype)
 
-  def __call__(self, x_BTD, positions_BT, mask, cache=None, slot=None, fill_cache=False):
+  def __call__(self, x_BTD, positions_BT, mask, mode=_EVALUATE, cache=None, slot=None):
     """(output, cache): the given cache updated; with `fill_cache` a new one, else None."""
     c = self.config
     B, T, _ = x_BTD.shape
@@ -205,10 +170,12 @@ class Attention(nn.Module):
       checkpoint_name(a, n) for a, n in ((q_BTNH, "q"), (k_BTKH, "k"), (v_BTKH, "v"))
     )
     k_BTKH, v_BTKH = (self._of_queries(a) for a in (k_BTKH, v_BTKH))
-    if fill_cache or cache is not None:
-      new = Cache.of(k_BTKH, v_BTKH, c.cache_dtype or self.dtype)
+    if mode.fill_cache or cache is not None:
+      new = kv_cache.of(k_BTKH, v_BTKH, c.cache_dtype or self.dtype)
       cache = new if cache is None else cache.written(new, slot)
-      cache = Cache(place(cache.k_BKHS, "BKHS"), place(cache.v_BKSH, "BKSH"))
+      cache = kv_cache.Cache(place(cache.k_BKHS, "BKHS"), place(cache.v_BKSH, "BKSH"))
+      if mode.only_cache:
+        return None, cache
       k_BTKH = jnp.transpose(cache.k_BKHS, (0, 3, 1, 2)).astype(self.dtype)
       v_BTKH = jnp.swapaxes(cache.v_BKSH, 1, 2).astype(self.dtype)
     q_BTKGH = q_BTNH.reshape(B, T, k_BTKH.shape[2], -1, c.head_dim)
@@ -310,8 +277,10 @@ class Block(nn.Module):
     x_BTD = self.constrain(x_BTD, "BTD")
     x_BTD, h = residual.added(x_BTD, None, None, norm("pre_attention_norm"), **how)
     h, cache = Attention(c, self.dtype, self.constrain, name="attn")(
-      h, positions_BT, mask, cache, slot, mode.fill_cache
+      h, positions_BT, mask, mode, cache, slot
     )
+    if mode.only_cache:
+      return None, cache
     x_BTD, h = add(x_BTD, h, "post_attention_norm", norm("pre_ffw_norm"))
     h = FeedForward(c, self.dtype, self.constrain, name="mlp")(h)
     return add(x_BTD, h, "post_ffw_norm", None)[0], cache
@@ -363,31 +332,68 @@ class Gemma(nn.Module):
     visible: VisibleKeys,
     mode: Mode = _EVALUATE,
   ):
-    """Runs the layers: (x before the final norm, a stacked Cache if mode.fill_cache)."""
-    return self.layers(x_BTD, positions_BT, visible, mode)
+    """Runs the layers: x before the final norm."""
+    return self.layers(x_BTD, positions_BT, visible, mode)[0]
+
+  def prefill(
+    self,
+    x_BTD: Float[Array, "B T D"],
+    positions_BT: Int[Array, "B T"],
+    visible: VisibleKeys,
+    kernels: bool = True,
+  ):
+    """(x of the last token before the final norm [B, 1, D], the cache of each layer).
+
+    In the last layer the other tokens only have keys and values: nothing reads what follows.
+    """
+    c, T, last = self.config, x_BTD.shape[1], self.config.depth - 1
+    block = Block(c, self.dtype, self.constrain, parent=None)
+
+    def layer(x_BTD, i, mode=_PREFILL):
+      return block.apply({"params": self._layer_params(i)}, x_BTD, positions_BT, visible, mode)
+
+    x_BTD, stack = jax.lax.scan(layer, x_BTD, jnp.arange(last), unroll=1 if c.scan else True)
+    caches = [jax.tree.map(lambda a, i=i: a[i], stack) for i in range(last)]
+    _, cache = layer(x_BTD, last, _PREFILL._replace(only_cache=True))
+    mask_B1S = VisibleKeys(visible.end_BT[:, -1:], visible.valid_BS).mask(T)
+    x_B1D, cache = self._for_new_tokens(kernels).apply(
+      {"params": self._layer_params(last)},
+      x_BTD[:, -1:],
+      positions_BT[:, -1:],
+      mask_B1S,
+      _EVALUATE,
+      cache,
+      T - 1,
+    )
+    return x_B1D, (*caches, cache)
 
   def extend(
     self,
     x_BTD: Float[Array, "B T D"],
     positions_BT: Int[Array, "B T"],
     mask_BTS: Bool[Array, "B T S"],
-    caches: tuple[Cache, ...],
+    caches: tuple[kv_cache.Cache, ...],
     slot: Int[Array, ""],
     layers: Sequence[Any] | None = None,  # Of `layer_params`, to unstack the parameters only once.
     kernels: bool = True,  # False: attention is plain.
   ):
     """Runs the layers one by one, writing T tokens at `slot`: (x, caches)."""
-    written, constrain = [], self.constrain._replace(splits_tokens=False)
-    config = self.config if kernels else dataclasses.replace(self.config, attention="plain")
+    block, written = self._for_new_tokens(kernels), []
     for params, cache in zip(layers or self.layer_params(), caches, strict=True):
-      block = Block(config, self.dtype, constrain, parent=None)
       x_BTD, cache = block.apply(
         {"params": params}, x_BTD, positions_BT, mask_BTS, _EVALUATE, cache, slot
       )
       written.append(cache)
     return x_BTD, tuple(written)
 
+  def _for_new_tokens(self, kernels):
+    """A layer for tokens that attend to a cache."""
+    config = self.config if kernels else dataclasses.replace(self.config, attention="plain")
+    return Block(config, self.dtype, self.constrain._replace(splits_tokens=False), parent=None)
+
   def layer_params(self):
     """The parameters of each layer, unstacked."""
-    stacked = self.layers.variables["params"]
-    return [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(self.config.depth)]
+    return [self._layer_params(i) for i in range(self.config.depth)]
+
+  def _layer_params(self, i):
+    return jax.tree.map(lambda a: a[i], self.layers.variables["params"])

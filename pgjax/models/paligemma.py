@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pgjax.errors import UserError
 from pgjax.kernels import choice
 from pgjax.kernels.visible_keys import VisibleKeys, valid_before
-from pgjax.layers import embedding, placement
+from pgjax.layers import embedding, kv_cache, placement
 from pgjax.models import gemma, siglip
 
 TOKEN_TABLE = "llm/embedder/input_embedding"
@@ -160,7 +160,7 @@ class Model(nn.Module):
       valid_BL = _valid(image_mask, P, jnp.ones((B, L - P), bool))
       positions_BL = jnp.cumsum(valid_BL, axis=1) - 1
     x_BLD = jnp.concatenate([zimg.astype(self.dtype), x_BTD.astype(self.dtype)], axis=1)
-    x_BLD, _ = self.llm_tower(
+    x_BLD = self.llm_tower(
       x_BLD, positions_BL, prefix_lm_keys(mask_ar_BL, valid_BL), gemma.Mode(train=train)
     )
     return self.llm_tower.norm(x_BLD[:, P : P + T])
@@ -178,6 +178,7 @@ class Model(nn.Module):
     mask_input: Bool[Array, "B T"],
     image_mask: Bool[Array, "B N"] | None,
     slots: int,
+    kernels: bool = True,
   ):
     """Reads the prompts: (state of the last token [B, D], caches of L + slots, lengths [B]).
 
@@ -197,16 +198,14 @@ class Model(nn.Module):
     visible = VisibleKeys(jnp.where(seen_BL > 0, seen_BL + padding_B1, 0), valid_BL)
     x_BLD = jnp.take_along_axis(x_BLD, order_BL[..., None], axis=1)
     positions_BL = jnp.cumsum(valid_BL, axis=1) - 1  # Padding gets -1.
-    x_BLD, cache = self.llm_tower(x_BLD, positions_BL, visible, gemma.Mode(fill_cache=True))
-    caches = tuple(
-      gemma.Cache(*(a[layer] for a in cache)).grown(slots) for layer in range(self.llm_config.depth)
-    )
-    return self.llm_tower.norm(x_BLD[:, -1:])[:, 0], caches, jnp.sum(valid_BL, axis=1)
+    x_B1D, caches = self.llm_tower.prefill(x_BLD, positions_BL, visible, kernels)
+    caches = tuple(cache.grown(slots) for cache in caches)
+    return self.llm_tower.norm(x_B1D)[:, 0], caches, jnp.sum(valid_BL, axis=1)
 
   def extend(
     self,
     x_BND: Float[Array, "B N D"],
-    caches: tuple[gemma.Cache, ...],
+    caches: tuple[kv_cache.Cache, ...],
     positions_BN: Int[Array, "B N"],
     mask_BNS: Bool[Array, "B N S"],
     slot: Int[Array, ""],

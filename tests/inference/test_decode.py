@@ -103,6 +103,16 @@ def test_cached_equals_uncached_up_to_the_eos_and_zeros_follow(cached, expected)
   np.testing.assert_allclose(cached[1], expected[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_in_the_last_layer_only_the_last_token_of_a_prompt_has_an_mlp(batch, depth):
+  llm = tiny.model(llm=dict(depth=depth))
+  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tiny.parameters(llm))
+  run = functools.partial(decode.decoded, model=llm, layout=None, max_decode_len=2)
+  lowered = jax.jit(run).lower(shapes, {name: array[:2] for name, array in batch.items()})
+  hidden_of_all = f"tensor<2x{tiny.PATCHES + PROMPT_LEN}x{tiny.LLM['mlp_dim']}xf32>"
+  assert (hidden_of_all in lowered.as_text()) == (depth > 1)
+
+
 def test_a_single_row_equals_the_same_row_in_a_batch(values, batch, eos, cached):
   tokens, logps = generate(values, {name: a[3:4] for name, a in batch.items()}, eos)
   np.testing.assert_array_equal(tokens, cached[0][3:4])
