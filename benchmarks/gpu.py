@@ -5,16 +5,17 @@
 One command for a machine with an NVIDIA GPU: what the GPU itself reaches; steps of PaliGemma 2 3B,
 their time, MFU and peak memory beside the planner's; decoding, its time a token beside the time
 that reading the weights takes; attention by each implementation that is installed, with its error
-against plain attention in float32; the kernels of decoding; the input pipeline; the same steps and
-decode by transformers and PEFT where they are installed. Weights, images and texts are random. Rows
-are printed as they end and written to benchmarks/results/DATE-GPU.md; what does not fit or has no
-time left is a row that says so. --tiny runs everything with small sizes, also on a CPU.
+against plain attention in float32; the kernels of decoding; the input pipeline; then, in turns, the
+same steps and decoding by pgjax and by transformers with PEFT where they are installed, for which
+two fifths of the minutes are left. Weights, images and texts are random. Rows are printed as they
+end and written to benchmarks/results/DATE-GPU.md; what does not fit or has no time left is a row
+that says so. --tiny runs everything with small sizes and few calls, also on a CPU, in minutes.
 """
 
 import argparse
 import concurrent.futures
 import datetime
-import json
+import importlib.metadata
 import multiprocessing
 import os
 import pathlib
@@ -22,19 +23,22 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks import gpu_cases, gpu_input, gpu_kernels
+from benchmarks import gpu_attention, gpu_cases, gpu_input, gpu_kernels, gpu_turns
 from benchmarks.gpu_cases import NEW_TOKENS, Case
+from benchmarks.side import ROOT, first_line
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 GB, TERA = 1e9, 1e12
 # Names for --only.
 ATTENTION, KERNELS, INPUT, TRANSFORMERS = "attention", "kernels", "input", "transformers"
+NO_TIME = "no time left; give more --minutes"
+TURNS_SHARE = 0.4  # Of the time.
 ROUNDS, STEPS = 3, 4  # The median of rounds of this many calls each.
 
 
@@ -78,13 +82,18 @@ class Run(NamedTuple):
   def check_time(self) -> None:
     """Raises once the time is over."""
     if time.monotonic() > self.end:
-      raise TimeoutError("no time left; give more --minutes")
+      raise TimeoutError(NO_TIME)
+
+  def seconds_of(self, call: Callable[[], Any], steps: int = STEPS) -> float:
+    """Of one `call()`."""
+    return seconds_of(call, self.args.tiny, steps)
 
 
-def seconds_of(call: Callable[[], Any], rounds: int = ROUNDS, steps: int = STEPS) -> float:
+def seconds_of(call: Callable[[], Any], tiny: bool, steps: int = STEPS) -> float:
   """Of one `call()`, whose arrays are ready when its work is done; the first is not counted."""
   import jax
 
+  rounds, steps = (1, 1) if tiny else (ROUNDS, steps)
   jax.block_until_ready(call())
   times = []
   for _ in range(rounds):
@@ -106,8 +115,8 @@ def reached(tiny: bool) -> Reached:
   x = jax.random.normal(jax.random.key(1), (length,), jnp.bfloat16)
   product, negated = jax.jit(jnp.dot), jax.jit(jnp.negative)
   return Reached(
-    2 * side**3 / seconds_of(lambda: product(a, a), steps=10),
-    2 * x.nbytes / seconds_of(lambda: negated(x), steps=10),
+    2 * side**3 / seconds_of(lambda: product(a, a), tiny, steps=10),
+    2 * x.nbytes / seconds_of(lambda: negated(x), tiny, steps=10),
   )
 
 
@@ -150,7 +159,7 @@ def steps_table(run: Run, cases: list[Case]) -> None:
     try:
       run.check_time()
       update = step.ready(program)
-      seconds = seconds_of(update)
+      seconds = run.seconds_of(update)
       profile(run, name, update)
       peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
       rate = step.flops / seconds
@@ -180,7 +189,7 @@ def decode_table(run: Run, cases: list[Case]) -> None:
         run.check_time()
         decode, (program, took) = of[case.name, length], programs[case.name, length]
         answer = decode.ready(program)
-        seconds[length] = seconds_of(answer, steps=1)
+        seconds[length] = run.seconds_of(answer, steps=1)
         compiling += took
         if length > 1:
           profile(run, case.name, answer)
@@ -199,12 +208,13 @@ def attention_table(run: Run) -> None:
   """One layer's attention by each implementation."""
   columns = ("shape", "implementation", "forward ms", "and backward ms", "error", "of gradients")
   run.report.table("Attention of one layer, bfloat16; errors against plain in float32", columns)
-  for shape in gpu_cases.attention_shapes(run.args.tiny):
-    for name, attend in gpu_cases.attention_implementations(shape).items():
+  for shape in gpu_attention.shapes(run.args.tiny):
+    right = gpu_attention.reference(shape)
+    for name, attend in gpu_attention.implementations(shape).items():
       try:
         run.check_time()
-        forward, both, errors = gpu_cases.attention_calls(shape, attend)
-        times = [f"{1e3 * seconds_of(call):.2f}" for call in (forward, both)]
+        forward, both, errors = gpu_attention.calls(shape, attend, right)
+        times = [f"{1e3 * run.seconds_of(call):.2f}" for call in (forward, both)]
         run.report.row([shape.name, name, *times, *(f"{e:.1e}" for e in errors)])
       except Exception as error:  # A kernel that refuses a shape or a GPU is a row.
         run.report.row([shape.name, name, first_line(error), "", "", ""])
@@ -218,7 +228,7 @@ def kernels_table(run: Run) -> None:
     try:
       run.check_time()
       pair = make()
-      times = [f"{1e3 * seconds_of(call, steps=10):.3f}" for call in pair]
+      times = [f"{1e3 * run.seconds_of(call, steps=10):.3f}" for call in pair]
       run.report.row([name, *times, f"{float(pair.error()):.1e}"])
     except Exception as error:  # A kernel that does not compile for this GPU is a row.
       run.report.row([name, first_line(error), "", ""])
@@ -237,18 +247,22 @@ def input_table(run: Run) -> None:
       run.report.row([res, first_line(error), ""])
 
 
-def transformers_table(report: Report, args: Any, end: float) -> None:
+def transformers_table(
+  cases: list[Case], args: Any, device: str, end: float, report: Report
+) -> None:
   """The same work by transformers and PEFT."""
-  columns = ("case", "batch", "ms", "a second", "peak GB")
-  report.table("The same by transformers and PEFT", columns)
-  command = [args.torch_python, "-m", "benchmarks.gpu_torch", str(max(1.0, end - time.monotonic()))]
-  command += ["--tiny"] * args.tiny
-  with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-    for line in process.stdout or ():
-      row = json.loads(line)
-      report.row([row[key] for key in ("case", "batch", "ms", "rate", "peak")])
-  if process.returncode:
-    report.row([f"ended with status {process.returncode}", "", "", "", ""])
+  if lacking := gpu_turns.missing(args.torch_python):
+    report.line(
+      f"\nNot compared with transformers: {args.torch_python} has no {' and '.join(lacking)}."
+    )
+    return
+  report.table("In turns with transformers and PEFT", gpu_turns.COLUMNS)
+  with gpu_turns.Turns((sys.executable, args.torch_python), device, args.tiny) as turns:
+    for case in cases:
+      if time.monotonic() > end:
+        report.row([case.name, case.batch, NO_TIME, *[""] * (len(gpu_turns.COLUMNS) - 3)])
+      else:
+        report.row(turns.measure(case))
 
 
 def profile(run: Run, name: str, call: Callable[[], Any], times: int = 2) -> None:
@@ -274,11 +288,6 @@ def profile(run: Run, name: str, call: Callable[[], Any], times: int = 2) -> Non
   text = [f"{sum(ms for ms, _ in totals.values()):9.3f} ms of kernels"]
   text += [f"{ms:9.3f} {calls:7.1f}  {kernel}" for kernel, (ms, calls) in rows[:100]]
   (run.args.profile / f"{name}.txt").write_text("\n".join(text) + "\n")
-
-
-def first_line(error: BaseException) -> str:
-  """What a table can hold of an error."""
-  return f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")[:160]
 
 
 def device_name() -> str:
@@ -312,6 +321,28 @@ def chosen(cases: list[Case], args: Any) -> list[Case]:
   return [c for c in cases if (args.full or not c.rare) and re.fullmatch(args.only, c.name)]
 
 
+def compared_cases(args: Any) -> list[Case]:
+  """Those of gpu_turns.py that --only names."""
+  return [
+    case
+    for case in gpu_turns.CASES
+    if any(re.fullmatch(args.only, n) for n in (TRANSFORMERS, f"{TRANSFORMERS}_{case.name}"))
+  ]
+
+
+def quick_compilation() -> None:
+  """Has XLA compile for a CPU without optimizations, for --tiny: nine times as fast.
+
+  XLA aborts on a flag that it has not, so by tried version, as in tests/conftest.py.
+  """
+  version, flags = importlib.metadata.version("jaxlib"), os.environ.get("XLA_FLAGS", "")
+  if version.startswith(("0.10.", "0.12.")):
+    flags += " --xla_backend_optimization_level=0"
+  if version.startswith("0.10."):
+    flags += " --xla_cpu_use_fusion_emitters=false"
+  os.environ["XLA_FLAGS"] = flags.strip()
+
+
 def main() -> None:
   """Prints and writes the tables."""
   parser = argparse.ArgumentParser(
@@ -330,13 +361,17 @@ def main() -> None:
   except re.error as error:
     sys.exit(f"error: --only={args.only} is not a regular expression: {error}.")
   known = [case.name for case in [*gpu_cases.STEPS, *gpu_cases.DECODES]]
-  known += [ATTENTION, KERNELS, INPUT, TRANSFORMERS]
-  if not any(re.fullmatch(args.only, name) for name in known):
+  known += [ATTENTION, KERNELS, INPUT, *(f"{TRANSFORMERS}_{case.name}" for case in gpu_turns.CASES)]
+  if not any(re.fullmatch(args.only, name) for name in [*known, TRANSFORMERS]):
     sys.exit(f"error: --only={args.only} matches none of {', '.join(known)}.")
   name = device_name()
   if name == "cpu" and not args.tiny:
     sys.exit("error: nvidia-smi finds no GPU here. --tiny tests this program itself on a CPU.")
-  end = time.monotonic() + 60 * args.minutes
+  cpu = name == "cpu"
+  if cpu:
+    quick_compilation()
+  start, compared = time.monotonic(), compared_cases(args)
+  share = 1 - TURNS_SHARE if compared and not gpu_turns.missing(args.torch_python) else 1.0
   today = datetime.datetime.now().astimezone().date()
   short = re.sub(r"\W+", "-", name.removeprefix("NVIDIA "))
   report = Report(args.out or ROOT / "benchmarks/results" / f"{today}-{short}.md")
@@ -345,14 +380,19 @@ def main() -> None:
   command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
   report.line(f"# pgjax on {name}\n\n{today:%d %B %Y}, `{command}`.\n")
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
-  # In a process of its own: only its end returns the GPU's memory.
-  process = multiprocessing.get_context("spawn").Process(target=of_pgjax, args=(args, end, report))
-  process.start()
-  process.join()
-  if process.exitcode:
-    sys.exit(process.exitcode)
-  if re.fullmatch(args.only, TRANSFORMERS):
-    transformers_table(report, args, end)
+  with tempfile.TemporaryDirectory() as folder:  # For the turns, which compile nothing again.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+    # In a process of its own: only its end returns the GPU's memory.
+    work = (args, start + 60 * args.minutes * share, report)
+    process = multiprocessing.get_context("spawn").Process(target=of_pgjax, args=work)
+    process.start()
+    process.join()
+    if process.exitcode:
+      sys.exit(process.exitcode)
+    if compared:
+      device = "cpu" if cpu else "gpu"
+      transformers_table(compared, args, device, start + 60 * args.minutes, report)
 
 
 if __name__ == "__main__":
