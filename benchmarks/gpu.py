@@ -5,9 +5,9 @@
 One command for a machine with an NVIDIA GPU: what the GPU itself reaches; steps of PaliGemma 2 3B,
 their time, MFU and peak memory beside the planner's; decoding, its time a token beside the time
 that reading the weights takes; attention by each implementation that is installed, with its error
-against plain attention in float32; the kernels of decoding; the input pipeline; then, in turns, the
+against plain attention in float32; our other kernels; the input pipeline; then, in turns, the
 same steps and decoding by pgjax and by transformers with PEFT where they are installed, for which
-two fifths of the minutes are left. Weights, images and texts are random. Rows are printed as they
+a third of the minutes is left. Weights, images and texts are random. Rows are printed as they
 end and written to benchmarks/results/DATE-GPU.md; what does not fit or has no time left is a row
 that says so. --tiny runs everything with small sizes and few calls, also on a CPU, in minutes.
 """
@@ -31,14 +31,13 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import gpu_attention, gpu_cases, gpu_input, gpu_kernels, gpu_turns
-from benchmarks.gpu_cases import NEW_TOKENS, Case
+from benchmarks.gpu_cases import NEW_TOKENS, NO_TIME, Case
 from benchmarks.side import ROOT, first_line
 
 GB, TERA = 1e9, 1e12
 # Names for --only.
-ATTENTION, KERNELS, INPUT, TRANSFORMERS = "attention", "kernels", "input", "transformers"
-NO_TIME = "no time left; give more --minutes"
-TURNS_SHARE = 0.4  # Of the time.
+ATTENTION, KERNELS, INPUT = "attention", "kernels", "input"
+TURNS_SHARE = 1 / 3  # Of the time.
 ROUNDS, STEPS = 3, 4  # The median of rounds of this many calls each.
 
 
@@ -221,15 +220,15 @@ def attention_table(run: Run) -> None:
 
 
 def kernels_table(run: Run) -> None:
-  """The kernels of decoding beside plain JAX."""
-  columns = ("work of one layer", "kernel ms", "plain ms", "error")
-  run.report.table("Kernels of decoding, bfloat16; errors against plain JAX", columns)
+  """Our other kernels beside plain JAX."""
+  columns = ("work", "kernel ms", "plain ms", "error")
+  run.report.table("Other kernels; errors against plain JAX", columns)
   for name, make in gpu_kernels.cases(run.args.tiny).items():
     try:
       run.check_time()
-      pair = make()
-      times = [f"{1e3 * run.seconds_of(call, steps=10):.3f}" for call in pair]
-      run.report.row([name, *times, f"{float(pair.error()):.1e}"])
+      work = make()
+      times = [f"{1e3 * run.seconds_of(call, steps=10):.3f}" for call in work[:2]]
+      run.report.row([name, *times, f"{float(work.error()):.1e}"])
     except Exception as error:  # A kernel that does not compile for this GPU is a row.
       run.report.row([name, first_line(error), "", ""])
 
@@ -245,24 +244,6 @@ def input_table(run: Run) -> None:
       run.report.row([res, f"{rate:.1f}", f"{rate / (os.cpu_count() or 1):.1f}"])
     except Exception as error:  # A case that fails is a row.
       run.report.row([res, first_line(error), ""])
-
-
-def transformers_table(
-  cases: list[Case], args: Any, device: str, end: float, report: Report
-) -> None:
-  """The same work by transformers and PEFT."""
-  if lacking := gpu_turns.missing(args.torch_python):
-    report.line(
-      f"\nNot compared with transformers: {args.torch_python} has no {' and '.join(lacking)}."
-    )
-    return
-  report.table("In turns with transformers and PEFT", gpu_turns.COLUMNS)
-  with gpu_turns.Turns((sys.executable, args.torch_python), device, args.tiny) as turns:
-    for case in cases:
-      if time.monotonic() > end:
-        report.row([case.name, case.batch, NO_TIME, *[""] * (len(gpu_turns.COLUMNS) - 3)])
-      else:
-        report.row(turns.measure(case))
 
 
 def profile(run: Run, name: str, call: Callable[[], Any], times: int = 2) -> None:
@@ -321,15 +302,6 @@ def chosen(cases: list[Case], args: Any) -> list[Case]:
   return [c for c in cases if (args.full or not c.rare) and re.fullmatch(args.only, c.name)]
 
 
-def compared_cases(args: Any) -> list[Case]:
-  """Those of gpu_turns.py that --only names."""
-  return [
-    case
-    for case in gpu_turns.CASES
-    if any(re.fullmatch(args.only, n) for n in (TRANSFORMERS, f"{TRANSFORMERS}_{case.name}"))
-  ]
-
-
 def quick_compilation() -> None:
   """Has XLA compile for a CPU without optimizations, for --tiny: nine times as fast.
 
@@ -343,8 +315,8 @@ def quick_compilation() -> None:
   os.environ["XLA_FLAGS"] = flags.strip()
 
 
-def main() -> None:
-  """Prints and writes the tables."""
+def arguments() -> Any:
+  """Of the command line, checked."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -361,24 +333,35 @@ def main() -> None:
   except re.error as error:
     sys.exit(f"error: --only={args.only} is not a regular expression: {error}.")
   known = [case.name for case in [*gpu_cases.STEPS, *gpu_cases.DECODES]]
-  known += [ATTENTION, KERNELS, INPUT, *(f"{TRANSFORMERS}_{case.name}" for case in gpu_turns.CASES)]
-  if not any(re.fullmatch(args.only, name) for name in [*known, TRANSFORMERS]):
+  known += [ATTENTION, KERNELS, INPUT, *(f"transformers_{case.name}" for case in gpu_turns.CASES)]
+  if not any(re.fullmatch(args.only, name) for name in [*known, gpu_turns.TRANSFORMERS]):
     sys.exit(f"error: --only={args.only} matches none of {', '.join(known)}.")
-  name = device_name()
+  return args
+
+
+def new_report(args: Any, device: str) -> Report:
+  """With its title, in --out or benchmarks/results."""
+  today = datetime.datetime.now().astimezone().date()
+  short = re.sub(r"\W+", "-", device.removeprefix("NVIDIA "))
+  report = Report(args.out or ROOT / "benchmarks/results" / f"{today}-{short}.md")
+  report.path.parent.mkdir(parents=True, exist_ok=True)
+  report.path.write_text("")
+  command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
+  report.line(f"# pgjax on {device}\n\n{today:%d %B %Y}, `{command}`.\n")
+  return report
+
+
+def main() -> None:
+  """Prints and writes the tables."""
+  args, name = arguments(), device_name()
   if name == "cpu" and not args.tiny:
     sys.exit("error: nvidia-smi finds no GPU here. --tiny tests this program itself on a CPU.")
   cpu = name == "cpu"
   if cpu:
     quick_compilation()
-  start, compared = time.monotonic(), compared_cases(args)
+  start, compared = time.monotonic(), gpu_turns.chosen(args.only)
   share = 1 - TURNS_SHARE if compared and not gpu_turns.missing(args.torch_python) else 1.0
-  today = datetime.datetime.now().astimezone().date()
-  short = re.sub(r"\W+", "-", name.removeprefix("NVIDIA "))
-  report = Report(args.out or ROOT / "benchmarks/results" / f"{today}-{short}.md")
-  report.path.parent.mkdir(parents=True, exist_ok=True)
-  report.path.write_text("")
-  command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
-  report.line(f"# pgjax on {name}\n\n{today:%d %B %Y}, `{command}`.\n")
+  report = new_report(args, name)
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
   with tempfile.TemporaryDirectory() as folder:  # For the turns, which compile nothing again.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
@@ -391,8 +374,9 @@ def main() -> None:
     if process.exitcode:
       sys.exit(process.exitcode)
     if compared:
-      device = "cpu" if cpu else "gpu"
-      transformers_table(compared, args, device, start + 60 * args.minutes, report)
+      pythons, end = (sys.executable, args.torch_python), start + 60 * args.minutes
+      with gpu_turns.Turns(pythons, "cpu" if cpu else "gpu", args.tiny) as turns:
+        gpu_turns.table(report, compared, turns, end)
 
 
 if __name__ == "__main__":

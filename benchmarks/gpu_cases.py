@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks import memory
 
 NEW_TOKENS, PROMPT_LEN = 64, 16
+NO_TIME = "no time left; give more --minutes"
 
 
 class Case(NamedTuple):

@@ -8,8 +8,10 @@ checkout and TensorFlow, and no pip installs it.
 """
 
 import json
+import re
 import statistics
 import subprocess
+import time
 from typing import Any
 
 from benchmarks import gpu_cases
@@ -35,6 +37,12 @@ def missing(python: str) -> list[str]:
   return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.split()
 
 
+def chosen(only: str) -> list[gpu_cases.Case]:
+  """The cases that --only names: "transformers" is all, "transformers_full_224_b8" one of them."""
+  names = {case.name: (TRANSFORMERS, f"{TRANSFORMERS}_{case.name}") for case in CASES}
+  return [case for case in CASES if any(re.fullmatch(only, name) for name in names[case.name])]
+
+
 class CaseError(Exception):
   """A side's error, as it reported it."""
 
@@ -57,6 +65,10 @@ class Turns:
   def __exit__(self, *_):
     for side in list(self._sides):
       self._drop(side)
+
+  def missing(self) -> list[str]:
+    """Modules that the interpreter of transformers does not have."""
+    return missing(self._pythons[TRANSFORMERS])
 
   def measure(self, case: gpu_cases.Case) -> list[Any]:
     """One row of the table."""
@@ -140,3 +152,15 @@ class Turns:
       peaks.append(f"{self._peaks[side] / 1e9:.2f}" if side in self._peaks else "")
     both = "" if failed else "one at a time" if self._apart else "both"
     return [case.name, case.batch, *times, ratio, *rates, *peaks, *losses, both]
+
+
+def table(report: Any, cases: list[gpu_cases.Case], turns: Turns, end: float) -> None:
+  """Writes the rows of the cases that start before `end` of time.monotonic()."""
+  if lacking := turns.missing():
+    report.line(f"\nNot compared with transformers, whose Python has no {', '.join(lacking)}.")
+    return
+  report.table("In turns with transformers and PEFT", COLUMNS)
+  for case in cases:
+    over = time.monotonic() > end
+    row = [case.name, case.batch, gpu_cases.NO_TIME, *[""] * (len(COLUMNS) - 3)]
+    report.row(row if over else turns.measure(case))

@@ -20,7 +20,6 @@ STEPS = (
   "full_896_b2_plain",
   "attention_224_b32",
   "lora_224_b32",
-  "lora_896_b4_plain",
   "qlora_224_b32",
 )
 DECODES = ("greedy_b1", "greedy_b64_nf4", "beam3_b64")
@@ -71,7 +70,7 @@ def assert_measured(tables, steps, decodes):
     for row in of_name:
       assert min(number(row["forward ms"]), number(row["and backward ms"])) > 0
       assert max(number(row["error"]), number(row["of gradients"])) < 1e-2
-  assert len({row["work of one layer"] for row in kernels}) == 20
+  assert len({row["work"] for row in kernels}) == 24
   for row in kernels:
     assert min(number(row["kernel ms"]), number(row["plain ms"])) > 0
     assert number(row["error"]) < 5e-3
