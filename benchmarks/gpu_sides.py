@@ -40,7 +40,8 @@ def transformers(name, batch, device, tiny):
   import torch
 
   gpu = device == "gpu"
-  retries = lambda: torch.cuda.memory_stats()["num_alloc_retries"] if gpu else 0  # noqa: E731
+  # Without a GPU, and before its first array, there are no statistics.
+  retries = lambda: torch.cuda.memory_stats().get("num_alloc_retries", 0) if gpu else 0  # noqa: E731
   before = retries()
   make = decode if decodes(name) else step
   call = make(name, batch, tiny, "cuda" if gpu else "cpu")
@@ -143,7 +144,7 @@ def step(name, batch, tiny, device):
     torch.nn.utils.clip_grad_norm_(moving, 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
+    return loss.detach().float()
 
   return update
 

@@ -3,8 +3,9 @@
 Both sides of a case keep their memory between their turns where it is enough for both. Else a side
 that has had its turn frees it: transformers its tensors, pgjax by the end of its process, because
 JAX's allocator returns nothing before; what is compiled is then read from the compilation cache.
-Weights and texts are random, each side's own. big_vision's step is not measured: it needs its
-checkout and TensorFlow, and no pip installs it.
+Weights and texts are random, each side's own. Peaks are of each framework's allocator (of the
+process on a CPU), pgjax's with the making of random weights. big_vision's step is not measured: it
+needs its checkout and TensorFlow, which pip does not install from one name.
 """
 
 import json

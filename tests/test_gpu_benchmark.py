@@ -201,6 +201,13 @@ def test_a_side_that_ends_is_a_row(monkeypatch, tmp_path):
   assert row["pgjax ms"] == "SystemExit: pgjax ended with 3; see above."
 
 
+def test_cases_of_the_comparison_are_chosen_by_name():
+  every = [case.name for case in gpu_turns.CASES]
+  assert [case.name for case in gpu_turns.chosen("lora.*|transformers")] == every
+  assert [case.name for case in gpu_turns.chosen("transformers_greedy.*")] == ["greedy_b64"]
+  assert gpu_turns.chosen("full.*|greedy.*") == []
+
+
 def test_an_interpreter_without_torch_is_named(tmp_path):
   python = tmp_path / "python"
   python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
