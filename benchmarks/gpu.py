@@ -120,7 +120,10 @@ def reached(tiny: bool) -> Reached:
 
 
 def compiled(run: Run, lowered: Mapping[str, Callable[[], Any]]) -> dict[str, tuple[Any, float]]:
-  """{name: (program, or its error; seconds)}, several at a time; nothing is measured meanwhile."""
+  """{name: (program, or its error; seconds)}, several at a time; nothing is measured meanwhile.
+
+  Cases that a device without kernels, or --tiny, makes equal share one program.
+  """
 
   def compile_one(program):
     start = time.perf_counter()
@@ -130,12 +133,17 @@ def compiled(run: Run, lowered: Mapping[str, Callable[[], Any]]) -> dict[str, tu
       program = error
     return program, time.perf_counter() - start
 
-  start = time.perf_counter()
+  start, by_name, by_text = time.perf_counter(), {}, {}
   with concurrent.futures.ThreadPoolExecutor(min(12, os.cpu_count() or 1)) as pool:
-    waiting = {name: pool.submit(compile_one, lower()) for name, lower in lowered.items()}
-    programs = {name: future.result() for name, future in waiting.items()}
+    for name, lower in lowered.items():
+      program = lower()
+      text = program.as_text()
+      if text not in by_text:
+        by_text[text] = pool.submit(compile_one, program)
+      by_name[name] = by_text[text]
+    programs = {name: future.result() for name, future in by_name.items()}
   seconds = time.perf_counter() - start
-  run.report.line(f"\n{len(programs)} programs compiled in {seconds:.0f} s.")
+  run.report.line(f"\n{len(by_text)} programs compiled in {seconds:.0f} s.")
   return programs
 
 
