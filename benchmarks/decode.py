@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import step
+from side import Side
 
 SIDES = step.ROOT / "benchmarks" / "decode_sides.py"
 METHODS = {
@@ -47,7 +48,7 @@ def measured(spec: dict[str, Any], pythons: dict[str, str]) -> dict[str, Any]:
   """{side: its measurements}."""
   sides, results = {}, {}
   for name in step.NAMES:
-    sides[name] = step.Side(name, pythons[name], spec, SIDES)
+    sides[name] = Side(name, pythons[name], spec, SIDES)
     results[name] = sides[name].answer()
   rounds = {name: [] for name in step.NAMES}
   for number in range(ROUNDS):

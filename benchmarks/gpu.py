@@ -5,16 +5,17 @@
 One command for a machine with an NVIDIA GPU: what the GPU itself reaches; steps of PaliGemma 2 3B,
 their time, MFU and peak memory beside the planner's; decoding, its time a token beside the time
 that reading the weights takes; attention by each implementation that is installed, with its error
-against plain attention in float32; the kernels of decoding; the input pipeline; the same steps and
-decode by transformers and PEFT where they are installed. Weights, images and texts are random. Rows
-are printed as they end and written to benchmarks/results/DATE-GPU.md; what does not fit or has no
-time left is a row that says so. --tiny runs everything with small sizes, also on a CPU.
+against plain attention in float32; our other kernels; the input pipeline; then, in turns, the
+same steps and decoding by pgjax and by transformers with PEFT where they are installed, for which
+a third of the minutes is left. Weights, images and texts are random. Rows are printed as they
+end and written to benchmarks/results/DATE-GPU.md; what does not fit or has no time left is a row
+that says so. --tiny runs everything with small sizes and few calls, also on a CPU, in minutes.
 """
 
 import argparse
 import concurrent.futures
 import datetime
-import json
+import importlib.metadata
 import multiprocessing
 import os
 import pathlib
@@ -22,19 +23,21 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks import gpu_cases, gpu_input, gpu_kernels
-from benchmarks.gpu_cases import NEW_TOKENS, Case
+from benchmarks import gpu_attention, gpu_cases, gpu_input, gpu_kernels, gpu_turns
+from benchmarks.gpu_cases import NEW_TOKENS, NO_TIME, Case
+from benchmarks.side import ROOT, first_line
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 GB, TERA = 1e9, 1e12
 # Names for --only.
-ATTENTION, KERNELS, INPUT, TRANSFORMERS = "attention", "kernels", "input", "transformers"
+ATTENTION, KERNELS, INPUT = "attention", "kernels", "input"
+TURNS_SHARE = 1 / 3  # Of the time.
 ROUNDS, STEPS = 3, 4  # The median of rounds of this many calls each.
 
 
@@ -78,13 +81,18 @@ class Run(NamedTuple):
   def check_time(self) -> None:
     """Raises once the time is over."""
     if time.monotonic() > self.end:
-      raise TimeoutError("no time left; give more --minutes")
+      raise TimeoutError(NO_TIME)
+
+  def seconds_of(self, call: Callable[[], Any], steps: int = STEPS) -> float:
+    """Of one `call()`."""
+    return seconds_of(call, self.args.tiny, steps)
 
 
-def seconds_of(call: Callable[[], Any], rounds: int = ROUNDS, steps: int = STEPS) -> float:
+def seconds_of(call: Callable[[], Any], tiny: bool, steps: int = STEPS) -> float:
   """Of one `call()`, whose arrays are ready when its work is done; the first is not counted."""
   import jax
 
+  rounds, steps = (1, 1) if tiny else (ROUNDS, steps)
   jax.block_until_ready(call())
   times = []
   for _ in range(rounds):
@@ -106,13 +114,16 @@ def reached(tiny: bool) -> Reached:
   x = jax.random.normal(jax.random.key(1), (length,), jnp.bfloat16)
   product, negated = jax.jit(jnp.dot), jax.jit(jnp.negative)
   return Reached(
-    2 * side**3 / seconds_of(lambda: product(a, a), steps=10),
-    2 * x.nbytes / seconds_of(lambda: negated(x), steps=10),
+    2 * side**3 / seconds_of(lambda: product(a, a), tiny, steps=10),
+    2 * x.nbytes / seconds_of(lambda: negated(x), tiny, steps=10),
   )
 
 
 def compiled(run: Run, lowered: Mapping[str, Callable[[], Any]]) -> dict[str, tuple[Any, float]]:
-  """{name: (program, or its error; seconds)}, several at a time; nothing is measured meanwhile."""
+  """{name: (program, or its error; seconds)}, several at a time; nothing is measured meanwhile.
+
+  Cases that a device without kernels, or --tiny, makes equal share one program.
+  """
 
   def compile_one(program):
     start = time.perf_counter()
@@ -122,12 +133,17 @@ def compiled(run: Run, lowered: Mapping[str, Callable[[], Any]]) -> dict[str, tu
       program = error
     return program, time.perf_counter() - start
 
-  start = time.perf_counter()
+  start, by_name, by_text = time.perf_counter(), {}, {}
   with concurrent.futures.ThreadPoolExecutor(min(12, os.cpu_count() or 1)) as pool:
-    waiting = {name: pool.submit(compile_one, lower()) for name, lower in lowered.items()}
-    programs = {name: future.result() for name, future in waiting.items()}
+    for name, lower in lowered.items():
+      program = lower()
+      text = program.as_text()
+      if text not in by_text:
+        by_text[text] = pool.submit(compile_one, program)
+      by_name[name] = by_text[text]
+    programs = {name: future.result() for name, future in by_name.items()}
   seconds = time.perf_counter() - start
-  run.report.line(f"\n{len(programs)} programs compiled in {seconds:.0f} s.")
+  run.report.line(f"\n{len(by_text)} programs compiled in {seconds:.0f} s.")
   return programs
 
 
@@ -150,7 +166,7 @@ def steps_table(run: Run, cases: list[Case]) -> None:
     try:
       run.check_time()
       update = step.ready(program)
-      seconds = seconds_of(update)
+      seconds = run.seconds_of(update)
       profile(run, name, update)
       peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
       rate = step.flops / seconds
@@ -180,7 +196,7 @@ def decode_table(run: Run, cases: list[Case]) -> None:
         run.check_time()
         decode, (program, took) = of[case.name, length], programs[case.name, length]
         answer = decode.ready(program)
-        seconds[length] = seconds_of(answer, steps=1)
+        seconds[length] = run.seconds_of(answer, steps=1)
         compiling += took
         if length > 1:
           profile(run, case.name, answer)
@@ -199,27 +215,28 @@ def attention_table(run: Run) -> None:
   """One layer's attention by each implementation."""
   columns = ("shape", "implementation", "forward ms", "and backward ms", "error", "of gradients")
   run.report.table("Attention of one layer, bfloat16; errors against plain in float32", columns)
-  for shape in gpu_cases.attention_shapes(run.args.tiny):
-    for name, attend in gpu_cases.attention_implementations(shape).items():
+  for shape in gpu_attention.shapes(run.args.tiny):
+    right = gpu_attention.reference(shape)
+    for name, attend in gpu_attention.implementations(shape).items():
       try:
         run.check_time()
-        forward, both, errors = gpu_cases.attention_calls(shape, attend)
-        times = [f"{1e3 * seconds_of(call):.2f}" for call in (forward, both)]
+        forward, both, errors = gpu_attention.calls(shape, attend, right)
+        times = [f"{1e3 * run.seconds_of(call):.2f}" for call in (forward, both)]
         run.report.row([shape.name, name, *times, *(f"{e:.1e}" for e in errors)])
       except Exception as error:  # A kernel that refuses a shape or a GPU is a row.
         run.report.row([shape.name, name, first_line(error), "", "", ""])
 
 
 def kernels_table(run: Run) -> None:
-  """The kernels of decoding beside plain JAX."""
-  columns = ("work of one layer", "kernel ms", "plain ms", "error")
-  run.report.table("Kernels of decoding, bfloat16; errors against plain JAX", columns)
+  """Our other kernels beside plain JAX."""
+  columns = ("work", "kernel ms", "plain ms", "error")
+  run.report.table("Other kernels; errors against plain JAX", columns)
   for name, make in gpu_kernels.cases(run.args.tiny).items():
     try:
       run.check_time()
-      pair = make()
-      times = [f"{1e3 * seconds_of(call, steps=10):.3f}" for call in pair]
-      run.report.row([name, *times, f"{float(pair.error()):.1e}"])
+      work = make()
+      times = [f"{1e3 * run.seconds_of(call, steps=10):.3f}" for call in work[:2]]
+      run.report.row([name, *times, f"{float(work.error()):.1e}"])
     except Exception as error:  # A kernel that does not compile for this GPU is a row.
       run.report.row([name, first_line(error), "", ""])
 
@@ -235,20 +252,6 @@ def input_table(run: Run) -> None:
       run.report.row([res, f"{rate:.1f}", f"{rate / (os.cpu_count() or 1):.1f}"])
     except Exception as error:  # A case that fails is a row.
       run.report.row([res, first_line(error), ""])
-
-
-def transformers_table(report: Report, args: Any, end: float) -> None:
-  """The same work by transformers and PEFT."""
-  columns = ("case", "batch", "ms", "a second", "peak GB")
-  report.table("The same by transformers and PEFT", columns)
-  command = [args.torch_python, "-m", "benchmarks.gpu_torch", str(max(1.0, end - time.monotonic()))]
-  command += ["--tiny"] * args.tiny
-  with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-    for line in process.stdout or ():
-      row = json.loads(line)
-      report.row([row[key] for key in ("case", "batch", "ms", "rate", "peak")])
-  if process.returncode:
-    report.row([f"ended with status {process.returncode}", "", "", "", ""])
 
 
 def profile(run: Run, name: str, call: Callable[[], Any], times: int = 2) -> None:
@@ -274,11 +277,6 @@ def profile(run: Run, name: str, call: Callable[[], Any], times: int = 2) -> Non
   text = [f"{sum(ms for ms, _ in totals.values()):9.3f} ms of kernels"]
   text += [f"{ms:9.3f} {calls:7.1f}  {kernel}" for kernel, (ms, calls) in rows[:100]]
   (run.args.profile / f"{name}.txt").write_text("\n".join(text) + "\n")
-
-
-def first_line(error: BaseException) -> str:
-  """What a table can hold of an error."""
-  return f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")[:160]
 
 
 def device_name() -> str:
@@ -312,8 +310,21 @@ def chosen(cases: list[Case], args: Any) -> list[Case]:
   return [c for c in cases if (args.full or not c.rare) and re.fullmatch(args.only, c.name)]
 
 
-def main() -> None:
-  """Prints and writes the tables."""
+def quick_compilation() -> None:
+  """Has XLA compile for a CPU without optimizations, for --tiny: nine times as fast.
+
+  XLA aborts on a flag that it has not, so by tried version, as in tests/conftest.py.
+  """
+  version, flags = importlib.metadata.version("jaxlib"), os.environ.get("XLA_FLAGS", "")
+  if version.startswith(("0.10.", "0.12.")):
+    flags += " --xla_backend_optimization_level=0"
+  if version.startswith("0.10."):
+    flags += " --xla_cpu_use_fusion_emitters=false"
+  os.environ["XLA_FLAGS"] = flags.strip()
+
+
+def arguments() -> Any:
+  """Of the command line, checked."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -330,29 +341,50 @@ def main() -> None:
   except re.error as error:
     sys.exit(f"error: --only={args.only} is not a regular expression: {error}.")
   known = [case.name for case in [*gpu_cases.STEPS, *gpu_cases.DECODES]]
-  known += [ATTENTION, KERNELS, INPUT, TRANSFORMERS]
-  if not any(re.fullmatch(args.only, name) for name in known):
+  known += [ATTENTION, KERNELS, INPUT, *(f"transformers_{case.name}" for case in gpu_turns.CASES)]
+  if not any(re.fullmatch(args.only, name) for name in [*known, gpu_turns.TRANSFORMERS]):
     sys.exit(f"error: --only={args.only} matches none of {', '.join(known)}.")
-  name = device_name()
-  if name == "cpu" and not args.tiny:
-    sys.exit("error: nvidia-smi finds no GPU here. --tiny tests this program itself on a CPU.")
-  end = time.monotonic() + 60 * args.minutes
+  return args
+
+
+def new_report(args: Any, device: str) -> Report:
+  """With its title, in --out or benchmarks/results."""
   today = datetime.datetime.now().astimezone().date()
-  short = re.sub(r"\W+", "-", name.removeprefix("NVIDIA "))
+  short = re.sub(r"\W+", "-", device.removeprefix("NVIDIA "))
   report = Report(args.out or ROOT / "benchmarks/results" / f"{today}-{short}.md")
   report.path.parent.mkdir(parents=True, exist_ok=True)
   report.path.write_text("")
   command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
-  report.line(f"# pgjax on {name}\n\n{today:%d %B %Y}, `{command}`.\n")
+  report.line(f"# pgjax on {device}\n\n{today:%d %B %Y}, `{command}`.\n")
+  return report
+
+
+def main() -> None:
+  """Prints and writes the tables."""
+  args, name = arguments(), device_name()
+  if name == "cpu" and not args.tiny:
+    sys.exit("error: nvidia-smi finds no GPU here. --tiny tests this program itself on a CPU.")
+  cpu = name == "cpu"
+  if cpu:
+    quick_compilation()
+  start, compared = time.monotonic(), gpu_turns.chosen(args.only)
+  share = 1 - TURNS_SHARE if compared and not gpu_turns.missing(args.torch_python) else 1.0
+  report = new_report(args, name)
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
-  # In a process of its own: only its end returns the GPU's memory.
-  process = multiprocessing.get_context("spawn").Process(target=of_pgjax, args=(args, end, report))
-  process.start()
-  process.join()
-  if process.exitcode:
-    sys.exit(process.exitcode)
-  if re.fullmatch(args.only, TRANSFORMERS):
-    transformers_table(report, args, end)
+  with tempfile.TemporaryDirectory() as folder:  # For the turns, which compile nothing again.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+    # In a process of its own: only its end returns the GPU's memory.
+    work = (args, start + 60 * args.minutes * share, report)
+    process = multiprocessing.get_context("spawn").Process(target=of_pgjax, args=work)
+    process.start()
+    process.join()
+    if process.exitcode:
+      sys.exit(process.exitcode)
+    if compared:
+      pythons, end = (sys.executable, args.torch_python), start + 60 * args.minutes
+      with gpu_turns.Turns(pythons, "cpu" if cpu else "gpu", args.tiny) as turns:
+        gpu_turns.table(report, compared, turns, end)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The cases of benchmarks/gpu.py: training steps, decoding and attention."""
+"""The cases of benchmarks/gpu.py: training steps and decoding."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks import memory
 
 NEW_TOKENS, PROMPT_LEN = 64, 16
+NO_TIME = "no time left; give more --minutes"
 
 
 class Case(NamedTuple):
@@ -78,6 +79,13 @@ def tiny_model() -> dict[str, Any]:
   return dict(img=dict(variant="custom", **img), llm=dict(variant="custom", **llm))
 
 
+def sized(case: Case, tiny: bool) -> Case:
+  """The case; tiny: with a batch of at most 2, or 4 prompts."""
+  return case._replace(
+    batch=min(case.batch, 4 if "method" in case.fields else 2) if tiny else case.batch
+  )
+
+
 def _config(case, tiny, **fields):
   """The config of a case; tiny: one eighth of the resolution, a small model and batch."""
   fields = {
@@ -90,20 +98,27 @@ def _config(case, tiny, **fields):
   return config
 
 
-def _random_params(abstract: Any) -> Any:
-  """Normal values of a standard deviation of 0.02, and random codes of quantized leaves."""
+@functools.cache
+def _filled() -> Callable[..., Any]:
+  """One jitted function for all cases, so that each shape is compiled once."""
   import jax
   import jax.numpy as jnp
 
-  @functools.partial(jax.jit, static_argnums=(1, 2))
   def values(key, shape, dtype):
     if jnp.issubdtype(dtype, jnp.integer):
       return jax.random.bits(key, shape, f"uint{8 * dtype.itemsize}").astype(dtype)
     return (0.02 * jax.random.normal(key, shape, "float32")).astype(dtype)
 
+  return jax.jit(values, static_argnums=(1, 2))
+
+
+def _random_params(abstract: Any) -> Any:
+  """Normal values of a standard deviation of 0.02, and random codes of quantized leaves."""
+  import jax
+
   leaves, tree = jax.tree.flatten(abstract)
   keys = jax.random.split(jax.random.key(0), len(leaves))
-  filled = [values(key, a.shape, a.dtype) for key, a in zip(keys, leaves, strict=True)]
+  filled = [_filled()(key, a.shape, a.dtype) for key, a in zip(keys, leaves, strict=True)]
   return jax.tree.unflatten(tree, filled)
 
 
@@ -136,7 +151,7 @@ class Step:
     from pgjax.planning import compiler, flops as flops_lib, gpus
     from pgjax.training import optimizer, state as train_state
 
-    self.case, self.config = case._replace(batch=2) if tiny else case, _config(case, tiny)
+    self.case, self.config = sized(case, tiny), _config(case, tiny)
     self.config.input.batch_size = self.case.batch
     self._mesh = mesh_lib.make_mesh([("data", -1)], jax.devices()[:1])
     self._model = paligemma.Model(**self.config.model)
@@ -204,7 +219,7 @@ class Decode:
     from pgjax.models import paligemma
     from pgjax.params import of_model, tree as param_tree
 
-    self.case = case._replace(batch=min(case.batch, 4)) if tiny else case
+    self.case = sized(case, tiny)
     stored, rest = case.fields["stored"], 'freeze("bfloat16")'
     rules = [("llm/layers/(attn|mlp)/.*|img/.*/kernel", f'freeze("{stored}")'), (".*", rest)]
     self.config = _config(case, tiny, params=rules, dtype="bfloat16")
@@ -257,134 +272,3 @@ class Decode:
   def free(self) -> None:
     """Drops the weights."""
     self._live = None
-
-
-class AttentionShape(NamedTuple):
-  """Of one layer: `prefix` of the T tokens see each other, the others what is before them."""
-
-  name: str
-  B: int
-  T: int
-  K: int
-  G: int
-  H: int
-  softcap: float
-  prefix: int
-
-
-def attention_shapes(tiny: bool) -> list[AttentionShape]:
-  """PaliGemma 2 3B's decoder and SigLIP, as in the steps."""
-  shapes = [
-    AttentionShape("decoder 224 px", 32, 384, 4, 2, 256, 50.0, 352),
-    AttentionShape("decoder 448 px", 8, 1536, 4, 2, 256, 50.0, 1408),
-    AttentionShape("decoder 896 px", 2, 4608, 4, 2, 256, 50.0, 4480),
-    AttentionShape("PaliGemma 1, 896 px", 2, 4608, 1, 8, 256, 0.0, 4480),
-    AttentionShape("SigLIP 448 px", 8, 1024, 16, 1, 72, 0.0, 1024),
-    AttentionShape("SigLIP 896 px", 2, 4096, 16, 1, 72, 0.0, 4096),
-  ]
-  if tiny:
-    shapes = [s._replace(B=1, T=s.T // 32, H=s.H // 4, prefix=s.prefix // 32) for s in shapes]
-  return shapes
-
-
-def _mask(shape):
-  """Bool [1, T, T]: prefix-LM."""
-  import jax.numpy as jnp
-
-  t = jnp.arange(shape.T)
-  return ((t[None] <= t[:, None]) | (t[None] < shape.prefix))[None]
-
-
-def attention_implementations(shape: AttentionShape) -> dict[str, Callable[..., Any]]:
-  """{name: f(q [B, T, K, G, H], k, v [B, S, K, H])}; q comes scaled."""
-  import jax
-  import jax.numpy as jnp
-
-  from pgjax.kernels import choice
-  from pgjax.kernels.visible_keys import VisibleKeys
-  from pgjax.layers import attention
-
-  B, T, K, G, H = shape.B, shape.T, shape.K, shape.G, shape.H
-  mask = None if shape.prefix == T else jnp.broadcast_to(_mask(shape), (B, T, T))
-
-  def plain(q, k, v):
-    return attention.attend(q, k, v, mask, shape.softcap)
-
-  def cudnn(q, k, v):
-    heads = q.reshape(B, T, K * G, H)
-    out = jax.nn.dot_product_attention(
-      heads, k, v, mask=None if mask is None else mask[:, None], scale=1.0, implementation="cudnn"
-    )
-    return out.reshape(B, T, K, G, H)
-
-  seen = jnp.broadcast_to(jnp.maximum(jnp.arange(T) + 1, shape.prefix), (B, T))
-  seen = None if mask is None else VisibleKeys(seen)
-
-  def ours(name, q, k, v):
-    return attention.dot_product(q, k, v, seen, implementation=name, softcap=shape.softcap)
-
-  found = dict(plain=plain, chunked=functools.partial(ours, "chunked"))
-  asked = choice.Shape(T, H, "bfloat16", shape.softcap)
-  for name in ("triton", "flash"):
-    if choice.misfit(name, asked, choice.device_of()) is None:
-      found[name] = functools.partial(ours, name)
-  if not shape.softcap:
-    found["cudnn"] = cudnn
-  try:
-    from tokamax._src.ops.attention import api, base
-  except ImportError:
-    return found
-  visible = base.Mask(k_end=jnp.maximum(jnp.arange(T) + 1, shape.prefix)[None, None])
-
-  def tokamax(name, q, k, v):
-    out = api.IMPLEMENTATIONS[name](
-      q.reshape(B, T, K * G, H),
-      k,
-      v,
-      mask=visible,
-      logits_scale=1.0,
-      logits_soft_cap=shape.softcap or None,
-    )
-    return out.reshape(B, T, K, G, H)
-
-  for name in ("mosaic_gpu", "triton", "xla_chunked"):
-    if name in api.IMPLEMENTATIONS:
-      found[f"tokamax {name}"] = functools.partial(tokamax, name)
-  return found
-
-
-def attention_calls(shape: AttentionShape, attend: Callable[..., Any]) -> tuple[Any, Any, Any]:
-  """(forward, forward and backward, errors of both relative to plain attention in float32)."""
-  import jax
-  import jax.numpy as jnp
-
-  B, T, K, G, H = shape.B, shape.T, shape.K, shape.G, shape.H
-  keys = jax.random.split(jax.random.key(0), 4)
-  shapes = [(B, T, K, G, H), (B, T, K, H), (B, T, K, H), (B, T, K, G, H)]
-  q, k, v, dout = (
-    jax.random.normal(key, s, jnp.bfloat16) for key, s in zip(keys, shapes, strict=True)
-  )
-  q = q * H**-0.5 * 4  # Scores wide enough that the softmax is far from uniform.
-
-  def pulled_back(attend, q, k, v, dout):
-    out, pull = jax.vjp(attend, q, k, v)
-    return out, pull(dout.astype(out.dtype))
-
-  forward = jax.jit(attend)
-  both = jax.jit(functools.partial(pulled_back, attend))
-  plain = attention_implementations(shape)["plain"]
-  with jax.default_matmul_precision("highest"):
-    # One row at a time: the scores of all in float32 may not fit.
-    wide = [x[:1].astype(jnp.float32) for x in (q, k, v, dout)]
-    one_row = attention_implementations(shape._replace(B=1))["plain"] if B > 1 else plain
-    right = jax.jit(functools.partial(pulled_back, one_row))(*wide)
-  ours = jax.tree.map(lambda x: x[:1], both(q, k, v, dout))
-  errors = [max(map(_error, *map(jax.tree.leaves, pair))) for pair in zip(ours, right, strict=True)]
-  return lambda: forward(q, k, v), lambda: both(q, k, v, dout), errors
-
-
-def _error(a, b):
-  import jax.numpy as jnp
-
-  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-  return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))

@@ -19,15 +19,14 @@ import os
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
+from side import ROOT, Side
 from step_sides import PRODUCT
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIDES = ROOT / "benchmarks" / "step_sides.py"
 NAMES = ("pgjax", "transformers")
 PRODUCTS = 3  # In a round.
@@ -145,48 +144,12 @@ def write_batch(path: pathlib.Path, shape: Shape, rows: int) -> None:
   )
 
 
-class Side:
-  """One of the two sides, in its own process: it loads, replies, and waits for its turn."""
-
-  def __init__(self, name: str, python: str, spec: dict[str, Any], program: pathlib.Path = SIDES):
-    """Starts loading."""
-    environment = dict(
-      os.environ,
-      PYTHONPATH=str(ROOT),
-      HF_HUB_OFFLINE="1",
-      JAX_PLATFORMS=dict(cpu="cpu", gpu="cuda")[spec["device"]],
-      XLA_PYTHON_CLIENT_PREALLOCATE="false",
-      OMP_WAIT_POLICY="PASSIVE",  # The waiting side must not use a core.
-      TF_CPP_MIN_LOG_LEVEL="3",
-      PYTHONWARNINGS="ignore::FutureWarning",  # Of transformers.
-    )
-    command = [python, str(program), name, json.dumps(spec)]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
-
-  def answer(self, request: str | None = None) -> dict[str, Any]:
-    """Its next message."""
-    if request:
-      print(request, file=self._process.stdin, flush=True)
-    line = self._process.stdout.readline()
-    if not line:
-      raise SystemExit(f"{self._process.args[2]} ended with {self._process.wait()}; see above.")
-    return json.loads(line)
-
-  def end(self) -> dict[str, Any]:
-    """Its memory, in bytes; ends the process."""
-    memory = self.answer("end")
-    self._process.stdin.close()
-    self._process.wait()
-    return memory
-
-
 def measured(spec: dict[str, Any], shape: Shape, pythons: dict[str, str]) -> dict[str, Any]:
   """{side: measurements} of the sides that can run the case."""
   names = NAMES[:1] if spec["method"] == "qlora" and spec["device"] == "cpu" else NAMES
   sides, results = {}, {}
   for name in names:  # One after the other, so that compilations do not overlap.
-    sides[name] = Side(name, pythons[name], spec)
+    sides[name] = Side(name, pythons[name], spec, SIDES)
     results[name] = sides[name].answer()
   rounds, products = ({name: [] for name in names} for _ in range(2))
   for number in range(shape.rounds):

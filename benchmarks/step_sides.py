@@ -21,11 +21,11 @@ STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clea
 LR, CLIP = 1e-4, 1.0
 
 
-def serve(first, step, gpu_peak=None, product=None):
+def serve(first, step, gpu_peak=None, product=None, wait=None):
   """Reports the first steps, then follows requests. `step()` returns when its work is done.
 
-  product: computes one matrix product of side PRODUCT. Not ru_maxrss: a process inherits it from
-  its parent.
+  product: computes one matrix product of side PRODUCT. wait: called with the last result of a
+  request, if `step()` may return earlier. Not ru_maxrss: a process inherits it from its parent.
   """
   print(json.dumps(first), flush=True)
   memory = dict(peak_all=peak_of_process())
@@ -41,7 +41,9 @@ def serve(first, step, gpu_peak=None, product=None):
     call = dict(steps=step, products=product)[kind]
     start, cpu_start = time.perf_counter(), time.process_time()
     for _ in range(int(number)):
-      call()
+      result = call()
+    if wait:
+      wait(result)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     print(json.dumps(dict(seconds=seconds, cpu_seconds=cpu)), flush=True)
 

@@ -1,17 +1,70 @@
-"""The side of transformers and PEFT in benchmarks/gpu.py: one JSON object a line, a case each.
+"""The two programs that gpu_turns.py compares, with the protocol of step_sides.py for each case.
 
-Usage: `python -m benchmarks.gpu_torch SECONDS [--tiny]`; no case starts after SECONDS. The usual
-loops around PaliGemmaForConditionalGeneration, with random weights of PaliGemma 2 3B. No pgjax.
+Usage: `python gpu_sides.py pgjax|transformers SPEC`, SPEC in JSON: device (cpu or gpu) and tiny.
+A line of stdin gives name and batch of a case. The reply has the losses of its first steps, or how
+many tokens its answers have, or an error; requests follow until `end`, and `{}` once its memory is
+free. Weights are random. The transformers side has the usual loops around
+PaliGemmaForConditionalGeneration, and imports no pgjax.
 """
 
 import gc
 import json
 import sys
-import time
+
+from side import first_line
+from step_sides import serve
 
 NEW_TOKENS, PROMPT_LEN, TEXT_LEN, LR = 64, 16, 128, 1e-5
-STEPS = [("full_224_b8", 8), ("lora_224_b8", 8), ("lora_224_b32", 32)]
-DECODES = [("greedy_b64", 64, {}), ("beam3_b64", 64, dict(num_beams=3))]
+
+
+def pgjax(name, batch, device, tiny):
+  """A case of gpu_cases.py, compiled, with what `serve` takes."""
+  import jax
+
+  from benchmarks import gpu_cases
+
+  case = next(c for c in [*gpu_cases.STEPS, *gpu_cases.DECODES] if c.name == name)
+  if case in gpu_cases.DECODES:
+    made = gpu_cases.Decode(case, NEW_TOKENS, tiny)
+  else:
+    made = gpu_cases.Step(case, tiny)
+  call = made.ready(made.lower().compile())
+  first = measured_first(name, lambda: jax.device_get(call()))
+  stats = jax.devices()[0].memory_stats
+  gpu_peak = (lambda: stats()["peak_bytes_in_use"]) if device == "gpu" else None
+  return dict(first=first, step=call, gpu_peak=gpu_peak, wait=jax.block_until_ready)
+
+
+def transformers(name, batch, device, tiny):
+  """The same by transformers and PEFT."""
+  import torch
+
+  gpu = device == "gpu"
+  # Without a GPU, and before its first array, there are no statistics.
+  retries = lambda: torch.cuda.memory_stats().get("num_alloc_retries", 0) if gpu else 0  # noqa: E731
+  before = retries()
+  make = decode if decodes(name) else step
+  call = make(name, batch, tiny, "cuda" if gpu else "cpu")
+  if gpu:
+    torch.cuda.reset_peak_memory_stats()
+  first = measured_first(name, lambda: call().cpu().numpy())
+  first["retries"] = retries() - before
+  wait = (lambda _: torch.cuda.synchronize()) if gpu else None
+  return dict(
+    first=first, step=call, gpu_peak=torch.cuda.max_memory_allocated if gpu else None, wait=wait
+  )
+
+
+def decodes(name):
+  """Whether the case generates text."""
+  return name.startswith(("greedy", "beam"))
+
+
+def measured_first(name, call):
+  """What the first calls of a case compute."""
+  if decodes(name):
+    return dict(tokens=call().shape[1])
+  return dict(losses=[float(call()) for _ in range(2)])
 
 
 def make_model(tiny, device, dtype):
@@ -80,7 +133,7 @@ def step(name, batch, tiny, device):
     targets = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
     model = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=targets))
   model.train()
-  inputs = make_inputs(model.config, batch, 16 if tiny else TEXT_LEN, device)
+  inputs = make_inputs(model.config, batch, TEXT_LEN // 4 if tiny else TEXT_LEN, device)
   moving = [p for p in model.parameters() if p.requires_grad]
   optimizer = torch.optim.AdamW(moving, lr=LR, fused=True)
 
@@ -91,12 +144,13 @@ def step(name, batch, tiny, device):
     torch.nn.utils.clip_grad_norm_(moving, 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return loss.detach().float()
 
   return update
 
 
-def decode(batch, fields, tiny, device):
-  """One call of generate."""
+def decode(name, batch, tiny, device):
+  """One call of generate; it returns the new tokens."""
   import torch
 
   model = make_model(tiny, device, torch.bfloat16).eval()
@@ -105,61 +159,39 @@ def decode(batch, fields, tiny, device):
   inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
   inputs["token_type_ids"] = torch.zeros_like(inputs["token_type_ids"])
   model.generation_config.eos_token_id = None  # All tokens are generated.
+  fields = dict(num_beams=3) if name.startswith("beam3") else {}
 
   def answer():
     with torch.inference_mode():
-      model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, **fields)
+      ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, **fields)
+    return ids[:, inputs["input_ids"].shape[1] :]
 
   return answer
 
 
-def measure(name, batch, per_call, make, device):
-  """Prints a row: the median of three rounds, after two calls."""
-  import torch
-
-  gpu = device == "cuda"
-  row = dict(case=name, batch=batch, ms="", rate="", peak="")
-  try:
-    call = make()
-    if gpu:
-      torch.cuda.reset_peak_memory_stats()
-    times, repeat = [], 4 if per_call == batch else 1
-    for number in range(4):
-      start = time.perf_counter()
-      for _ in range(repeat if number else 2):
-        call()
-      if gpu:
-        torch.cuda.synchronize()
-      times.append((time.perf_counter() - start) / repeat)
-    seconds = sorted(times[1:])[1]
-    row |= dict(ms=f"{1e3 * seconds:.1f}", rate=f"{per_call / seconds:,.1f}")
-    row["peak"] = f"{torch.cuda.max_memory_allocated() / 1e9:.2f}" if gpu else ""
-  except Exception as error:
-    row["ms"] = f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")[:160]
-  print(json.dumps(row), flush=True)
-  call = None
+def release():
+  """Returns a case's memory to the device."""
   gc.collect()
-  if gpu:
-    torch.cuda.empty_cache()
+  if torch := sys.modules.get("torch"):
+    torch.cuda.empty_cache()  # Does nothing without a GPU.
 
 
 def main():
-  """All cases that fit in the time."""
-  import torch
-
-  end, tiny = time.monotonic() + float(sys.argv[1]), "--tiny" in sys.argv
-  device = "cuda" if torch.cuda.is_available() else "cpu"
-  cases = [
-    (name, batch, batch, lambda name=name, batch=batch: step(name, batch, tiny, device))
-    for name, batch in STEPS
-  ]
-  cases += [
-    (name, batch, batch * NEW_TOKENS, lambda b=batch, f=fields: decode(b, f, tiny, device))
-    for name, batch, fields in DECODES
-  ]
-  for name, batch, per_call, make in cases:
-    if time.monotonic() < end:
-      measure(name, min(batch, 4) if tiny else batch, per_call, make, device)
+  """Serves the cases that stdin names."""
+  make, spec = dict(pgjax=pgjax, transformers=transformers)[sys.argv[1]], json.loads(sys.argv[2])
+  for line in sys.stdin:
+    try:
+      made = make(**json.loads(line), **spec)
+    except Exception as error:  # One that does not fit must not end the others.
+      made = dict(error=first_line(error))
+    if "error" in made:
+      release()
+      print(json.dumps(made), flush=True)
+      continue
+    serve(**made)
+    del made
+    release()
+    print(json.dumps({}), flush=True)
 
 
 if __name__ == "__main__":
