@@ -197,7 +197,8 @@ class Transformer(nn.Module):
       in_axes=nn.broadcast,
       length=c.depth,
       unroll=1 if c.scan else c.depth,
-      check_constancy_invariants=False,  # Nothing is broadcast out of it; a check traces it twice.
+      # A check traces it twice, and what a seed initializes depends on it.
+      check_constancy_invariants=self.is_initializing(),
     )(c, self.dtype, self.constrain, name="encoderblock")(x_BPD, None)
     return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x_BPD)
 
