@@ -315,7 +315,7 @@ class Gemma(nn.Module):
       in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
       length=c.depth,
       unroll=1 if c.scan else c.depth,
-      # A check traces it twice, and what a seed initializes depends on it.
+      # The check traces a layer twice, but the first weights of a seed depend on it.
       check_constancy_invariants=self.is_initializing(),
     )(c, self.dtype, self.constrain)
     self.final_norm = residual.RMSNorm(c.width)
@@ -341,11 +341,11 @@ class Gemma(nn.Module):
     x_BTD: Float[Array, "B T D"],
     positions_BT: Int[Array, "B T"],
     visible: VisibleKeys,
-    kernels: bool = True,
+    kernels: bool = True,  # False: the last token's attention in the last layer is plain.
   ):
     """(x of the last token before the final norm [B, 1, D], the cache of each layer).
 
-    In the last layer the other tokens only have keys and values: nothing reads what follows.
+    In the last layer the other tokens get only keys and values: nothing reads their states.
     """
     c, T, last = self.config, x_BTD.shape[1], self.config.depth - 1
     block = Block(c, self.dtype, self.constrain, parent=None)

@@ -197,7 +197,7 @@ class Transformer(nn.Module):
       in_axes=nn.broadcast,
       length=c.depth,
       unroll=1 if c.scan else c.depth,
-      # A check traces it twice, and what a seed initializes depends on it.
+      # The check traces a layer twice, but the first weights of a seed depend on it.
       check_constancy_invariants=self.is_initializing(),
     )(c, self.dtype, self.constrain, name="encoderblock")(x_BPD, None)
     return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x_BPD)
