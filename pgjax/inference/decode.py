@@ -21,7 +21,7 @@ from pgjax.config.decode_method import GREEDY
 from pgjax.distributed import mesh as mesh_lib
 from pgjax.inference import decode_weights, kernel_check, search
 from pgjax.kernels import choice
-from pgjax.layers import embedding
+from pgjax.layers import embedding, rotary
 from pgjax.models import paligemma
 from pgjax.params import tree as param_tree
 
@@ -105,6 +105,7 @@ def decoded(
   rows = len(batch["text"]) * N
   layers = _layers(model, variables, rows, kernels) if fits else None
   L = caches[0].k_BKHS.shape[3] - max_decode_len * N
+  table = rotary.table(L + max_decode_len, model.llm_config.head_dim)
   rules = search.rules(method, eos, batch, key, masks, mesh)
 
   def extend(state):
@@ -115,7 +116,7 @@ def decoded(
       variables,
       embed(tokens_BN),
       state.caches,
-      jnp.broadcast_to((lengths_B + last)[:, None], tokens_BN.shape),
+      rotary.at(table, jnp.broadcast_to((lengths_B + last)[:, None], tokens_BN.shape)),
       _visible(state.path, last, lengths_B, L),
       L + last * N,
       layers,

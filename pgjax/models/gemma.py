@@ -22,7 +22,7 @@ from pgjax.errors import UserError
 from pgjax.kernels import choice
 from pgjax.kernels.visible_keys import VisibleKeys
 from pgjax.layers import attention, geglu, kv_cache, lora, placement, read_weight, remat, residual
-from pgjax.layers.rotary import rotate
+from pgjax.layers.rotary import Rotation, rotate, rotation
 
 VOCAB_SIZE = 256_000 + 1024 + 128  # Gemma's pieces, <locNNNN>, <segNNN>.
 
@@ -157,15 +157,15 @@ class Attention(nn.Module):
       self.kv_einsum = Einsum((2, K, D, H), (2,), (1, 3), self.dtype)
     self.attn_vec_einsum = Einsum((N, H, D), (0, 1), (2,), self.dtype)
 
-  def __call__(self, x_BTD, positions_BT, mask, mode=_EVALUATE, cache=None, slot=None):
+  def __call__(self, x_BTD, turn, mask, mode=_EVALUATE, cache=None, slot=None):
     """(output, cache): the given cache updated; with `fill_cache` a new one, else None."""
     c = self.config
     B, T, _ = x_BTD.shape
     place = self.constrain.inside
     q_BTNH, k_BTKH, v_BTKH = self._projected(x_BTD)
     q_BTNH = place(q_BTNH, "BTNH")
-    q_BTNH = (rotate(q_BTNH, positions_BT) * c.query_scalar**-0.5).astype(self.dtype)
-    k_BTKH = rotate(k_BTKH, positions_BT).astype(self.dtype)
+    q_BTNH = (rotate(q_BTNH, turn) * c.query_scalar**-0.5).astype(self.dtype)
+    k_BTKH = rotate(k_BTKH, turn).astype(self.dtype)
     q_BTNH, k_BTKH, v_BTKH = (
       checkpoint_name(a, n) for a, n in ((q_BTNH, "q"), (k_BTKH, "k"), (v_BTKH, "v"))
     )
@@ -260,7 +260,7 @@ class Block(nn.Module):
   constrain: placement.Placement
 
   @nn.compact
-  def __call__(self, x_BTD, positions_BT, mask, mode, cache=None, slot=None):
+  def __call__(self, x_BTD, turn, mask, mode, cache=None, slot=None):
     c = self.config
     dropout = nn.Dropout(c.dropout, deterministic=not mode.train)
     norm = lambda name: residual.RMSNorm(c.width, name=name)()  # noqa: E731
@@ -277,7 +277,7 @@ class Block(nn.Module):
     x_BTD = self.constrain(x_BTD, "BTD")
     x_BTD, h = residual.added(x_BTD, None, None, norm("pre_attention_norm"), **how)
     h, cache = Attention(c, self.dtype, self.constrain, name="attn")(
-      h, positions_BT, mask, mode, cache, slot
+      h, turn, mask, mode, cache, slot
     )
     if mode.only_cache:
       return None, cache
@@ -329,12 +329,13 @@ class Gemma(nn.Module):
   def __call__(
     self,
     x_BTD: Float[Array, "B T D"],
-    positions_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "#B T"],  # One row: those of all.
     visible: VisibleKeys,
     mode: Mode = _EVALUATE,
   ):
     """Runs the layers: x before the final norm."""
-    return self.layers(x_BTD, positions_BT, visible, mode)[0]
+    turn = rotation(positions_BT, self.config.head_dim)
+    return self.layers(x_BTD, turn, visible, mode)[0]
 
   def prefill(
     self,
@@ -349,9 +350,10 @@ class Gemma(nn.Module):
     """
     c, T, last = self.config, x_BTD.shape[1], self.config.depth - 1
     block = Block(c, self.dtype, self.constrain, parent=None)
+    turn = rotation(positions_BT, c.head_dim)
 
     def layer(x_BTD, i, mode=_PREFILL):
-      return block.apply({"params": self._layer_params(i)}, x_BTD, positions_BT, visible, mode)
+      return block.apply({"params": self._layer_params(i)}, x_BTD, turn, visible, mode)
 
     x_BTD, stack = jax.lax.scan(layer, x_BTD, jnp.arange(last), unroll=1 if c.scan else True)
     caches = [jax.tree.map(lambda a, i=i: a[i], stack) for i in range(last)]
@@ -360,7 +362,7 @@ class Gemma(nn.Module):
     x_B1D, cache = self._for_new_tokens(kernels).apply(
       {"params": self._layer_params(last)},
       x_BTD[:, -1:],
-      positions_BT[:, -1:],
+      jax.tree.map(lambda a: a[:, -1:], turn),
       mask_B1S,
       _EVALUATE,
       cache,
@@ -371,19 +373,17 @@ class Gemma(nn.Module):
   def extend(
     self,
     x_BTD: Float[Array, "B T D"],
-    positions_BT: Int[Array, "B T"],
+    turn: Rotation,
     mask_BTS: Bool[Array, "B T S"],
     caches: tuple[kv_cache.Cache, ...],
     slot: Int[Array, ""],
     layers: Sequence[Any] | None = None,  # Of `layer_params`, to unstack the parameters only once.
     kernels: bool = True,  # False: attention is plain.
   ):
-    """Runs the layers one by one, writing T tokens at `slot`: (x, caches)."""
+    """Runs the layers one by one, writing T tokens, turned by `turn`, at `slot`: (x, caches)."""
     block, written = self._for_new_tokens(kernels), []
     for params, cache in zip(layers or self.layer_params(), caches, strict=True):
-      x_BTD, cache = block.apply(
-        {"params": params}, x_BTD, positions_BT, mask_BTS, _EVALUATE, cache, slot
-      )
+      x_BTD, cache = block.apply({"params": params}, x_BTD, turn, mask_BTS, _EVALUATE, cache, slot)
       written.append(cache)
     return x_BTD, tuple(written)
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pgjax.errors import UserError
 from pgjax.kernels import choice
 from pgjax.kernels.visible_keys import VisibleKeys, valid_before
-from pgjax.layers import embedding, kv_cache, placement
+from pgjax.layers import embedding, kv_cache, placement, rotary
 from pgjax.models import gemma, siglip
 
 TOKEN_TABLE = "llm/embedder/input_embedding"
@@ -154,7 +154,7 @@ class Model(nn.Module):
     x_BTD, mask_ar = self._evenly_split(P, x_BTD, (mask_ar, 1))
     mask_ar_BL = jnp.concatenate([jnp.zeros((B, P), mask_ar.dtype), mask_ar], axis=1)
     L = mask_ar_BL.shape[1]
-    positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
+    positions_BL = jnp.arange(L)[None]
     valid_BL = None
     if image_mask is not None:
       valid_BL = _valid(image_mask, P, jnp.ones((B, L - P), bool))
@@ -206,17 +206,15 @@ class Model(nn.Module):
     self,
     x_BND: Float[Array, "B N D"],
     caches: tuple[kv_cache.Cache, ...],
-    positions_BN: Int[Array, "B N"],
+    turn: rotary.Rotation,
     mask_BNS: Bool[Array, "B N S"],
     slot: Int[Array, ""],
     layers: Sequence[Any] | None = None,  # Of `layer_params`, to unstack the parameters only once.
     kernels: bool = True,
   ):
-    """N more tokens a row, written from `slot` on: (their states [B, N, D], caches)."""
+    """N more tokens a row, turned by `turn`, written from `slot` on: (states [B, N, D], caches)."""
     x_BND = x_BND.astype(self.dtype)
-    x_BND, caches = self.llm_tower.extend(
-      x_BND, positions_BN, mask_BNS, caches, slot, layers, kernels
-    )
+    x_BND, caches = self.llm_tower.extend(x_BND, turn, mask_BNS, caches, slot, layers, kernels)
     return self.llm_tower.norm(x_BND), caches
 
   def layer_params(self):
