@@ -165,16 +165,16 @@ def _sampled(logits_BNV, step, rules):
 def _beam(state, logits_BNV, lse_BN, allowed_BNV, rules):
   """Compares each live hypothesis as if it ended here; the best N continuations stay live."""
   N, eos, step = rules.method.branches, rules.eos, state.step
-  logp_BNV = logits_BNV - lse_BN[..., None]
   if allowed_BNV is not None:
-    logp_BNV = jnp.where(allowed_BNV, logp_BNV, -jnp.inf)
+    logits_BNV = jnp.where(allowed_BNV, logits_BNV, -jnp.inf)
   finished = state.finished
   if eos >= 0:
-    finished = _finished(state, logp_BNV[..., eos], rules)
-    logp_BNV = logp_BNV.at[..., eos].set(-jnp.inf)
+    finished = _finished(state, logits_BNV[..., eos] - lse_BN, rules)
+    logits_BNV = logits_BNV.at[..., eos].set(-jnp.inf)
 
-  B = logp_BNV.shape[0]
-  top_BNK, token_BNK = top_k.of_rows(logp_BNV, N, rules.mesh)
+  B = logits_BNV.shape[0]
+  top_BNK, token_BNK = top_k.of_rows(logits_BNV, N, rules.mesh)
+  top_BNK -= lse_BN[..., None]
   sums_B1K = (state.total[..., None] + top_BNK).reshape(B, 1, N * N)
   chosen = top_k.of_rows(sums_B1K, N, rules.mesh, by_vocabulary=False)
   total_BN, chosen_BN = (a[:, 0] for a in chosen)
