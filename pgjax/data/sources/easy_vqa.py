@@ -9,8 +9,8 @@ from pgjax.errors import UserError
 class EasyVqa:
   """Questions about 64 x 64 images of one coloured shape; 38,575 in train and 9,673 in test.
 
-  Fields: image, question, answer, id, image_id. `answers` selects questions by their answer. The
-  images are in memory (a few MB), shared by the questions on them.
+  Fields: image, question, answer, id, image_id. `answers` selects questions by their answer. An
+  image is read once, for all questions on it, and stays in memory (all together: a few MB).
   """
 
   def __init__(self, split, answers=None):
@@ -30,13 +30,16 @@ class EasyVqa:
       raise UserError(f"easy_vqa has no examples in split '{split}'{among}.")
     paths = getattr(easy_vqa, f"get_{self.split}_image_paths")()
     self._paths = {image: paths[image] for image in sorted({row[2] for row in self._rows})}
-    self._images = {image: files.file_bytes(path) for image, path in self._paths.items()}
+    self._images: dict[int, bytes] = {}
 
   def __len__(self):
     return len(self._rows)
 
   def __getitem__(self, i):
-    return {**self.texts(i), "image": self._images[self._rows[i][2]]}
+    image = self._rows[i][2]
+    if image not in self._images:
+      self._images[image] = files.file_bytes(self._paths[image])
+    return {**self.texts(i), "image": self._images[image]}
 
   def texts(self, i):
     """The example without its image."""
