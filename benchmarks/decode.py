@@ -5,8 +5,10 @@
 Both sides get the same random weights (the 100 M parameters of benchmarks/step.py), images and
 prompts without padding, and generate all tokens: no answer ends early. Each side has its own
 process, and they take turns. Most answers must be equal, token for token. A row: new tokens a
-second (prefill included), peak memory while generating, and the share of equal answers. Packages:
-requirements-parity.txt.
+second (prefill included), "of products" (the FLOPs a second of the products with weights that
+the answers need, over those of each side's own product of two large matrices, measured in the same
+rounds: what its library reaches), peak memory while generating, and the share of equal answers.
+Packages: requirements-parity.txt.
 """
 
 import argparse
@@ -30,7 +32,8 @@ METHODS = {
 }
 RES = dict(cpu=112, gpu=224)
 HEAD = (
-  "| method | tokens/s pgjax | tokens/s transformers | ratio | MB pgjax | MB transformers | same |"
+  "| method | tokens/s pgjax | tokens/s transformers | ratio | of products pgjax"
+  " | of products transformers | MB pgjax | MB transformers | same |"
 )
 PROMPT_LEN, NEW_TOKENS, BATCH, ROUNDS = 16, 64, 32, 3
 
@@ -53,11 +56,15 @@ def measured(spec: dict[str, Any], pythons: dict[str, str]) -> dict[str, Any]:
   rounds = {name: [] for name in step.NAMES}
   for number in range(ROUNDS):
     for name in step.NAMES if number % 2 == 0 else step.NAMES[::-1]:
-      rounds[name].append(sides[name].answer("steps 1"))
+      product = sides[name].answer(f"products {step.PRODUCTS}")
+      rounds[name].append((sides[name].answer("steps 1"), product))
+  flops, of_product = results["pgjax"].pop("flops"), 2 * step.PRODUCT**3
   for name in step.NAMES:
-    seconds = statistics.median(r["seconds"] for r in rounds[name])
+    seconds = statistics.median(answers["seconds"] for answers, _ in rounds[name])
+    product = statistics.median(product["seconds"] for _, product in rounds[name])
     results[name] |= sides[name].end()
     results[name] |= dict(tokens_per_second=BATCH * NEW_TOKENS / seconds, rounds=rounds[name])
+    results[name]["of_products"] = flops / seconds / (step.PRODUCTS * of_product / product)
   return results
 
 
@@ -103,6 +110,7 @@ def main() -> None:
       share = same(results)
       speeds = [results[name]["tokens_per_second"] for name in step.NAMES]
       cells = [method, *(f"{speed:.4g}" for speed in speeds), f"{speeds[0] / speeds[1]:.2f}"]
+      cells += [f"{results[name]['of_products']:.0%}" for name in step.NAMES]
       cells += [f"{results[name]['peak_step'] / step.MB:,.0f}" for name in step.NAMES]
       print("| " + " | ".join([*cells, f"{share:.0%}"]) + " |", flush=True)
       everything[method] = results

@@ -5,11 +5,13 @@ the tokens of the answers; a step is one batch of answers.
 """
 
 import json
+import math
 import os
+import re
 import sys
 
 import numpy as np
-from step_sides import serve
+from step_sides import product_of_jax, product_of_torch, serve
 
 
 def pgjax(spec):
@@ -51,7 +53,34 @@ def pgjax(spec):
 
   stats = jax.devices()[0].memory_stats
   gpu_peak = (lambda: stats()["peak_bytes_in_use"]) if spec["device"] == "gpu" else None
-  serve(dict(tokens=answer().tolist()), answer, gpu_peak)
+  first = dict(tokens=answer().tolist(), flops=flops(data, spec, leaves))
+  serve(first, answer, gpu_peak, product_of_jax(dtype))
+
+
+def flops(data, spec, leaves):
+  """Of the products with weights that a batch of answers needs, attention left out.
+
+  Each prompt is read once, by its last token alone in the last layer, but for keys and values.
+  """
+  from pgjax.config import decode_method
+  from pgjax.params import tree as param_tree
+
+  shapes = {name: leaf.shape for name, leaf in param_tree.flatten(leaves.abstract()).items()}
+
+  def weights(pattern):
+    return sum(math.prod(shape) for name, shape in shapes.items() if re.fullmatch(pattern, name))
+
+  depth, *_ = shapes["llm/layers/mlp/linear"]
+  layers, kv = weights("llm/layers/.*(_einsum.*|linear)"), weights("llm/layers/attn/kv_.*")
+  rows, prompt_len = data["text"].shape
+  size = shapes["img/embedding/kernel"][0]
+  patches = math.prod(n // size for n in data["image"].shape[1:3])
+  more = (spec["new_tokens"] - 1) * decode_method.parse(spec["ours"]).branches
+  of_image = patches * weights("img/.*/kernel")
+  of_text = (patches + prompt_len + more) * layers
+  unread = (patches + prompt_len - 1) * (layers - kv) / depth
+  of_logits = (1 + more) * weights("llm/embedder/.*")
+  return 2 * rows * (of_image + of_text - unread + of_logits)
 
 
 def transformers(spec):
@@ -90,7 +119,7 @@ def transformers(spec):
       return model.generate(**inputs, **fields)[:, inputs["input_ids"].shape[1] :].cpu().numpy()
 
   peak = torch.cuda.max_memory_allocated if gpu else None
-  serve(dict(tokens=answer().tolist()), answer, peak)
+  serve(dict(tokens=answer().tolist()), answer, peak, product_of_torch(device))
 
 
 if __name__ == "__main__":

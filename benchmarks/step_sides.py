@@ -48,6 +48,33 @@ def serve(first, step, gpu_peak=None, product=None, wait=None):
     print(json.dumps(dict(seconds=seconds, cpu_seconds=cpu)), flush=True)
 
 
+def product_of_jax(dtype):
+  """Computes one matrix product of side PRODUCT; compiled."""
+  import jax
+
+  square = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT), dtype)
+  multiply = jax.jit(jax.numpy.dot)
+  multiply(square, square).block_until_ready()
+  return lambda: multiply(square, square).block_until_ready()
+
+
+def product_of_torch(device):
+  """The same in torch; in bfloat16 on a GPU."""
+  import torch
+
+  gpu = device.type == "cuda"
+  dtype = torch.bfloat16 if gpu else torch.float32
+  square = torch.randn(PRODUCT, PRODUCT, dtype=dtype, device=device)
+
+  def product():
+    torch.mm(square, square)
+    if gpu:
+      torch.cuda.synchronize()
+
+  product()
+  return product
+
+
 def peak_of_process():
   """Bytes."""
   return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())[1])
@@ -95,10 +122,7 @@ def pgjax(spec):
   gpu_peak = (lambda: stats()["peak_bytes_in_use"]) if spec["device"] == "gpu" else None
   first = dict(trained=trained, flops=flops.of_step(config, model, leaves))
   first["losses"] = [update() for _ in range(FIRST_STEPS)]
-  square = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT), dtype)
-  multiply = jax.jit(jax.numpy.dot)
-  multiply(square, square).block_until_ready()
-  serve(first, update, gpu_peak, lambda: multiply(square, square).block_until_ready())
+  serve(first, update, gpu_peak, product_of_jax(dtype))
 
 
 def transformers(spec):
@@ -124,16 +148,7 @@ def transformers(spec):
 
   first = dict(trained=sum(p.numel() for p in moving))
   first["losses"] = [update() for _ in range(FIRST_STEPS)]
-  dtype = torch.bfloat16 if gpu else torch.float32
-  square = torch.randn(PRODUCT, PRODUCT, dtype=dtype, device=device)
-
-  def product():
-    torch.mm(square, square)
-    if gpu:
-      torch.cuda.synchronize()
-
-  product()
-  serve(first, update, torch.cuda.max_memory_allocated if gpu else None, product)
+  serve(first, update, torch.cuda.max_memory_allocated if gpu else None, product_of_torch(device))
 
 
 def torch_model(spec, device):
