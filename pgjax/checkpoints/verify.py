@@ -18,7 +18,7 @@ from pgjax.checkpoints.orbax_items import under
 from pgjax.checkpoints.source import Source
 from pgjax.formats.lazy_array import LazyArray
 from pgjax.huggingface import names as hf_names
-from pgjax.layers import embedding, placement, residual
+from pgjax.layers import embedding, placement, residual, rotary
 from pgjax.models import gemma, paligemma, siglip
 from pgjax.params import tree as param_tree
 
@@ -120,12 +120,12 @@ def _text_logits(leaves, llm, z_1PD, tokens_T, rows) -> np.ndarray:
   P, T = z_1PD.shape[1], len(tokens_T)
   mask_ar = jnp.zeros((1, P + T), jnp.int32).at[:, P + PREFIX :].set(1)
   mask_1LL = paligemma.prefix_lm_mask(mask_ar)
-  positions_1L = jnp.arange(P + T)[None]
+  turn = rotary.table(P + T, llm.head_dim)
   x_1LD = jnp.concatenate([z_1PD, x_1TD], axis=1)
   block = gemma.Block(llm, "float32", placement.NO_MESH)
   for i in range(llm.depth):
     layer = _layer(leaves, "llm/layers", i)
-    x_1LD, _ = block.apply(layer, x_1LD, positions_1L, mask_1LL, gemma.Mode())
+    x_1LD, _ = block.apply(layer, x_1LD, turn, mask_1LL, gemma.Mode())
   scale = jnp.asarray(leaves["llm/final_norm/scale"].whole(), jnp.float32)
   h_TD = residual.normed(x_1LD[0, P:], residual.Norm(scale, None), llm.norm_eps)
   parts = [
