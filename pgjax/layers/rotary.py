@@ -22,13 +22,13 @@ def rotation(positions_BT: Int[Array, "B T"], head_dim: int) -> Rotation:
 
 
 def table(size: int, head_dim: int) -> Rotation:
-  """Of the positions 0 ... size-1, as one row: what a loop over tokens need not compute again."""
+  """The rotation of the positions 0 ... size-1, as one row."""
   return rotation(jnp.arange(size)[None], head_dim)
 
 
-def at(table: Rotation, positions_BT: Int[Array, "B T"]) -> Rotation:
-  """Those of a table at these positions."""
-  return Rotation(table.cos_BTR[0, positions_BT], table.sin_BTR[0, positions_BT])
+def at(known: Rotation, positions_BT: Int[Array, "B T"]) -> Rotation:
+  """The rotation of these positions, from a table."""
+  return Rotation(known.cos_BTR[0, positions_BT], known.sin_BTR[0, positions_BT])
 
 
 def rotate(x_BTNH: Float[Array, "B T N H"], by: Rotation) -> Float[Array, "B T N H"]:

@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import jax.extend.core
 import numpy as np
 import pytest
 import tiny
@@ -111,6 +112,30 @@ def test_in_the_last_layer_only_the_last_token_of_a_prompt_has_an_mlp(batch, dep
   lowered = jax.jit(run).lower(shapes, {name: array[:2] for name, array in batch.items()})
   hidden_of_all = f"tensor<2x{tiny.PATCHES + PROMPT_LEN}x{tiny.LLM['mlp_dim']}xf32>"
   assert (hidden_of_all in lowered.as_text()) == (depth > 1)
+
+
+def test_layers_and_new_tokens_share_one_computation_of_sines(batch):
+  """Those of the prompt, and a table for the tokens after it: none inside a loop."""
+  model = tiny.model()
+  run = functools.partial(decode.decoded, model=model, layout=None, max_decode_len=2)
+  program = jax.make_jaxpr(run)(tiny.parameters(model), batch)
+  assert sines(program.jaxpr) == 2
+  assert not any(
+    sines(body)
+    for loop in loops(program.jaxpr)
+    for body in jax.extend.core.jaxprs_in_params(loop.params)
+  )
+
+
+def loops(jaxpr):
+  """The scans and while loops of a program, at any depth."""
+  found = [e for e in jaxpr.eqns if e.primitive.name in ("scan", "while")]
+  return found + [e for inner in jax.extend.core.subjaxprs(jaxpr) for e in loops(inner)]
+
+
+def sines(jaxpr):
+  own = sum(e.primitive.name == "sin" for e in jaxpr.eqns)
+  return own + sum(map(sines, jax.extend.core.subjaxprs(jaxpr)))
 
 
 def test_a_single_row_equals_the_same_row_in_a_batch(values, batch, eos, cached):

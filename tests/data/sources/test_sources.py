@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgjax.data.sources import registry
+from pgjax.data.sources import easy_vqa, registry
 from pgjax.errors import UserError
 from pgjax.formats import input_files
 
@@ -154,3 +154,16 @@ def test_a_file_of_examples_on_a_disk_that_does_not_answer_is_named(tmp_path, mo
   thread.join(20)
   returns.set()
   assert f"{path} cannot be read: no answer for 0.1 s; is its disk" in "".join(raised)
+
+
+def test_easy_vqa_reads_an_image_once_and_only_when_asked(monkeypatch):
+  read, file_bytes = [], easy_vqa.files.file_bytes
+  monkeypatch.setattr(
+    easy_vqa.files, "file_bytes", lambda path: read.append(path) or file_bytes(path)
+  )
+  source = registry.open(dict(name="easy_vqa", split="test"))
+  assert not read
+  images = [source[i]["image"] for i in (0, 1, 0)]
+  assert len(read) == len({source.texts(i)["image_id"] for i in (0, 1)})
+  assert images[0] == images[2]
+  assert images[0].startswith(b"\x89PNG")
