@@ -81,7 +81,8 @@ def attention_pair(
   shapes = ((B, T, K, G, H), (B, K, H, S), (B, K, S, H))
   q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
   q, mask = (q * H**-0.5).astype(dtype), rng.random((B, T, S)) < 0.5
-  mask[..., 0] = True
+  mask[..., 0] = mask[-1, :, S // 2] = True
+  mask[-1, :, : S // 2] = mask[-1, :, S // 2 + 9 :] = False  # The kernel does not read these slots.
   kernel = jax.jit(functools.partial(decode_attention.attend, softcap=softcap, **how))
   plain = jax.jit(attention.attend, static_argnums=4)
   k_BSKH, v_BSKH = jnp.transpose(k, (0, 3, 1, 2)), jnp.swapaxes(v, 1, 2)

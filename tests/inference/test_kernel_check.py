@@ -3,10 +3,13 @@
 import itertools
 import logging
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pgjax.inference import kernel_check
-from pgjax.kernels import choice, quantized_product
+from pgjax.kernels import choice, decode_attention, quantized_product
+from pgjax.layers import attention
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
@@ -15,6 +18,32 @@ def test_attention_to_a_cache_equals_plain(dtype):
   for K, G, H, softcap in ((2, 2, 16, 5.0), (1, 3, 32, 0.0)):
     pair = kernel_check.attention_pair(K, G, H, softcap, dtype, interpret=True)
     assert pair.error() <= (1e-6 if dtype == "float32" else 4e-3)
+
+
+def test_slots_before_the_first_and_after_the_last_seen_are_not_read():
+  """Those of padding, and those of tokens to come; the kernel reads 32 at a time."""
+  B, T, S, K, G, H = 2, 1, 200, 2, 3, 16
+  rng, first, after = np.random.default_rng(0), 70, 101
+  q, k, v = (
+    rng.normal(size=shape).astype(np.float32)
+    for shape in ((B, T, K, G, H), (B, K, H, S), (B, K, S, H))
+  )
+  mask = np.zeros((B, T, S), bool)
+  mask[..., first:after] = True
+  read = np.arange(S) // 32
+  unread = (read < first // 32) | (read > (after - 1) // 32)
+  assert 0 < unread.sum() < S
+  arrays = [jnp.asarray(a) for a in (q, k, v, mask)]
+  right = decode_attention.attend(*arrays, softcap=5.0, interpret=True)
+  k[..., unread], v[..., unread, :] = np.nan, np.nan
+  q, _, _, mask = arrays
+  out = decode_attention.attend(
+    q, jnp.asarray(k), jnp.asarray(v), mask, softcap=5.0, interpret=True
+  )
+  np.testing.assert_array_equal(out, right)
+  k_BSKH, v_BSKH = jnp.transpose(arrays[1], (0, 3, 1, 2)), jnp.swapaxes(arrays[2], 1, 2)
+  plain = attention.attend(q, k_BSKH, v_BSKH, mask, 5.0)
+  np.testing.assert_allclose(out, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_products_with_codes_equal_those_with_decoded_numbers():
