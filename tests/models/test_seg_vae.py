@@ -178,10 +178,11 @@ def test_training_from_scratch_reconstructs_unseen_masks():
   rng = np.random.default_rng(0)
   for step in range(150):
     batch = jnp.asarray(seen[rng.integers(0, len(seen), 16)])
-    state, measured = update(state, batch, jax.random.key(step))
-  assert measured["codes_used"] > 0.2
+    state, _ = update(state, batch, jax.random.key(step))
   unseen = blobs(100, seed=1) > 0.5
-  decoded = seg_vae.decode(state.params, seg_vae.encode(state.params, unseen.astype(np.float32)))
+  codes = seg_vae.encode(state.params, unseen.astype(np.float32))
+  assert len(np.unique(codes)) > 0.2 * 128  # A batch of 16 has a number that varies by step.
+  decoded = seg_vae.decode(state.params, codes)
   same = np.broadcast_to(seen.mean(axis=0) > 0.5, unseen.shape)  # The best answer to all of them.
   reached, blind = (
     np.mean([masks.iou(a, b) for a, b in zip(unseen, other, strict=True)])
