@@ -8,8 +8,9 @@ joined matrix, and reads it again before the product (compiled for an H200, a to
 at batch 64 moves 8.3 GB with the copy and 19.0 without).
 """
 
+import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,37 +59,25 @@ def gather_and_cast(flat: dict[str, Any], dtype: str, mesh: Any = None) -> dict[
   return copied
 
 
-class Fused(NamedTuple):
-  """The matrices of queries, keys and values as one."""
-
-  w: Any  # By rows [K, G + 2, H, D]: each key/value head after its G query heads.
-  factors: tuple[lora.Linear, ...]  # Of the three, without matrices.
-
-
 def fuse(layer: dict[str, Any], dtype: str, constrain: Any, kernels: bool) -> dict[str, Any]:
   """The parameters of a layer, nested, for products with a few rows of x.
 
   Matrices are by rows, with their adapters in the compute dtype: lora.Transposed, or
   quantization.Rows where `kernels` may multiply quantized ones (others stay as they are). Those of
-  queries, keys and values are one (Fused), `attn/qkv`, unless devices that share the heads do not
-  share those of keys.
+  queries, keys and values are one, `attn/qkv` [K, G + 2, H, D], where each key/value head comes
+  after its G query heads, unless devices that share the heads do not share those of keys.
   """
   flat = param_tree.flatten(layer)
   for name, leaf in flat.items():
     if matrix := param_names.matrix(f"llm/layers/{name}"):
       flat[name] = _by_rows(matrix, leaf, dtype, constrain.mesh, kernels)
-  if "attn/qkv_einsum/w" in flat:
-    names, join = ["attn/qkv_einsum/w"], lambda w: jnp.swapaxes(w, 0, 1)
-  else:
-    names, join = ["attn/q_einsum/w", "attn/kv_einsum/w"], _joined
+  names = ["attn/qkv_einsum/w"]
+  if names[0] not in flat:
+    names = ["attn/q_einsum/w", "attn/kv_einsum/w"]
   linears = [flat[name] for name in names]
   if _alike(linears) and (len(names) == 1 or _shared(linears[-1], constrain)):
-    w = jax.tree.map(join, *(linear.w for linear in linears))
-    *q, kv = linears
-    parts = len(jax.tree.leaves(kv.w)[0])
-    factors = (*(a.without() for a in q), *(kv.factors(i) for i in range(parts)))
     flat = {name: leaf for name, leaf in flat.items() if name not in names}
-    flat["attn/qkv"] = Fused(w, factors)
+    flat["attn/qkv"] = _one_matrix(*linears)
   return param_tree.unflatten(flat)
 
 
@@ -117,7 +106,10 @@ def _by_rows(matrix, leaf, dtype, mesh, kernels):
     w = lora.Transposed(w.reshape(*w.shape[: -len(matrix.summed)], -1))
   if w is None:
     return leaf
-  return lora.adapted(w, leaf, dtype) if isinstance(leaf, lora.Adapted) else lora.Linear(w)
+  if not isinstance(leaf, lora.Adapted):
+    return lora.Linear(w)
+  linear = lora.adapted(w, leaf, dtype)
+  return lora.one_adapter(linear) if fused else linear
 
 
 def _alike(linears):
@@ -136,10 +128,27 @@ def _shared(kv, constrain):
   return jax.tree.leaves(kv.w)[0].shape[1] % constrain.tensor == 0
 
 
-def _joined(q, kv):
-  """[N, H, ...] and [2, K, H, ...] as [K, G + 2, H, ...]."""
-  q_KGH, kv_K2H = q.reshape(kv.shape[1], -1, *q.shape[1:]), jnp.swapaxes(kv, 0, 1)
-  return jnp.concatenate([q_KGH, kv_K2H], axis=1)
+def _one_matrix(*linears):
+  """Queries, keys and values as one Linear, its heads in the order [K, G + 2]."""
+  heads = [jax.tree.leaves(linear.w)[0].shape[:-1] for linear in linears]
+  join = functools.partial(_joined, kv_heads=heads[-1][1])
+  w = jax.tree.map(lambda *parts: join(parts), *(linear.w for linear in linears))
+  adapted = [i for i, linear in enumerate(linears) if linear.a is not None]
+  if not adapted:
+    return lora.Linear(w)
+
+  def to_all(i, b):  # A row of b: 0 for the heads of other leaves.
+    return join([b if i == j else jnp.zeros(shape, b.dtype) for j, shape in enumerate(heads)])
+
+  b = [jax.vmap(functools.partial(to_all, i))(linears[i].b) for i in adapted]
+  return lora.Linear(w, jnp.concatenate([linears[i].a for i in adapted], -1), jnp.concatenate(b))
+
+
+def _joined(parts, kv_heads):
+  """[N, H, ...] and [2, K, H, ...], or [3, K, H, ...] alone, as [K, G + 2, H, ...]."""
+  *q, kv = parts
+  by_head = [part.reshape(kv_heads, -1, *part.shape[1:]) for part in q] + [jnp.swapaxes(kv, 0, 1)]
+  return jnp.concatenate(by_head, axis=1)
 
 
 def _copy_dtype(name: str, leaf: Any, dtype: str) -> Any:

@@ -3,8 +3,8 @@
 XLA's products pad the few query rows of a key/value head, and scores, their exponentials and sums
 pass through memory: seven kernels a layer. This one reads the cache and writes the output. The
 rounding is that of layers/attention.attend: scores float32, probabilities in v's dtype, their sum
-float32. Of each example's slots it reads those from the first to the last that a query sees, so a
-cache with room for 384 tokens of three beams costs, on average, half of that room.
+float32. Of an example's slots it reads those from the first to the last that a query sees, not the
+room for tokens to come.
 
 Axes: B batch, T new tokens, S cache slots, K key/value heads, G query heads per key/value head, H
 head size, R rows of queries of a key/value head: T times G, up to a power of two.

@@ -46,14 +46,6 @@ class Linear:
     a, b = (None, None) if self.a is None else (self.a[i], self.b[i])
     return Linear(self.w[i], a, b, self.key, self.dropout).with_key_of(i)
 
-  def without(self) -> "Linear":
-    """The same without its matrix."""
-    return dataclasses.replace(self, w=None)
-
-  def factors(self, i: int) -> "Linear":
-    """Part i of a fused leaf without its matrix."""
-    return dataclasses.replace(self, w=(None,) * (i + 1))[i]
-
   def with_key_of(self, i: Any) -> "Linear":
     """The same with a dropout key of its own for each i."""
     if self.key is None:
@@ -110,28 +102,32 @@ def _axes(equation):
 
 def product(equation: str, x: jax.Array, linear: Linear) -> jax.Array:
   """einsum(equation, x, w), such as "BTD,NDH->BTNH", plus the adapter's term."""
-  return with_adapter(dot(equation, x, linear.w), equation, x, linear)
-
-
-def parts(equation: str, x: jax.Array, linear: Linear) -> list[jax.Array]:
-  """The products with all parts of a fused leaf, the axis C of "BTD,CDF->BTCF", in one."""
-  y, axis = dot(equation, x, linear.w), equation.partition("->")[2].index("C")
-  of_part = equation.replace("C", "")
-  return [
-    with_adapter(jax.lax.index_in_dim(y, i, axis, keepdims=False), of_part, x, linear.factors(i))
-    for i in range(y.shape[axis])
-  ]
-
-
-def with_adapter(y: jax.Array, equation: str, x: jax.Array, linear: Linear) -> jax.Array:
-  """y, the product of x, plus the adapter's term."""
+  y = dot(equation, x, linear.w)
   if linear.a is None:
     return y
   x_axes, summed, new, result = _axes(equation)
   rank = "".join(axis for axis in x_axes if axis not in summed) + "R"
-  x = dropped(x, linear)
-  low = jnp.einsum(f"{x_axes},{summed}R->{rank}", x, linear.a)
+  low = jnp.einsum(f"{x_axes},{summed}R->{rank}", dropped(x, linear), linear.a)
   return y + jnp.einsum(f"{rank},R{new}->{result}", low, linear.b)
+
+
+def parts(equation: str, x: jax.Array, linear: Linear) -> list[jax.Array]:
+  """The products with all parts of a `one_adapter`, the axis C of "BTD,CDF->BTCF", in one."""
+  y, axis = product(equation, x, linear), equation.partition("->")[2].index("C")
+  return [jax.lax.index_in_dim(y, i, axis, keepdims=False) for i in range(y.shape[axis])]
+
+
+def one_adapter(linear: Linear) -> Linear:
+  """A fused leaf whose parts share the factors a [summed, C R] and b [C R, C, new].
+
+  b is 0 between a part and the factors of another: two small products instead of two a part.
+  """
+  if linear.a is None:
+    return linear
+  C, *summed, R = linear.a.shape
+  a = jnp.moveaxis(linear.a, 0, -2).reshape(*summed, C * R)
+  b = jnp.einsum("CR...,CE->CRE...", linear.b, jnp.eye(C, dtype=linear.b.dtype))
+  return dataclasses.replace(linear, a=a, b=b.reshape(C * R, *b.shape[2:]))
 
 
 def dropped(x: jax.Array, linear: Linear) -> jax.Array:

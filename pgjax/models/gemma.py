@@ -212,14 +212,9 @@ class Attention(nn.Module):
 
   def _projected_by(self, fused, x_BTD):
     """The same by one product, with heads in the order of the cache."""
-    y_BTKXH = lora.dot("BTD,KXDH->BTKXH", x_BTD, fused.w)
+    y_BTKXH = lora.product("BTD,KXDH->BTKXH", x_BTD, fused)
     q_BTKGH, k_BTKH, v_BTKH = y_BTKXH[..., :-2, :], y_BTKXH[..., -2, :], y_BTKXH[..., -1, :]
-    q_BTNH = q_BTKGH.reshape(*x_BTD.shape[:2], -1, self.config.head_dim)
-    ys, axes = (q_BTNH, k_BTKH, v_BTKH), "NKK"
-    return [
-      lora.with_adapter(y, f"BTD,{n}DH->BT{n}H", x_BTD, factors)
-      for y, n, factors in zip(ys, axes, fused.factors, strict=True)
-    ]
+    return q_BTKGH.reshape(*x_BTD.shape[:2], -1, self.config.head_dim), k_BTKH, v_BTKH
 
   def _weights(self):
     if self.config.num_kv_heads == self.config.num_heads:

@@ -12,8 +12,9 @@ import tiny
 
 from pgjax.config import decode_method
 from pgjax.distributed import mesh as mesh_lib, sharding
-from pgjax.inference import decode
+from pgjax.inference import decode, decode_weights
 from pgjax.kernels import choice, decode_attention, quantized_product
+from pgjax.layers import lora, placement
 from pgjax.params import of_model, tree as param_tree
 from pgjax.planning import hlo_text
 
@@ -23,7 +24,7 @@ ROWS, NEW, DEPTH = 8, 5, 1
 FREEZE = (".*", "freeze")
 STORED = {
   "plain": [FREEZE],
-  "lora": [("llm/layers/(attn|mlp)/.*", "lora(rank=4)"), FREEZE],
+  "lora": [("llm/layers/(attn|mlp)/.*", "lora(rank=5)"), FREEZE],
   "int8": [("llm/layers/(attn|mlp)/.*", 'freeze("int8", block=16)'), FREEZE],
   "nf4": [("llm/layers/(attn|mlp)/.*", 'freeze("nf4", block=16, double=True)'), FREEZE],
   "nf4 and lora": [("llm/layers/(attn|mlp)/.*", 'lora(rank=4, base="nf4", block=16)'), FREEZE],
@@ -145,15 +146,48 @@ def test_answers_with_kernels_are_those_without(interpreted, stored, heads, meth
 
 @pytest.mark.parametrize("stored", ["plain", "lora"])
 def test_a_token_takes_six_products_a_layer_and_one_for_the_logits(stored):
-  """Queries, keys and values; gate and up; those with adapters' small factors are counted apart."""
+  """Queries, keys and values; gate and up. Adapters add two small ones to each of the four."""
   run, params, batch = program(stored, "GQA")
   jaxpr = jax.make_jaxpr(run)(params, batch).jaxpr
   loops = [e for e in equations(jaxpr) if e.primitive.name == "while"]
   (body,) = [e.params["body_jaxpr"].jaxpr for e in loops if "dot_general" in names(e)]
   products = [e for e in equations(body) if e.primitive.name == "dot_general"]
-  large = [e for e in products if 4 not in {n for v in e.invars for n in v.aval.shape[-1:]}]
+  ranks = {5, 2 * 5, 3 * 5}  # No other axis has such a size.
+  large = [e for e in products if not any(ranks & {*v.aval.shape} for v in e.invars)]
   assert len(large) == 6 * DEPTH + 1
-  assert len(products) - len(large) == (0 if stored == "plain" else 2 * 7 * DEPTH)
+  assert len(products) - len(large) == (0 if stored == "plain" else 2 * 4 * DEPTH)
+
+
+@pytest.mark.parametrize("adapted", ["q", "kv", "q kv", "qkv", ""])
+def test_joined_adapters_add_to_each_head_what_its_own_adds(adapted):
+  K, G, H, D, R = 2, 3, 4, 8, 5
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+
+  def leaf(name, parts, heads):
+    base = normal(*parts, heads, D, H)
+    if name not in adapted.split():
+      return base
+    return lora.Adapted(base, normal(*parts, D, R), normal(*parts, R, heads, H), 2.0, 0.0)
+
+  if adapted == "qkv":
+    leaves = dict(qkv=leaf("qkv", (3,), K))
+  else:
+    leaves = dict(q=leaf("q", (), K * G), kv=leaf("kv", (2,), K))
+  layer = dict(attn={f"{name}_einsum": dict(w=w) for name, w in leaves.items()})
+  fused = decode_weights.fuse(layer, "float32", placement.NO_MESH, kernels=False)["attn"]["qkv"]
+  x_BTD = normal(2, 1, D)
+  y_BTKXH = lora.product("BTD,KXDH->BTKXH", x_BTD, fused)
+
+  def heads_of(w):
+    if isinstance(w, lora.Adapted):
+      w = w.base + w.scale * jnp.einsum("...DR,...RNH->...NDH", w.a, w.b)
+    return jnp.einsum("BTD,...NDH->...BTNH", x_BTD, w)
+
+  *q, kv = (heads_of(w) for w in leaves.values())
+  of_group = jnp.moveaxis(q[0].reshape(2, 1, K, G, H), 3, 0) if q else ()
+  want = [*of_group, *kv]
+  np.testing.assert_allclose(y_BTKXH, jnp.stack(want, axis=3), rtol=1e-5, atol=1e-5)
 
 
 def equations(jaxpr):
