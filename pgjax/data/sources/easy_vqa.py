@@ -1,5 +1,6 @@
 """Which examples are in easy-VQA, from the package of that name?"""
 
+import functools
 import re
 
 from pgjax.data.sources import files
@@ -14,21 +15,16 @@ class EasyVqa:
   """
 
   def __init__(self, split, answers=None):
-    try:
-      import easy_vqa
-    except ImportError:
-      raise UserError("data='easy_vqa' needs its package: pip install easy-vqa.") from None
     self.split, part = cut_split(split)
     if self.split not in ("train", "test"):
       raise UserError(f"easy_vqa has no split '{split}'; it has train and test.")
-    rows = list(zip(*getattr(easy_vqa, f"get_{self.split}_questions")(), strict=True))
+    rows, paths = _read(self.split)
     indices = range(len(rows))[part(len(rows))]
     self._ids = [i for i in indices if answers is None or rows[i][1] in answers]
     self._rows = [rows[i] for i in self._ids]
     if not self._rows:
       among = f" with an answer among {list(answers)}" if answers is not None else ""
       raise UserError(f"easy_vqa has no examples in split '{split}'{among}.")
-    paths = getattr(easy_vqa, f"get_{self.split}_image_paths")()
     self._paths = {image: paths[image] for image in sorted({row[2] for row in self._rows})}
     self._images: dict[int, bytes] = {}
 
@@ -49,6 +45,17 @@ class EasyVqa:
   def where(self, i):
     """Split, row and image file."""
     return f"easy_vqa {self.split} row {self._ids[i]} (image {self._paths[self._rows[i][2]]})"
+
+
+@functools.cache  # Training and validation questions are in one file.
+def _read(split):
+  """(its questions, the path of each image)."""
+  try:
+    import easy_vqa
+  except ImportError:
+    raise UserError("data='easy_vqa' needs its package: pip install easy-vqa.") from None
+  questions = getattr(easy_vqa, f"get_{split}_questions")()
+  return list(zip(*questions, strict=True)), getattr(easy_vqa, f"get_{split}_image_paths")()
 
 
 def cut_split(split: str):

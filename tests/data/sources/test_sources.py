@@ -167,3 +167,14 @@ def test_easy_vqa_reads_an_image_once_and_only_when_asked(monkeypatch):
   assert len(read) == len({source.texts(i)["image_id"] for i in (0, 1)})
   assert images[0] == images[2]
   assert images[0].startswith(b"\x89PNG")
+
+
+def test_easy_vqa_reads_a_file_of_questions_once_for_all_its_parts(monkeypatch):
+  package = pytest.importorskip("easy_vqa")
+  read, questions = [], package.get_train_questions
+  monkeypatch.setattr(package, "get_train_questions", lambda: read.append(1) or questions())
+  parts = [registry.open(dict(name="easy_vqa", split=f"train[{k}:9]")) for k in (0, 3)]
+  assert len(read) <= 1  # 0 if another test has read it.
+  assert [row["id"] for part in parts for row in map(part.texts, range(len(part)))] == [
+    *range(9), *range(3, 9),
+  ]  # fmt: skip
