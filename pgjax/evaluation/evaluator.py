@@ -82,7 +82,7 @@ def make(config, model, leaves, mesh, tokenizer, param_places, every: Mapping[st
         compute = _likelihoods(likelihood.jitted_nll(model, leaves, mesh, param_places))
       else:
         compute, scorer = _answers(decoders, section, config), scorers.of(section)
-      batches = _open(config, section, tokenizer, mesh)
+      batches = open_batches(config, section, tokenizer, mesh)
       if scorer and scorer.columns:
         columns = batches.first_columns()
         if missing := scorers.missing(scorer, columns):
@@ -104,7 +104,8 @@ def _answers(decoders, section, config):
   return lambda params, batch: run(params, batch.arrays, batch.rows)
 
 
-def _open(config, section, tokenizer, mesh) -> pipeline.EvalBatches:
+def open_batches(config: Any, section: Any, tokenizer: Any, mesh: Any) -> pipeline.EvalBatches:
+  """The batches of one section of config.evals for this process."""
   scored, rows = section.type == "perplexity", mesh_lib.rows_of_process(mesh)
   sizes = (config.res, config.text_len, config.num_frames)
   return pipeline.eval_batches(
